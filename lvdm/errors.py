@@ -1,0 +1,21 @@
+"""Errors that a user can act on. Scripts print them as one sentence, without a stack trace."""
+
+
+class UserError(ValueError):
+    """Bad input: the message says in one sentence what is wrong, where, and what to do."""
+
+
+class ConfigError(UserError):
+    """A configuration key, value or combination that cannot work."""
+
+
+class VideoError(UserError):
+    """A video or image file that is missing, broken or too short."""
+
+
+class CheckpointError(UserError):
+    """A weights file that is missing, broken, or of another model family or layout."""
+
+
+class DataError(UserError):
+    """A dataset whose index, captions or files do not fit together."""
