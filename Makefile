@@ -1,0 +1,40 @@
+# make setup | demo | test | lint. Needs Python 3.11 or newer and git; everything else goes into .venv.
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# two workers, one thread each: what a two-core machine runs fastest
+TEST_FLAGS ?= -n 2 --dist loadfile -q
+
+.PHONY: setup demo test lint format clean
+.DEFAULT_GOAL := setup
+
+setup: $(STAMP)
+
+$(STAMP): requirements.txt setup.py
+	@test -n "$(PYTHON)" || { echo "error: no python3 found; install Python 3.11 or pass PYTHON=/path/to/python"; exit 2; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: $(PYTHON) is $$("$(PYTHON)" -V 2>&1); AICL needs Python 3.11 or newer (make PYTHON=/path/to/python3.11)"; exit 2; }
+	@"$(PYTHON)" -c 'import venv, ensurepip' 2>/dev/null || \
+	  { echo "error: $(PYTHON) has no venv module; install it (Debian: python3-venv) or pass another PYTHON"; exit 2; }
+	@test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
+	@echo "installing the pinned requirements into $(VENV) (about 5 GB, a few minutes the first time)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=24" "setuptools>=68"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $(STAMP)
+
+demo: setup
+	@$(BIN)/python scripts/demo.py
+
+test: setup
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu" $(TEST_FLAGS)
+
+lint: setup
+	@$(BIN)/ruff format --check . && $(BIN)/ruff check .
+
+format: setup
+	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache
