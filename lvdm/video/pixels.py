@@ -1,0 +1,97 @@
+"""The only home of pixel ranges, resizing and the choice of frames.
+
+pixels: uint8 (t, h, w, 3) in [0, 255], RGB.  frames: float (3, t, h, w) in [-1, 1].
+"""
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lvdm.errors import ConfigError, VideoError
+
+ShortRule = Literal["stretch", "hold", "loop", "error"]
+
+
+def frame_step(
+    total: int,
+    num_frames: int,
+    *,
+    source_fps: float,
+    stride: float | None = None,
+    target_fps: float | None = None,
+    short: ShortRule = "stretch",
+) -> float:
+    """Source frames between two frames of the clip: `stride`, or source_fps / target_fps, or 1 if neither is given.
+
+    With the "stretch" rule it is lowered where the video is too short, so source_fps / frame_step is the clip's rate.
+    """
+    if stride is not None and target_fps is not None:
+        raise ConfigError("a clip has a frame stride or a target fps, not both: remove one of them")
+    if num_frames < 1 or (stride is not None and stride <= 0) or (target_fps is not None and target_fps <= 0):
+        raise ConfigError(f"num_frames={num_frames}, stride={stride}, fps={target_fps}: each must be positive")
+    step = source_fps / target_fps if target_fps is not None else float(stride or 1)
+    if short == "stretch" and num_frames > 1:
+        step = min(step, (total - 1) / (num_frames - 1))
+    return step
+
+
+def frame_indices(
+    total: int,
+    num_frames: int,
+    *,
+    source_fps: float,
+    stride: float | None = None,
+    target_fps: float | None = None,
+    position: float = 0.5,
+    short: ShortRule = "stretch",
+) -> list[int]:
+    """Which of a video's `total` frames make a clip of `num_frames`, `frame_step` apart.
+
+    `position` in [0, 1] places the clip between the start and the end of the video. A video that is too short for it:
+    "stretch" lowers the step so that the whole video is used once, at most slower (frames repeat if there are fewer
+    than `num_frames`); "hold" repeats the last frame; "loop" starts again; "error" raises VideoError.
+    """
+    if total < 1:
+        raise VideoError("a video without frames has no clip")
+    step = frame_step(
+        total, num_frames, source_fps=source_fps, stride=stride, target_fps=target_fps, short=short
+    )  # fmt: skip
+    span = (num_frames - 1) * step
+    room = total - 1 - span
+    if room < -1e-6 and short == "error":
+        raise VideoError(f"a clip spans {math.ceil(span) + 1} frames but the video has {total}; lower the stride")
+    start = position * max(room, 0.0)
+    # Rounding down after a small push, so that 2.9999999 from floating point counts as 3.
+    indices = [math.floor(start + number * step + 1e-6) for number in range(num_frames)]
+    return [index % total if short == "loop" else min(index, total - 1) for index in indices]
+
+
+def resize_crop(pixels: Tensor, size: tuple[int, int], position: tuple[float, float] = (0.5, 0.5)) -> Tensor:
+    """uint8 (t, h, w, c) -> uint8 (t, *size, c): scale to cover `size` (h, w), then crop.
+
+    `position` = (down, right), each in [0, 1], places the crop: (0.5, 0.5) is the centre. Antialiased bilinear.
+    """
+    _, height, width, _ = pixels.shape
+    scale = max(size[0] / height, size[1] / width)
+    covered = max(size[0], round(height * scale)), max(size[1], round(width * scale))
+    if covered != (height, width):
+        planes = pixels.permute(0, 3, 1, 2)  # (t, c, h, w), channels last in memory: the fast path for uint8
+        planes = F.interpolate(planes, covered, mode="bilinear", antialias=True, align_corners=False)
+        pixels = planes.permute(0, 2, 3, 1)
+    top = round(position[0] * (covered[0] - size[0]))
+    left = round(position[1] * (covered[1] - size[1]))
+    return pixels[:, top : top + size[0], left : left + size[1]].contiguous()
+
+
+def to_frames(pixels: Tensor) -> Tensor:
+    """uint8 (..., t, h, w, c) -> float32 in [-1, 1] (..., c, t, h, w)."""
+    return pixels.movedim(-1, -4).to(torch.float32).div_(127.5).sub_(1.0)
+
+
+def to_pixels(frames: Tensor) -> Tensor:
+    """float in [-1, 1], clamped, (..., c, t, h, w) -> uint8 (..., t, h, w, c), rounded to the nearest value."""
+    pixels = frames.detach().float().clamp(-1.0, 1.0).add(1.0).mul(127.5).round()
+    return pixels.to(torch.uint8).movedim(-4, -1).contiguous()

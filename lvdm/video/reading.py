@@ -1,0 +1,208 @@
+"""Video files -> pixels. Frames are numbered in the order in which they are shown, whatever the container.
+
+decord reads where it is installed and right: it finds frames by their time of presentation, which MP4 and Matroska
+store and AVI and MPEG-TS do not (it then returns wrong frames without an error), and it knows neither rotated streams
+nor edit lists. PyAV reads everything else, decoding from the start, so both readers give the same frame for an index.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import av
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from lvdm.errors import VideoError
+from lvdm.video.pixels import ShortRule, frame_indices, resize_crop, to_frames
+
+try:  # x86-64 only
+    import decord
+
+    decord.logging.set_level(decord.logging.QUIET)  # what matters reaches the user as a VideoError
+except ImportError:
+    decord = None
+
+Reader = Literal["auto", "decord", "pyav"]
+VIDEO_ENDINGS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".gif")
+
+_TIMED_CONTAINERS = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"}  # store when each frame is shown
+_TRUNCATED = 0.95  # a smaller share of the frames that the header promises means that the end of the file is missing
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What a file holds: frames that can be shown, their average rate (1/s), and their size in pixels, upright."""
+
+    path: Path
+    num_frames: int
+    fps: float
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class _Scan:
+    info: VideoInfo
+    quarter_turns: int  # anticlockwise, to show the frames upright
+    plain: bool  # decord gives the right frame for every index
+
+
+def probe(path: str | os.PathLike) -> VideoInfo:
+    """Count the frames of a video without decoding it; the header's count is missing or wrong too often.
+
+    The rate is the average over the file, so a variable frame rate is treated as a constant one.
+    Raises VideoError for a file that is missing, truncated, not a video or without frames.
+    """
+    return _scan(path).info
+
+
+def read_frames(path: str | os.PathLike, indices: Sequence[int], reader: Reader = "auto") -> Tensor:
+    """The frames `indices` (any order, repeats allowed, each in [0, num_frames)) as uint8 (t, h, w, 3), RGB, upright.
+
+    Raises VideoError where the file is broken or an index is beyond its end.
+    """
+    return _read(_scan(path), indices, reader)
+
+
+def load_clip(
+    path: str | os.PathLike,
+    num_frames: int,
+    size: tuple[int, int],
+    fps: float | None = None,
+    stride: float | None = None,
+    position: float = 0.5,
+    crop: tuple[float, float] = (0.5, 0.5),
+    short: ShortRule = "stretch",
+    reader: Reader = "auto",
+) -> Tensor:
+    """A clip as frames in [-1, 1] (3, t, h, w): `frame_indices` chooses the frames, `resize_crop` the window."""
+    scan = _scan(path)
+    indices = frame_indices(
+        scan.info.num_frames,
+        num_frames,
+        source_fps=scan.info.fps,
+        target_fps=fps,
+        stride=stride,
+        position=position,
+        short=short,
+    )
+    return to_frames(resize_crop(_read(scan, indices, reader), size, crop))
+
+
+def read_image(path: str | os.PathLike, size: tuple[int, int]) -> Tensor:
+    """An image, upright, resized and centre-cropped to `size` (h, w), in [-1, 1] (3, h, w). Raises VideoError."""
+    try:
+        with Image.open(path) as image:
+            pixels = np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    except OSError as error:  # also what Pillow raises for a file that is not an image
+        raise VideoError(f"{path}: not a readable image ({_reason(error)}); give a PNG or JPEG file") from error
+    return to_frames(resize_crop(torch.from_numpy(pixels)[None], size))[:, 0]
+
+
+def check_video(path: str | os.PathLike) -> VideoInfo:
+    """Decode the whole file; raises VideoError if any frame that it holds cannot be decoded."""
+    scan = _scan(path)
+    with _opened(path) as (container, stream):
+        decoded = sum(1 for _ in container.decode(stream))
+    if decoded < scan.info.num_frames:
+        raise VideoError(f"{path}: only {decoded} of {scan.info.num_frames} frames can be decoded; re-encode the file")
+    return scan.info
+
+
+@contextmanager
+def _opened(path: str | os.PathLike) -> Iterator[tuple["av.container.InputContainer", "av.video.VideoStream"]]:
+    """The container and its first video stream; whatever goes wrong inside is a VideoError about `path`."""
+    try:
+        with av.open(os.fspath(path)) as container:
+            if not container.streams.video:
+                raise VideoError(f"{path}: holds no video stream; give a video file")
+            stream = container.streams.video[0]
+            stream.thread_type = "NONE"  # loader workers are the parallelism
+            yield container, stream
+    except (av.FFmpegError, OSError) as error:
+        raise VideoError(f"{path}: not a readable video ({_reason(error)}); re-encode or remove it") from error
+
+
+def _scan(path: str | os.PathLike) -> _Scan:
+    path = Path(path)
+    if path.is_dir():
+        raise VideoError(f"{path}: is a folder; give a video file")
+    count, hidden, times, first = 0, 0, [], None
+    with _opened(path) as (container, stream):
+        for packet in container.demux(stream):
+            if packet.size == 0:  # marks the end of the stream
+                continue
+            if first is None:
+                first = next(iter(packet.decode()), None)
+            if packet.is_discard:  # cut away by an edit list
+                hidden += 1
+                continue
+            count += 1
+            if packet.pts is not None:
+                times.append(packet.pts)
+        if first is None and count:  # a decoder with a delay, and a file shorter than it
+            first = next(iter(stream.decode(None)), None)
+        promised, rate = stream.frames, stream.average_rate or stream.guessed_rate
+        seconds = float((max(times) - min(times)) * stream.time_base) if times else 0.0
+        timed = container.format.name in _TIMED_CONTAINERS
+    if first is None:
+        raise VideoError(f"{path}: holds no video frames; remove it")
+    if count + hidden < _TRUNCATED * promised:
+        raise VideoError(f"{path}: holds {count + hidden} of its {promised} frames, so it is truncated; fetch it again")
+    fps = (len(times) - 1) / seconds if seconds > 0 else float(rate or 0)
+    if fps <= 0:
+        raise VideoError(f"{path}: states no frame rate; re-encode the file")
+    turns = round(first.rotation / 90) % 4
+    width, height = (first.height, first.width) if turns % 2 else (first.width, first.height)
+    return _Scan(VideoInfo(path, count, fps, width, height), turns, plain=timed and not turns and not hidden)
+
+
+def _read(scan: _Scan, indices: Sequence[int], reader: Reader) -> Tensor:
+    path, total = scan.info.path, scan.info.num_frames
+    indices = [int(index) for index in indices]
+    outside = [index for index in indices if not 0 <= index < total]
+    if outside:
+        raise VideoError(f"{path}: has no frame {outside[0]}, only 0 to {total - 1}")
+    if reader == "decord" and (decord is None or not scan.plain):
+        raise VideoError(f"{path}: decord is not installed or cannot read this kind of file; set the reader to 'auto'")
+    if reader == "pyav" or decord is None or not scan.plain:
+        return _read_with_av(scan, indices)
+    return _read_with_decord(scan, indices)
+
+
+def _read_with_decord(scan: _Scan, indices: list[int]) -> Tensor:
+    try:
+        video = decord.VideoReader(os.fspath(scan.info.path), num_threads=1)
+        if len(video) != scan.info.num_frames:  # the readers disagree about what a frame is
+            return _read_with_av(scan, indices)
+        return torch.from_numpy(video.get_batch(indices).asnumpy())
+    except (decord.DECORDError, RuntimeError) as error:  # their messages are stack traces
+        raise VideoError(f"{scan.info.path}: frames cannot be decoded; re-encode or remove it") from error
+
+
+def _read_with_av(scan: _Scan, indices: list[int]) -> Tensor:
+    wanted, last, found = set(indices), max(indices), {}
+    with _opened(scan.info.path) as (container, stream):
+        width, height = None, None
+        for index, frame in enumerate(container.decode(stream)):
+            width, height = width or frame.width, height or frame.height
+            if index in wanted:  # a stream may change its size: keep that of the first frame
+                pixels = frame.to_ndarray(format="rgb24", width=width, height=height)
+                found[index] = np.rot90(pixels, scan.quarter_turns)
+            if index == last:
+                break
+    if wanted - found.keys():
+        missing = min(wanted - found.keys())
+        raise VideoError(f"{scan.info.path}: frame {missing} cannot be decoded; re-encode the file")
+    return torch.from_numpy(np.stack([found[index] for index in indices]))
+
+
+def _reason(error: Exception) -> str:
+    """The short text of an ffmpeg, system or Pillow error, without numbers and file names."""
+    return (getattr(error, "strerror", None) or str(error).split("'")[0]).strip().rstrip(":").lower()
