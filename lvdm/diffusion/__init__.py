@@ -1,0 +1,22 @@
+"""Diffusion: the forward process, the denoiser around a UNet, and samplers."""
+
+from lvdm.diffusion.denoiser import Condition, Denoiser, Guided
+from lvdm.diffusion.noise import draw_noise, make_generators, noise_like
+from lvdm.diffusion.samplers import SAMPLERS, sample_ddim, sample_ddpm, sample_dpmpp_2m
+from lvdm.diffusion.schedule import DiffusionConfig, NoiseSchedule, timesteps_from_uniform
+
+__all__ = [
+    "SAMPLERS",
+    "Condition",
+    "Denoiser",
+    "DiffusionConfig",
+    "Guided",
+    "NoiseSchedule",
+    "draw_noise",
+    "make_generators",
+    "noise_like",
+    "sample_ddim",
+    "sample_ddpm",
+    "sample_dpmpp_2m",
+    "timesteps_from_uniform",
+]

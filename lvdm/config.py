@@ -1,0 +1,227 @@
+"""Configuration: YAML files that extend each other, dotlist overrides, and checked construction of dataclasses.
+
+A configuration is a plain mapping until a dataclass is built from it. Whatever does not fit is a `ConfigError` of one
+sentence that names the place and, for a misspelt key, the nearest valid one.
+"""
+
+import dataclasses
+import difflib
+import os
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from lvdm.errors import ConfigError
+from lvdm.files import atomic_path
+
+T = TypeVar("T")
+
+
+def load(path: str | os.PathLike, overrides: Iterable[str] = (), schema: type | None = None) -> dict[str, Any]:
+    """Read a YAML file and everything it `extends`, apply overrides, resolve interpolations; return plain containers.
+
+    `extends: other.yaml` (or a list of files, later ones winning) is relative to the file that says it. Mappings are
+    merged key by key, lists and scalars are replaced. An override is `dotted.key=value`, its value written as in YAML;
+    list items have numbers for keys (`channels.0=64`). Its key must already be in the file or, where `schema` (the
+    dataclass that will be built) is given, be one of its fields.
+
+    Raises ConfigError for a missing or malformed file, a circular `extends`, an unknown key, a bad interpolation.
+    """
+    config = _load_file(Path(path), ())
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"override '{override}' must be written as key=value")
+        plain = OmegaConf.to_container(config, resolve=False)
+        _check_override(key.split("."), plain, schema, where=str(path))
+        try:
+            OmegaConf.update(config, key, OmegaConf.from_dotlist([f"value={value}"])["value"], merge=True)
+        except (OmegaConfBaseException, YAMLError) as error:
+            raise ConfigError(f"override '{override}' cannot be applied: {_first_line(error)}") from error
+    try:
+        return OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{path}: {_first_line(error)}") from error
+
+
+def from_mapping(cls: type[T], mapping: Mapping[str, Any], where: str = "config") -> T:
+    """Build dataclass `cls` from a mapping, checking every key and type on the way down.
+
+    Understands nested dataclasses, unions and None, `Literal`, `list[...]`, `tuple[...]`, `dict[str, ...]`, `Path` and
+    plain types. An int is accepted for a float; a bool never counts as a number. `where` names the mapping in errors.
+
+    Raises ConfigError for an unknown key, a missing key or a value of the wrong type.
+    """
+    if isinstance(mapping, cls):
+        return mapping
+    if not isinstance(mapping, Mapping):
+        raise ConfigError(f"{where} must be a mapping, got {mapping!r}")
+    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
+    check_keys(mapping, fields, where)
+    for name, field in fields.items():
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and name not in mapping:
+            raise ConfigError(f"missing key '{name}' in {where}")
+    hints = typing.get_type_hints(cls)
+    return cls(**{name: _checked(hints[name], value, f"{where}.{name}") for name, value in mapping.items()})
+
+
+def to_mapping(value: Any) -> Any:
+    """The reverse of `from_mapping`: dataclasses become dicts, tuples lists, paths strings, all the way down."""
+    if dataclasses.is_dataclass(value):
+        return {field.name: to_mapping(getattr(value, field.name)) for field in dataclasses.fields(value) if field.init}
+    if isinstance(value, Mapping):
+        return {key: to_mapping(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_mapping(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def save(path: str | os.PathLike, mapping: Mapping[str, Any]) -> None:
+    """Write a mapping of plain containers as YAML, atomically; `load(path)` gives it back."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(dict(mapping))), encoding="utf-8")
+
+
+def check_keys(given: Iterable[str], valid: Iterable[str], where: str) -> None:
+    """Raise ConfigError for the first of `given` that is not in `valid`, naming the nearest valid key.
+
+    >>> check_keys(["modle_channels"], ["model_channels"], "unet")
+    ConfigError: unknown key 'modle_channels' in unet: did you mean 'model_channels'?
+    """
+    valid = [str(key) for key in valid]
+    for key in given:
+        if key not in valid:
+            near = difflib.get_close_matches(str(key), valid, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"valid keys are {', '.join(valid) or 'none'}"
+            raise ConfigError(f"unknown key '{key}' in {where}: {hint}")
+
+
+def _load_file(path: Path, chain: tuple[Path, ...]) -> DictConfig:
+    """One file merged over the files it extends; `chain` holds the files that led here."""
+    path = path.resolve()
+    if path in chain:
+        raise ConfigError(f"config file {path} extends itself by way of {', '.join(p.name for p in chain)}")
+    try:
+        config = OmegaConf.load(path)
+    except OSError as error:
+        origin = f", which {chain[-1]} extends," if chain else ""
+        raise ConfigError(f"config file {path}{origin} cannot be read: {error.strerror}") from error
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise ConfigError(f"config file {path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(config, DictConfig):
+        raise ConfigError(f"config file {path} must hold a mapping at its top level")
+    parents = config.pop("extends", None) or []
+    parents = [parents] if isinstance(parents, str) else list(parents)
+    try:
+        return OmegaConf.merge(*(_load_file(path.parent / parent, (*chain, path)) for parent in parents), config)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"config file {path} does not fit what it extends: {_first_line(error)}") from error
+
+
+def _check_override(keys: list[str], value: Any, kind: Any, where: str) -> None:
+    """Follow a dotted key down the mapping `value` and the type `kind` (None: unknown), whichever knows the key."""
+    key, rest = keys[0], keys[1:]
+    hints = _fields(kind)
+    if isinstance(value, list):
+        if not key.isdigit() or int(key) >= len(value):
+            raise ConfigError(f"'{key}' is not an item of {where}, which has {len(value)} items")
+        inner, hint = value[int(key)], None
+    else:
+        present = value if isinstance(value, Mapping) else {}
+        if not _is_free(kind):
+            check_keys([key], {**hints, **present}, where)
+        inner, hint = present.get(key), hints.get(key)
+    if rest and not (hint is None and _is_free(kind)):
+        _check_override(rest, inner, hint, f"{where}: {key}" if os.sep in where or "." in where else f"{where}.{key}")
+
+
+def _fields(kind: Any) -> dict[str, Any]:
+    """Names and types of the dataclass that `kind` is or may be; empty for anything else."""
+    for option in (kind, *typing.get_args(kind)):
+        if dataclasses.is_dataclass(option):
+            return typing.get_type_hints(option)
+    return {}
+
+
+def _is_free(kind: Any) -> bool:
+    """Whether `kind` is, or may be, a dict: whoever consumes it checks its keys."""
+    return any(option is dict or typing.get_origin(option) is dict for option in (kind, *typing.get_args(kind)))
+
+
+def _checked(kind: Any, value: Any, where: str) -> Any:
+    """`value` as type `kind`, or a ConfigError that says what `where` must be."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return value
+    if origin in (Union, types.UnionType):
+        return _checked_union(arguments, value, where)
+    if origin is Literal:
+        if value in arguments:
+            return value
+    elif dataclasses.is_dataclass(kind):
+        return from_mapping(kind, value, where)
+    elif origin in (list, tuple) or kind in (list, tuple):
+        if isinstance(value, list | tuple):
+            return _checked_items(kind, value, where)
+    elif origin is dict or kind is dict:
+        if isinstance(value, Mapping):
+            inner = arguments[1] if arguments else Any
+            return {key: _checked(inner, item, f"{where}.{key}") for key, item in value.items()}
+    elif kind is Path:
+        if isinstance(value, str | Path):
+            return Path(value)
+    elif kind in (int, float):
+        if not isinstance(value, bool) and isinstance(value, (int,) if kind is int else (int, float)):
+            return kind(value)
+    elif isinstance(value, kind):
+        return value
+    raise ConfigError(f"{where} must be {_describe(kind)}, got {value!r}")
+
+
+def _checked_union(options: tuple, value: Any, where: str) -> Any:
+    """The first option that takes the value; one structured option alone reports its own, more exact error."""
+    if value is None and type(None) in options:
+        return None
+    options = tuple(option for option in options if option is not type(None))
+    if len(options) == 1:
+        return _checked(options[0], value, where)
+    if type(value) in options:  # an int stays an int where both int and float would do
+        return value
+    for option in options:
+        try:
+            return _checked(option, value, where)
+        except ConfigError:
+            continue
+    raise ConfigError(f"{where} must be {' or '.join(map(_describe, options))}, got {value!r}")
+
+
+def _checked_items(kind: Any, value: list | tuple, where: str) -> list | tuple:
+    origin, arguments = typing.get_origin(kind) or kind, typing.get_args(kind)
+    fixed = origin is tuple and arguments and arguments[-1] is not Ellipsis
+    if fixed and len(value) != len(arguments):
+        raise ConfigError(f"{where} must have {len(arguments)} items, got {len(value)}")
+    kinds = arguments if fixed else (arguments[0] if arguments else Any,) * len(value)
+    return origin(_checked(item_kind, item, f"{where}.{i}") for i, (item_kind, item) in enumerate(zip(kinds, value)))
+
+
+def _describe(kind: Any) -> str:
+    """A type in words for error messages."""
+    names = {int: "an integer", float: "a number", bool: "true or false", str: "a string", Path: "a path"}
+    origin = typing.get_origin(kind) or kind
+    if origin is Literal:
+        return "one of " + ", ".join(repr(option) for option in typing.get_args(kind))
+    if origin in (list, tuple):
+        return "a list"
+    return "a mapping" if origin is dict or dataclasses.is_dataclass(kind) else names.get(kind, f"a {kind.__name__}")
+
+
+def _first_line(error: Exception) -> str:
+    """OmegaConf appends the full key and object type on further lines."""
+    return str(error).splitlines()[0].rstrip(".")

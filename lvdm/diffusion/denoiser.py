@@ -1,0 +1,134 @@
+"""The UNet wrapped once: samplers and training never see its dtype, its batching or what its output means."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
+
+from lvdm.diffusion.schedule import NoiseSchedule, Prediction
+from lvdm.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What one branch of guidance, or one training batch, is conditioned on.
+
+    context: (b, tokens, d), or (1, tokens, d) for all samples. fps: (b,) or one number, None where the UNet has none.
+    extras: further UNet arguments by name, which other branches may lack.
+    """
+
+    context: Tensor
+    fps: Tensor | float | None = None
+    extras: dict[str, Any] = field(default_factory=dict)
+
+
+class Denoiser:
+    """A UNet with its noise schedule and what its output means: the noise ("eps") or the velocity ("v").
+
+    The UNet is called as `unet(x, t, context, fps=fps, **extras)`, x and context in its own dtype; an extra arrives as
+    a list of (rows, value), `rows` being the slice of the batch that the value is for. Results are float32 or better.
+    Raises ConfigError for another prediction, or for noise prediction on a schedule of zero terminal SNR, where the
+    noise at the last timestep says nothing about the clean latent.
+    """
+
+    def __init__(self, unet: nn.Module, schedule: NoiseSchedule, prediction: Prediction = "eps") -> None:
+        if prediction not in get_args(Prediction):
+            raise ConfigError(f"prediction must be 'eps' or 'v', got {prediction!r}")
+        if prediction == "eps" and schedule.zero_terminal_snr:
+            raise ConfigError("a schedule of zero terminal SNR needs prediction 'v', got 'eps'")
+        self.unet, self.schedule, self.prediction = unet, schedule, prediction
+
+    def guided(self, branches: Sequence[Condition], weights: Sequence[float], rescale: float = 0.0) -> "Guided":
+        """The model that samplers call: the weighted sum of all branches' predictions, in one batched UNet call.
+
+        Classifier-free guidance of strength g has branches [unconditional, conditional] and weights [1 - g, g]. The
+        weights must sum to 1; a branch of weight 0 is not computed. `rescale` in 0..1 pulls the standard deviation of
+        the result towards that of the last branch, the fully conditioned one (Lin et al. 2024, section 3.4).
+        Raises ConfigError for branches that cannot share a batch or weights that do not fit.
+        """
+        if len(branches) != len(weights) or not branches:
+            raise ConfigError(f"guidance needs one weight for each branch, got {len(weights)} for {len(branches)}")
+        if abs(sum(weights) - 1) > 1e-6:
+            raise ConfigError(f"guidance weights must sum to 1, got {list(weights)}")
+        if not 0 <= rescale <= 1:
+            raise ConfigError(f"guidance rescale must be in 0..1, got {rescale}")
+        used = [(branch, float(weight)) for branch, weight in zip(branches, weights) if weight != 0]
+        _check_same_batch([branch for branch, _ in used])
+        return Guided(self, [branch for branch, _ in used], [weight for _, weight in used], rescale)
+
+    def loss(
+        self, latents: Tensor, noise: Tensor, t: Tensor, condition: Condition, weighting: Tensor | None = None
+    ) -> Tensor:
+        """Mean squared error of the prediction for each sample (b,), eq. 2 and, with references in extras, eq. 9.
+
+        latents: clean, scaled (b, c, t, h, w); noise: standard normal, same shape; t: (b,) int64;
+        weighting: (b,) factors on the losses. For v-prediction the target is the velocity instead of the noise.
+        """
+        latents, noise = latents.float(), noise.float()
+        target = noise if self.prediction == "eps" else self.schedule.velocity(latents, noise, t)
+        output = self.predict(self.schedule.add_noise(latents, noise, t), t, [condition])
+        loss = (output - target).square().flatten(1).mean(1)
+        return loss if weighting is None else loss * weighting
+
+    def predict(self, x: Tensor, t: Tensor, branches: Sequence[Condition]) -> Tensor:
+        """The UNet's raw output for every branch: x (b, c, t, h, w), t (b,) -> (branches * b, c, t, h, w)."""
+        batch, count, dtype = len(x), len(branches), _dtype_of(self.unet, x)
+        context = torch.cat([branch.context.expand(batch, -1, -1) for branch in branches])
+        fps = None
+        if branches[0].fps is not None:
+            fps = torch.cat([torch.as_tensor(branch.fps, device=x.device).expand(batch) for branch in branches])
+        extras: dict[str, list[tuple[slice, Any]]] = {}
+        for i, branch in enumerate(branches):
+            for name, value in branch.extras.items():
+                extras.setdefault(name, []).append((slice(i * batch, (i + 1) * batch), value))
+        output = self.unet(
+            x.to(dtype).repeat(count, *[1] * (x.ndim - 1)), t.repeat(count), context.to(dtype), fps=fps, **extras
+        )
+        return output.to(torch.promote_types(output.dtype, torch.float32))
+
+
+@dataclass(frozen=True)
+class Guided:
+    """A denoiser under guidance. Calling it gives the noise; `predict` also gives x0, exact at zero signal too."""
+
+    denoiser: Denoiser
+    branches: list[Condition]
+    weights: list[float]
+    rescale: float = 0.0
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        """Noise prediction for x (b, c, t, h, w) at timesteps t (b,)."""
+        return self.predict(x, t)[1]
+
+    def predict(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(x0, noise), both of x's shape.
+
+        Predictions are combined as the UNet gives them. x0 and noise are affine in its output and the weights sum to
+        one, so this equals combining either of them.
+        """
+        outputs = self.denoiser.predict(x, t, self.branches).chunk(len(self.branches))
+        output = sum(weight * branch for weight, branch in zip(self.weights, outputs))
+        if self.rescale:
+            dims = tuple(range(1, x.ndim))
+            ratio = outputs[-1].std(dims, keepdim=True) / output.std(dims, keepdim=True)
+            output = output * (1 + self.rescale * (ratio - 1))
+        return self.denoiser.schedule.solve(x, output, t, self.denoiser.prediction)
+
+
+NoiseModel = Callable[[Tensor, Tensor], Tensor] | Guided
+
+
+def _check_same_batch(branches: list[Condition]) -> None:
+    """All branches go through the UNet as one batch, and padding a context would change what it means."""
+    shapes = [tuple(branch.context.shape[1:]) for branch in branches]
+    if len(set(shapes)) > 1:
+        raise ConfigError(f"all guidance branches need a context of the same tokens and width, got {shapes}")
+    if len({branch.fps is None for branch in branches}) > 1:
+        raise ConfigError("either all guidance branches give fps or none does")
+
+
+def _dtype_of(unet: nn.Module, x: Tensor) -> torch.dtype:
+    """The dtype that the UNet computes in: that of its first floating-point parameter."""
+    return next((p.dtype for p in unet.parameters() if p.is_floating_point()), x.dtype)

@@ -1,0 +1,163 @@
+"""Samplers: from pure noise to clean latents, one short function each.
+
+All of them share one interface. `eps(x, t)` predicts the noise in x (b, ...) at timesteps t (b,) int64; a `Guided`
+denoiser also gives x0, which is how v-prediction with zero terminal SNR starts from a timestep without any signal.
+`x_T` is standard normal; the result has its shape, in float32 (float64 for a float64 x_T). `generators`, one for each
+sample, supply the noise of the stochastic samplers (None: torch's global generator). `callback(step, total, x)` runs
+after each step. `spacing` is explained at `NoiseSchedule.sampling_timesteps`; its last step goes to timestep 0 when
+"published", which leaves a trace of noise, and to the clean latent when "trailing".
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from math import expm1, inf, log, sqrt
+
+import torch
+from torch import Generator, Tensor
+
+from lvdm.diffusion.denoiser import Guided, NoiseModel
+from lvdm.diffusion.noise import draw_noise
+from lvdm.diffusion.schedule import NoiseSchedule, Spacing
+from lvdm.errors import ConfigError
+
+Callback = Callable[[int, int, Tensor], None]
+
+
+@torch.no_grad()
+def sample_ddim(
+    eps: NoiseModel,
+    x_T: Tensor,
+    schedule: NoiseSchedule,
+    steps: int,
+    eta: float = 0.0,
+    *,
+    generators: Sequence[Generator] | None = None,
+    callback: Callback | None = None,
+    spacing: Spacing = "published",
+) -> Tensor:
+    """DDIM (Song et al. 2021, eq. 12 and 16), from eta 0, deterministic, to eta 1, as stochastic as DDPM.
+
+    On a rescaled schedule the noise added for eta > 0 is that of the unscaled one, as in VideoCrafter 2.
+    Raises ConfigError for eta outside 0..1 or an impossible number of steps.
+    """
+    if not 0 <= eta <= 1:
+        raise ConfigError(f"eta must be in 0..1, got {eta}")
+    x, levels = _at_least_float32(x_T), _levels(schedule, steps, spacing)
+    for step, (now, to) in enumerate(pairwise(levels), start=1):
+        x0, noise = _predict(eps, x, now)
+        variance = eta**2 * (1 - to.alpha_bar) / (1 - now.alpha_bar) * (1 - now.alpha_bar / to.alpha_bar)
+        x = to.alpha * x0 + sqrt(max(to.sigma**2 - variance, 0.0)) * noise
+        x = _add_noise(x, variance, generators)
+        if callback:
+            callback(step, len(levels) - 1, x)
+    return x
+
+
+@torch.no_grad()
+def sample_ddpm(
+    eps: NoiseModel,
+    x_T: Tensor,
+    schedule: NoiseSchedule,
+    steps: int | None = None,
+    *,
+    generators: Sequence[Generator] | None = None,
+    callback: Callback | None = None,
+    spacing: Spacing = "trailing",
+) -> Tensor:
+    """DDPM ancestral sampling (Ho et al. 2020, eq. 6 and 7) with the posterior variance.
+
+    `steps=None` walks the whole chain T-1..0; fewer steps walk the chain of the timesteps in between left out.
+    Raises ConfigError for an impossible number of steps.
+    """
+    x, levels = _at_least_float32(x_T), _levels(schedule, steps or len(schedule), spacing)
+    for step, (now, to) in enumerate(pairwise(levels), start=1):
+        x0, _ = _predict(eps, x, now)
+        ratio = now.alpha / to.alpha  # q(x_now | x_to) has mean ratio * x_to
+        kept = ratio * (to.sigma / now.sigma) ** 2
+        x = kept * x + (to.alpha - kept * now.alpha) * x0  # mean of q(x_to | x_now, x0)
+        x = _add_noise(x, to.sigma**2 * (1 - ratio * kept), generators)
+        if callback:
+            callback(step, len(levels) - 1, x)
+    return x
+
+
+@torch.no_grad()
+def sample_dpmpp_2m(
+    eps: NoiseModel,
+    x_T: Tensor,
+    schedule: NoiseSchedule,
+    steps: int,
+    *,
+    generators: Sequence[Generator] | None = None,
+    callback: Callback | None = None,
+    spacing: Spacing = "published",
+) -> Tensor:
+    """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): second-order multistep, deterministic, 20 to 25 steps do.
+
+    The first step, and a last one onto the clean latent, are of first order. `generators` is accepted for the common
+    interface and not used. Raises ConfigError for an impossible number of steps.
+    """
+    x, levels = _at_least_float32(x_T), _levels(schedule, steps, spacing)
+    h_before, x0_before = inf, None
+    for step, (now, to) in enumerate(pairwise(levels), start=1):
+        x0, _ = _predict(eps, x, now)
+        h = to.log_snr - now.log_snr
+        extrapolate = x0_before is not None and to.sigma > 0
+        estimate = x0 + h / (2 * h_before) * (x0 - x0_before) if extrapolate else x0
+        x = (to.sigma / now.sigma) * x - to.alpha * expm1(-h) * estimate
+        h_before, x0_before = h, x0
+        if callback:
+            callback(step, len(levels) - 1, x)
+    return x
+
+
+SAMPLERS = {"ddim": sample_ddim, "ddpm": sample_ddpm, "dpmpp_2m": sample_dpmpp_2m}
+
+
+@dataclass(frozen=True)
+class _Level:
+    """A noise level as plain numbers, so that sampling never waits for the device. t is None for the clean latent."""
+
+    t: int | None
+    alpha_bar: float
+    alpha: float
+    sigma: float
+
+    @property
+    def log_snr(self) -> float:
+        """log(alpha / sigma), lambda in the DPM-Solver papers; infinite at either end."""
+        if self.alpha == 0:
+            return -inf
+        return inf if self.sigma == 0 else log(self.alpha / self.sigma)
+
+
+def _levels(schedule: NoiseSchedule, steps: int, spacing: Spacing) -> list[_Level]:
+    """The noise levels that a sampler passes through, from noise to its last: one more than its steps."""
+    tables = zip(schedule.alphas_cumprod.tolist(), schedule.alphas.tolist(), schedule.sigmas.tolist())
+    levels = [_Level(t, *values) for t, values in enumerate(tables)]
+    last = levels[0] if spacing == "published" else _Level(None, 1.0, 1.0, 0.0)
+    return [*(levels[t] for t in schedule.sampling_timesteps(steps, spacing)), last]
+
+
+def _predict(eps: NoiseModel, x: Tensor, level: _Level) -> tuple[Tensor, Tensor]:
+    """(x0, noise) at a level. Raises ConfigError where a plain noise model meets a level without signal."""
+    t = torch.full((len(x),), level.t, dtype=torch.int64, device=x.device)
+    if isinstance(eps, Guided):
+        return eps.predict(x, t)
+    if level.alpha == 0:
+        raise ConfigError("noise prediction cannot start from zero terminal SNR: use a v-prediction denoiser")
+    noise = eps(x, t)
+    return (x - level.sigma * noise) / level.alpha, noise
+
+
+def _add_noise(x: Tensor, variance: float, generators: Sequence[Generator] | None) -> Tensor:
+    """x plus noise of that variance; nothing is drawn for none."""
+    if variance <= 0:
+        return x
+    noise = torch.randn_like(x) if generators is None else draw_noise(x.shape, generators, x.device, x.dtype)
+    return x + sqrt(variance) * noise
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
