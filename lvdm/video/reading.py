@@ -32,7 +32,7 @@ Reader = Literal["auto", "decord", "pyav"]
 VIDEO_ENDINGS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".gif")
 
 _TIMED_CONTAINERS = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"}  # store when each frame is shown
-_TRUNCATED = 0.95  # a smaller share of the frames that the header promises means that the end of the file is missing
+_WHOLE = 0.95  # a smaller share of the frames that the header promises means that the end of the file is missing
 
 
 @dataclass(frozen=True)
@@ -131,8 +131,8 @@ def _opened(path: str | os.PathLike) -> Iterator[tuple["av.container.InputContai
 
 def _scan(path: str | os.PathLike) -> _Scan:
     path = Path(path)
-    if path.is_dir():
-        raise VideoError(f"{path}: is a folder; give a video file")
+    if not path.is_file():
+        raise VideoError(f"{path}: is {'a folder' if path.is_dir() else 'not there'}; give a video file")
     count, hidden, times, first = 0, 0, [], None
     with _opened(path) as (container, stream):
         for packet in container.demux(stream):
@@ -148,14 +148,18 @@ def _scan(path: str | os.PathLike) -> _Scan:
                 times.append(packet.pts)
         if first is None and count:  # a decoder with a delay, and a file shorter than it
             first = next(iter(stream.decode(None)), None)
-        promised, rate = stream.frames, stream.average_rate or stream.guessed_rate
-        seconds = float((max(times) - min(times)) * stream.time_base) if times else 0.0
+        rate = stream.average_rate or stream.guessed_rate
+        ticks = max(times) - min(times) if times else 0
+        seconds = float(ticks * stream.time_base)
         timed = container.format.name in _TIMED_CONTAINERS
+        short = count + hidden < _WHOLE * stream.frames
+        if timed and stream.duration:  # an edit list may have hidden frames from the demuxer, too
+            short = short and ticks < _WHOLE * stream.duration
     if first is None:
         raise VideoError(f"{path}: holds no video frames; remove it")
-    if count + hidden < _TRUNCATED * promised:
-        raise VideoError(f"{path}: holds {count + hidden} of its {promised} frames, so it is truncated; fetch it again")
-    fps = (len(times) - 1) / seconds if seconds > 0 else float(rate or 0)
+    if short:
+        raise VideoError(f"{path}: holds only {count} of the frames that it promises, so it is cut off; fetch it again")
+    fps = (len(times) - 1) / seconds if seconds else float(rate or 0)
     if fps <= 0:
         raise VideoError(f"{path}: states no frame rate; re-encode the file")
     turns = round(first.rotation / 90) % 4
