@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -29,7 +29,7 @@ def load(path: str | os.PathLike, overrides: Iterable[str] = (), schema: type | 
     `extends: other.yaml` (or a list of files, later ones winning) is relative to the file that says it. Mappings are
     merged key by key, lists and scalars are replaced. An override is `dotted.key=value`, its value written as in YAML;
     list items have numbers for keys (`channels.0=64`). Its key must already be in the file or, where `schema` (the
-    dataclass that will be built) is given, be one of its fields.
+    dataclass that will be built) is given, be one of its fields. A value `???` must be overridden.
 
     Raises ConfigError for a missing or malformed file, a circular `extends`, an unknown key, a bad interpolation.
     """
@@ -38,14 +38,13 @@ def load(path: str | os.PathLike, overrides: Iterable[str] = (), schema: type | 
         key, equals, value = override.partition("=")
         if not equals or not key:
             raise ConfigError(f"override '{override}' must be written as key=value")
-        plain = OmegaConf.to_container(config, resolve=False)
-        _check_override(key.split("."), plain, schema, where=str(path))
+        _check_override(key, OmegaConf.to_container(config, resolve=False), schema, where=str(path))
         try:
             OmegaConf.update(config, key, OmegaConf.from_dotlist([f"value={value}"])["value"], merge=True)
         except (OmegaConfBaseException, YAMLError) as error:
             raise ConfigError(f"override '{override}' cannot be applied: {_first_line(error)}") from error
     try:
-        return OmegaConf.to_container(config, resolve=True)
+        return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{path}: {_first_line(error)}") from error
 
@@ -118,28 +117,30 @@ def _load_file(path: Path, chain: tuple[Path, ...]) -> DictConfig:
     if not isinstance(config, DictConfig):
         raise ConfigError(f"config file {path} must hold a mapping at its top level")
     parents = config.pop("extends", None) or []
-    parents = [parents] if isinstance(parents, str) else list(parents)
+    parents = [parents] if isinstance(parents, str) else parents
+    if not isinstance(parents, list | ListConfig) or not all(isinstance(parent, str) for parent in parents):
+        raise ConfigError(f"config file {path}: extends must be a file or a list of files, got {parents!r}")
     try:
         return OmegaConf.merge(*(_load_file(path.parent / parent, (*chain, path)) for parent in parents), config)
     except OmegaConfBaseException as error:
         raise ConfigError(f"config file {path} does not fit what it extends: {_first_line(error)}") from error
 
 
-def _check_override(keys: list[str], value: Any, kind: Any, where: str) -> None:
-    """Follow a dotted key down the mapping `value` and the type `kind` (None: unknown), whichever knows the key."""
-    key, rest = keys[0], keys[1:]
-    hints = _fields(kind)
-    if isinstance(value, list):
-        if not key.isdigit() or int(key) >= len(value):
-            raise ConfigError(f"'{key}' is not an item of {where}, which has {len(value)} items")
-        inner, hint = value[int(key)], None
-    else:
-        present = value if isinstance(value, Mapping) else {}
-        if not _is_free(kind):
-            check_keys([key], {**hints, **present}, where)
-        inner, hint = present.get(key), hints.get(key)
-    if rest and not (hint is None and _is_free(kind)):
-        _check_override(rest, inner, hint, f"{where}: {key}" if os.sep in where or "." in where else f"{where}.{key}")
+def _check_override(key: str, value: Any, kind: Any, where: str) -> None:
+    """Follow a dotted key down what the file holds (`value`) and what the schema allows (`kind`, None: unknown)."""
+    parts = key.split(".")
+    for depth, part in enumerate(parts):
+        where = ".".join(parts[:depth]) or where
+        if isinstance(value, list):
+            if not part.isdigit() or int(part) >= len(value):
+                raise ConfigError(f"{where} has items 0..{len(value) - 1}, but an override names '{part}'")
+            value, kind = value[int(part)], None
+            continue
+        present, allowed = value if isinstance(value, Mapping) else {}, _fields(kind)
+        if part not in present and part not in allowed and _is_free(kind):
+            return
+        check_keys([part], {**allowed, **present}, where)
+        value, kind = present.get(part), allowed.get(part)
 
 
 def _fields(kind: Any) -> dict[str, Any]:
@@ -163,7 +164,7 @@ def _checked(kind: Any, value: Any, where: str) -> Any:
     if origin in (Union, types.UnionType):
         return _checked_union(arguments, value, where)
     if origin is Literal:
-        if value in arguments:
+        if any(type(value) is type(option) and value == option for option in arguments):  # True == 1 in Python
             return value
     elif dataclasses.is_dataclass(kind):
         return from_mapping(kind, value, where)

@@ -78,7 +78,7 @@ class Denoiser:
         context = torch.cat([branch.context.expand(batch, -1, -1) for branch in branches])
         fps = None
         if branches[0].fps is not None:
-            fps = torch.cat([torch.as_tensor(branch.fps, device=x.device).expand(batch) for branch in branches])
+            fps = torch.cat([_per_sample(branch.fps, batch, x.device) for branch in branches])
         extras: dict[str, list[tuple[slice, Any]]] = {}
         for i, branch in enumerate(branches):
             for name, value in branch.extras.items():
@@ -127,6 +127,10 @@ def _check_same_batch(branches: list[Condition]) -> None:
         raise ConfigError(f"all guidance branches need a context of the same tokens and width, got {shapes}")
     if len({branch.fps is None for branch in branches}) > 1:
         raise ConfigError("either all guidance branches give fps or none does")
+
+
+def _per_sample(value: Tensor | float, batch: int, device: torch.device) -> Tensor:
+    return value.expand(batch) if isinstance(value, Tensor) else torch.full((batch,), value, device=device)
 
 
 def _dtype_of(unet: nn.Module, x: Tensor) -> torch.dtype:

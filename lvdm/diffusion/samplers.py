@@ -147,7 +147,7 @@ def _predict(eps: NoiseModel, x: Tensor, level: _Level) -> tuple[Tensor, Tensor]
         return eps.predict(x, t)
     if level.alpha == 0:
         raise ConfigError("noise prediction cannot start from zero terminal SNR: use a v-prediction denoiser")
-    noise = eps(x, t)
+    noise = eps(x, t).to(x.dtype)
     return (x - level.sigma * noise) / level.alpha, noise
 
 

@@ -135,7 +135,7 @@ class NoiseSchedule:
         return _gather(here.alphas, t, like), _gather(here.sigmas, t, like)
 
     def add_noise(self, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """Sample q(x_t | x0), eq. 1: clean latents and standard normal noise (b, ...), timesteps (b,) -> x_t."""
+        """Sample q(x_t | x0): clean latents and standard normal noise (b, ...), timesteps (b,) -> x_t."""
         alpha, sigma = self.coefficients(t, latents)
         return alpha * latents + sigma * noise
 
@@ -191,7 +191,7 @@ def with_zero_terminal_snr(betas: Tensor) -> Tensor:
 def timesteps_from_uniform(u: Tensor, num_timesteps: int, law: Literal["uniform", "sqrt"] = "uniform") -> Tensor:
     """Training timesteps (b,) int64 in 0..T-1 from uniform draws u (b,) in [0, 1); a pure function of u.
 
-    "uniform": floor(T * u), eq. 2. "sqrt": floor(T * sqrt(u)), whose density grows with t: large t decides motion.
+    "uniform": floor(T * u). "sqrt": floor(T * sqrt(u)), whose density grows with t: large t decides motion.
     Raises ConfigError for another law.
     """
     if law not in ("uniform", "sqrt"):
