@@ -1,0 +1,172 @@
+"""Latents and text features on disk, so that training need not run the autoencoder and the text encoder.
+
+A cache holds, for each video and each of its fixed views (`ViewConfig.variants`), the mean and standard deviation of
+the latent posterior. Training draws the posterior's noise itself, from the sample's seed, exactly as it does when it
+encodes files; files can be read in the same `variants` mode. So with the same models in the same precision, the losses
+from a cache and from files are the same.
+
+    cache.json                what was cached: clip settings, seed, fingerprints of the models
+    clips/ab/abcd...          one safetensors file for each (video key, variant): mean, std and the first frame
+    text/ab/abcd...           one for each caption: context
+
+Each file carries the checksum of its tensors, verified whenever it is read, and appears whole or not at all: writing
+can be interrupted and continued, also by several processes.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from lvdm.errors import ConfigError, DataError, VideoError
+from lvdm.files import atomic_path, write_json
+
+_FORMAT = 1
+_REPAIR = "run scripts/cache_latents.py again, which fills in what is missing"
+
+
+@dataclass(frozen=True)
+class CachedClip:
+    """Posterior of the scaled latents, mean and std float32 (c, t, h, w); the clip's rate (1/s); frame 0, uint8 (h, w, 3)."""
+
+    mean: Tensor
+    std: Tensor
+    fps: float
+    first_frame: Tensor
+
+
+def fingerprint(module: nn.Module, *settings: Any) -> str:
+    """A short hash of a module's weights (as float32, so of any storage precision that holds them) and of `settings`."""
+    digest = hashlib.sha256(repr(settings).encode())
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tuple(value.shape)}".encode())
+        digest.update(_bytes(value.float() if value.is_floating_point() else value))
+    return digest.hexdigest()[:16]
+
+
+class ClipCache:
+    """A cache folder, opened for reading and adding. Raises DataError if there is none."""
+
+    def __init__(self, folder: str | os.PathLike):
+        self.folder = Path(folder)
+        try:
+            about = json.loads((self.folder / "cache.json").read_text(encoding="utf-8"))
+            self.settings: dict[str, Any] = about["settings"]
+            version = about["format"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{folder}: is not a latent cache; make one with scripts/cache_latents.py") from error
+        if version != _FORMAT:
+            raise DataError(f"{folder}: has cache format {version}, this library reads {_FORMAT}; make the cache anew")
+
+    @classmethod
+    def create(cls, folder: str | os.PathLike, settings: Mapping[str, Any]) -> "ClipCache":
+        """Start a cache made with `settings` (a JSON mapping), or continue one; ConfigError if it has other settings."""
+        if not (Path(folder) / "cache.json").exists():
+            write_json(Path(folder) / "cache.json", {"format": _FORMAT, "settings": dict(settings)})
+        cache = cls(folder)
+        cache.require(settings)
+        return cache
+
+    def require(self, settings: Mapping[str, Any]) -> None:
+        """Raise ConfigError where the cache was made with something else than these settings (some or all of them)."""
+        for name, value in json.loads(json.dumps(dict(settings))).items():
+            if self.settings.get(name) != value:
+                raise ConfigError(
+                    f"{self.folder}: was made with {name} = {self.settings.get(name)}, not {value}; "
+                    "change the setting or make another cache"
+                )
+
+    def has_clip(self, key: str, variant: int) -> bool:
+        """Whether the view is settled: cached, or known to be broken."""
+        path = self._clip_path(key, variant)
+        return path.exists() or path.with_suffix(".broken").exists()
+
+    def has_text(self, caption: str) -> bool:
+        return self._text_path(caption).exists()
+
+    def write_clip(self, key: str, variant: int, clip: CachedClip) -> None:
+        tensors = {"mean": clip.mean.float(), "std": clip.std.float(), "first_frame": clip.first_frame}
+        _write(self._clip_path(key, variant), tensors, {"key": key, "variant": str(variant), "fps": repr(clip.fps)})
+
+    def write_broken(self, key: str, variant: int, reason: str) -> None:
+        """Record that the video cannot be read, so that it is neither tried again nor taken for not yet cached."""
+        with atomic_path(self._clip_path(key, variant).with_suffix(".broken")) as temporary:
+            temporary.write_text(reason + "\n", encoding="utf-8")
+
+    def write_text(self, caption: str, context: Tensor) -> None:
+        """Store the features (tokens, d) of a caption, in their own precision."""
+        _write(self._text_path(caption), {"context": context}, {"caption": caption})
+
+    def read_clip(self, key: str, variant: int) -> CachedClip:
+        """Raises VideoError if the video was broken or the entry is damaged, DataError if it is not there."""
+        path = self._clip_path(key, variant)
+        broken = path.with_suffix(".broken")
+        if broken.exists():
+            raise VideoError(broken.read_text(encoding="utf-8").strip())
+        tensors, about = _read(path, f"variant {variant} of {key}")
+        return CachedClip(tensors["mean"], tensors["std"], float(about["fps"]), tensors["first_frame"])
+
+    def read_text(self, caption: str) -> Tensor:
+        """The features (tokens, d) of a caption. Raises VideoError if damaged, DataError if not there."""
+        return _read(self._text_path(caption), f"the caption '{caption}'")[0]["context"]
+
+    def remove_damaged(self, key: str, variant: int) -> bool:
+        """Read an entry to verify it, and remove it if it is damaged, so that it is made again; True if removed."""
+        path = self._clip_path(key, variant)
+        try:
+            if path.exists():
+                _read(path, key)
+        except VideoError:
+            path.unlink()
+            return True
+        return False
+
+    def _clip_path(self, key: str, variant: int) -> Path:
+        return self._path("clips", f"{variant}:{key}")
+
+    def _text_path(self, caption: str) -> Path:
+        return self._path("text", caption)
+
+    def _path(self, kind: str, name: str) -> Path:
+        digest = hashlib.sha256(name.encode()).hexdigest()[:32]
+        return self.folder / kind / digest[:2] / f"{digest}.safetensors"
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
+        digest.update(_bytes(tensors[name]))
+    return digest.hexdigest()
+
+
+def _write(path: Path, tensors: dict[str, Tensor], about: dict[str, str]) -> None:
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata=about | {"checksum": _checksum(tensors)})
+
+
+def _read(path: Path, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = file.metadata()
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except FileNotFoundError as error:
+        raise DataError(f"{what} is not in the cache; {_REPAIR}") from error
+    except (SafetensorError, OSError) as error:
+        raise VideoError(f"{path}: the cache entry of {what} is damaged; {_REPAIR}") from error
+    if about.get("checksum") != _checksum(tensors):
+        raise VideoError(f"{path}: the cache entry of {what} is damaged; {_REPAIR}")
+    return tensors, about

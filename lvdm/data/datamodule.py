@@ -1,0 +1,47 @@
+"""Training batches for Lightning, on any number of devices and workers."""
+
+import logging
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader
+
+from lvdm.data.dataset import ClipDataset, collate
+from lvdm.data.plan import NumberSampler
+
+log = logging.getLogger(__name__)
+
+
+class ClipDataModule(pl.LightningDataModule):
+    """Endless training batches from `start`, the number of samples that were consumed before: the only state.
+
+    Whoever saves checkpoints saves samples consumed = optimiser steps x samples in a step, and sets `start` to it
+    before training goes on; loaders read ahead, so nobody here knows what was consumed. The trainer must be built with
+    `use_distributed_sampler=False`, since the ranks already get different numbers.
+
+    Args:
+        batch_size: samples in one batch of one device.
+        workers: loader processes for each device; they change nothing but the speed.
+    """
+
+    def __init__(self, dataset: ClipDataset, batch_size: int, workers: int = 0, start: int = 0):
+        super().__init__()
+        self.dataset, self.batch_size, self.workers, self.start = dataset, batch_size, workers, start
+        self.skipped = 0  # broken videos met so far by this process
+
+    def train_dataloader(self) -> DataLoader:
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        return DataLoader(
+            self.dataset,
+            batch_sampler=NumberSampler(self.batch_size, rank, world_size, self.start),
+            num_workers=self.workers,
+            collate_fn=collate,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        for error in batch.pop("skipped"):
+            self.skipped += 1
+            log.warning("skipped a broken video (%d so far): %s", self.skipped, error)
+        return batch

@@ -1,0 +1,183 @@
+"""Videos (or their cached latents) -> training samples, by global sample number."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from lvdm.data.cache import ClipCache
+from lvdm.data.clips import ClipRecord
+from lvdm.data.plan import ClipDraw, Draw, Picker, View, ViewConfig, draws, uniform_picker
+from lvdm.errors import ConfigError, DataError, VideoError
+from lvdm.video import ShortRule, frame_indices, frame_step, probe, read_frames, resize_crop, to_frames
+
+_ATTEMPTS = 100  # replacements for one sample before the data set counts as broken
+
+
+@dataclass(frozen=True)
+class ClipConfig:
+    """What a training clip is: `num_frames` of `size` (h, w) pixels, at a target `fps` or a frame `stride` (1 if
+    neither is given); `short` is the rule of `frame_indices` for short videos; `view` is what varies."""
+
+    num_frames: int
+    size: tuple[int, int]
+    fps: float | None = None
+    stride: float | None = None
+    short: ShortRule = "stretch"
+    view: ViewConfig = field(default_factory=ViewConfig)
+
+    def __post_init__(self):
+        if self.fps is not None and self.stride is not None:
+            raise ConfigError(
+                "a clip has a frame stride or a target fps, not both: set data.clip.stride or fps to null"
+            )
+        if self.num_frames < 1 or min(self.size) < 1:
+            raise ConfigError(
+                f"a clip of {self.num_frames} frames and size {self.size} is empty: both must be positive"
+            )
+
+
+def read_clip(record: ClipRecord, view: View, config: ClipConfig) -> tuple[Tensor, float]:
+    """The clip as uint8 pixels (t, h, w, 3), and its frame rate (1/s). Raises VideoError for a broken file."""
+    info = probe(record.path)
+    timing = {"source_fps": info.fps, "stride": config.stride, "target_fps": config.fps, "short": config.short}
+    indices = frame_indices(info.num_frames, config.num_frames, position=view.position, **timing)
+    step = frame_step(info.num_frames, config.num_frames, **timing)
+    pixels = resize_crop(read_frames(record.path, indices), config.size, view.crop)
+    if view.flip:
+        pixels = pixels.flip(2)
+    return pixels, info.fps / step if step else info.fps
+
+
+def cache_settings(config: ClipConfig, seed: int) -> dict[str, Any]:
+    """What a cache must have been made with to stand in for reading files with `config` and `seed`."""
+    return {"clip": asdict(config), "seed": seed}
+
+
+class ClipDataset(Dataset):
+    """Training samples, indexed by global sample number (any non-negative integer).
+
+    An item has: number, noise_seed (int), timestep_u in [0, 1), caption, fps (1/s, of the clip), skipped; with
+    references also reference_captions (list of k) and reference_fps (list of k). And its clips,
+    - from files: frames float [-1, 1] (c, t, h, w), references (k, c, t, h, w);
+    - from a cache: the posterior latent_mean and latent_std (c, t, h/f, w/f) and first_frame (c, h, w) in [-1, 1], the
+      same with reference_ in front and (k, ...), and, if texts are cached, context (tokens, d), reference_context.
+
+    A video that cannot be read is replaced by the next draw of the same generator. It is not tried again, in any
+    worker; `skipped` lists the errors met while making this item, so that the main process can count and report them.
+
+    Args:
+        picker: chooses the target and its references, see `lvdm.data.plan`.
+        known_broken: keys of records that are not even tried (from scripts/check_data.py).
+    """
+
+    def __init__(
+        self,
+        records: Sequence[ClipRecord],
+        config: ClipConfig,
+        picker: Picker = uniform_picker,
+        seed: int = 0,
+        cache: ClipCache | None = None,
+        known_broken: Iterable[str] = (),
+    ):
+        if not records:
+            raise DataError("the data set lists no videos: check its path and its captions file")
+        self.records, self.config, self.picker, self.seed, self.cache = records, config, picker, seed, cache
+        if cache is not None:
+            if config.view.variants is None:
+                raise ConfigError("a cache holds fixed views: set data.clip.view.variants to the cache's number")
+            cache.require(cache_settings(config, seed))
+        known = set(known_broken)
+        self._broken = torch.tensor([record.key in known for record in records]).share_memory_()  # by all workers
+
+    def plan(self, number: int) -> Draw:
+        """What sample `number` is, leaving out the videos known to be broken by now."""
+        for draw in islice(self._draws(number), _ATTEMPTS):
+            if not any(self._broken[clip.index] for clip in (draw.target, *draw.references)):
+                return draw
+        raise DataError(self._too_many_broken(number))
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        skipped: list[str] = []
+        for draw in islice(self._draws(number), _ATTEMPTS):
+            clips = [draw.target, *draw.references]
+            if any(self._broken[clip.index] for clip in clips):
+                continue
+            parts = []
+            for clip in clips:
+                try:
+                    parts.append(self._load(clip))
+                except VideoError as error:
+                    self._broken[clip.index] = True
+                    skipped.append(str(error))
+                    break
+            else:
+                return self._item(draw, parts, skipped)
+        raise DataError(self._too_many_broken(number))
+
+    def _draws(self, number: int) -> Iterator[Draw]:
+        return draws(self.seed, number, self.records, self.picker, self.config.view)
+
+    def _too_many_broken(self, number: int) -> str:
+        return (
+            f"sample {number}: no readable videos in {_ATTEMPTS} draws, {int(self._broken.sum())} of "
+            f"{len(self.records)} are broken; check the data set with scripts/check_data.py"
+        )
+
+    def _load(self, clip: ClipDraw) -> dict[str, Any]:
+        record = self.records[clip.index]
+        if self.cache is None:
+            pixels, fps = read_clip(record, clip.view, self.config)
+            return {"frames": to_frames(pixels), "fps": fps, "caption": record.caption}
+        cached = self.cache.read_clip(record.key, clip.variant)
+        part = {"latent_mean": cached.mean, "latent_std": cached.std, "fps": cached.fps, "caption": record.caption}
+        part["first_frame"] = to_frames(cached.first_frame[None])[:, 0]
+        if self.cache.settings.get("text"):
+            part["context"] = self.cache.read_text(record.caption)
+        return part
+
+    def _item(self, draw: Draw, parts: list[dict[str, Any]], skipped: list[str]) -> dict[str, Any]:
+        target, *references = parts
+        item = {"number": draw.number, "timestep_u": draw.timestep_u, "noise_seed": draw.noise_seed}
+        item |= target | {"skipped": skipped}
+        if references:
+            for name, value in target.items():
+                values = [reference[name] for reference in references]
+                item[_REFERENCE_NAMES[name]] = torch.stack(values) if isinstance(value, Tensor) else values
+        return item
+
+
+_REFERENCE_NAMES = {
+    "frames": "references",
+    "caption": "reference_captions",
+    "fps": "reference_fps",
+    "latent_mean": "reference_latent_mean",
+    "latent_std": "reference_latent_std",
+    "first_frame": "reference_first_frame",
+    "context": "reference_context",
+}
+
+
+def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Items -> batch: tensors and numbers stacked on a new first dimension (number, noise_seed int64; timestep_u
+    float64; fps float32), captions as lists (reference captions: one list of k for each sample), skipped joined."""
+    batch: dict[str, Any] = {}
+    for name, value in items[0].items():
+        values = [item[name] for item in items]
+        if name == "skipped":
+            batch[name] = [error for errors in values for error in errors]
+        elif isinstance(value, Tensor):
+            batch[name] = torch.stack(values)
+        elif name in ("fps", "reference_fps"):
+            batch[name] = torch.tensor(values, dtype=torch.float32)
+        elif name in ("number", "noise_seed"):
+            batch[name] = torch.tensor(values, dtype=torch.int64)
+        elif name == "timestep_u":
+            batch[name] = torch.tensor(values, dtype=torch.float64)
+        else:
+            batch[name] = values
+    return batch
