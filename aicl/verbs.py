@@ -58,8 +58,8 @@ FUNCTION_WORDS = (
     PRONOUNS
     | DETERMINERS
     | _words(
-        """over through across into along up down around past onto off out in on at with for near under behind like after
-    before and but then back front close next people video footage slow fast"""
+        """over through across into along up down around past onto off out in on at with for near under behind like
+    after before and but then back front close next people video footage slow fast"""
     )
 )
 # Third-person forms that the dictionary also has as plurals, but captions hardly ever do.
@@ -175,7 +175,7 @@ def _plain(word: str, before: str, after: str) -> bool:
         return True
     if before == "to":  # "ready to jump" against "next to water"
         return not _doubtful(word) or after in PREDICATE
-    if before in PLURAL_SUBJECTS or before in PRONOUNS or _animate(before) and before not in SINGULAR_SUBJECTS:
+    if before in PLURAL_SUBJECTS or before in PRONOUNS or (_animate(before) and before not in SINGULAR_SUBJECTS):
         return True
     return _is_plural(before) and (not _doubtful(word) or after in PREDICATE)
 
