@@ -1,0 +1,153 @@
+"""A model as a folder of our own: `config.yaml` beside one safetensors file, or several shards, for each part."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from lvdm import config as configs
+from lvdm.checkpoints.strict import load_strict
+from lvdm.errors import CheckpointError
+from lvdm.models.components import Components, ModelConfig, build_components
+from lvdm.pipeline import VideoPipeline
+
+CONFIG_FILE = "config.yaml"
+SHARD_BYTES = 2 * 1024**3
+
+
+def load_pipeline(
+    folder: str | os.PathLike, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+) -> VideoPipeline:
+    """Load a model folder for inference, onto `device` in `dtype` (None: the CPU, as stored).
+
+    Weights go from the files to their place without a second copy. Raises CheckpointError for a folder that is not
+    there, incomplete or of other weights than its config says.
+    """
+    folder = Path(folder)
+    config = read_model_config(folder)
+    components = build_components(config, device=device, dtype=dtype, init="meta")
+    for part, module in components.modules().items():
+        state = read_part(folder, part, device or "cpu", dtype)
+        load_strict(module, state, f"the entries of {part} in {folder} and its {CONFIG_FILE}")
+    return VideoPipeline(components.eval(), config)
+
+
+def save_pipeline(components: Components, config: ModelConfig, folder: str | os.PathLike) -> None:
+    """Write a model as a folder that `load_pipeline` reads: appears at once, complete, or not at all.
+
+    Raises CheckpointError where `folder` exists with content, or a part of the model is missing.
+    """
+    states = {part: module.state_dict() for part, module in components.modules().items()}
+    if missing := expected_parts(config) - states.keys():
+        raise CheckpointError(f"a model folder needs all parts; missing: {', '.join(sorted(missing))}")
+    with new_folder(folder) as temporary:
+        for part, state in states.items():
+            write_part(temporary, part, state)
+        configs.save(temporary / CONFIG_FILE, configs.to_mapping(config))
+
+
+def read_model_config(folder: Path) -> ModelConfig:
+    """The config of a model folder. Raises CheckpointError where there is none."""
+    if not (folder / CONFIG_FILE).is_file():
+        hint = "" if folder.is_dir() else ", which does not exist"
+        raise CheckpointError(
+            f"{folder}{hint} is no model folder (it has no {CONFIG_FILE}): make one with scripts/convert_checkpoint.py"
+        )
+    return configs.from_mapping(ModelConfig, configs.load(folder / CONFIG_FILE), where=str(folder / CONFIG_FILE))
+
+
+def expected_parts(config: ModelConfig) -> set[str]:
+    """The parts that a complete model of this config has."""
+    images = {"image_encoder", "image_resampler"} if config.image else set()
+    return {"unet", "autoencoder", "text_encoder"} | images
+
+
+def write_part(
+    folder: Path,
+    part: str,
+    state: Mapping[str, torch.Tensor],
+    dtype: torch.dtype | None = None,
+    limit: int = SHARD_BYTES,
+) -> None:
+    """Write one part as `part.safetensors`, or as shards of at most `limit` bytes with an index.
+
+    Only one shard is in memory at a time: entries may be mapped from a file, casting happens shard by shard.
+    """
+    shards = _shards(state, limit, dtype)
+    names = [f"{part}-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
+    names = names if len(shards) > 1 else [f"{part}.safetensors"]
+    for name, keys in zip(names, shards):
+        save_file({key: _stored(state[key], dtype) for key in keys}, folder / name, metadata={"format": "pt"})
+    if len(shards) > 1:
+        index = {
+            "metadata": {"total_size": sum(_bytes(tensor, dtype) for tensor in state.values())},
+            "weight_map": {key: name for name, keys in zip(names, shards) for key in keys},
+        }
+        (folder / f"{part}.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def read_part(
+    folder: Path, part: str, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+) -> dict[str, torch.Tensor]:
+    """All entries of one part, on `device`. Raises CheckpointError for missing or damaged files."""
+    index = folder / f"{part}.safetensors.index.json"
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()) if index.is_file() else ()
+    except (ValueError, KeyError) as error:
+        raise CheckpointError(f"{index} is damaged ({error}): convert the checkpoint again") from error
+    state = {}
+    for name in sorted(names) or [f"{part}.safetensors"]:
+        path = folder / name
+        if not path.is_file():
+            raise CheckpointError(f"{folder} is incomplete: {name} is missing")
+        try:
+            with safe_open(path, framework="pt", device=str(device)) as file:
+                state |= {key: _stored(file.get_tensor(key), dtype) for key in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise CheckpointError(f"{path} is damaged ({error}): convert the checkpoint again") from error
+    return state
+
+
+@contextmanager
+def new_folder(folder: str | os.PathLike) -> Iterator[Path]:
+    """Yield a temporary folder that becomes `folder` on success. Raises CheckpointError if that has content already."""
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError(f"{folder} exists already: choose another place or remove it first")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o777 & ~umask)  # mkdtemp makes private folders
+        os.replace(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _shards(state: Mapping[str, torch.Tensor], limit: int, dtype: torch.dtype | None) -> list[list[str]]:
+    shards, size = [[]], 0
+    for key, tensor in state.items():
+        if shards[-1] and size + _bytes(tensor, dtype) > limit:
+            shards.append([])
+            size = 0
+        shards[-1].append(key)
+        size += _bytes(tensor, dtype)
+    return shards
+
+
+def _bytes(tensor: torch.Tensor, dtype: torch.dtype | None) -> int:
+    return tensor.numel() * (dtype if dtype and tensor.is_floating_point() else tensor.dtype).itemsize
+
+
+def _stored(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+    return (tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor).contiguous()

@@ -1,0 +1,177 @@
+"""The description of a whole model, `configs/models/*.yaml`, and the building of its parts from it."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+
+from lvdm.diffusion.schedule import DiffusionConfig, NoiseSchedule
+from lvdm.errors import ConfigError
+from lvdm.models.autoencoder import AutoencoderKL
+from lvdm.models.codec import LatentCodec
+from lvdm.models.image import ImageConfig, ImageEncoder, ImageResampler
+from lvdm.models.text import TextConfig, TextEncoder
+from lvdm.models.unets import build_unet
+
+PARTS = ("unet", "codec", "text", "image")
+
+
+@dataclass
+class AutoencoderConfig:
+    """The KL autoencoder under its published parameter names."""
+
+    ddconfig: dict[str, Any]
+    embed_dim: int = 4
+
+
+@dataclass
+class LatentConfig:
+    """latents = (z - shift) * scale, numbers or one for each channel (LVDM's published shift has the other sign)."""
+
+    scale: float | list[float] = 0.18215
+    shift: float | list[float] = 0.0
+
+
+@dataclass
+class ImageConditionConfig:
+    """What turns an image into context tokens; `resampler` has the published parameter names."""
+
+    encoder: ImageConfig
+    resampler: dict[str, Any]
+
+
+@dataclass
+class GenerationDefaults:
+    """What the pipeline uses where a call says nothing: the settings of the published inference scripts.
+
+    size: (height, width) in pixels. fps: the frame rate that the model is conditioned on, None where it has no such
+    input. save_fps: at which rate its videos are meant to be played. eta: DDIM's.
+    """
+
+    num_frames: int = 16
+    size: tuple[int, int] = (256, 256)
+    steps: int = 50
+    guidance: float = 12.0
+    eta: float = 1.0
+    fps: int | None = None
+    save_fps: int = 8
+    negative_prompt: str = ""
+
+
+@dataclass
+class ModelConfig:
+    """A text-to-video or, with `image`, an image-to-video model. `unet` has the published parameter names."""
+
+    family: Literal["lvdm", "videocrafter"]
+    unet: dict[str, Any]
+    autoencoder: AutoencoderConfig
+    text: TextConfig
+    image: ImageConditionConfig | None = None
+    latents: LatentConfig = field(default_factory=LatentConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    defaults: GenerationDefaults = field(default_factory=GenerationDefaults)
+
+
+@dataclass
+class Components:
+    """The built parts of a model; a part that was not asked for, or that the model lacks, is None."""
+
+    schedule: NoiseSchedule
+    diffusion: DiffusionConfig
+    unet: nn.Module | None = None
+    codec: LatentCodec | None = None
+    text: TextEncoder | None = None
+    image_encoder: ImageEncoder | None = None
+    image_resampler: ImageResampler | None = None
+
+    @property
+    def prediction(self) -> str:
+        """What the UNet's output means: "eps" or "v"."""
+        return self.diffusion.prediction
+
+    def modules(self) -> dict[str, nn.Module]:
+        """The parts with weights, by the names that they have in a model folder."""
+        parts = {
+            "unet": self.unet,
+            "autoencoder": None if self.codec is None else self.codec.autoencoder,
+            "text_encoder": self.text,
+            "image_encoder": self.image_encoder,
+            "image_resampler": self.image_resampler,
+        }
+        return {name: module for name, module in parts.items() if module is not None}
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Components":
+        """Move and cast every part in place."""
+        for module in (self.unet, self.codec, self.text, self.image_encoder, self.image_resampler):
+            if module is not None:
+                module.to(device=device, dtype=dtype)
+        return self
+
+    def eval(self) -> "Components":
+        """Put every part into inference mode, without gradients."""
+        for module in self.modules().values():
+            module.eval().requires_grad_(False)
+        return self
+
+
+def build_components(
+    config: ModelConfig,
+    parts: Sequence[str] = PARTS,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    init: Literal["random", "meta"] = "random",
+) -> Components:
+    """Build `parts` of a model.
+
+    init "random": initialised for training from scratch, directly on `device` and in `dtype`, with torch's global seed.
+    init "meta": parameters without memory, to be replaced by loaded ones (`load_state_dict(..., assign=True)`); what is
+    no parameter lies on `device` already.
+    Raises ConfigError for an unknown part or a parameter that its constructor does not know.
+    """
+    if unknown := set(parts) - set(PARTS):
+        raise ConfigError(f"unknown model parts {sorted(unknown)}: choose from {', '.join(PARTS)}")
+    build: dict[str, Callable[[], nn.Module]] = {
+        "unet": lambda: build_unet(config.family, **config.unet),
+        "codec": lambda: LatentCodec(
+            AutoencoderKL(ddconfig=config.autoencoder.ddconfig, embed_dim=config.autoencoder.embed_dim),
+            scale=config.latents.scale,
+            shift=config.latents.shift,
+        ),
+        "text": lambda: TextEncoder(config.text),
+    }
+    if config.image is not None:
+        build["image_encoder"] = lambda: ImageEncoder(config.image.encoder)
+        build["image_resampler"] = lambda: ImageResampler(**config.image.resampler)
+    device = torch.device(device or "cpu")
+    built = {}
+    for name, construct in build.items():
+        if name.split("_")[0] in parts:
+            with _parameters_on("meta" if init == "meta" else device, dtype):
+                module = construct()
+            built[name] = module.to(dtype=dtype) if init == "meta" else module.to(device=device, dtype=dtype)
+    return Components(config.diffusion.build_schedule(), config.diffusion, **built)
+
+
+@contextmanager
+def _parameters_on(device: torch.device | str, dtype: torch.dtype | None) -> Iterator[None]:
+    """Whatever module is built inside has its parameters moved and cast before they are initialised.
+
+    On meta, initialisation costs nothing; on a GPU in bfloat16, a full-size model takes a second and no spare memory.
+    Buffers are left alone: their values are computed, not loaded, so they must exist.
+    """
+
+    def move(module: nn.Module, name: str, parameter: nn.Parameter) -> nn.Parameter:
+        data = parameter.data
+        moved = data.to(device, dtype)
+        return parameter if moved is data else nn.Parameter(moved, parameter.requires_grad)  # a tied one stays itself
+
+    handle = register_module_parameter_registration_hook(move)
+    try:
+        with nullcontext() if device == "meta" else torch.device(device):
+            yield
+    finally:
+        handle.remove()

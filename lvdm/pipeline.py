@@ -1,0 +1,256 @@
+"""From a prompt, and an image where the model takes one, to a video.
+
+Each step is a method of its own, so that a method built on top (references, further guidance branches) composes them:
+
+    context = pipe.encode_prompt(["a dog runs"])                      (b, tokens, d)
+    generators = make_generators([0])
+    x_T = pipe.initial_noise(generators, num_frames=16, size=(256, 256))
+    latents = pipe.sample_latents(branches, weights, x_T, generators=generators)
+    pixels = pipe.decode(latents)                                     uint8 (b, t, h, w, c)
+"""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+from torch import Generator, Tensor
+from tqdm.auto import tqdm
+
+from lvdm.diffusion import Condition, Denoiser, draw_noise, make_generators
+from lvdm.diffusion.samplers import SAMPLERS, Callback
+from lvdm.errors import ConfigError, VideoError
+from lvdm.models.components import Components, ModelConfig
+from lvdm.video import to_frames, to_pixels
+
+ImageLike = str | os.PathLike | Image.Image | np.ndarray | Tensor
+
+
+class VideoPipeline:
+    """A text-to-video or image-to-video model, ready to generate. Device and dtype are those of its parts.
+
+    `components.unet` may be replaced by anything that is called like it, and `components` or `config` by others.
+    """
+
+    def __init__(self, components: Components, config: ModelConfig) -> None:
+        missing = [name for name in ("unet", "codec", "text") if getattr(components, name) is None]
+        if missing:
+            raise ConfigError(f"a pipeline needs the parts unet, codec and text; missing: {', '.join(missing)}")
+        self.components, self.config = components, config
+
+    @property
+    def device(self) -> torch.device:
+        """Where the UNet is, and where latents are kept."""
+        return next(self.components.unet.parameters()).device
+
+    @property
+    def takes_image(self) -> bool:
+        """Whether this is an image-to-video model."""
+        return self.config.image is not None
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "VideoPipeline":
+        """Move and cast every part in place."""
+        self.components.to(device, dtype)
+        return self
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        image: ImageLike | Sequence[ImageLike] | None = None,
+        num_frames: int | None = None,
+        size: tuple[int, int] | None = None,
+        steps: int | None = None,
+        guidance: float | None = None,
+        fps: int | None = None,
+        seed: int | Sequence[int] = 0,
+        sampler: str = "ddim",
+        eta: float | None = None,
+        negative_prompt: str | None = None,
+        progress: bool = True,
+    ) -> Tensor:
+        """Generate one video for each prompt: uint8 (b, t, h, w, 3).
+
+        prompt: one text or several. image: for image-to-video, one for all prompts or one each: a path, a PIL image, or
+        uint8 (h, w, 3). size: (height, width) in pixels. fps: the rate that the model is conditioned on. seed: one for
+        each prompt, or the first of consecutive ones; a prompt's video depends on its own seed only, not on its batch.
+        What is None is taken from the model's `defaults`; guidance 1 leaves the unconditional branch out.
+
+        Raises UserError (ConfigError, VideoError) for arguments that the model cannot take.
+        """
+        defaults = self.config.defaults
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        size = tuple(size or defaults.size)
+        guidance = defaults.guidance if guidance is None else guidance
+        generators = make_generators(_one_each(seed, len(prompts), "seeds"))
+        x_T = self.initial_noise(generators, num_frames=num_frames, size=size)
+        positive, negative = self.conditions(prompts, image, size=size, fps=fps, negative_prompt=negative_prompt)
+        latents = self.sample_latents(
+            [negative, positive],
+            [1 - guidance, guidance],
+            x_T,
+            steps=steps,
+            sampler=sampler,
+            eta=eta,
+            generators=generators,
+            callback=progress_bar() if progress else None,
+        )
+        return self.decode(latents)
+
+    @torch.no_grad()
+    def encode_prompt(self, prompts: Sequence[str]) -> Tensor:
+        """Texts -> their context (b, tokens, d)."""
+        return self.components.text.encode(list(prompts))
+
+    @torch.no_grad()
+    def encode_image(self, frames: Tensor) -> Tensor:
+        """First frames (b, 3, h, w) in [-1, 1], of any size -> context tokens (b, 16, d).
+
+        Raises ConfigError for a model without image input.
+        """
+        if not self.takes_image:
+            raise ConfigError("this is a text-to-video model: it takes no image")
+        encoder, resampler = self.components.image_encoder, self.components.image_resampler
+        if encoder is None or resampler is None:
+            raise ConfigError("the image encoder of this image-to-video model is not loaded")
+        return resampler(encoder(frames.to(self.device)))
+
+    def conditions(
+        self,
+        prompts: Sequence[str],
+        image: ImageLike | Sequence[ImageLike] | None = None,
+        *,
+        size: tuple[int, int] | None = None,
+        fps: int | None = None,
+        negative_prompt: str | None = None,
+    ) -> tuple[Condition, Condition]:
+        """The (conditional, unconditional) branches of classifier-free guidance.
+
+        Image-to-video: the context is the text's tokens followed by the image's; the unconditional branch has, as in
+        the ancestor, the negative prompt and a mid-grey image (zero in [-1, 1]).
+        Raises ConfigError where image or fps and model don't go together.
+        """
+        negative_prompt = self.config.defaults.negative_prompt if negative_prompt is None else negative_prompt
+        context, unconditional = self.encode_prompt(prompts), self.encode_prompt([negative_prompt])
+        if self.takes_image:
+            if image is None:
+                raise ConfigError("this is an image-to-video model: give it an image")
+            frames = self.first_frames(image, len(prompts), size or self.config.defaults.size)
+            context = torch.cat([context, self.encode_image(frames).to(context.dtype)], dim=1)
+            grey = self.encode_image(torch.zeros_like(frames[:1]))
+            unconditional = torch.cat([unconditional, grey.to(context.dtype)], dim=1)
+        elif image is not None:
+            raise ConfigError("this is a text-to-video model: it takes no image")
+        fps = self.conditioned_fps(fps)
+        return Condition(context, fps), Condition(unconditional, fps)
+
+    def conditioned_fps(self, fps: int | None = None) -> int | None:
+        """The frame rate to condition on, by default the model's own. Raises ConfigError if the model takes none."""
+        if fps is not None and self.config.defaults.fps is None:
+            raise ConfigError("this model is not conditioned on a frame rate: leave fps out")
+        return self.config.defaults.fps if fps is None else fps
+
+    def first_frames(self, image: ImageLike | Sequence[ImageLike], count: int, size: tuple[int, int]) -> Tensor:
+        """One image for all or one each, in any accepted form -> (count, 3, *size) in [-1, 1].
+
+        Stretched to the video's size, not cropped, as in the ancestor.
+        """
+        several = isinstance(image, list | tuple) or (isinstance(image, Tensor | np.ndarray) and image.ndim == 4)
+        images = [_first_frame(item, size) for item in (image if several else [image] * count)]
+        if len(images) != count:
+            raise ConfigError(f"{count} prompts need one image or {count}, got {len(images)}")
+        return torch.stack(images)
+
+    def initial_noise(
+        self, generators: Sequence[Generator], num_frames: int | None = None, size: tuple[int, int] | None = None
+    ) -> Tensor:
+        """Standard normal latents (b, c, t, h, w), one sample for each generator, which it advances.
+
+        Raises ConfigError for a size or a number of frames that the model cannot take.
+        """
+        defaults, codec = self.config.defaults, self.components.codec
+        height, width = size or defaults.size
+        if height % codec.factor or width % codec.factor:
+            raise ConfigError(
+                f"size {height}x{width} (height x width) must consist of multiples of {codec.factor} pixels"
+            )
+        frames = defaults.num_frames if num_frames is None else num_frames
+        shape = (len(generators), codec.autoencoder.embed_dim, frames, height // codec.factor, width // codec.factor)
+        self.components.unet.check_input(shape)
+        return draw_noise(shape, generators, self.device)
+
+    def sample_latents(
+        self,
+        branches: Sequence[Condition],
+        weights: Sequence[float],
+        x_T: Tensor,
+        *,
+        steps: int | None = None,
+        sampler: str = "ddim",
+        eta: float | None = None,
+        rescale: float = 0.0,
+        generators: Sequence[Generator] | None = None,
+        callback: Callback | None = None,
+    ) -> Tensor:
+        """Noise x_T (b, c, t, h, w) -> latents, float32, under the weighted sum of the branches (weights sum to 1).
+
+        `generators`, those of the initial noise, feed the stochastic samplers. Raises ConfigError for an unknown
+        sampler, an eta for a sampler that has none, or branches and weights that don't fit.
+        """
+        defaults, parts = self.config.defaults, self.components
+        if sampler not in SAMPLERS:
+            raise ConfigError(f"unknown sampler '{sampler}': choose from {', '.join(SAMPLERS)}")
+        options: dict[str, Any] = {"generators": generators, "callback": callback}
+        if sampler == "ddim":
+            options["eta"] = defaults.eta if eta is None else eta
+        elif eta is not None:
+            raise ConfigError(f"eta is a setting of the sampler 'ddim', not of '{sampler}'")
+        if sampler != "ddpm":  # which has its own spacing
+            options["spacing"] = self.config.diffusion.spacing
+        model = Denoiser(parts.unet, parts.schedule, parts.prediction).guided(branches, weights, rescale)
+        return SAMPLERS[sampler](model, x_T, parts.schedule, defaults.steps if steps is None else steps, **options)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents (b, c, t, h, w) -> pixels uint8 (b, t, h, w, 3) on the CPU."""
+        return torch.stack([to_pixels(self.components.codec.decode(sample[None])[0]).cpu() for sample in latents])
+
+
+def progress_bar() -> Callback:
+    """A callback for samplers that shows steps, speed and remaining time on stderr."""
+    bar = tqdm(desc="sampling", unit="step", leave=False)
+
+    def update(step: int, total: int, x: Tensor) -> None:
+        bar.total = total
+        bar.update(step - bar.n)
+        if step == total:
+            bar.close()
+
+    return update
+
+
+def _one_each(seed: int | Sequence[int], count: int, what: str) -> list[int]:
+    if isinstance(seed, int):
+        return list(range(seed, seed + count))
+    if len(seed) != count:
+        raise ConfigError(f"{count} prompts need {count} {what}, got {len(seed)}")
+    return list(seed)
+
+
+def _first_frame(image: ImageLike, size: tuple[int, int]) -> Tensor:
+    """Any accepted form of an image -> (3, *size) in [-1, 1]."""
+    if isinstance(image, str | os.PathLike):
+        try:
+            with Image.open(image) as file:
+                image = ImageOps.exif_transpose(file).convert("RGB")
+        except (OSError, Image.DecompressionBombError) as error:
+            raise VideoError(f"image {image} cannot be read: {error}") from error
+    pixels = torch.as_tensor(np.array(image.convert("RGB")) if isinstance(image, Image.Image) else image)
+    if pixels.dtype != torch.uint8 or pixels.ndim != 3 or pixels.shape[-1] != 3:
+        raise ConfigError(f"an image must be uint8 (h, w, 3), got {pixels.dtype} {tuple(pixels.shape)}")
+    frame = to_frames(pixels[None]).movedim(1, 0)  # (1, 3, h, w)
+    return F.interpolate(frame, tuple(size), mode="bilinear", align_corners=False)[0]
