@@ -35,7 +35,8 @@ _REPAIR = "run scripts/cache_latents.py again, which fills in what is missing"
 
 @dataclass(frozen=True)
 class CachedClip:
-    """Posterior of the scaled latents, mean and std float32 (c, t, h, w); the clip's rate (1/s); frame 0, uint8 (h, w, 3)."""
+    """Posterior of the scaled latents, mean and std float32 (c, t, h, w); the clip's rate (1/s); its first frame as
+    uint8 (h, w, 3), which image-to-video models need."""
 
     mean: Tensor
     std: Tensor
@@ -44,7 +45,7 @@ class CachedClip:
 
 
 def fingerprint(module: nn.Module, *settings: Any) -> str:
-    """A short hash of a module's weights (as float32, so of any storage precision that holds them) and of `settings`."""
+    """A short hash of a module's weights (as float32, whatever precision they are stored in) and of `settings`."""
     digest = hashlib.sha256(repr(settings).encode())
     for name, value in sorted(module.state_dict().items()):
         digest.update(f"{name} {tuple(value.shape)}".encode())
@@ -68,7 +69,10 @@ class ClipCache:
 
     @classmethod
     def create(cls, folder: str | os.PathLike, settings: Mapping[str, Any]) -> "ClipCache":
-        """Start a cache made with `settings` (a JSON mapping), or continue one; ConfigError if it has other settings."""
+        """Start a cache made with `settings` (a JSON mapping), or continue one.
+
+        Raises ConfigError if the folder holds a cache with other settings.
+        """
         if not (Path(folder) / "cache.json").exists():
             write_json(Path(folder) / "cache.json", {"format": _FORMAT, "settings": dict(settings)})
         cache = cls(folder)

@@ -1,0 +1,75 @@
+"""A plain folder of videos with captions: a .txt file beside each video, or one CSV or JSONL file for all."""
+
+import csv
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from lvdm.data.clips import ClipRecord
+from lvdm.errors import DataError
+from lvdm.video import VIDEO_ENDINGS
+
+
+def read_folder(root: str | os.PathLike, captions: str | os.PathLike | None = None) -> list[ClipRecord]:
+    """The captioned videos below `root`.
+
+    Without `captions`: every video file, sorted, each with its caption in a .txt file of the same name.
+    With it: the rows of a .csv (with a header) or .jsonl file, in its order: `file` (relative to `root`), `caption` and
+    optionally `label`. Raises DataError for a missing folder, file, caption or column.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise DataError(f"{root}: is not a folder; give a folder of videos")
+    records = list(_listed(root, Path(captions)) if captions is not None else _beside(root))
+    if not records:
+        raise DataError(f"{captions or root}: lists no videos; known endings are {', '.join(VIDEO_ENDINGS)}")
+    return records
+
+
+def _beside(root: Path) -> Iterator[ClipRecord]:
+    for file in sorted(path for path in root.rglob("*") if path.suffix.lower() in VIDEO_ENDINGS and path.is_file()):
+        try:
+            caption = file.with_suffix(".txt").read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError):
+            caption = ""
+        if not caption:
+            raise DataError(f"{file}: has no caption; write it to {file.with_suffix('.txt').name} beside it")
+        yield ClipRecord(file, caption, key=file.relative_to(root).as_posix())
+
+
+def _listed(root: Path, listing: Path) -> Iterator[ClipRecord]:
+    readers = {".csv": _csv_rows, ".jsonl": _jsonl_rows}
+    if listing.suffix.lower() not in readers:
+        raise DataError(f"{listing}: is neither .csv nor .jsonl; give captions in one of these")
+    try:
+        for line, row in readers[listing.suffix.lower()](listing):
+            values = {name: row.get(name) for name in ("file", "caption", "label")}
+            empty = [name for name in ("file", "caption") if not str(values[name] or "").strip()]
+            if empty:
+                raise DataError(f"{listing}: line {line} has no '{empty[0]}'; each needs file and caption")
+            path = root / values["file"]
+            if not path.is_file():
+                raise DataError(f"{listing}: line {line} names {values['file']}, which is not in {root}")
+            yield ClipRecord(
+                path, str(values["caption"]).strip(), values["label"] or None, Path(values["file"]).as_posix()
+            )
+    except (OSError, UnicodeDecodeError, csv.Error, json.JSONDecodeError) as error:
+        raise DataError(f"{listing}: cannot be read ({error})") from error
+
+
+def _csv_rows(listing: Path) -> Iterator[tuple[int, dict]]:
+    with open(listing, newline="", encoding="utf-8-sig") as file:
+        rows = csv.DictReader(file)
+        for row in rows:
+            yield rows.line_num, row
+
+
+def _jsonl_rows(listing: Path) -> Iterator[tuple[int, dict]]:
+    with open(listing, encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                row = json.loads(line)
+                if not isinstance(row, dict):
+                    raise DataError(f'{listing}: line {number} is not an object like {{"file": ..., "caption": ...}}')
+                yield number, row

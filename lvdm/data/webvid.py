@@ -1,0 +1,47 @@
+"""WebVid as published: CSV files with the columns videoid, page_dir and name (the caption), and a tree of videos."""
+
+import csv
+import logging
+import os
+from pathlib import Path
+
+from lvdm.data.clips import ClipRecord
+from lvdm.errors import DataError
+
+log = logging.getLogger(__name__)
+
+
+def read_webvid(csv_path: str | os.PathLike, root: str | os.PathLike) -> list[ClipRecord]:
+    """The rows of a WebVid CSV whose video is at root/page_dir/videoid.mp4, in the order of the CSV.
+
+    Hardly anybody has all videos of a CSV: rows without a file are left out, and how many is logged.
+    Raises DataError if a column is missing, a caption is empty, or no row has a file.
+    """
+    root, records, missing = Path(root), [], 0
+    present: dict[str, set[str]] = {}  # one listing of each folder instead of one look at each file
+    try:
+        with open(csv_path, newline="", encoding="utf-8") as file:
+            rows = csv.DictReader(file)
+            absent = {"videoid", "page_dir", "name"} - set(rows.fieldnames or ())
+            if absent:
+                raise DataError(f"{csv_path}: has no column '{min(absent)}'; give WebVid's results CSV")
+            for row in rows:
+                page, name = row["page_dir"] or "", f"{row['videoid']}.mp4"
+                if page not in present:
+                    present[page] = set(os.listdir(root / page)) if (root / page).is_dir() else set()
+                if name not in present[page]:
+                    missing += 1
+                    continue
+                caption = (row["name"] or "").strip()
+                if not caption:
+                    raise DataError(f"{csv_path}: line {rows.line_num} has no caption; complete or remove it")
+                records.append(ClipRecord(root / page / name, caption, key=f"{page}/{name}"))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{csv_path}: cannot be read as a CSV file ({error})") from error
+    if not records:
+        raise DataError(
+            f"{root}: holds none of the {missing} videos of {csv_path}; give the folder of the page folders"
+        )
+    if missing:
+        log.warning("%s: %d videos found below %s, %d rows have no file", csv_path, len(records), root, missing)
+    return records
