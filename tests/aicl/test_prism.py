@@ -117,7 +117,7 @@ def test_runs_in_bfloat16():
 
 def test_says_what_does_not_fit():
     latents, context = inputs()
-    with pytest.raises(ConfigError, match="prism.context_dim"):
+    with pytest.raises(ConfigError, match=r"prism\.context_dim"):
         build()(latents, context[..., :7])
     with pytest.raises(ConfigError, match="reference latents"):
         build()(latents[:, :, :3], context)

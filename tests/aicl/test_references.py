@@ -1,8 +1,12 @@
 """Verbs from captions, eq. 8, index files and the picker of training triples."""
 
+import numpy as np
 import pytest
 
-from aicl.verbs import inflections, verbs
+from aicl.references import Choice, VerbIndex, VerbPicker, build_library, load_library, save_library
+from aicl.verbs import contains, inflections, lemma, phrase, verbs
+from lvdm.data.clips import ClipRecord
+from lvdm.errors import DataError
 
 CAPTIONS = {
     "Young woman running on the beach at sunset": "run",
@@ -63,3 +67,89 @@ CAPTIONS = {
 @pytest.mark.parametrize("caption", CAPTIONS)
 def test_verbs_of_real_captions(caption):
     assert [verb.replace(" ", "-") for verb in verbs(caption)] == CAPTIONS[caption].split()
+
+
+def test_every_inflection_is_known():
+    assert inflections("run") == {"run", "runs", "ran", "running"}
+    for verb in ("run", "swim", "ride", "dance", "breakdance"):
+        assert {lemma(form) for form in inflections(verb)} - {verb, None} == set()
+
+
+def test_phrases_of_uniform_captions():
+    assert phrase("A person is playing the guitar.") == "play guitar"
+    assert phrase("A person is doing tai chi") == "do tai chi"
+    assert phrase("A person is outdoors") is None
+    assert phrase("A dog is playing guitar") is None
+    assert contains("A panda does tai chi", ["do tai chi", "play guitar"]) == ("do tai chi",)
+    assert contains("A panda plays a guitarist", ["play guitar"]) == ()
+
+
+LIBRARY = [
+    "A person is playing guitar",
+    "A person is playing guitar",
+    "A person is playing violin",
+    "Young woman running on the beach",
+    "A dog runs and jumps over a fence",
+    "Mountain lake in the fog",
+]
+
+
+def test_select_shares_an_action_and_never_takes_the_target():
+    index = VerbIndex(LIBRARY)
+    assert index.without_action == [5]
+    drawn = {tuple(index.select("A horse ran across the field", 1, seed)) for seed in range(20)}
+    assert drawn == {(Choice(3, "run"),), (Choice(4, "run"),)}
+    assert [c.index for c in index.select(LIBRARY[3], 1, 0, exclude=[3])] == [4]
+    assert index.select("dogs run", 2, 7) == index.select("dogs run", 2, 7)
+
+
+def test_select_prefers_the_whole_phrase_and_says_so():
+    index = VerbIndex(LIBRARY)
+    chosen = index.select("A robot plays the guitar", 3, seed=0)
+    assert {c.index for c in chosen[:2]} == {0, 1}
+    assert [c.action for c in chosen] == ["play guitar", "play guitar", "play"]
+
+
+def test_select_says_why_it_cannot():
+    index = VerbIndex(LIBRARY)
+    with pytest.raises(DataError, match="names no action"):
+        index.select("Mountain lake", 1, 0)
+    with pytest.raises(DataError, match=r"2 of the 6 videos share an action \(run\)"):
+        index.select("a man is running", 3, 0)
+    with pytest.raises(DataError, match="0 of the 6"):
+        index.select("a man is swimming", 1, 0)
+
+
+def test_picker_draws_triples_from_its_generator():
+    picker = VerbPicker(VerbIndex(LIBRARY), num_references=1)
+    assert picker.unused == 1  # the lake
+    triples = [picker(np.random.default_rng(seed), LIBRARY) for seed in range(60)]
+    assert triples == [picker(np.random.default_rng(seed), LIBRARY) for seed in range(60)]
+    assert {tuple(triple) for triple in triples} == {(0, 1), (1, 0), (2, 0), (2, 1), (3, 4), (4, 3)}
+    with pytest.raises(DataError, match="index it anew"):
+        picker(np.random.default_rng(0), LIBRARY[:2])
+    with pytest.raises(DataError, match="no pairs"):
+        VerbPicker(VerbIndex(["Mountain lake", "A dog runs"]))
+
+
+def test_index_file_keeps_everything(tmp_path):
+    records = [ClipRecord(tmp_path / "videos" / f"{i}.mp4", caption) for i, caption in enumerate(LIBRARY)]
+    save_library(tmp_path / "index.json", build_library(records))
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    (tmp_path / "index.json").rename(moved / "index.json")
+    library = load_library(moved / "index.json")
+    assert library.paths[0] == moved / "videos" / "0.mp4"  # paths are relative to the index
+    assert (library.index.verbs, library.index.phrases) == (VerbIndex(LIBRARY).verbs, VerbIndex(LIBRARY).phrases)
+    assert library.select("a cat is jumping", 1, 0) == [(moved / "videos" / "4.mp4", LIBRARY[4], "jump")]
+
+
+def test_index_file_that_is_none(tmp_path):
+    with pytest.raises(DataError, match=r"index_references\.py"):
+        load_library(tmp_path / "missing.json")
+    (tmp_path / "other.json").write_text('{"format": 9, "videos": []}')
+    with pytest.raises(DataError, match="format 9"):
+        load_library(tmp_path / "other.json")
+    (tmp_path / "broken.json").write_text("[1, 2]")
+    with pytest.raises(DataError, match="not an index"):
+        load_library(tmp_path / "broken.json")
