@@ -46,7 +46,13 @@ _LOOKS = {
     "light": (0.92, 1.06),
     "gradient": (0.0, 0.18),
 }
-_CAMERA = {"yaw": (-35.0, 35.0), "pitch": (0.0, 12.0), "zoom": (0.93, 1.05), "pan_x": (-0.045, 0.045), "pan_y": (-0.03, 0.03)}
+_CAMERA = {
+    "yaw": (-35.0, 35.0),
+    "pitch": (0.0, 12.0),
+    "zoom": (0.93, 1.05),
+    "pan_x": (-0.045, 0.045),
+    "pan_y": (-0.03, 0.03),
+}
 _RANGES = {**_MOTION, **_BODY, **_LOOKS, **{f"camera_{name}": bounds for name, bounds in _CAMERA.items()}}
 
 FIELDS = tuple(_RANGES)

@@ -16,9 +16,7 @@ ROOT = ("x", "y", "z", "yaw", "pitch", "roll")
 SPINE = ("spine_bend", "spine_lean", "spine_twist", "head_nod", "head_turn")
 ARM = ("arm_swing", "arm_lift", "arm_twist", "elbow")  # forward and up, sideways and up, about the upper arm, bend
 LEG = ("thigh", "straddle", "leg_twist", "knee")  # forward and up, sideways, about the thigh, bend
-CHANNELS = (
-    ROOT + SPINE + tuple(f"{side}_{name}" for part in (ARM, LEG) for side in ("left", "right") for name in part)
-)
+CHANNELS = ROOT + SPINE + tuple(f"{side}_{name}" for part in (ARM, LEG) for side in ("left", "right") for name in part)
 CHANNEL = {name: index for index, name in enumerate(CHANNELS)}
 NEUTRAL = {
     f"{side}_{name}": angle
@@ -27,7 +25,9 @@ NEUTRAL = {
 }
 PROPORTIONS = ("torso", "shoulders", "upper_arm", "forearm", "hips", "thigh", "shin", "head")
 
-_SIDES = tuple(f"{side}_{name}" for name in ("shoulder", "elbow", "hand", "hip", "knee", "ankle", "toe") for side in "LR")
+_SIDES = tuple(
+    f"{side}_{name}" for name in ("shoulder", "elbow", "hand", "hip", "knee", "ankle", "toe") for side in "LR"
+)
 JOINTS = ("pelvis", "chest", "head", "nose", *_SIDES)
 JOINT = {name: index for index, name in enumerate(JOINTS)}
 
@@ -113,7 +113,9 @@ def pose(
 
     figure = torch.stack([joints[name] for name in JOINTS], 2)  # (b, t, joints, 3)
     ground = figure[..., 1].amin(2)
-    offset = values[:, :3].transpose(1, 2) - torch.stack([torch.zeros_like(ground), ground, torch.zeros_like(ground)], -1)
+    offset = values[:, :3].transpose(1, 2) - torch.stack(
+        [torch.zeros_like(ground), ground, torch.zeros_like(ground)], -1
+    )
     figure = figure + offset[:, :, None]
     if mirror is not None:
         figure = figure * torch.stack([mirror, torch.ones_like(mirror), torch.ones_like(mirror)], -1)[:, None, None]

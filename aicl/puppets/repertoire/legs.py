@@ -50,6 +50,6 @@ ACTIONS = (
     action("skip", "skip with a rope", 2.0, y=0.15 * positive(sin()), both_arm_lift=26, both_arm_twist=45 + 28 * cos(),
            both_arm_swing=6 + 14 * sin(), both_elbow=68, both_knee=18 - 16 * sin(), both_thigh=9 - 8 * sin()),
     action("sumo", "stomp", 1.1, roll=16 * (SECOND - FIRST), spine_bend=14, both_arm_swing=38, both_arm_lift=24,
-           both_elbow=52, left_straddle=38 + 42 * FIRST, right_straddle=38 + 42 * SECOND,
-           both_thigh=26, both_knee=58 * (1 - FIRST - SECOND) + 12),
+           both_elbow=52, left_straddle=38 + 44 * FIRST - 28 * SECOND, right_straddle=38 + 44 * SECOND - 28 * FIRST,
+           both_thigh=10 + 24 * (1 - FIRST - SECOND), both_knee=12 + 62 * (1 - FIRST - SECOND)),
 )  # fmt: skip

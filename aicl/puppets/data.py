@@ -1,0 +1,240 @@
+"""Endless training batches of the puppet world: drawn as numbers on the CPU, rendered on the device that trains.
+
+A loader worker makes rows of a few dozen numbers and captions, each a pure function of (seed, sample number);
+`PuppetDataModule.prepare` turns them into the frames that the dataset of files would have read. So there is no data
+set to store, no two epochs are alike, and a run resumes exactly.
+"""
+
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any, Literal
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from aicl.puppets.actions import ACTIONS, SEEN_INDICES, UNSEEN_INDICES
+from aicl.puppets.captions import Description, Wording, caption, describe, made_up, random_wording
+from aicl.puppets.names import GENERIC
+from aicl.puppets.performance import CAMERA_FIELDS, FIELDS, MOTION_FIELDS, draw_performances, looks, uniforms
+from aicl.puppets.programs import FIRST_RANDOM, program_bank
+from aicl.puppets.renderer import render
+from lvdm.data.plan import NumberSampler
+from lvdm.errors import ConfigError
+
+_STREAM = 1  # keeps these draws apart from those of random programs
+_DRAWS = len(FIELDS) + 2  # uniforms for one performance
+_CHOICES = 8  # uniforms for everything else about a sample
+FPS = 8.0  # of 16 frames; a clip lasts two seconds at any frame count
+
+
+@dataclass(frozen=True)
+class NameShares:
+    """How a caption names a seen action: truly, by a made-up name, or by none ("is moving"). Shares are normalised."""
+
+    true: float = 1.0
+    made_up: float = 0.0
+    generic: float = 0.0
+
+
+@dataclass(frozen=True)
+class ReferenceShares:
+    """What a reference's caption is: its own, the target's prompt, or its action without looks. Shares are normalised."""
+
+    own: float = 0.6
+    prompt: float = 0.25
+    bare: float = 0.15
+
+
+@dataclass(frozen=True)
+class PuppetConfig:
+    """Section `data` of a puppet config.
+
+    actions: which named actions appear. programs: how many random motions the bank holds; program_share: how often a
+    sample shows one. names: how seen actions are named; random motions are named by a made-up name or, in
+    `generic_share` of cases, not at all. free_captions, bare_captions: shares of captions in free wording, and without
+    looks. patterns: share of striped shirts, and of striped backgrounds.
+    references: how many clips accompany a target (0 for a base model). paired: share of references that are another
+    rendering of the target's own performance, with other person, looks and camera; the rest are independent
+    performances of the same motion. same_camera: share of the paired ones that keep the target's camera.
+    """
+
+    size: int = 64
+    frames: int = 16
+    actions: Literal["seen", "unseen", "all"] = "seen"
+    programs: int = 16384
+    program_share: float = 0.4
+    names: NameShares = field(default_factory=NameShares)
+    generic_share: float = 0.2
+    free_captions: float = 0.25
+    bare_captions: float = 0.05
+    patterns: float = 0.2
+    references: int = 0
+    paired: float = 0.0
+    same_camera: float = 0.0
+    reference_captions: ReferenceShares = field(default_factory=ReferenceShares)
+    workers: int = 2
+
+    def __post_init__(self) -> None:
+        for name in (
+            "program_share",
+            "generic_share",
+            "free_captions",
+            "bare_captions",
+            "patterns",
+            "paired",
+            "same_camera",
+        ):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ConfigError(f"data.{name} = {getattr(self, name)} is a share: choose a number in [0, 1]")
+        if self.program_share > 0 and self.programs < 1:
+            raise ConfigError("data.program_share asks for random motions: set data.programs to 1 or more")
+        if min(self.size, self.frames) < 1 or self.references < 0:
+            raise ConfigError("data.size and data.frames must be positive, data.references zero or more")
+
+    @property
+    def action_indices(self) -> tuple[int, ...]:
+        return {"seen": SEEN_INDICES, "unseen": UNSEEN_INDICES, "all": tuple(range(len(ACTIONS)))}[self.actions]
+
+
+def draw_batch(config: PuppetConfig, seed: int, numbers: NDArray[np.int64]) -> dict[str, Any]:
+    """The samples `numbers` as numbers and captions, without frames.
+
+    number, noise_seed int64 (b,), timestep_u float64 (b,), performances float32 (b, FIELDS), caption (list), fps (b,);
+    with references also reference_performances (b, k, FIELDS) and reference_captions (list of lists of k).
+    """
+    clips = 1 + config.references
+    width = _CHOICES + clips * (_DRAWS + _CHOICES)
+    draws = uniforms(seed, numbers, width, stream=_STREAM)
+    choices, per_clip = draws[:, :_CHOICES], draws[:, _CHOICES:].reshape(len(numbers), clips, _DRAWS + _CHOICES)
+    named, random_motion = np.asarray(config.action_indices), choices[:, 0] < config.program_share
+    motions = np.where(
+        random_motion,
+        FIRST_RANDOM + (choices[:, 1] * config.programs).astype(np.int64),
+        named[(choices[:, 1] * len(named)).astype(np.int64)],
+    )
+    rows = draw_performances(per_clip[..., :_DRAWS].reshape(-1, _DRAWS), motions.repeat(clips), config.patterns)
+    rows = rows.reshape(len(numbers), clips, len(FIELDS))
+    if config.references:
+        _pair(config, rows, per_clip[..., _DRAWS:])
+    captions = [_captions(config, clip_rows, choice) for clip_rows, choice in zip(rows, choices)]
+    performances = torch.from_numpy(rows)
+    batch = {
+        "number": torch.from_numpy(np.asarray(numbers, np.int64)),
+        "timestep_u": torch.from_numpy(choices[:, 3].copy()),
+        "noise_seed": torch.from_numpy((choices[:, 4] * 2**53).astype(np.int64)),
+        "performances": performances[:, 0].contiguous(),
+        "caption": [texts[0] for texts in captions],
+        "fps": torch.full((len(numbers),), FPS * config.frames / 16),
+    }
+    if config.references:
+        batch["reference_performances"] = performances[:, 1:].contiguous()
+        batch["reference_captions"] = [texts[1:] for texts in captions]
+    return batch
+
+
+def _pair(config: PuppetConfig, rows: NDArray, draws: NDArray) -> None:
+    """Make some references, in place, renderings of the target's own performance. `draws` (b, 1 + k, choices)."""
+    paired = draws[:, 1:, 0] < config.paired
+    shared = [(MOTION_FIELDS, paired), (CAMERA_FIELDS, paired & (draws[:, 1:, 1] < config.same_camera))]
+    for fields, which in shared:
+        for column in fields:
+            rows[:, 1:, column] = np.where(which, rows[:, :1, column], rows[:, 1:, column])
+
+
+def _captions(config: PuppetConfig, rows: NDArray, choices: NDArray) -> list[str]:
+    """The captions of a target (first) and its references, all with one name for what they do."""
+    random = Random(int(choices[5] * 2**53))
+    phrase = _phrase(config, int(rows[0, FIELDS.index("program")]), random)
+    wording = random_wording(random) if random.random() < config.free_captions else Wording()
+    prompt = caption(describe(rows[0], phrase, looks=random.random() >= config.bare_captions), wording)
+    shares = config.reference_captions
+    texts = [prompt]
+    for row in rows[1:]:
+        kind = _choose(random, (shares.own, shares.prompt, shares.bare))
+        own = caption(describe(row, phrase))
+        texts.append((own, prompt, caption(Description(phrase)))[kind])
+    return texts
+
+
+def _phrase(config: PuppetConfig, motion: int, random: Random) -> str:
+    names = config.names
+    shares = (names.true, names.made_up, names.generic)
+    if motion >= FIRST_RANDOM:
+        shares = (0.0, 1.0 - config.generic_share, config.generic_share)
+    kind = _choose(random, shares)
+    if kind == 0:
+        return ACTIONS[motion].phrase
+    return made_up(random) if kind == 1 else GENERIC[int(random.random() * len(GENERIC))]
+
+
+def _choose(random: Random, shares: tuple[float, ...]) -> int:
+    point = random.random() * sum(shares)
+    for index, share in enumerate(shares):
+        if point < share:
+            return index
+        point -= share
+    return max(index for index, share in enumerate(shares) if share > 0)
+
+
+class PuppetDataset(Dataset):
+    """Samples by global sample number; a loader fetches a whole batch at once."""
+
+    def __init__(self, config: PuppetConfig, seed: int) -> None:
+        self.config, self.seed = config, seed
+
+    def __getitems__(self, numbers: list[int]) -> dict[str, Any]:
+        return draw_batch(self.config, self.seed, np.asarray(numbers, np.int64))
+
+
+def _as_it_is(batch: dict[str, Any]) -> dict[str, Any]:
+    return batch
+
+
+class PuppetDataModule(pl.LightningDataModule):
+    """Endless batches from `start`, the number of samples consumed before: the only state, as in ClipDataModule."""
+
+    def __init__(self, config: PuppetConfig, batch_size: int, seed: int = 0, start: int = 0) -> None:
+        super().__init__()
+        self.config, self.batch_size, self.seed, self.start = config, batch_size, seed, start
+        self._banks: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+    def train_dataloader(self) -> DataLoader:
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        return DataLoader(
+            PuppetDataset(self.config, self.seed),
+            batch_sampler=NumberSampler(self.batch_size, rank, world_size, self.start),
+            num_workers=self.config.workers,
+            collate_fn=_as_it_is,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    @torch.no_grad()
+    def prepare(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Render a batch on the device it lies on: adds frames (b, 3, t, h, w), references (b, k, 3, t, h, w), and for
+        measuring instruments action (b,) (-1 for a random motion) and looks (b, 3). A batch with frames is kept."""
+        if "frames" in batch:
+            return batch
+        rows = batch["performances"]
+        bank = self.bank(rows.device)
+        motion = rows[:, FIELDS.index("program")].long()
+        batch = batch | {
+            "frames": render(rows, bank, self.config.size, self.config.frames),
+            "action": torch.where(motion < FIRST_RANDOM, motion, -1),
+            "looks": looks(rows),
+        }
+        if "reference_performances" in batch:
+            references = batch["reference_performances"]
+            frames = render(references.flatten(0, 1), bank, self.config.size, self.config.frames)
+            batch["references"] = frames.unflatten(0, references.shape[:2])
+        return batch
+
+    def bank(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The motions that performances refer to, kept on the device."""
+        if device not in self._banks:
+            count = self.config.programs if self.config.program_share > 0 else 0
+            self._banks[device] = tuple(tensor.to(device) for tensor in program_bank(count, self.seed))
+        return self._banks[device]
