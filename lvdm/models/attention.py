@@ -1,0 +1,256 @@
+"""One `attend()` behind all attention, its backends, and LVDM's learned relative positions."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lvdm.errors import ConfigError
+
+Backend = Literal["sdpa", "xformers", "reference"]
+
+# Fused kernels put rows x heads on a CUDA grid axis of 16 bits. Temporal attention has b*h*w rows, which passes it.
+MAX_ROWS_TIMES_HEADS = 65_535
+
+_backend: Backend = "sdpa"
+
+
+def set_backend(name: Backend) -> None:
+    """Choose what computes attention everywhere: PyTorch's fused kernels, xformers', or plain float32 arithmetic.
+
+    Raises ConfigError for an unknown name, and for xformers where it is missing or has no operator for this device.
+    """
+    global _backend
+    if name not in get_args(Backend):
+        raise ConfigError(f"unknown attention backend '{name}': choose from {', '.join(get_args(Backend))}")
+    if name == "xformers":
+        _check_xformers()
+    _backend = name
+
+
+@contextmanager
+def backend(name: Backend) -> Iterator[None]:
+    """Use a backend inside a `with` block."""
+    previous = _backend
+    set_backend(name)
+    try:
+        yield
+    finally:
+        set_backend(previous)
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    bias: Tensor | None = None,
+    causal: bool = False,
+    relative: tuple[Tensor | None, Tensor | None] | None = None,
+) -> Tensor:
+    """Scaled dot-product attention. q (rows, heads, n, d), k and v (rows, heads, m, d) -> (rows, heads, n, d).
+
+    bias: added to the scores, broadcastable to (rows, heads, n, m).
+    causal: query i sees keys 0 to i.
+    relative: learned relative keys and values (n, m, d), shared by all rows and heads; either may be None.
+      scores_ij = (q_i . (k_j + rel_k_ij)) / sqrt(d) + bias_ij;  out_i = sum_j softmax(scores)_ij (v_j + rel_v_ij)
+    Any number of rows works: they go to the kernels in chunks.
+    """
+    if _backend == "reference":
+        kernel: Callable[..., Tensor] = _reference
+    elif relative is not None:
+        kernel = _relative
+    else:
+        kernel = _xformers if _backend == "xformers" else _sdpa
+    rows, heads = q.shape[:2]
+    step = max(1, MAX_ROWS_TIMES_HEADS // heads)
+    if rows <= step:
+        return kernel(q, k, v, bias, causal, relative)
+    biases = bias.split(step) if bias is not None and bias.ndim == 4 and len(bias) == rows else None
+    chunks = [
+        kernel(*chunk, bias if biases is None else biases[i], causal, relative)
+        for i, chunk in enumerate(zip(q.split(step), k.split(step), v.split(step)))
+    ]
+    return torch.cat(chunks)
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: bool, _: None) -> Tensor:
+    if bias is not None:
+        bias, causal = _with_causal(bias, causal, q, k), False
+        bias = bias.to(q.dtype)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=causal)
+
+
+def _xformers(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: bool, _: None) -> Tensor:
+    from xformers.ops import LowerTriangularMask, memory_efficient_attention
+
+    if bias is not None:
+        shape = (*q.shape[:3], k.shape[2])
+        mask = _with_causal(bias, causal, q, k).to(q.dtype).expand(shape).contiguous()
+    else:
+        mask = LowerTriangularMask() if causal else None
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (rows, n, heads, d)
+    return memory_efficient_attention(q, k, v, attn_bias=mask).transpose(1, 2)
+
+
+def _relative(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    causal: bool,
+    relative: tuple[Tensor | None, Tensor | None],
+) -> Tensor:
+    """Explicit scores, which relative values need; made for few keys, as along frames."""
+    rel_k, rel_v = relative
+    q = q * q.shape[-1] ** -0.5
+    scores = q @ k.transpose(-1, -2)  # (rows, heads, n, m)
+    if rel_k is not None:
+        scores = scores + _per_query(q, rel_k.transpose(-1, -2))
+    if bias is not None or causal:
+        scores = scores + _with_causal(bias, causal, q, k)
+    weights = scores.softmax(dim=-1).to(v.dtype)
+    out = weights @ v
+    return out if rel_v is None else out + _per_query(weights, rel_v)
+
+
+def _per_query(x: Tensor, matrices: Tensor) -> Tensor:
+    """Multiply what belongs to query i by matrix i. (rows, heads, n, a), (n, a, b) -> (rows, heads, n, b)."""
+    product = torch.bmm(x.flatten(0, 1).transpose(0, 1), matrices.to(x.dtype))  # (n, rows*heads, b)
+    return product.transpose(0, 1).unflatten(0, x.shape[:2])
+
+
+def _reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    causal: bool,
+    relative: tuple[Tensor | None, Tensor | None] | None,
+) -> Tensor:
+    """The definition in float32 (float64 stays), term by term."""
+    rel_k, rel_v = relative or (None, None)
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    queries, keys, values = q.to(dtype), k.to(dtype), v.to(dtype)
+    scores = torch.einsum("rhid,rhjd->rhij", queries, keys)
+    if rel_k is not None:
+        scores = scores + torch.einsum("rhid,ijd->rhij", queries, rel_k.to(dtype))
+    scores = scores / q.shape[-1] ** 0.5
+    if bias is not None or causal:
+        scores = scores + _with_causal(bias, causal, queries, k)
+    weights = scores.softmax(dim=-1)
+    out = torch.einsum("rhij,rhjd->rhid", weights, values)
+    if rel_v is not None:
+        out = out + torch.einsum("rhij,ijd->rhid", weights, rel_v.to(dtype))
+    return out.to(q.dtype)
+
+
+def _with_causal(bias: Tensor | None, causal: bool, q: Tensor, k: Tensor) -> Tensor:
+    """The bias, or zero, with minus infinity at the keys that a causal query must not see."""
+    if not causal:
+        return bias
+    future = q.new_full((q.shape[2], k.shape[2]), float("-inf")).triu(1)
+    return future if bias is None else bias + future
+
+
+def _check_xformers() -> None:
+    """Run xformers once, on the GPU if there is one: some builds import, but have no operator."""
+    remedy = "use attention backend 'sdpa'"
+    try:
+        from xformers.ops import memory_efficient_attention
+    except ImportError as error:
+        raise ConfigError(
+            f"attention backend 'xformers' cannot be imported ({error}): install it, or {remedy}"
+        ) from error
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    sample = torch.zeros(1, 8, 1, 64, device=device, dtype=torch.bfloat16)
+    try:
+        memory_efficient_attention(sample, sample, sample)
+    except (NotImplementedError, RuntimeError) as error:
+        raise ConfigError(
+            f"attention backend 'xformers' has no operator that runs on this {device}: {remedy}"
+        ) from error
+
+
+class RelativePosition(nn.Module):
+    """A learned vector for each distance key - query, clamped to +-`max_relative` (LVDM).
+
+    `rel(n, m)` counts queries and keys from 0; 1-D integer tensors give explicit positions. -> (n, m, head_dim)
+    """
+
+    def __init__(self, head_dim: int, max_relative: int) -> None:
+        super().__init__()
+        self.max_relative = max_relative
+        self.embeddings_table = nn.Parameter(torch.empty(2 * max_relative + 1, head_dim))
+        nn.init.xavier_uniform_(self.embeddings_table)
+
+    def forward(self, queries: int | Tensor, keys: int | Tensor) -> Tensor:
+        device = self.embeddings_table.device
+        queries, keys = (
+            x.to(device) if isinstance(x, Tensor) else torch.arange(x, device=device) for x in (queries, keys)
+        )
+        distance = (keys[None, :] - queries[:, None]).clamp(-self.max_relative, self.max_relative)
+        return self.embeddings_table[distance + self.max_relative]
+
+
+class Attention(nn.Module):
+    """Multi-head attention with projections: self-attention, or cross-attention if `context_dim` is given.
+
+    max_relative: learned relative keys and values up to this distance.
+    image_tokens: context tokens from number 77 on are an image's and have keys and values of their own; the two
+      results are added (VideoCrafter image-to-video).
+    """
+
+    TEXT_TOKENS = 77
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        head_dim: int,
+        context_dim: int | None = None,
+        max_relative: int | None = None,
+        image_tokens: bool = False,
+    ) -> None:
+        super().__init__()
+        inner, context_dim = heads * head_dim, context_dim or dim
+        self.heads = heads
+        self.image_tokens = image_tokens
+        self.to_q = nn.Linear(dim, inner, bias=False)
+        self.to_k = nn.Linear(context_dim, inner, bias=False)
+        self.to_v = nn.Linear(context_dim, inner, bias=False)
+        self.to_out = nn.Linear(inner, dim)
+        if image_tokens:
+            self.to_k_ip = nn.Linear(context_dim, inner, bias=False)
+            self.to_v_ip = nn.Linear(context_dim, inner, bias=False)
+        self.relative_position_k = self.relative_position_v = None
+        if max_relative is not None:
+            self.relative_position_k = RelativePosition(head_dim, max_relative)
+            self.relative_position_v = RelativePosition(head_dim, max_relative)
+
+    def forward(self, x: Tensor, context: Tensor | None = None, causal: bool = False) -> Tensor:
+        """x (rows, n, dim), context (rows or a divisor of rows, m, context_dim), x itself if None -> (rows, n, dim)."""
+        context = x if context is None else context
+        text, image = context, None
+        if self.image_tokens:
+            text, image = context[:, : self.TEXT_TOKENS], context[:, self.TEXT_TOKENS :]
+        q = self._heads(self.to_q(x))
+        k, v = (self._heads(project(text), rows=len(x)) for project in (self.to_k, self.to_v))
+        relative = None
+        if self.relative_position_k is not None:
+            n, m = q.shape[2], k.shape[2]
+            relative = self.relative_position_k(n, m), self.relative_position_v(n, m)
+        out = attend(q, k, v, causal=causal, relative=relative)
+        if image is not None and image.shape[1] > 0:
+            k, v = (self._heads(project(image), rows=len(x)) for project in (self.to_k_ip, self.to_v_ip))
+            out = out + attend(q, k, v)
+        return self.to_out(out.transpose(1, 2).flatten(2))
+
+    def _heads(self, x: Tensor, rows: int | None = None) -> Tensor:
+        """(rows, n, heads*d) -> (rows, heads, n, d); each row of x serves `rows / len(x)` rows in turn."""
+        if rows is not None and rows != len(x):
+            x = x.repeat_interleave(rows // len(x), dim=0)
+        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)

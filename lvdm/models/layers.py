@@ -1,0 +1,126 @@
+"""Layers that both UNets share. Features are (b, t, h, w, c) throughout: frames, height, width, channels last.
+
+With channels last in memory, linear layers, convolutions over frames and attention all read the same tensor without
+copies; 1x1 convolutions of the published checkpoints are linear layers here.
+"""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+NORM_GROUPS = 32
+
+
+def timestep_embedding(timesteps: Tensor, width: int, max_period: float = 10_000.0) -> Tensor:
+    """Sinusoidal features (b, width), float32, cosines first, of timesteps or frame rates (b,), maybe fractions."""
+    half = width // 2
+    exponents = torch.arange(half, dtype=torch.float32, device=timesteps.device) / half
+    angles = timesteps.float()[:, None] * torch.exp(-math.log(max_period) * exponents)
+    features = torch.cat([angles.cos(), angles.sin()], dim=-1)
+    return F.pad(features, (0, width % 2))
+
+
+def zero_init(module: nn.Module) -> nn.Module:
+    """Zero a module's parameters and return it: for the last layer of a residual branch."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+def checkpointed(module: nn.Module, enabled: bool, *args: Any, **kwargs: Any) -> Tensor:
+    """Call the module; if enabled and gradients are recorded, recompute its activations in the backward pass."""
+    if enabled and torch.is_grad_enabled():
+        return checkpoint(module, *args, use_reentrant=False, **kwargs)
+    return module(*args, **kwargs)
+
+
+class GroupNorm(nn.GroupNorm):
+    """32 groups over channels-last input. The first `rows` dimensions have statistics of their own, the rest share.
+
+    For features (b, t, h, w, c): rows=1 normalises over frames, height and width together, rows=2 each frame.
+    """
+
+    def __init__(self, channels: int, rows: int, eps: float = 1e-5) -> None:
+        super().__init__(NORM_GROUPS, channels, eps=eps)
+        self.rows = rows
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.flatten(0, self.rows - 1).flatten(1, -2)  # (rows, n, c)
+        y = super().forward(rows.transpose(1, 2))  # (rows, c, n)
+        return y.transpose(1, 2).contiguous().view(x.shape)
+
+
+class FrameConv(nn.Conv2d):
+    """k x k convolution of each frame. (b, t, h, w, c) -> (b, t, h', w', c')."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        frames = x.flatten(0, 1).permute(0, 3, 1, 2)  # (b*t, c, h, w), channels last in memory
+        return super().forward(frames).permute(0, 2, 3, 1).unflatten(0, x.shape[:2])
+
+
+class TemporalConv(nn.Conv2d):
+    """Convolution along frames at each position, as a 2-D one over frames x positions. (b, t, h, w, c) -> same."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        columns = x.flatten(2, 3).permute(0, 3, 1, 2)  # (b, c, t, h*w)
+        return super().forward(columns).permute(0, 2, 3, 1).unflatten(2, x.shape[2:4])
+
+
+class VideoConv(nn.Conv3d):
+    """k x k x k convolution over frames, height and width. (b, t, h, w, c) -> (b, t, h', w', c')."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 4, 1, 2, 3)).permute(0, 2, 3, 4, 1)
+
+
+def conv(in_channels: int, out_channels: int, frames: int = 1, size: int = 3, stride: int = 1) -> nn.Module:
+    """The cheapest "same" convolution with kernel (frames, size, size), odd; `stride` is that of height and width."""
+    if frames == 1:
+        return FrameConv(in_channels, out_channels, size, stride, padding=size // 2)
+    if size == 1:
+        return TemporalConv(in_channels, out_channels, (frames, 1), padding=(frames // 2, 0))
+    padding = (frames // 2, size // 2, size // 2)
+    return VideoConv(in_channels, out_channels, (frames, size, size), (1, stride, stride), padding)
+
+
+class Downsample(nn.Module):
+    """Halve height and width: with a strided convolution (`learned`) or by averaging 2x2 blocks."""
+
+    def __init__(self, channels: int, learned: bool, frames: int = 1) -> None:
+        super().__init__()
+        self.conv = conv(channels, channels, frames, stride=2) if learned else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.conv is not None:
+            return self.conv(x)
+        return x.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).mean(dim=(3, 5))
+
+
+class Upsample(nn.Module):
+    """Double height and width by repetition, then a convolution if `learned`."""
+
+    def __init__(self, channels: int, learned: bool, frames: int = 1) -> None:
+        super().__init__()
+        self.conv = conv(channels, channels, frames) if learned else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, t, h, w, c = x.shape
+        x = x[:, :, :, None, :, None].expand(b, t, h, 2, w, 2, c).reshape(b, t, 2 * h, 2 * w, c)
+        return x if self.conv is None else self.conv(x)
+
+
+class FeedForward(nn.Module):
+    """GEGLU: half of a projection to 8x the width gates the other half; back to the width. (..., c) -> (..., c)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.proj_in = nn.Linear(width, 8 * width)
+        self.proj_out = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.proj_in(x).chunk(2, dim=-1)
+        return self.proj_out(value * F.gelu(gate))

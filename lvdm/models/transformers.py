@@ -1,0 +1,156 @@
+"""Attention layers of both UNets: a transformer projects features to tokens, runs its blocks, projects back and adds.
+
+Blocks take and return tokens (b, t, h*w, c). They keep nothing between calls.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from lvdm.models.attention import Attention, RelativePosition, attend
+from lvdm.models.layers import FeedForward, GroupNorm, checkpointed, zero_init
+
+
+class SpatioTemporalBlock(nn.Module):
+    """LVDM: attention over each frame, over time, to the context, over time again; feed-forward.
+
+    At first the two temporal attentions add nothing: their output projections start at zero.
+    """
+
+    def __init__(self, dim: int, heads: int, head_dim: int, context_dim: int, max_relative: int | None) -> None:
+        super().__init__()
+        self.spatial_norm = nn.LayerNorm(dim)
+        self.spatial_attn = Attention(dim, heads, head_dim)
+        self.temporal_norm1 = nn.LayerNorm(dim)
+        self.temporal_attn1 = Attention(dim, heads, head_dim, max_relative=max_relative)
+        self.cross_norm = nn.LayerNorm(dim)
+        self.cross_attn = Attention(dim, heads, head_dim, context_dim)
+        self.temporal_norm2 = nn.LayerNorm(dim)
+        self.temporal_attn2 = Attention(dim, heads, head_dim, max_relative=max_relative)
+        self.ff_norm = nn.LayerNorm(dim)
+        self.ff = FeedForward(dim)
+        zero_init(self.temporal_attn1.to_out)
+        zero_init(self.temporal_attn2.to_out)
+
+    def forward(self, tokens: Tensor, context: Tensor | None = None, *, size: tuple[int, int]) -> Tensor:
+        """tokens (b, t, h*w, c), context (b, m, context_dim), size (h, w) -> (b, t, h*w, c)."""
+        x = tokens
+        x = x + self.spatial_attn(self.spatial_norm(x).flatten(0, 1)).view_as(x)
+        x = x + _over_time(self.temporal_attn1, self.temporal_norm1(x))
+        # All frames share the context, so they are the queries of one row.
+        x = x + self.cross_attn(self.cross_norm(x).flatten(1, 2), context).view_as(x)
+        x = x + _over_time(self.temporal_attn2, self.temporal_norm2(x))
+        return x + self.ff(self.ff_norm(x))
+
+
+class SpatialBlock(nn.Module):
+    """VideoCrafter: attention over each frame, attention to the context, feed-forward."""
+
+    def __init__(self, dim: int, heads: int, head_dim: int, context_dim: int, image_tokens: bool) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn1 = Attention(dim, heads, head_dim)
+        self.norm2 = nn.LayerNorm(dim)
+        self.attn2 = Attention(dim, heads, head_dim, context_dim, image_tokens=image_tokens)
+        self.norm3 = nn.LayerNorm(dim)
+        self.ff = FeedForward(dim)
+
+    def forward(self, tokens: Tensor, context: Tensor | None = None, *, size: tuple[int, int]) -> Tensor:
+        """tokens (b, t, h*w, c), context (b, m, context_dim), size (h, w) -> (b, t, h*w, c)."""
+        x = tokens
+        x = x + self.attn1(self.norm1(x).flatten(0, 1)).view_as(x)
+        x = x + self.attn2(self.norm2(x).flatten(1, 2), context).view_as(x)
+        return x + self.ff(self.norm3(x))
+
+
+class TemporalBlock(nn.Module):
+    """VideoCrafter: attention over time twice, feed-forward. With `context_dim`, the second attends to the context."""
+
+    def __init__(
+        self, dim: int, heads: int, head_dim: int, context_dim: int | None, max_relative: int | None, causal: bool
+    ) -> None:
+        super().__init__()
+        self.causal = causal
+        self.cross = context_dim is not None
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn1 = Attention(dim, heads, head_dim, max_relative=max_relative)
+        self.norm2 = nn.LayerNorm(dim)
+        self.attn2 = Attention(dim, heads, head_dim, context_dim, max_relative=max_relative)
+        self.norm3 = nn.LayerNorm(dim)
+        self.ff = FeedForward(dim)
+
+    def forward(self, tokens: Tensor, context: Tensor | None = None, *, size: tuple[int, int]) -> Tensor:
+        """tokens (b, t, h*w, c), context (b, m, context_dim), size (h, w) -> (b, t, h*w, c)."""
+        rows = tokens.transpose(1, 2)  # (b, h*w, t, c)
+        x = rows.flatten(0, 1)
+        x = x + self.attn1(self.norm1(x), causal=self.causal)
+        x = x + self.attn2(self.norm2(x), context if self.cross else None, causal=self.causal)
+        x = x + self.ff(self.norm3(x))
+        return x.view(rows.shape).transpose(1, 2)
+
+
+def _over_time(attention: Attention, x: Tensor) -> Tensor:
+    """Self-attention along frames at each position. (b, t, h*w, c) -> same."""
+    rows = x.transpose(1, 2)  # (b, h*w, t, c)
+    return attention(rows.flatten(0, 1)).view(rows.shape).transpose(1, 2)
+
+
+class Transformer(nn.Module):
+    """Norm, projection, blocks, projection, and the input added. Features (b, t, h, w, c) -> same.
+
+    rows: which dimensions are normalised apart, see GroupNorm. The blocks' width need not be the features'.
+    """
+
+    def __init__(self, channels: int, dim: int, blocks: list[nn.Module], rows: int, use_checkpoint: bool) -> None:
+        super().__init__()
+        self.use_checkpoint = use_checkpoint
+        self.norm = GroupNorm(channels, rows, eps=1e-6)
+        self.proj_in = nn.Linear(channels, dim)
+        self.blocks = nn.ModuleList(blocks)
+        self.proj_out = zero_init(nn.Linear(dim, channels))
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """context: (b, m, context_dim)."""
+        size = x.shape[2:4]
+        tokens = self.proj_in(self.norm(x)).flatten(2, 3)
+        for block in self.blocks:
+            tokens = checkpointed(block, self.use_checkpoint, tokens, context, size=size)
+        return x + self.proj_out(tokens).unflatten(2, size)
+
+
+class ContextFreeAttention(nn.Module):
+    """LVDM without text: attention over each frame, then over time, no feed-forward. (b, t, h, w, c) -> same."""
+
+    def __init__(self, channels: int, heads: int, max_relative: int | None) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm_s = GroupNorm(channels, rows=2)  # statistics of each frame
+        self.qkv_s = nn.Linear(channels, 3 * channels)
+        self.proj_out_s = zero_init(nn.Linear(channels, channels))
+        self.norm_t = GroupNorm(channels, rows=2)  # statistics of each position, over time
+        self.qkv_t = nn.Linear(channels, 3 * channels)
+        self.proj_out_t = zero_init(nn.Linear(channels, channels))
+        self.relative_position_k = self.relative_position_v = None
+        if max_relative is not None:
+            self.relative_position_k = RelativePosition(channels // heads, max_relative)
+            self.relative_position_v = RelativePosition(channels // heads, max_relative)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        frames = x.flatten(2, 3)  # (b, t, h*w, c)
+        q, k, v = self._heads(self.qkv_s(self.norm_s(frames)))
+        frames = frames + self.proj_out_s(attend(q, k, v).transpose(1, 2).flatten(2)).view_as(frames)
+
+        rows = frames.transpose(1, 2)  # (b, h*w, t, c)
+        q, k, v = self._heads(self.qkv_t(self.norm_t(rows)))
+        bias = relative = None
+        if self.relative_position_k is not None:
+            t, d = q.shape[2:]
+            # As published: the score of query i and key j gets query j's product with the relative key of (j, i), and
+            # the root of the usual scale.
+            bias = torch.einsum("rhjd,jid->rhij", q, self.relative_position_k(t, t).to(q.dtype)) * d**-0.25
+            relative = (None, self.relative_position_v(t, t))
+        out = self.proj_out_t(attend(q, k, v, bias=bias, relative=relative).transpose(1, 2).flatten(2))
+        return (rows + out.view(rows.shape)).transpose(1, 2).reshape(x.shape)
+
+    def _heads(self, qkv: Tensor) -> tuple[Tensor, ...]:
+        """(a, b, n, 3c) -> q, k, v of (a*b, heads, n, d)."""
+        return tuple(x.unflatten(2, (self.heads, -1)).transpose(1, 2) for x in qkv.flatten(0, 1).chunk(3, dim=-1))

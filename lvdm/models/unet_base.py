@@ -1,0 +1,221 @@
+"""The plan that both UNets follow: residual and attention layers down, in the middle and up, with skip connections."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from lvdm.errors import ConfigError
+from lvdm.models.layers import (
+    NORM_GROUPS,
+    Downsample,
+    GroupNorm,
+    Upsample,
+    checkpointed,
+    conv,
+    timestep_embedding,
+    zero_init,
+)
+from lvdm.models.resblocks import ACTIVATIONS, ResBlock
+from lvdm.models.transformers import ContextFreeAttention, Transformer
+
+
+@dataclass(kw_only=True)
+class UNetParams:
+    """Parameters that both families publish, under their published names.
+
+    attention_resolutions: downsampling factors, not sizes, at which there is attention; the middle always has it.
+    num_heads, num_head_channels: one of them; the second wins where both are given, -1 is "not given".
+    use_checkpoint: recompute activations in the backward pass (numbers stay the same).
+    """
+
+    in_channels: int
+    out_channels: int
+    model_channels: int
+    num_res_blocks: int
+    attention_resolutions: list[int]
+    channel_mult: list[int] = field(default_factory=lambda: [1, 2, 4, 8])
+    num_heads: int = -1
+    num_head_channels: int = -1
+    dropout: float = 0.0
+    conv_resample: bool = True
+    resblock_updown: bool = False
+    use_scale_shift_norm: bool = False
+    use_checkpoint: bool = False
+    use_fp16: bool = False
+    context_dim: int | None = None
+    transformer_depth: int = 1
+    temporal_length: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_heads == -1 and self.num_head_channels == -1:
+            raise ConfigError("unet: either num_heads or num_head_channels must be set")
+        if self.use_fp16:
+            raise ConfigError("unet: use_fp16 mixes input and weight types and fails; cast the module instead")
+        if self.model_channels % NORM_GROUPS:
+            raise ConfigError(f"unet: model_channels {self.model_channels} must be a multiple of {NORM_GROUPS}")
+        if not self.channel_mult or self.channel_mult[0] != 1:
+            raise ConfigError(
+                f"unet: channel_mult must start with 1 for the output layer to fit, got {self.channel_mult}"
+            )
+
+    def heads(self, channels: int) -> tuple[int, int]:
+        """(heads, channels of a head) of attention at this width; their product may be smaller than the width."""
+        per_head = self.num_head_channels
+        heads, head_dim = (
+            (self.num_heads, channels // self.num_heads) if per_head == -1 else (channels // per_head, per_head)
+        )
+        if not (heads > 0 and head_dim > 0):
+            raise ConfigError(f"unet: {channels} channels are too few for the given num_heads or num_head_channels")
+        return heads, head_dim
+
+
+class Stage(nn.ModuleList):
+    """Layers in turn, each given what it takes: residual blocks the timestep, attention the context."""
+
+    def forward(self, x: Tensor, emb: Tensor, context: Tensor | None, use_checkpoint: bool) -> Tensor:
+        for layer in self:
+            if isinstance(layer, ResBlock):
+                x = checkpointed(layer, use_checkpoint, x, emb)
+            elif isinstance(layer, Transformer | ContextFreeAttention):
+                x = layer(x, context)
+            else:
+                x = layer(x)
+        return x
+
+
+class VideoUNet(nn.Module, ABC):
+    """A UNet that predicts noise (or velocity) in a video's latents. Subclasses say what their layers are made of."""
+
+    family: ClassVar[str]
+    extensible_block: ClassVar[type[nn.Module]]  # of the blocks that `attention_blocks` yields
+    _rows: ClassVar[int]  # dimensions that convolution blocks normalise apart, see GroupNorm
+
+    def __init__(self, params: UNetParams, activation: str = "silu", frames: int = 1) -> None:
+        """frames: how many frames spatial convolutions see."""
+        super().__init__()
+        self.params = params
+        p, width = params, params.model_channels
+        self.emb_channels = 4 * width
+        self.activation = ACTIVATIONS[activation]()
+        self.time_embed = self._embedding()
+        self.input_blocks = nn.ModuleList([Stage([conv(p.in_channels, width, frames), *self._input_attention()])])
+
+        skips, channels, last = [width], width, len(p.channel_mult) - 1
+        for level, mult in enumerate(p.channel_mult):
+            for _ in range(p.num_res_blocks):
+                out = mult * width
+                self.input_blocks.append(Stage([self._resblock(channels, out), *self._attention_at(level, out)]))
+                channels = out
+                skips.append(channels)
+            if level < last:
+                halve = (
+                    self._resblock(channels, channels, resample="down")
+                    if p.resblock_updown
+                    else Downsample(channels, p.conv_resample, frames)
+                )
+                self.input_blocks.append(Stage([halve]))
+                skips.append(channels)
+
+        self.middle_block = Stage(
+            [self._resblock(channels, channels), *self._attention(channels), self._resblock(channels, channels)]
+        )
+
+        self.output_blocks = nn.ModuleList()
+        for level, mult in reversed(list(enumerate(p.channel_mult))):
+            out = mult * width
+            for i in range(p.num_res_blocks + 1):
+                stage = Stage([self._resblock(channels + skips.pop(), out), *self._attention_at(level, out)])
+                channels = out
+                if level > 0 and i == p.num_res_blocks:
+                    stage.append(
+                        self._resblock(channels, channels, resample="up")
+                        if p.resblock_updown
+                        else Upsample(channels, p.conv_resample, frames)
+                    )
+                self.output_blocks.append(stage)
+
+        norm = GroupNorm(width, rows=self._rows)
+        self.out = nn.Sequential(norm, ACTIVATIONS[activation](), zero_init(conv(width, p.out_channels, frames)))
+
+    @abstractmethod
+    def _resblock(self, channels: int, out_channels: int, resample: str | None = None) -> ResBlock:
+        """A residual block; `resample` makes it a resampling layer."""
+
+    @abstractmethod
+    def _attention(self, channels: int) -> Sequence[nn.Module]:
+        """The attention layers that follow a residual block."""
+
+    def _input_attention(self) -> Sequence[nn.Module]:
+        """Attention layers right after the first convolution."""
+        return ()
+
+    def _attention_at(self, level: int, channels: int) -> Sequence[nn.Module]:
+        return self._attention(channels) if 2**level in self.params.attention_resolutions else ()
+
+    def _embedding(self) -> nn.Sequential:
+        """Sinusoidal features to an embedding, (b, model_channels) -> (b, 4 * model_channels)."""
+        first, second = nn.Linear(self.params.model_channels, self.emb_channels), nn.Linear(*[self.emb_channels] * 2)
+        return nn.Sequential(first, type(self.activation)(), second)
+
+    def _embed(self, values: Tensor, embedding: nn.Sequential) -> Tensor:
+        return embedding(timestep_embedding(values, self.params.model_channels).to(self.dtype))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the weights, in which everything is computed."""
+        return self.time_embed[0].weight.dtype
+
+    def attention_blocks(self) -> Iterator[tuple[str, nn.Module]]:
+        """(module name, block) of the last inner block of each attention layer over time but the very first.
+
+        There are none if the parameters ask for no such layers. A block maps tokens (b, t, h*w, c) to tokens:
+        `block(tokens, context, size=(h, w))`.
+        """
+        for name, module in self.named_modules():
+            if isinstance(module, Transformer) and not name.startswith("input_blocks.0."):
+                last = len(module.blocks) - 1
+                if isinstance(module.blocks[last], self.extensible_block):
+                    yield f"{name}.blocks.{last}", module.blocks[last]
+
+    def check_input(self, shape: Sequence[int]) -> None:
+        """Raise ConfigError if latents of shape (b, c, t, h, w) are of no use to this model.
+
+        That is: another channel count, a height or width that the levels do not divide, or more frames than the
+        learned relative positions tell apart. `forward` accepts the last, as the published code does: farther frames
+        share a position.
+        """
+        self._check_size(shape)
+        frames, limit = shape[2], self._max_frames()
+        if limit is not None and frames > limit:
+            raise ConfigError(f"{frames} frames are too many: the model's relative positions tell {limit} frames apart")
+
+    @abstractmethod
+    def _max_frames(self) -> int | None:
+        """How many frames the relative positions tell apart; None if there are none."""
+
+    def _check_size(self, shape: Sequence[int]) -> None:
+        if len(shape) != 5 or shape[1] != self.params.in_channels:
+            expected = f"(batch, {self.params.in_channels}, frames, height, width)"
+            raise ConfigError(f"latents must have shape {expected}, got {tuple(shape)}")
+        height, width, factor = shape[3], shape[4], 2 ** (len(self.params.channel_mult) - 1)
+        if height % factor or width % factor:
+            raise ConfigError(f"latent size {height}x{width} must be a multiple of {factor} in height and width")
+
+    def _run(self, x: Tensor, emb: Tensor, context: Tensor | None) -> Tensor:
+        """x (b, c, t, h, w), emb (b, emb_channels), context (b, m, context_dim) -> (b, out_channels, t, h, w)."""
+        self._check_size(x.shape)
+        recompute = self.params.use_checkpoint
+        emb = self.activation(emb)  # every residual block begins with it
+        context = None if context is None else context.to(self.dtype)
+        h, skips = x.to(self.dtype).permute(0, 2, 3, 4, 1), []  # (b, t, h, w, c)
+        for stage in self.input_blocks:
+            h = stage(h, emb, context, recompute)
+            skips.append(h)
+        h = self.middle_block(h, emb, context, recompute)
+        for stage in self.output_blocks:
+            h = stage(torch.cat([h, skips.pop()], dim=-1), emb, context, recompute)
+        return self.out(h).permute(0, 4, 1, 2, 3).to(x.dtype).contiguous()

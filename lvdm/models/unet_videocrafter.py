@@ -1,0 +1,137 @@
+"""The UNet of VideoCrafter 1 and 2 (arXiv 2310.19512, 2401.09047): spatial and temporal transformers in turn."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lvdm.errors import ConfigError
+from lvdm.models.resblocks import ResBlock
+from lvdm.models.transformers import SpatialBlock, TemporalBlock, Transformer
+from lvdm.models.unet_base import UNetParams, VideoUNet
+
+INPUT_ATTENTION_HEADS = 8  # of the attention that `addition_attention` puts first, whatever the width
+DEFAULT_FPS = 16
+
+
+@dataclass(kw_only=True)
+class VideoCrafterParams(UNetParams):
+    """Published parameters of VideoCrafter's UNet.
+
+    use_linear: how projections are stored in published files; 1x1 convolutions are the same map, so the numbers do not
+      depend on it.
+    temporal_conv: convolutions along frames after each residual block; tempspatial_aware: some are 3x3x3.
+    temporal_attention: temporal transformers after the spatial ones, `temporal_transformer_depth` blocks each.
+    temporal_selfatt_only: false lets every second temporal attention attend to the context.
+    addition_attention: a temporal transformer right after the first convolution.
+    use_image_attention: context tokens from number 77 on are an image's, with keys and values of their own.
+    fps_cond: the frame rate is a condition.
+    """
+
+    dims: Literal[2] = 2
+    use_linear: bool = False
+    temporal_conv: bool = False
+    tempspatial_aware: bool = False
+    temporal_attention: bool = True
+    temporal_selfatt_only: bool = True
+    temporal_transformer_depth: int = 1
+    use_relative_position: bool = True
+    use_causal_attention: bool = False
+    addition_attention: bool = False
+    use_image_attention: bool = False
+    fps_cond: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.context_dim is None:
+            raise ConfigError("unet: context_dim is missing, the width of the text features")
+        if self.use_causal_attention and not self.temporal_selfatt_only:
+            raise ConfigError(
+                "unet: use_causal_attention has no effect in the published code without temporal_selfatt_only"
+            )
+        if self.addition_attention and self.num_head_channels == -1:
+            raise ConfigError("unet: addition_attention needs num_head_channels")
+        if (self.use_relative_position or self.use_causal_attention) and self.temporal_length is None:
+            raise ConfigError("unet: use_relative_position and use_causal_attention need temporal_length")
+
+    @property
+    def max_relative(self) -> int | None:
+        return self.temporal_length if self.use_relative_position else None
+
+
+class UNetVideoCrafter(VideoUNet):
+    """VideoCrafter's UNet. Convolutions and spatial transformers normalise each frame, temporal layers all of them."""
+
+    family = "videocrafter"
+    extensible_block = TemporalBlock
+    _rows: ClassVar[int] = 2
+
+    def __init__(self, params: VideoCrafterParams) -> None:
+        super().__init__(params)
+        self.fps_embedding = self._embedding() if params.fps_cond else None
+
+    def forward(self, x: Tensor, timesteps: Tensor, context: Tensor, fps: Tensor | int | None = None) -> Tensor:
+        """Latents x (b, c, t, h, w), timesteps (b,), context (b, m, context_dim) -> (b, out_channels, t, h, w).
+
+        The result has x's type; in between everything is computed in the type of the weights.
+
+        fps: frames per second (b,) or one number for all, 16 if None; a model without `fps_cond` ignores it.
+        Raises ConfigError for a channel count or size that does not fit.
+        """
+        emb = self._embed(timesteps, self.time_embed)
+        if self.fps_embedding is not None:
+            if not isinstance(fps, Tensor):
+                fps = torch.full_like(timesteps, DEFAULT_FPS if fps is None else fps)
+            emb = emb + self._embed(fps, self.fps_embedding)
+        return self._run(x, emb, context)
+
+    def _resblock(self, channels: int, out_channels: int, resample: str | None = None) -> ResBlock:
+        p = self.params
+        temporal_conv = ("aware" if p.tempspatial_aware else "plain") if p.temporal_conv and not resample else None
+        return ResBlock(
+            channels,
+            out_channels,
+            self.emb_channels,
+            rows=self._rows,
+            dropout=p.dropout,
+            scale_shift=p.use_scale_shift_norm,
+            resample=resample,
+            temporal_conv=temporal_conv,
+        )
+
+    def _attention(self, channels: int) -> Sequence[nn.Module]:
+        p = self.params
+        heads, head_dim = p.heads(channels)
+        dim = heads * head_dim
+        blocks = [
+            SpatialBlock(dim, heads, head_dim, p.context_dim, p.use_image_attention) for _ in range(p.transformer_depth)
+        ]
+        spatial = Transformer(channels, dim, blocks, rows=2, use_checkpoint=p.use_checkpoint)
+        if not p.temporal_attention:
+            return [spatial]
+        return [spatial, self._temporal_transformer(channels, heads, head_dim, p.temporal_transformer_depth)]
+
+    def _input_attention(self) -> Sequence[nn.Module]:
+        p = self.params
+        if not p.addition_attention:
+            return ()
+        # The published code gives it the spatial transformers' depth.
+        return [
+            self._temporal_transformer(
+                p.model_channels, INPUT_ATTENTION_HEADS, p.num_head_channels, p.transformer_depth
+            )
+        ]
+
+    def _temporal_transformer(self, channels: int, heads: int, head_dim: int, depth: int) -> Transformer:
+        p, dim = self.params, heads * head_dim
+        context_dim = None if p.temporal_selfatt_only else p.context_dim
+        blocks = [
+            TemporalBlock(dim, heads, head_dim, context_dim, p.max_relative, p.use_causal_attention)
+            for _ in range(depth)
+        ]
+        return Transformer(channels, dim, blocks, rows=1, use_checkpoint=p.use_checkpoint)
+
+    def _max_frames(self) -> int | None:
+        return self.params.max_relative
