@@ -70,7 +70,7 @@ def sample_ddpm(
     `steps=None` walks the whole chain T-1..0; fewer steps walk the chain of the timesteps in between left out.
     Raises ConfigError for an impossible number of steps.
     """
-    x, levels = _at_least_float32(x_T), _levels(schedule, steps or len(schedule), spacing)
+    x, levels = _at_least_float32(x_T), _levels(schedule, len(schedule) if steps is None else steps, spacing)
     for step, (now, to) in enumerate(pairwise(levels), start=1):
         x0, _ = _predict(eps, x, now)
         ratio = now.alpha / to.alpha  # q(x_now | x_to) has mean ratio * x_to

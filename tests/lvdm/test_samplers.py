@@ -260,6 +260,13 @@ def test_impossible_eta(eta):
     assert str(caught.value) == f"eta must be in 0..1, got {eta}"
 
 
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_impossible_steps(name):
+    with pytest.raises(ConfigError) as caught:
+        SAMPLERS[name](lambda x, t: x, torch.zeros(1, 2), NoiseSchedule.scaled_linear(), 0)
+    assert str(caught.value) == "the number of sampling steps must be in 1..1000, got 0"
+
+
 def test_one_generator_for_each_sample():
     with pytest.raises(ConfigError) as caught:
         sample_ddpm(
