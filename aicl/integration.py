@@ -120,7 +120,7 @@ class ReferenceAttention(nn.Module):
     def _keys_values(self, features: Tensor, memory: Memory, size: tuple[int, int], t: int) -> tuple[Tensor, Tensor]:
         """Linear maps of R, area-averaged to this level's size: (b, groups, heads, keys, d) each."""
         name = (id(self), size, t)
-        if name in memory.cache:
+        if name in memory.cache and not torch.is_grad_enabled():
             return memory.cache[name]
         pooled = F.adaptive_avg_pool2d(features.to(self.to_k.weight.dtype).flatten(0, 1), size)
         pooled = rearrange(pooled, "(b m) c h w -> b m (h w) c", b=features.shape[0])
@@ -214,6 +214,10 @@ class IntegratedUNet(nn.Module):
     @property
     def family(self) -> str:
         return self.unet.family
+
+    def check_input(self, shape: Sequence[int]) -> None:
+        """The UNet's own check of latents (b, c, t, h, w): ConfigError for what it cannot take."""
+        self.unet.check_input(shape)
 
     def forward(
         self, x: Tensor, timesteps: Tensor, context: Tensor, fps: Tensor | None = None, references: References = None
