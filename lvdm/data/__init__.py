@@ -1,9 +1,10 @@
 """Videos with captions -> training samples, each a pure function of (seed, sample number)."""
 
-from lvdm.data.build import DataConfig, build_datamodule, read_records
+from typing import Any
+
 from lvdm.data.cache import CachedClip, ClipCache, fingerprint
+from lvdm.data.catalogue import Catalogue, DataConfig, read_records, read_report
 from lvdm.data.clips import ClipRecord
-from lvdm.data.datamodule import ClipDataModule
 from lvdm.data.dataset import ClipConfig, ClipDataset, cache_settings, collate, read_clip
 from lvdm.data.folder import read_folder
 from lvdm.data.plan import Draw, NumberSampler, Picker, View, ViewConfig, sample_rng, uniform_picker
@@ -12,6 +13,7 @@ from lvdm.data.webvid import read_webvid
 
 __all__ = [
     "CachedClip",
+    "Catalogue",
     "ClipCache",
     "ClipConfig",
     "ClipDataModule",
@@ -30,9 +32,19 @@ __all__ = [
     "read_clip",
     "read_folder",
     "read_records",
+    "read_report",
     "read_split",
     "read_ucf101",
     "read_webvid",
     "sample_rng",
     "uniform_picker",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The data module on demand: importing Lightning takes seconds, which the checking processes need not wait for."""
+    if name in ("ClipDataModule", "build_datamodule"):
+        from lvdm.data import datamodule
+
+        return getattr(datamodule, name)
+    raise AttributeError(f"module 'lvdm.data' has no attribute '{name}'")

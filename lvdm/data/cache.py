@@ -122,16 +122,13 @@ class ClipCache:
         """The features (tokens, d) of a caption. Raises VideoError if damaged, DataError if not there."""
         return _read(self._text_path(caption), f"the caption '{caption}'")[0]["context"]
 
-    def remove_damaged(self, key: str, variant: int) -> bool:
-        """Read an entry to verify it, and remove it if it is damaged, so that it is made again; True if removed."""
-        path = self._clip_path(key, variant)
-        try:
-            if path.exists():
-                _read(path, key)
-        except VideoError:
-            path.unlink()
-            return True
-        return False
+    def remove_damaged_clip(self, key: str, variant: int) -> bool:
+        """Verify an entry and remove it if it is damaged, so that it is made again; True if it was."""
+        return _remove_damaged(self._clip_path(key, variant))
+
+    def remove_damaged_text(self, caption: str) -> bool:
+        """The same for the features of a caption."""
+        return _remove_damaged(self._text_path(caption))
 
     def _clip_path(self, key: str, variant: int) -> Path:
         return self._path("clips", f"{variant}:{key}")
@@ -174,3 +171,13 @@ def _read(path: Path, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     if about.get("checksum") != _checksum(tensors):
         raise VideoError(f"{path}: the cache entry of {what} is damaged; {_REPAIR}")
     return tensors, about
+
+
+def _remove_damaged(path: Path) -> bool:
+    try:
+        if path.exists():
+            _read(path, path.name)
+    except VideoError:
+        path.unlink(missing_ok=True)
+        return True
+    return False

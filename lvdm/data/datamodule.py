@@ -7,8 +7,11 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
+from lvdm.data.cache import ClipCache
+from lvdm.data.catalogue import DataConfig, read_records, read_report
+from lvdm.data.clips import ClipRecord
 from lvdm.data.dataset import ClipDataset, collate
-from lvdm.data.plan import NumberSampler
+from lvdm.data.plan import NumberSampler, Picker, uniform_picker
 
 log = logging.getLogger(__name__)
 
@@ -45,3 +48,22 @@ class ClipDataModule(pl.LightningDataModule):
             self.skipped += 1
             log.warning("skipped a broken video (%d so far): %s", self.skipped, error)
         return batch
+
+
+def build_datamodule(
+    config: DataConfig,
+    batch_size: int,
+    seed: int,
+    picker: Picker = uniform_picker,
+    records: list[ClipRecord] | None = None,
+) -> ClipDataModule:
+    """The data module of the section; `batch_size` is that of one device, `records` may be given if already read."""
+    dataset = ClipDataset(
+        records if records is not None else read_records(config),
+        config.clip,
+        picker,
+        seed,
+        cache=ClipCache(config.cache) if config.cache else None,
+        known_broken=read_report(config.report) if config.report else (),
+    )
+    return ClipDataModule(dataset, batch_size, config.workers)

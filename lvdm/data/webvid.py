@@ -14,10 +14,10 @@ log = logging.getLogger(__name__)
 def read_webvid(csv_path: str | os.PathLike, root: str | os.PathLike) -> list[ClipRecord]:
     """The rows of a WebVid CSV whose video is at root/page_dir/videoid.mp4, in the order of the CSV.
 
-    Hardly anybody has all videos of a CSV: rows without a file are left out, and how many is logged.
-    Raises DataError if a column is missing, a caption is empty, or no row has a file.
+    Hardly anybody has all videos of a CSV: rows without a file or without a caption are left out, and how many is
+    logged. Raises DataError if a column is missing or nothing is left.
     """
-    root, records, missing = Path(root), [], 0
+    root, records, missing, silent = Path(root), [], 0, 0
     present: dict[str, set[str]] = {}  # one listing of each folder instead of one look at each file
     try:
         with open(csv_path, newline="", encoding="utf-8") as file:
@@ -34,7 +34,8 @@ def read_webvid(csv_path: str | os.PathLike, root: str | os.PathLike) -> list[Cl
                     continue
                 caption = (row["name"] or "").strip()
                 if not caption:
-                    raise DataError(f"{csv_path}: line {rows.line_num} has no caption; complete or remove it")
+                    silent += 1
+                    continue
                 records.append(ClipRecord(root / page / name, caption, key=f"{page}/{name}"))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{csv_path}: cannot be read as a CSV file ({error})") from error

@@ -1,0 +1,145 @@
+"""Filling a latent cache: videos and captions through the frozen encoders of a base model."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from lvdm.checkpoints.folder import read_model_config, read_part
+from lvdm.checkpoints.strict import load_strict
+from lvdm.data.cache import CachedClip, ClipCache, fingerprint
+from lvdm.data.clips import ClipRecord
+from lvdm.data.dataset import ClipConfig, read_clip
+from lvdm.data.plan import variant_view
+from lvdm.errors import ConfigError, VideoError
+from lvdm.models.codec import LatentCodec
+from lvdm.models.components import Components, build_components
+from lvdm.models.text import TextEncoder
+from lvdm.video import to_frames
+
+_CAPTIONS = 64  # encoded at once
+
+
+def load_encoders(folder: str | os.PathLike, device: torch.device | str) -> Components:
+    """Only the codec and the text encoder of a model folder, in float32. Raises CheckpointError."""
+    folder = Path(folder)
+    config = read_model_config(folder)
+    components = build_components(config, ("codec", "text"), device=device, dtype=torch.float32, init="meta")
+    for part, module in components.modules().items():
+        load_strict(module, read_part(folder, part, device, torch.float32), f"the entries of {part} in {folder}")
+    return components.eval()
+
+
+def encoder_settings(codec: LatentCodec, text: TextEncoder | None, precision: str) -> dict[str, Any]:
+    """What `ClipCache.require` compares to be sure that a cache came from these models, run in this precision."""
+    return {
+        "codec": fingerprint(codec.autoencoder, codec.scale, codec.shift),
+        "text": fingerprint(text) if text is not None else None,
+        "precision": precision,
+    }
+
+
+def cache_clips(
+    cache: ClipCache,
+    records: Sequence[ClipRecord],
+    config: ClipConfig,
+    seed: int,
+    codec: LatentCodec,
+    *,
+    precision: torch.dtype = torch.float32,
+    batch_size: int = 1,
+    workers: int = 0,
+    part: tuple[int, int] = (0, 1),
+    progress: Callable[[int, int, int], None] = lambda done, total, broken: None,
+) -> int:
+    """Cache every view of every video that is not yet cached; returns how many views were broken in this call.
+
+    `part` = (rank, world size) does every world-size-th of the views that are left. The codec is cast to `precision`
+    and run under autocast, as training runs it.
+    """
+    if config.view.variants is None:
+        raise ConfigError("a cache holds fixed views: set data.clip.view.variants to how many each video gets")
+    views = [(record, variant) for record in records for variant in range(config.view.variants)]
+    left = [
+        (record, variant) for record, variant in views[part[0] :: part[1]] if not cache.has_clip(record.key, variant)
+    ]
+    loader = DataLoader(
+        _Views(left, config, seed), batch_size=batch_size, num_workers=workers, collate_fn=list
+    )  # fmt: skip
+    device = next(codec.parameters()).device
+    codec.to(precision)
+    done = broken = 0
+    progress(done, len(left), broken)
+    for batch in loader:
+        readable = [view for view in batch if view["error"] is None]
+        for view in batch:
+            if view["error"] is not None:
+                cache.write_broken(view["key"], view["variant"], view["error"])
+                broken += 1
+        if readable:
+            frames = torch.stack([to_frames(view["pixels"]) for view in readable]).to(device)
+            with _autocast(device, precision):
+                posterior = codec.posterior(frames)
+            for view, mean, std in zip(readable, posterior.mean.cpu(), posterior.std.cpu()):
+                clip = CachedClip(mean, std, view["fps"], view["pixels"][0])
+                cache.write_clip(view["key"], view["variant"], clip)
+        done += len(batch)
+        progress(done, len(left), broken)
+    return broken
+
+
+@torch.no_grad()
+def cache_texts(
+    cache: ClipCache, captions: Sequence[str], text: TextEncoder, *, precision: torch.dtype = torch.float32
+) -> int:
+    """Cache the features of the captions, and of the empty one, that are not yet cached; returns their number."""
+    left = [caption for caption in sorted({"", *captions}) if not cache.has_text(caption)]
+    device = next(text.parameters()).device
+    text.to(precision)
+    for batch in _slices(left, _CAPTIONS):
+        with _autocast(device, precision):
+            contexts = text.encode(batch)
+        for caption, context in zip(batch, contexts.cpu()):
+            cache.write_text(caption, context)
+    return len(left)
+
+
+def remove_damaged(cache: ClipCache, records: Sequence[ClipRecord], config: ClipConfig) -> int:
+    """Verify all entries of the records; returns how many were damaged and removed, to be made again."""
+    removed = 0
+    for record in records:
+        removed += sum(cache.remove_damaged_clip(record.key, variant) for variant in range(config.view.variants or 0))
+        removed += cache.remove_damaged_text(record.caption)
+    return removed
+
+
+class _Views(Dataset):
+    """Views as uint8 clips, or the reason why there is none."""
+
+    def __init__(self, views: Sequence[tuple[ClipRecord, int]], config: ClipConfig, seed: int):
+        self.views, self.config, self.seed = views, config, seed
+
+    def __len__(self) -> int:
+        return len(self.views)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        record, variant = self.views[index]
+        view = {"key": record.key, "variant": variant, "error": None}
+        try:
+            pixels, fps = read_clip(record, variant_view(self.config.view, self.seed, record.key, variant), self.config)
+        except VideoError as error:
+            return view | {"error": str(error)}
+        return view | {"pixels": pixels, "fps": fps}
+
+
+def _autocast(device: torch.device, precision: torch.dtype) -> torch.autocast | nullcontext:
+    return nullcontext() if precision == torch.float32 else torch.autocast(device.type, precision)
+
+
+def _slices(items: Sequence[str], length: int) -> Iterator[Sequence[str]]:
+    for start in range(0, len(items), length):
+        yield items[start : start + length]

@@ -1,0 +1,63 @@
+"""The `data` section of a config, and the catalogue that it names."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from lvdm.data.clips import ClipRecord
+from lvdm.data.dataset import ClipConfig
+from lvdm.data.folder import read_folder
+from lvdm.data.ucf101 import Part, read_split, read_ucf101
+from lvdm.data.webvid import read_webvid
+from lvdm.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Catalogue:
+    """Which videos. `path` is the data set's folder; `captions` its CSV (webvid) or CSV/JSONL (folder, instead of .txt
+    files); `split`, a file, and `part` choose classes of UCF-101."""
+
+    kind: Literal["ucf101", "webvid", "folder"]
+    path: str
+    captions: str | None = None
+    split: str | None = None
+    part: Part = "all"
+
+    def __post_init__(self):
+        if self.kind == "webvid" and self.captions is None:
+            raise ConfigError("data.captions is missing: WebVid needs its CSV file")
+        if self.part != "all" and (self.kind != "ucf101" or self.split is None):
+            raise ConfigError(f"data.part = {self.part} needs data.kind = ucf101 and a data.split file")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(Catalogue):
+    """Section `data` of a config: a catalogue, and what a training takes from it.
+
+    `report` is the file that scripts/check_data.py wrote: the videos that it lists as broken are never tried.
+    `cache` is a folder of scripts/cache_latents.py. `workers` are loader processes for each device.
+    """
+
+    clip: ClipConfig
+    report: str | None = None
+    cache: str | None = None
+    workers: int = 4
+
+
+def read_records(catalogue: Catalogue) -> list[ClipRecord]:
+    """What the catalogue lists. Raises DataError or ConfigError."""
+    if catalogue.kind == "ucf101":
+        unseen = read_split(catalogue.split) if catalogue.split else ()
+        return read_ucf101(catalogue.path, catalogue.part, unseen)
+    if catalogue.kind == "webvid":
+        return read_webvid(catalogue.captions, catalogue.path)
+    return read_folder(catalogue.path, catalogue.captions)
+
+
+def read_report(path: str | Path) -> list[str]:
+    """The keys of the broken videos in a report of scripts/check_data.py."""
+    try:
+        return list(json.loads(Path(path).read_text(encoding="utf-8"))["broken"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: is not a report of scripts/check_data.py; run it to make one") from error

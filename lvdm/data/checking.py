@@ -1,0 +1,126 @@
+"""Finding broken videos before a training does, in parallel, so that it can be interrupted and continued."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from functools import partial
+from itertools import islice
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from lvdm.data.clips import ClipRecord
+from lvdm.errors import VideoError
+from lvdm.files import atomic_path, write_json
+from lvdm.video import check_video, probe
+
+Result = dict[str, Any]
+
+
+def check_record(record: ClipRecord, quick: bool = False) -> Result:
+    """Decode a video (quick: only its first frame, counting the others) -> what it is, or `error`, why it is broken."""
+    result: Result = {"key": record.key, "stamp": _stamp(record.path), "quick": quick, "error": None}
+    try:
+        info = probe(record.path) if quick else check_video(record.path)
+    except VideoError as error:
+        return result | {"error": str(error)}
+    return result | {"frames": info.num_frames, "fps": info.fps, "width": info.width, "height": info.height}
+
+
+def check_records(
+    records: Sequence[ClipRecord],
+    report: str | os.PathLike,
+    workers: int = 1,
+    quick: bool = False,
+    progress: Callable[[int, int, int], None] = lambda done, total, broken: None,
+) -> Result:
+    """Check all videos and write `report` as JSON; return it.
+
+    Results are appended to `report`.jsonl as they come. A later call takes from there what has been checked as
+    thoroughly and has not changed since, so an interrupted check goes on and a repeated one sees only new files.
+    The report has `checked`, `broken` {key: reason}, and the ranges of frames, fps and sizes of the good ones.
+    """
+    journal = Path(f"{report}.jsonl")
+    journal.parent.mkdir(parents=True, exist_ok=True)
+    results = _still_valid(_read_journal(journal), records, quick)
+    todo = [record for record in records if record.key not in results]
+    broken = sum(1 for result in results.values() if result["error"])
+    progress(len(results), len(records), broken)
+    with open(journal, "a", encoding="utf-8") as file:
+        for result in _run(partial(check_record, quick=quick), todo, workers):
+            file.write(json.dumps(result, ensure_ascii=False) + "\n")
+            file.flush()
+            results[result["key"]] = result
+            broken += bool(result["error"])
+            progress(len(results), len(records), broken)
+    summary = _summary([results[record.key] for record in records], quick)
+    write_json(report, summary)
+    return summary
+
+
+def _run(check: Callable[[ClipRecord], Result], records: Sequence[ClipRecord], workers: int) -> Iterator[Result]:
+    """Results in the order of completion; only a few tasks wait at a time, so that an interrupt ends soon."""
+    if workers <= 1:
+        yield from map(check, records)
+        return
+    # "spawn": a forked child would inherit the threads of libraries, and could deadlock on their locks.
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        rest = iter(records)
+        running = {pool.submit(check, record) for record in islice(rest, 4 * workers)}
+        while running:
+            finished, running = wait(running, return_when=FIRST_COMPLETED)
+            running |= {pool.submit(check, record) for record in islice(rest, len(finished))}
+            for future in finished:
+                yield future.result()
+
+
+def _stamp(path: Path) -> list[int]:
+    """Size and time of change, by which a file is recognised; empty where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return []
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _read_journal(journal: Path) -> dict[str, Result]:
+    results: dict[str, Result] = {}
+    if journal.exists():
+        for line in journal.read_text(encoding="utf-8").splitlines():
+            try:
+                result = json.loads(line)
+            except ValueError:  # the last line of a run that was killed while writing it
+                continue
+            results[result["key"]] = result
+        # Start the file anew, so that nothing is appended to half a line.
+        with atomic_path(journal) as temporary:
+            lines = [json.dumps(result, ensure_ascii=False) + "\n" for result in results.values()]
+            temporary.write_text("".join(lines), encoding="utf-8")
+    return results
+
+
+def _still_valid(results: dict[str, Result], records: Sequence[ClipRecord], quick: bool) -> dict[str, Result]:
+    valid = {}
+    for record in records:
+        result = results.get(record.key)
+        if result and result["stamp"] == _stamp(record.path) and (quick or not result["quick"]):
+            valid[record.key] = result
+    return valid
+
+
+def _summary(results: Sequence[Result], quick: bool) -> Result:
+    good = [result for result in results if not result["error"]]
+    summary: Result = {
+        "checked": len(results),
+        "quick": quick,
+        "broken": {result["key"]: result["error"] for result in results if result["error"]},
+    }
+    for name in ("frames", "fps") if good else ():
+        values = [result[name] for result in good]
+        summary[name] = {"least": min(values), "median": median(values), "most": max(values)}
+    sizes = Counter(f"{result['width']}x{result['height']}" for result in good)
+    summary["sizes"] = dict(sizes.most_common(20))
+    return summary

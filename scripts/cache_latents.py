@@ -1,0 +1,88 @@
+"""Encode a data set once, so that training reads latents and text features instead of videos and captions.
+
+    python scripts/cache_latents.py --config configs/aicl_lvdm.yaml --base models/lvdm --out cache/webvid
+    torchrun --nproc-per-node 8 scripts/cache_latents.py --config ... --base ... --out ...
+    python scripts/cache_latents.py ... data.clip.view.variants=4 --no-text
+
+Each video gets data.clip.view.variants fixed views (set it in the config of the training, too). Interrupt it and run it
+again: it goes on; --verify first reads all that is there and makes anew what is damaged. Train with data.cache=OUT.
+"""
+
+import argparse
+import os
+
+import torch
+from tqdm import tqdm
+
+from lvdm import cli
+from lvdm.config import from_mapping, load
+from lvdm.data import ClipCache, DataConfig, cache_settings, read_records
+from lvdm.data.caching import cache_clips, cache_texts, encoder_settings, load_encoders, remove_damaged
+from lvdm.errors import ConfigError
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
+    parser.add_argument("--config", required=True, help="config of the training, with the sections data and run")
+    parser.add_argument(
+        "--base", required=True, help="model folder, of which the autoencoder and text encoder are used"
+    )
+    parser.add_argument("--out", required=True, help="cache folder, new or to be continued")
+    parser.add_argument("--precision", choices=PRECISIONS, help="default: training.precision of the config")
+    parser.add_argument("--batch-size", type=int, default=4, help="clips encoded at once (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=4, help="reading processes (default: %(default)s)")
+    parser.add_argument("--no-text", action="store_true", help="do not cache text features")
+    parser.add_argument("--verify", action="store_true", help="first verify what is there, and remove what is damaged")
+    parser.add_argument("--device", help="default: the GPU, if there is one")
+    return parser.parse_intermixed_args()
+
+
+def main() -> int:
+    args = parse()
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    device = args.device or (f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
+    config = load(args.config, args.overrides)
+    data = from_mapping(DataConfig, config.get("data", {}), "data")
+    seed = config.get("run", {}).get("seed", 0)
+    precision = args.precision or config.get("training", {}).get("precision", "fp32")
+    if precision not in PRECISIONS:
+        raise ConfigError(f"training.precision = {precision} is unknown: choose one of {', '.join(PRECISIONS)}")
+    records = read_records(data)
+    encoders = load_encoders(args.base, device)
+    text = None if args.no_text else encoders.text
+    settings = cache_settings(data.clip, seed) | encoder_settings(encoders.codec, text, precision)
+    cache = ClipCache.create(args.out, settings)
+
+    if args.verify:
+        removed = remove_damaged(cache, records[rank::world_size], data.clip)
+        print(f"{removed} damaged entries removed")
+    with tqdm(unit="clip", disable=rank > 0) as bar:
+
+        def progress(done: int, total: int, broken: int) -> None:
+            bar.total = total
+            bar.set_postfix(broken=broken, refresh=False)
+            bar.update(done - bar.n)
+
+        broken = cache_clips(
+            cache,
+            records,
+            data.clip,
+            seed,
+            encoders.codec,
+            precision=PRECISIONS[precision],
+            batch_size=args.batch_size,
+            workers=args.workers,
+            part=(rank, world_size),
+            progress=progress,
+        )
+    if text is not None and rank == 0:
+        cache_texts(cache, [record.caption for record in records], text, precision=PRECISIONS[precision])
+    print(f"{args.out} is complete" + (f"; {broken} views of broken videos are left out" if broken else ""))
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)
