@@ -79,8 +79,8 @@ def attend(
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: bool, _: None) -> Tensor:
     if bias is not None:
-        bias, causal = _with_causal(bias, causal, q, k), False
-        bias = bias.to(q.dtype)
+        bias = bias.to(q.dtype).expand(*q.shape[:3], k.shape[2])
+        bias, causal = _with_causal(bias, causal, bias), False
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=causal)
 
 
@@ -88,8 +88,8 @@ def _xformers(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: bool
     from xformers.ops import LowerTriangularMask, memory_efficient_attention
 
     if bias is not None:
-        shape = (*q.shape[:3], k.shape[2])
-        mask = _with_causal(bias, causal, q, k).to(q.dtype).expand(shape).contiguous()
+        bias = bias.to(q.dtype).expand(*q.shape[:3], k.shape[2])
+        mask = _with_causal(bias, causal, bias).contiguous()
     else:
         mask = LowerTriangularMask() if causal else None
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (rows, n, heads, d)
@@ -106,21 +106,20 @@ def _relative(
 ) -> Tensor:
     """Explicit scores, which relative values need; made for few keys, as along frames."""
     rel_k, rel_v = relative
-    q = q * q.shape[-1] ** -0.5
-    scores = q @ k.transpose(-1, -2)  # (rows, heads, n, m)
-    if rel_k is not None:
-        scores = scores + _per_query(q, rel_k.transpose(-1, -2))
+    rows = q.shape[:2]
+    q, k, v = (x.flatten(0, 1) for x in (q * q.shape[-1] ** -0.5, k, v))  # (rows*heads, n or m, d)
+    keys = k.transpose(1, 2)
+    scores = torch.bmm(q, keys) if rel_k is None else torch.baddbmm(_per_query(q, rel_k.transpose(1, 2)), q, keys)
     if bias is not None or causal:
-        scores = scores + _with_causal(bias, causal, q, k)
+        scores = (scores.unflatten(0, rows) + _with_causal(bias, causal, scores)).flatten(0, 1)
     weights = scores.softmax(dim=-1).to(v.dtype)
-    out = weights @ v
-    return out if rel_v is None else out + _per_query(weights, rel_v)
+    out = torch.bmm(weights, v) if rel_v is None else torch.baddbmm(_per_query(weights, rel_v), weights, v)
+    return out.unflatten(0, rows)
 
 
 def _per_query(x: Tensor, matrices: Tensor) -> Tensor:
-    """Multiply what belongs to query i by matrix i. (rows, heads, n, a), (n, a, b) -> (rows, heads, n, b)."""
-    product = torch.bmm(x.flatten(0, 1).transpose(0, 1), matrices.to(x.dtype))  # (n, rows*heads, b)
-    return product.transpose(0, 1).unflatten(0, x.shape[:2])
+    """Multiply what belongs to query i by matrix i. (rows*heads, n, a), (n, a, b) -> (rows*heads, n, b)."""
+    return torch.bmm(x.transpose(0, 1), matrices.to(x.dtype)).transpose(0, 1)
 
 
 def _reference(
@@ -140,7 +139,7 @@ def _reference(
         scores = scores + torch.einsum("rhid,ijd->rhij", queries, rel_k.to(dtype))
     scores = scores / q.shape[-1] ** 0.5
     if bias is not None or causal:
-        scores = scores + _with_causal(bias, causal, queries, k)
+        scores = scores + _with_causal(bias, causal, scores)
     weights = scores.softmax(dim=-1)
     out = torch.einsum("rhij,rhjd->rhid", weights, values)
     if rel_v is not None:
@@ -148,11 +147,11 @@ def _reference(
     return out.to(q.dtype)
 
 
-def _with_causal(bias: Tensor | None, causal: bool, q: Tensor, k: Tensor) -> Tensor:
-    """The bias, or zero, with minus infinity at the keys that a causal query must not see."""
+def _with_causal(bias: Tensor | None, causal: bool, scores: Tensor) -> Tensor | None:
+    """The bias, with minus infinity at the keys that a causal query must not see. scores: (..., n, m)."""
     if not causal:
         return bias
-    future = q.new_full((q.shape[2], k.shape[2]), float("-inf")).triu(1)
+    future = torch.full(scores.shape[-2:], float("-inf"), dtype=scores.dtype, device=scores.device).triu(1)
     return future if bias is None else bias + future
 
 
