@@ -153,6 +153,11 @@ def unseen_words() -> frozenset[str]:
     )
 
 
+def all_words() -> tuple[str, ...]:
+    """The vocabulary with the words of the unseen actions' names added, for measuring instruments."""
+    return tuple(sorted({*vocabulary(), *unseen_words()}))
+
+
 def made_up(random: Random) -> str:
     """A made-up name in base form, of words that are in no caption of a named action, seen or unseen."""
     return made_up_phrase(random, _taken())
@@ -182,6 +187,7 @@ _EXAMPLE = Description("wave a hand", "red", "blue", "green", shirt_striped=True
 _PLACE = rf"\s*in front of an? (?P<striped>striped )?(?P<background>{'|'.join(_WALLS)}) background"
 _SENTENCE = (
     rf"an? (?:(?P<height>{'|'.join(_HEIGHT_WORDS)}) )?(?:{'|'.join(PEOPLE)})"
-    rf"(?: in an? (?P<striped>striped )?(?P<shirt>{'|'.join(_CLOTH)}) shirt and (?P<trousers>{'|'.join(_CLOTH)}) trousers)?"
+    rf"(?: in an? (?P<striped>striped )?(?P<shirt>{'|'.join(_CLOTH)}) shirt"
+    rf" and (?P<trousers>{'|'.join(_CLOTH)}) trousers)?"
     rf" (?:is )?(?P<action>.+?)(?: (?P<pace>{'|'.join(_PACE_WORDS)}))?"
 )

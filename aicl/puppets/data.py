@@ -5,6 +5,7 @@ A loader worker makes rows of a few dozen numbers and captions, each a pure func
 set to store, no two epochs are alike, and a run resumes exactly.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Literal
@@ -22,6 +23,7 @@ from aicl.puppets.names import GENERIC
 from aicl.puppets.performance import CAMERA_FIELDS, FIELDS, MOTION_FIELDS, draw_performances, looks, uniforms
 from aicl.puppets.programs import FIRST_RANDOM, program_bank
 from aicl.puppets.renderer import render
+from lvdm.config import from_mapping
 from lvdm.data.plan import NumberSampler
 from lvdm.errors import ConfigError
 
@@ -42,7 +44,7 @@ class NameShares:
 
 @dataclass(frozen=True)
 class ReferenceShares:
-    """What a reference's caption is: its own, the target's prompt, or its action without looks. Shares are normalised."""
+    """A reference's caption: its own, the target's prompt, or its action without looks. Shares are normalised."""
 
     own: float = 0.6
     prompt: float = 0.25
@@ -180,11 +182,25 @@ def _choose(random: Random, shares: tuple[float, ...]) -> int:
     return max(index for index, share in enumerate(shares) if share > 0)
 
 
+def build_data(section: Mapping[str, Any], batch_size: int, seed: int) -> "PuppetDataModule":
+    """The data module of a `data` section with `kind: puppets`. Raises ConfigError for keys or values that do not fit."""
+    values = {name: value for name, value in section.items() if name != "kind"}
+    return PuppetDataModule(from_mapping(PuppetConfig, values, where="data"), batch_size, seed)
+
+
 class PuppetDataset(Dataset):
     """Samples by global sample number; a loader fetches a whole batch at once."""
 
     def __init__(self, config: PuppetConfig, seed: int) -> None:
         self.config, self.seed = config, seed
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        """One sample, as an item that `lvdm.data.collate` takes."""
+        batch = draw_batch(self.config, self.seed, np.asarray([number], np.int64))
+        return {
+            name: value[0] if isinstance(value, list) or value.ndim > 1 else value.item()
+            for name, value in batch.items()
+        }
 
     def __getitems__(self, numbers: list[int]) -> dict[str, Any]:
         return draw_batch(self.config, self.seed, np.asarray(numbers, np.int64))
@@ -200,12 +216,13 @@ class PuppetDataModule(pl.LightningDataModule):
     def __init__(self, config: PuppetConfig, batch_size: int, seed: int = 0, start: int = 0) -> None:
         super().__init__()
         self.config, self.batch_size, self.seed, self.start = config, batch_size, seed, start
+        self.dataset = PuppetDataset(config, seed)
         self._banks: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def train_dataloader(self) -> DataLoader:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         return DataLoader(
-            PuppetDataset(self.config, self.seed),
+            self.dataset,
             batch_sampler=NumberSampler(self.batch_size, rank, world_size, self.start),
             num_workers=self.config.workers,
             collate_fn=_as_it_is,

@@ -42,7 +42,7 @@ def keys(*points: tuple[float, float]) -> Curve:
     """A periodic curve through (phase, value) points in rising order, eased by half a cosine between neighbours."""
     phases = np.array([*(phase for phase, _ in points), points[0][0] + 1.0])
     values = np.array([*(value for _, value in points), points[0][1]])
-    where = np.where(PHASE < phases[0], PHASE + 1.0, PHASE)
+    where = PHASE + (phases[0] > PHASE)
     segment = np.clip(np.searchsorted(phases, where, side="right") - 1, 0, len(points) - 1)
     share = (where - phases[segment]) / (phases[segment + 1] - phases[segment])
     eased = 0.5 - 0.5 * np.cos(np.pi * share)

@@ -8,7 +8,8 @@ from string import ascii_lowercase
 GENERIC = ("move", "do something", "perform an action")
 
 _ONSETS = ("b", "bl", "br", "ch", "d", "dr", "f", "fl", "fr", "g", "gl", "gr", "h", "j", "k", "kl", "kr", "l", "m",
-           "n", "p", "pl", "pr", "qu", "r", "s", "sh", "sk", "sl", "sn", "sp", "st", "t", "th", "tr", "v", "w", "y", "z")  # fmt: skip
+           "n", "p", "pl", "pr", "qu", "r", "s", "sh", "sk", "sl", "sn", "sp", "st", "t", "th", "tr", "v", "w",
+           "y", "z")  # fmt: skip
 _VOWELS = ("a", "e", "i", "o", "u", "a", "e", "i", "o", "u", "oo", "ee", "ai", "ou", "oa")
 _CODAS = ("", "", "b", "ck", "d", "ff", "g", "k", "l", "m", "n", "nd", "ng", "nk", "p", "r", "rk", "rt", "sh", "sk",
           "st", "t", "v", "x", "z")  # fmt: skip

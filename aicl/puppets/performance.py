@@ -80,7 +80,7 @@ def draw_performances(draws: NDArray[np.float64], programs: NDArray[np.int64], p
     Three in ten people are noticeably short or tall, and three in ten performances slow or quick.
     """
     rows = np.empty((len(draws), len(FIELDS)), np.float32)
-    for index, (name, bounds) in enumerate(_RANGES.items()):
+    for index, bounds in enumerate(_RANGES.values()):
         if bounds:
             rows[:, index] = bounds[0] + (bounds[1] - bounds[0]) * draws[:, index]
     rows[:, FIELD["program"]] = programs

@@ -15,12 +15,12 @@ from torch import Tensor
 from aicl.puppets.actions import ACTIONS, SEEN_INDICES, action_programs
 from aicl.puppets.motion import PHASE
 from aicl.puppets.performance import uniforms
-from aicl.puppets.skeleton import ARM, CHANNEL, CHANNELS, LEG, NEUTRAL, PHASES
+from aicl.puppets.skeleton import ARM, CHANNEL, CHANNELS, NEUTRAL, PHASES
 
 Array = NDArray[np.float64]
 
 _STREAM = 7  # keeps these draws apart from those of performances
-_WIDTH = 192
+_WIDTH = 128
 _HARMONICS = 4
 _ARM_CHANNELS = [CHANNEL[f"{side}_{name}"] for side in ("left", "right") for name in ARM]
 
@@ -133,7 +133,6 @@ def _free(draws: _Draws) -> tuple[Array, Array]:
 
 def _arms(draws: _Draws, put, wave: _Wave) -> None:
     """Both arms: in step, in alternation, one at rest, or each on its own."""
-    n = len(draws.matrix)
     relation = draws.unit()
     in_step, alternate, one_sided = relation < 0.35, (relation >= 0.35) & (relation < 0.6), relation >= 0.82
     ranges = {"arm_swing": (-20, 150, 65, 0.8), "arm_lift": (5, 135, 55, 0.7), "arm_twist": (-60, 90, 70, 0.4),
@@ -161,7 +160,6 @@ def _arms(draws: _Draws, put, wave: _Wave) -> None:
         else:
             put(f"left_{name}", offset, amount, left_curve)
             put(f"right_{name}", right, right_amount, right_curve)
-    assert n == len(relation)
 
 
 def _legs(draws: _Draws, put, wave: _Wave) -> None:
@@ -202,4 +200,3 @@ def program_bank(count: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 FIRST_RANDOM = len(ACTIONS)  # the bank's index of random program 0
-assert set(LEG) == {"thigh", "straddle", "leg_twist", "knee"}

@@ -123,7 +123,7 @@ def pose(
 
 
 def turn(points: Tensor, yaw: Tensor, pitch: Tensor) -> Tensor:
-    """Points (b, t, n, 3) as a camera sees them that goes round the figure by `yaw` and looks down by `pitch`, degrees (b,)."""
+    """Points (b, t, n, 3) before a camera that goes round them by `yaw` and looks down by `pitch`, degrees (b,)."""
     camera = _product(_about("x", pitch * (math.pi / 180)), _about("y", yaw * (math.pi / 180)))  # (b, 3, 3)
     return (camera[:, None, None] * points[..., None, :]).sum(-1)
 

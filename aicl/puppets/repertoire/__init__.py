@@ -1,4 +1,4 @@
-"""The table of actions, one file for each kind of movement. Every entry is data: see `aicl.puppets.motion` for the words."""
+"""The table of actions, one file for each kind of movement, written in the words of `aicl.puppets.motion`."""
 
 from aicl.puppets.motion import Action
 from aicl.puppets.repertoire import arms, dances, floor, legs, work

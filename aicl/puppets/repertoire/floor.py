@@ -4,7 +4,8 @@ from aicl.puppets.motion import PHASE, action, cos, sin
 
 ACTIONS = (
     action("bow", "bow", 1.0, yaw=55, spine_bend=42 - 42 * cos(), head_nod=10 - 10 * cos(), both_arm_lift=6),
-    action("twist", "twist the torso", 1.3, spine_twist=62 * sin(), head_turn=-25 * sin(), both_arm_lift=86, both_elbow=6),
+    action("twist", "twist the torso", 1.3, spine_twist=62 * sin(), head_turn=-25 * sin(), both_arm_lift=86,
+           both_elbow=6),
     action("side_bend", "bend sideways", 1.1, spine_lean=38 * sin(), left_arm_lift=88 - 78 * sin(),
            right_arm_lift=88 + 78 * sin(), both_straddle=10),
     action("toe_touch", "touch toes", 1.2, spine_bend=80, spine_twist=50 * sin(), both_arm_lift=88, both_elbow=4,
@@ -18,7 +19,8 @@ ACTIONS = (
     action("pedal", "pedal on the back", 1.6, yaw=80, pitch=-90, left_thigh=65 + 40 * sin(), left_knee=65 + 48 * cos(),
            right_thigh=65 - 40 * sin(), right_knee=65 - 48 * cos(), both_arm_lift=35),
     action("mountain", "do mountain climbers", 1.7, yaw=80, pitch=74, head_nod=-20, both_arm_swing=80, both_elbow=5,
-           left_thigh=52 + 50 * sin(), left_knee=58 + 52 * sin(), right_thigh=52 - 50 * sin(), right_knee=58 - 52 * sin()),
+           left_thigh=52 + 50 * sin(), left_knee=58 + 52 * sin(), right_thigh=52 - 50 * sin(),
+           right_knee=58 - 52 * sin()),
     action("crawl", "crawl", 1.4, yaw=75, pitch=82, head_nod=-30, left_arm_swing=88 + 32 * sin(),
            right_arm_swing=88 - 32 * sin(), both_elbow=10, left_thigh=86 - 30 * sin(), right_thigh=86 + 30 * sin(),
            both_knee=88),
