@@ -1,0 +1,20 @@
+"""Makes the tasks and the data of this package known to `lvdm.training`; importing it is enough."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytorch_lightning as pl
+
+from lvdm import config as configs
+from lvdm.training.tasks import DATA_KINDS, TASKS
+
+TASKS["aicl"] = "aicl.training:build"
+DATA_KINDS["puppets"] = "aicl.tasks:puppet_data"
+
+
+def puppet_data(section: Mapping[str, Any], batch_size: int, seed: int) -> pl.LightningDataModule:
+    """Data of kind "puppets": clips drawn as they are needed, see `aicl.puppets.data.PuppetConfig` for the section."""
+    from aicl.puppets.data import PuppetConfig, PuppetDataModule
+
+    section = {name: value for name, value in section.items() if name != "kind"}
+    return PuppetDataModule(configs.from_mapping(PuppetConfig, section, where="data"), batch_size, seed)

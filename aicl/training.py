@@ -1,0 +1,164 @@
+"""Training the Action Prism and the Action Integration on a frozen base model (Algorithm 1, eq. 9)."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from aicl.adapter import save_adapter
+from aicl.integration import IntegratedUNet, IntegrationConfig, integrate
+from aicl.prism import ActionPrism, PrismConfig
+from aicl.references import VerbIndex, VerbPicker
+from lvdm import config as configs
+from lvdm.checkpoints import load_pipeline
+from lvdm.data import DataConfig, read_records
+from lvdm.diffusion import make_generators
+from lvdm.errors import ConfigError
+from lvdm.models.components import build_components
+from lvdm.pipeline import VideoPipeline
+from lvdm.training.base import DiffusionModule
+from lvdm.training.module import DTYPES
+from lvdm.training.settings import TrainingSettings
+from lvdm.training.strategy import training_device
+from lvdm.training.tasks import DATA_KINDS, Recipe, build_data, newest_export, read_model
+from lvdm.video import to_pixels
+
+
+class AICLModule(DiffusionModule):
+    """Algorithm 1: references -> prism -> R, and the frozen base model learns to read R, eq. 9.
+
+    Batches are text-video-reference triples: see `lvdm.data.ClipDataset` for their keys.
+    """
+
+    def __init__(
+        self, pipeline: VideoPipeline, prism: ActionPrism, integrated: IntegratedUNet, settings: TrainingSettings
+    ):
+        pipeline.components.eval()  # without gradients; the new layers are no part of it
+        trained = {"prism": prism, "integration": integrated.blocks}
+        super().__init__(pipeline, settings, integrated, trained)
+        self._integrated = (integrated,)
+
+    def losses(self, batch: dict[str, Any]) -> Tensor:
+        draws = self.draws(batch)
+        latents = self.target_latents(batch, draws)
+        context, reference_context = self._contexts(batch)
+        memory = self._memory(batch, reference_context)
+        return self.denoising_losses(latents, context, batch, draws, references=memory)
+
+    def _memory(self, batch: dict[str, Any], context: Tensor) -> Any:
+        """R of all references of the batch in one call of the prism (eq. 4-6), ready for the UNet."""
+        latents = self._reference_latents(batch)
+        features = self.trained["prism"](latents, context)
+        return self._integrated[0].memory(features, latents.shape[3])
+
+    @torch.no_grad()
+    def _reference_latents(self, batch: dict[str, Any]) -> Tensor:
+        """The mean of the posterior, (b, k, c, t, h, w): what the prism sees at inference too."""
+        if "reference_latent_mean" in batch:
+            return batch["reference_latent_mean"].float()
+        references = batch["references"]
+        mean = self.pipeline.components.codec.posterior(references.flatten(0, 1)).mode()
+        return mean.unflatten(0, references.shape[:2])
+
+    @torch.no_grad()
+    def _contexts(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Contexts of the targets (b, tokens, d) and of the references (b, k, tokens, d): the encoders run once."""
+        captions = [*batch["caption"], *(text for texts in batch["reference_captions"] for text in texts)]
+        cached, b = None, len(batch["caption"])
+        if "context" in batch:
+            cached = torch.cat([batch["context"], batch["reference_context"].flatten(0, 1)])
+        context = self.context(captions, _first_frames(batch), cached)
+        return context[:b], context[b:].unflatten(0, (b, -1))
+
+    @torch.no_grad()
+    def preview(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """The first reference, what the base model makes of the prompt, and what AICL makes of both."""
+        pipe, b = self.pipeline, len(batch["caption"])
+        references = self._reference_latents(batch)
+        frames, size = references.shape[3], tuple(_first_frames(batch).shape[-2:])
+        image = to_pixels(_first_frames(batch)[:b].unsqueeze(2))[:, 0] if pipe.takes_image else None
+        positive, negative = pipe.conditions(batch["caption"], image, size=size)
+        with_references = replace(positive, extras={"references": self._memory(batch, self._contexts(batch)[1])})
+        patched = VideoPipeline(replace(pipe.components, unet=self._integrated[0]), pipe.config)
+        guidance, videos = pipe.config.defaults.guidance, {"reference": pipe.decode(references[:, 0])}
+        for label, model, branch in (("base", pipe, positive), ("ours", patched, with_references)):
+            generators = make_generators(range(b))
+            x_T = pipe.initial_noise(generators, frames, size)
+            latents = model.sample_latents(
+                [negative, branch],
+                [1 - guidance, guidance],
+                x_T,
+                steps=self.settings.preview_steps,
+                generators=generators,
+            )
+            videos[label] = model.decode(latents)
+        return videos
+
+    def export(self, folder: Path, meta: dict[str, Any]) -> None:
+        """adapter.safetensors: the trained parameters, which any pipeline on the same base model can load."""
+        save_adapter(folder / "adapter.safetensors", self.trained["prism"], self._integrated[0], meta)
+
+
+def _first_frames(batch: dict[str, Any]) -> Tensor:
+    """The first frames of all targets, then of all references, (b + b * k, 3, h, w) in [-1, 1]."""
+    if "first_frame" in batch:
+        return torch.cat([batch["first_frame"], batch["reference_first_frame"].flatten(0, 1)])
+    return torch.cat([batch["frames"][:, :, 0], batch["references"].flatten(0, 1)[:, :, 0]])
+
+
+@dataclass
+class AICLSections:
+    """The config of task "aicl".
+
+    base.path is a model folder, or a run of task base (its newest checkpoint); base.config builds a model with random
+    weights instead, to measure speed and memory. `references` is how many accompany each target; data that brings its
+    own number of references (puppets) leaves it None.
+    """
+
+    @dataclass
+    class Base:
+        path: str | None = None
+        config: str | dict[str, Any] | None = None
+
+    base: Base
+    data: dict[str, Any]
+    prism: dict[str, Any] = field(default_factory=dict)
+    integration: IntegrationConfig = field(default_factory=IntegrationConfig)
+    references: int | None = None
+
+
+def build(recipe: Recipe) -> tuple[AICLModule, pl.LightningDataModule]:
+    """Task "aicl": see AICLSections. Raises ConfigError for sections that do not fit together."""
+    sections: AICLSections = recipe.parse(AICLSections)
+    pipeline = build_base_pipeline(sections.base, recipe.training)
+    torch.manual_seed(recipe.run.seed)  # the new layers start the same whatever was drawn for the base model
+    prism = build_prism(sections.prism, pipeline, recipe.training)
+    integrated = integrate(pipeline.components.unet, sections.integration)
+    module = AICLModule(pipeline, prism, integrated, recipe.training)
+    if sections.data.get("kind") in DATA_KINDS:
+        if sections.references is not None:
+            raise ConfigError("this kind of data brings its own references: set data.references, not references")
+        return module, build_data(sections.data, recipe)
+    records = read_records(configs.from_mapping(DataConfig, sections.data, where="data"))
+    picker = VerbPicker(VerbIndex([record.caption for record in records]), sections.references or 1)
+    return module, build_data(sections.data, recipe, picker=picker, records=records)
+
+
+def build_base_pipeline(base: AICLSections.Base, settings: TrainingSettings) -> VideoPipeline:
+    """The frozen base model: loaded from `base.path`, or random from `base.config`, in the precision of the run."""
+    if (base.path is None) == (base.config is None):
+        raise ConfigError("give either base.path (a model folder) or base.config (random weights), not both or neither")
+    precision = {"device": training_device(settings), "dtype": DTYPES[settings.precision]}
+    if base.path is not None:
+        return load_pipeline(newest_export(base.path, "config.yaml", inside="pipeline"), **precision)
+    config = read_model(base.config)
+    return VideoPipeline(build_components(config, **precision), config)
+
+
+def build_prism(section: dict[str, Any], pipeline: VideoPipeline, settings: TrainingSettings) -> ActionPrism:
+    """The prism of section `prism`, which by default reads the base model's text features whatever their width."""
+    section = {"context_dim": pipeline.config.text.width, "use_checkpoint": settings.checkpointing, **section}
+    return ActionPrism(configs.from_mapping(PrismConfig, section, where="prism"))

@@ -1,0 +1,130 @@
+"""Training a base model: the denoising UNet, and the text encoder if it has none, on a frozen autoencoder."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lvdm.checkpoints import save_pipeline
+from lvdm.diffusion import Condition, Denoiser, timesteps_from_uniform
+from lvdm.models.transformers import Transformer
+from lvdm.pipeline import VideoPipeline
+from lvdm.training.draws import Draws
+from lvdm.training.module import TrainingModule
+from lvdm.training.settings import TrainingSettings
+from lvdm.video import to_pixels
+
+
+class DiffusionModule(TrainingModule):
+    """What training a base model and training AICL share: latents, contexts and the denoising loss.
+
+    `pipeline` is the model being trained or built upon; `unet` is its UNet, or what stands in for it.
+    """
+
+    def __init__(
+        self, pipeline: VideoPipeline, settings: TrainingSettings, unet: nn.Module, trained: Mapping[str, nn.Module]
+    ):
+        components = pipeline.components
+        super().__init__(settings, trained, frozen=[*components.modules().values(), unet])
+        self._pipeline = (pipeline,)  # in a tuple, so that the frozen parts are not registered
+        if settings.checkpointing:
+            recompute_activations(components.unet)
+        network = torch.compile(unet) if settings.compile else unet
+        self._denoiser = Denoiser(network, components.schedule, components.prediction)
+
+    @property
+    def pipeline(self) -> VideoPipeline:
+        return self._pipeline[0]
+
+    def denoising_losses(
+        self, latents: Tensor, context: Tensor, batch: dict[str, Any], draws: Draws, **extras: Any
+    ) -> Tensor:
+        """Eq. 2 for each sample, (b,); eq. 9 with `references` among the extras. Latents (b, c, t, h, w) are scaled."""
+        steps = len(self.pipeline.components.schedule)
+        t = timesteps_from_uniform(batch["timestep_u"], steps, self.settings.timesteps)
+        noise = draws.normal(latents.shape[1:])
+        fps = batch["fps"] if self.pipeline.config.defaults.fps is not None else None
+        return self._denoiser.loss(latents, noise, t, Condition(context, fps, extras))
+
+    @torch.no_grad()
+    def target_latents(self, batch: dict[str, Any], draws: Draws) -> Tensor:
+        """Scaled latents (b, c, t, h, w) of the targets: a sample of the posterior, from frames or from a cache."""
+        if "latent_mean" in batch:
+            mean, std = batch["latent_mean"], batch["latent_std"]
+        else:
+            posterior = self.pipeline.components.codec.posterior(batch["frames"])
+            mean, std = posterior.mean, posterior.std
+        return mean.float() + std.float() * draws.normal(mean.shape[1:])
+
+    def context(self, captions: Sequence[str], first_frames: Tensor, cached: Tensor | None = None) -> Tensor:
+        """What the UNet is conditioned on, (n, tokens, d): texts, and first frames (n, 3, h, w) where it takes images.
+
+        `cached` holds the features of the captions if they were computed before.
+        """
+        context = self.pipeline.encode_prompt(captions) if cached is None else cached
+        if self.pipeline.takes_image:
+            image = self.pipeline.encode_image(first_frames)
+            context = torch.cat([context, image.to(context.dtype)], dim=1)
+        return context
+
+
+class BaseModule(DiffusionModule):
+    """A text-to-video model from scratch, eq. 2; with `train_text` its text encoder learns along with the UNet."""
+
+    def __init__(self, pipeline: VideoPipeline, settings: TrainingSettings, train_text: bool = False):
+        components = pipeline.components
+        components.codec.requires_grad_(False)
+        trained = {"unet": components.unet}
+        if train_text:
+            trained["text"] = components.text
+        else:
+            components.text.requires_grad_(False)
+        super().__init__(pipeline, settings, components.unet, trained)
+        self.train_text = train_text
+
+    def losses(self, batch: dict[str, Any]) -> Tensor:
+        draws = self.draws(batch)
+        latents = self.target_latents(batch, draws)
+        return self.denoising_losses(latents, self._context(batch, draws), batch, draws)
+
+    def _context(self, batch: dict[str, Any], draws: Draws) -> Tensor:
+        """The captions' context, some of them emptied for classifier-free guidance."""
+        captions, text = batch["caption"], self.pipeline.components.text
+        dropped = [u < self.settings.caption_dropout for u in draws.uniform()]
+        if self.train_text:
+            return text.encode(["" if drop else caption for caption, drop in zip(captions, dropped)])
+        with torch.no_grad():
+            if "context" not in batch:
+                return text.encode(["" if drop else caption for caption, drop in zip(captions, dropped)])
+            if not any(dropped):
+                return batch["context"]
+            empty = text.encode([""]).to(batch["context"].dtype)
+            rows = [empty if drop else row[None] for row, drop in zip(batch["context"], dropped)]
+            return torch.cat(rows)
+
+    @torch.no_grad()
+    def preview(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        real = batch["frames"]
+        pixels = self.pipeline(
+            batch["caption"],
+            num_frames=real.shape[2],
+            size=tuple(real.shape[3:]),
+            steps=self.settings.preview_steps,
+            seed=list(range(len(real))),
+            progress=False,
+        )
+        return {"real": to_pixels(real).cpu(), "generated": pixels}
+
+    def export(self, folder: Path, meta: dict[str, Any]) -> None:
+        """The whole model as a folder that `lvdm.checkpoints.load_pipeline` reads."""
+        save_pipeline(self.pipeline.components, self.pipeline.config, folder / "pipeline")
+
+
+def recompute_activations(unet: nn.Module) -> None:
+    """Turn on gradient checkpointing in a UNet that was built without: activations are computed anew in backward."""
+    unet.params.use_checkpoint = True
+    for module in unet.modules():
+        if isinstance(module, Transformer):
+            module.use_checkpoint = True

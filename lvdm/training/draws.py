@@ -1,0 +1,37 @@
+"""The random numbers of a training step, so that a sample's loss does not depend on who else is in its batch.
+
+`noise: sample` draws each sample from a CPU generator of its own, seeded by the sample's `noise_seed`: the loss of a
+sample is then a pure function of its number and the weights, for any batch size, worker count and device. That costs
+CPU time for each sample, which small models on a fast device notice; `noise: device` draws a whole batch on the
+device from one generator seeded by the batch's first `noise_seed`. It is as repeatable as long as the batches are
+composed alike, so a run resumes exactly on the same number of devices.
+"""
+
+import random
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+
+class Draws:
+    """Random numbers for the samples of one batch; `normal` gives other ones each time it is asked."""
+
+    def __init__(self, seeds: Sequence[int], device: torch.device | str, mode: Literal["sample", "device"] = "sample"):
+        self.seeds, self.device, self.mode = [int(seed) for seed in seeds], torch.device(device), mode
+        where, used = ("cpu", self.seeds) if mode == "sample" else (self.device, self.seeds[:1])
+        self._generators = [torch.Generator(where).manual_seed(seed) for seed in used]
+
+    def normal(self, shape: Sequence[int]) -> Tensor:
+        """Standard normal numbers (b, *shape), float32, on the device."""
+        if self.mode == "device":
+            return torch.randn(len(self.seeds), *shape, generator=self._generators[0], device=self.device)
+        rows = torch.stack([torch.randn(*shape, generator=generator) for generator in self._generators])
+        if self.device.type == "cuda":  # pinned, so that the copy does not make the host wait
+            return rows.pin_memory().to(self.device, non_blocking=True)
+        return rows
+
+    def uniform(self) -> list[float]:
+        """One number in [0, 1) for each sample, on the host, the same in both modes; independent of `normal`."""
+        return [random.Random(seed).random() for seed in self.seeds]

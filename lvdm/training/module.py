@@ -1,0 +1,141 @@
+"""What every training has in common, as a LightningModule: one optimiser, one loss for each sample, no host waits."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from lvdm.models.ema import EMA
+from lvdm.training.draws import Draws
+from lvdm.training.optim import build_optimizer, learning_rate
+from lvdm.training.settings import TrainingSettings
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+@dataclass
+class Record:
+    """The losses of one micro-batch as the device has them: `losses` (b,), and `numbers`, which samples they are of."""
+
+    step: int
+    numbers: Tensor
+    losses: Tensor
+
+
+class TrainingModule(pl.LightningModule):
+    """Base class of all trainings. A subclass gives `losses(batch) -> (b,)`, and may give `export` and `preview`.
+
+    `trained` is what the optimiser sees, and the only thing that is registered: Lightning, DDP and DeepSpeed therefore
+    move, reduce, shard and save nothing but the trained parameters. `frozen` modules are held beside it, moved to the
+    device in the precision of the run when training starts; they may contain trained modules, whose parameters keep
+    full precision.
+    """
+
+    def __init__(self, settings: TrainingSettings, trained: Mapping[str, nn.Module], frozen: Iterable[nn.Module] = ()):
+        super().__init__()
+        self.settings = settings
+        self.trained = nn.ModuleDict(trained)
+        self._frozen = tuple(frozen)  # a tuple does not register its modules
+        self.ema = EMA(self.trained, settings.ema) if settings.ema else None
+        self.records: list[Record] = []
+        self.progress: Callable[[], float] = lambda: 0.0  # share of the run that is done, set by the runner
+
+    # -- for subclasses ---------------------------------------------------------------------------------------------
+
+    def losses(self, batch: dict[str, Any]) -> Tensor:
+        """The loss of each sample, (b,), float32."""
+        raise NotImplementedError
+
+    def export(self, folder: Path, meta: dict[str, Any]) -> None:
+        """Write what others can load (an adapter, a pipeline) into a checkpoint's folder. Called on the first rank."""
+
+    def preview(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Videos to look at: label -> pixels uint8 (b, t, h, w, c), the same number for every label. Empty: none."""
+        return {}
+
+    # -- what Lightning calls ---------------------------------------------------------------------------------------
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        batch = self.prepare(batch)
+        with self.autocast():
+            losses = self.losses(batch).float()
+        self.records.append(Record(self.global_step, batch["number"], losses.detach()))
+        return losses.mean()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return build_optimizer(self.trained.parameters(), self.settings, self.trainer.strategy.root_device)
+
+    def on_fit_start(self) -> None:
+        device = self.trainer.strategy.root_device
+        for module in self._frozen:
+            place_frozen(module, device, DTYPES[self.settings.precision])
+        self.trained.train()
+        if self.ema is not None:
+            self.ema.to(device)
+
+    def transfer_batch_to_device(self, batch: dict[str, Any], device: torch.device, dataloader_idx: int) -> Any:
+        """Everything but the integers that the host reads, which would make it wait for the device."""
+        host = {name: batch[name] for name in ("number", "noise_seed")}
+        return super().transfer_batch_to_device(batch, device, dataloader_idx) | host
+
+    def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
+        torch.manual_seed(int(batch["noise_seed"][0]))  # dropout too is a function of the samples
+        rate = learning_rate(self.settings, self.global_step, self.progress())
+        for optimizer in self.trainer.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        if self.ema is not None:
+            self.ema.update(self.trained)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.ema is not None:
+            checkpoint["ema"] = self.ema.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.ema is not None:
+            self.ema.load_state_dict(checkpoint["ema"])
+
+    # -- shared by subclasses ---------------------------------------------------------------------------------------
+
+    def prepare(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Let the data module finish a batch on the device (render puppets, say), where it wants to."""
+        finish = getattr(self.trainer.datamodule, "prepare", None)
+        return finish(batch) if finish is not None else batch
+
+    def autocast(self) -> torch.autocast | nullcontext:
+        """Mixed precision, done here and not by Lightning so that every strategy computes alike.
+
+        Weights are not cached in half precision: a copy cached under no_grad would cut gradients off later.
+        """
+        if self.settings.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, DTYPES[self.settings.precision], cache_enabled=False)
+
+    def draws(self, batch: dict[str, Any]) -> Draws:
+        """The random numbers of this batch, see `lvdm.training.draws`."""
+        return Draws(batch["noise_seed"].tolist(), self.device, self.settings.noise)
+
+    @contextmanager
+    def showing(self) -> Iterator[None]:
+        """Inside, the trained modules are as they will be used: averaged weights if there is an average, no dropout."""
+        self.trained.eval()
+        with self.ema.applied(self.trained) if self.ema is not None else nullcontext():
+            yield
+        self.trained.train()
+
+
+def place_frozen(module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+    """Move a module to a device and its frozen parameters to a dtype; trained ones keep theirs, as buffers do."""
+    module.eval()
+    for parameter in module.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.to(device, dtype if parameter.is_floating_point() else None)
+    module.to(device)

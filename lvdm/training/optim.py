@@ -1,0 +1,45 @@
+"""Optimiser and learning rate. The rate is a pure function of the step, so resuming needs no scheduler state."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from lvdm.errors import ConfigError
+from lvdm.training.settings import TrainingSettings
+
+
+def build_optimizer(
+    parameters: Iterable[nn.Parameter], settings: TrainingSettings, device: torch.device
+) -> torch.optim.Optimizer:
+    """Adam with decoupled weight decay: DeepSpeed's CPU Adam where ZeRO offloads, else PyTorch's, fused where possible.
+
+    Raises ConfigError where DeepSpeed's operator cannot be compiled.
+    """
+    options = {"lr": settings.lr, "betas": tuple(settings.betas), "weight_decay": settings.weight_decay}
+    parameters = [parameter for parameter in parameters if parameter.requires_grad]
+    if settings.strategy == "deepspeed_zero2_offload":
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+        try:
+            return DeepSpeedCPUAdam(parameters, adamw_mode=True, **options)
+        except (
+            Exception
+        ) as error:  # compiling fails in many ways: no compiler, no ninja, a CUDA toolkit of another version
+            raise ConfigError(
+                f"DeepSpeed could not compile its CPU Adam ({str(error).splitlines()[0]}): install a C++ compiler "
+                "and ninja, or set training.strategy to deepspeed_zero2 or single"
+            ) from error
+    # Fused kernels unscale gradients themselves, which Lightning forbids together with clipping under fp16.
+    fused = device.type == "cuda" and not settings.uses_deepspeed and settings.precision != "fp16"
+    return torch.optim.AdamW(parameters, fused=fused, **options)
+
+
+def learning_rate(settings: TrainingSettings, step: int, progress: float) -> float:
+    """The rate of step `step` (from 0): linear warm-up, then constant or a cosine over `progress` in [0, 1]."""
+    rate = settings.lr
+    if settings.schedule == "cosine":
+        wave = 0.5 * (1 + math.cos(math.pi * min(max(progress, 0.0), 1.0)))
+        rate *= settings.final_lr + (1 - settings.final_lr) * wave
+    return rate * min(1.0, (step + 1) / (settings.warmup_steps + 1))

@@ -1,0 +1,145 @@
+"""A training run from its config: folder, resuming, trainer, and what its ending means."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.loggers import Logger, TensorBoardLogger
+
+from lvdm import config as configs
+from lvdm.errors import CheckpointError, ConfigError
+from lvdm.training.callbacks import Checkpoints, Counter, Previews
+from lvdm.training.checkpoints import Progress, list_checkpoints, read_progress
+from lvdm.training.logs import CSVLog
+from lvdm.training.metrics import Meter
+from lvdm.training.settings import LoggingSettings, RunSettings, TrainingSettings
+from lvdm.training.strategy import build_strategy
+from lvdm.training.tasks import Recipe, build_task
+
+# What may differ when a run is resumed: it changes how long, how fast and how verbosely it trains, not what it learns.
+FREE = {
+    "training": {
+        "steps", "max_minutes", "strategy", "accelerator", "devices", "nodes", "accumulate", "checkpointing", "compile",
+        "checkpoint_every", "keep", "preview_every", "previews", "preview_steps", "stop_factor",
+    },
+    "run": {"out"},
+}  # fmt: skip
+
+
+def train(config: dict[str, Any], resume: str = "none") -> int:
+    """Run a training to its end, and return the exit status: 0, or 128 + n if signal n ended it early.
+
+    config: plain mapping with the sections run, training, logging and those of the task. resume: "none" starts a new
+    run, "auto" continues the run of that name if it has a checkpoint, a path continues from that checkpoint.
+
+    Files go to `run.out`/`run.name`: config.yaml, metrics.csv, tensorboard/, previews/, checkpoints/.
+    Raises ConfigError before anything is written if the config cannot work or the run exists already, LossError when
+    the loss is no longer a number or explodes.
+    """
+    config = dict(config)
+    run = configs.from_mapping(RunSettings, config.get("run", {}), where="run")
+    settings = configs.from_mapping(TrainingSettings, config.get("training", {}), where="training")
+    logging = configs.from_mapping(LoggingSettings, config.get("logging", {}), where="logging")
+    folder = Path(run.out) / run.name
+    first = int(os.environ.get("LOCAL_RANK", 0)) == 0 and int(os.environ.get("NODE_RANK", 0)) == 0
+    checkpoint = _checkpoint(folder, resume)
+    if first:
+        _check_folder(folder, config, resume)
+    progress = read_progress(checkpoint) if checkpoint else Progress()
+
+    trainer_options = build_strategy(settings)
+    torch.manual_seed(run.seed)
+    sections = {name: value for name, value in config.items() if name not in ("run", "training", "logging")}
+    module, data = build_task(Recipe(run, settings, sections))
+    data.start = progress.samples
+    if first:
+        folder.mkdir(parents=True, exist_ok=True)
+        configs.save(folder / "config.yaml", config)
+    meter = Meter(settings, logging, progress)
+    checkpoints = Checkpoints(settings, progress, meter, folder / "checkpoints")
+    callbacks = [Counter(settings, progress), meter, checkpoints]
+    if settings.preview_every:
+        callbacks.append(Previews(settings, progress, folder / "previews"))
+    if trainer_options["accelerator"] == "gpu" and settings.precision != "fp32":
+        torch.set_float32_matmul_precision("high")  # what stays in float32 may use TF32
+    trainer = pl.Trainer(
+        **trainer_options,
+        max_steps=settings.steps,
+        max_epochs=-1,
+        accumulate_grad_batches=settings.accumulate,
+        gradient_clip_val=settings.clip,
+        limit_val_batches=0,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,  # ranks already get different sample numbers
+        logger=_loggers(logging, run, folder, progress),
+        callbacks=callbacks,
+        benchmark=trainer_options["accelerator"] == "gpu",
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+    )
+    state = None if checkpoint is None else checkpoint / "state.ckpt"
+    trainer.fit(module, datamodule=data, ckpt_path=state, weights_only=True)
+    return 0 if checkpoints.stopped_by is None else 128 + checkpoints.stopped_by
+
+
+def _checkpoint(folder: Path, resume: str) -> Path | None:
+    """The checkpoint to continue from, if any."""
+    if resume == "none":
+        return None
+    if resume != "auto":
+        if not (Path(resume) / "progress.json").exists():
+            raise CheckpointError(
+                f"--resume {resume}: not a training checkpoint; name a folder .../checkpoints/step_..."
+            )
+        return Path(resume)
+    found = list_checkpoints(folder / "checkpoints")
+    return found[-1] if found else None
+
+
+def _check_folder(folder: Path, config: dict[str, Any], resume: str) -> None:
+    """Never mix two runs in one folder: raise ConfigError if another run, or the same one, is there already."""
+    if not (folder / "config.yaml").exists():
+        return
+    if resume == "none":
+        raise ConfigError(f"{folder} holds a run already: continue it with --resume auto, or choose another run.name")
+    changed = _differences(configs.load(folder / "config.yaml"), config)
+    if changed:
+        raise ConfigError(
+            f"{folder} holds a run with another config ({', '.join(changed[:5])} differ): choose another run.name"
+        )
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Dotted names of the settings that differ, those that may differ left out."""
+    flat = [dict(_flatten({k: v for k, v in each.items() if k != "logging"})) for each in (old, new)]
+    free = {f"{section}.{name}" for section, names in FREE.items() for name in names}
+    names = sorted(flat[0].keys() | flat[1].keys())
+    missing = object()
+    return [name for name in names if name not in free and flat[0].get(name, missing) != flat[1].get(name, missing)]
+
+
+def _flatten(mapping: dict[str, Any], prefix: str = ""):
+    for name, value in mapping.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _loggers(logging: LoggingSettings, run: RunSettings, folder: Path, progress: Progress) -> list[Logger]:
+    loggers: list[Logger] = [CSVLog(folder / "metrics.csv", progress.step)]
+    if logging.tensorboard:
+        purge = progress.step + 1 if progress.step else None
+        loggers.append(TensorBoardLogger(folder, name="tensorboard", version="", purge_step=purge))
+    if logging.wandb is not None:
+        from pytorch_lightning.loggers import WandbLogger
+
+        try:
+            loggers.append(WandbLogger(name=run.name, project=logging.wandb, save_dir=folder))
+        except ModuleNotFoundError as error:
+            raise ConfigError("logging.wandb needs Weights & Biases: pip install wandb, or set it to null") from error
+    return loggers

@@ -1,0 +1,119 @@
+"""What a training run can be told: the `run`, `training` and `logging` sections of its config."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from lvdm.errors import ConfigError
+
+DEEPSPEED = ("deepspeed_zero2_offload", "deepspeed_zero2", "deepspeed_zero3")
+
+
+@dataclass
+class RunSettings:
+    """Section `run`: which task is trained, and where its files go (`out`/`name`)."""
+
+    name: str
+    task: str
+    out: str = "runs"
+    seed: int = 0
+
+
+@dataclass
+class TrainingSettings:
+    """Section `training`. Lengths are optimiser steps; the optimiser's defaults are the paper's (IV, "Model Details").
+
+    `batch_size` counts the samples of one optimiser step over all devices and accumulated micro-batches, so that
+    `devices` and `accumulate` change the speed and the memory of a run but not what it learns.
+    """
+
+    steps: int
+    batch_size: int
+    lr: float = 1e-4
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.9])
+    weight_decay: float = 0.03
+    warmup_steps: int = 0
+    schedule: Literal["constant", "cosine"] = "constant"
+    final_lr: float = 0.0  # where the cosine ends, as a share of lr
+    max_minutes: float | None = None  # time limit of the whole run, interruptions not counted
+    clip: float | None = 1.0  # largest gradient norm
+    ema: float | None = None  # decay of the averaged weights; the exported files then hold the average
+
+    strategy: Literal["single", "ddp", "deepspeed_zero2_offload", "deepspeed_zero2", "deepspeed_zero3"] = "single"
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    devices: int = 1
+    nodes: int = 1
+    accumulate: int = 1
+    precision: Literal["bf16", "fp16", "fp32"] = "bf16"
+    checkpointing: bool = False  # recompute activations in the backward pass instead of storing them
+    compile: bool = False  # torch.compile the denoising UNet
+
+    timesteps: Literal["uniform", "sqrt"] = "uniform"  # t = T u, or T sqrt(u), which prefers high noise
+    noise: Literal["sample", "device"] = "sample"  # who draws the noise: see lvdm.training.draws
+    caption_dropout: float = 0.0  # share of the captions that are emptied, for classifier-free guidance
+
+    checkpoint_every: int = 1000
+    keep: int = 2  # checkpoints kept, the newest ones
+    preview_every: int | None = None
+    previews: int = 2  # videos in a preview
+    preview_steps: int = 25  # sampling steps of a preview
+    stop_factor: float = 20.0  # the loss explodes when it exceeds its running average by this factor
+
+    def __post_init__(self):
+        parts = self.devices * self.nodes * self.accumulate
+        if min(self.steps, self.batch_size, self.devices, self.nodes, self.accumulate, self.checkpoint_every) < 1:
+            raise ConfigError(
+                "training.steps, batch_size, devices, nodes, accumulate and checkpoint_every must each be at least 1"
+            )
+        if self.batch_size % parts:
+            raise ConfigError(
+                f"training.batch_size = {self.batch_size} cannot be split evenly over {self.devices} devices, "
+                f"{self.nodes} nodes and {self.accumulate} accumulated micro-batches: choose a multiple of {parts}"
+            )
+        if self.strategy == "single" and self.devices * self.nodes > 1:
+            raise ConfigError(
+                f"training.strategy is single but training.devices x training.nodes = {self.devices * self.nodes}: "
+                "use ddp or one of the deepspeed strategies"
+            )
+        if len(self.betas) != 2:
+            raise ConfigError(f"training.betas needs two numbers, got {self.betas}")
+        if self.keep < 1:
+            raise ConfigError("training.keep must be at least 1: the newest checkpoint always stays")
+        if self.ema is not None and self.uses_deepspeed:
+            raise ConfigError(
+                f"training.ema does not work with training.strategy = {self.strategy}, which spreads the "
+                "full-precision weights over devices: set training.ema to null or the strategy to single or ddp"
+            )
+
+    @property
+    def uses_deepspeed(self) -> bool:
+        return self.strategy in DEEPSPEED
+
+    @property
+    def micro_batch(self) -> int:
+        """Samples that one device takes at once."""
+        return self.batch_size // (self.devices * self.nodes * self.accumulate)
+
+
+@dataclass
+class LoggingSettings:
+    """Section `logging`: a CSV file is always written, TensorBoard files unless switched off."""
+
+    every: int = 50  # steps between two lines; the loss is also checked then
+    tensorboard: bool = True
+    wandb: str | None = None  # name of a Weights & Biases project
+
+
+@dataclass
+class ConfigSchema:
+    """The whole config, for checking overrides. What belongs to a task is checked when the task is built."""
+
+    run: RunSettings
+    training: TrainingSettings
+    logging: LoggingSettings
+    model: dict[str, Any]
+    base: dict[str, Any]
+    data: dict[str, Any]
+    prism: dict[str, Any]
+    integration: dict[str, Any]
+    reconstruction: dict[str, Any]
+    references: int | None = None
