@@ -179,6 +179,11 @@ class _State:
     """What the current call of the UNet reads; one object shared by all blocks of one IntegratedUNet."""
 
     references: tuple[tuple[slice, Memory], ...] = ()
+    announced: tuple[tuple[slice, Memory], ...] = ()
+
+    def begin(self, unet: nn.Module, args: tuple) -> None:
+        """Forward pre-hook of the UNet: a call that announced no references has none, whoever makes it."""
+        self.references, self.announced = self.announced, ()
 
 
 class IntegratedUNet(nn.Module):
@@ -197,7 +202,7 @@ class IntegratedUNet(nn.Module):
             raise ConfigError("this UNet has no attention blocks that AICL could read references in")
         if any(_is_integrated(block) for block in targets.values()):
             raise ConfigError("this UNet is already integrated: call unpatch() on the first integration before another")
-        self.layout = {name: _width(block) for name, block in targets.items()}
+        self.layout = layout_of(unet)
         self.blocks = nn.ModuleDict(
             {
                 name.replace(".", "_"): BlockIntegration(width, config, self._state)
@@ -210,6 +215,7 @@ class IntegratedUNet(nn.Module):
             block.register_forward_hook(new.hook, with_kwargs=True)
             for block, new in zip(targets.values(), self.blocks.values())
         ]
+        self._hooks.append(unet.register_forward_pre_hook(self._state.begin))
 
     @property
     def family(self) -> str:
@@ -220,7 +226,12 @@ class IntegratedUNet(nn.Module):
         self.unet.check_input(shape)
 
     def forward(
-        self, x: Tensor, timesteps: Tensor, context: Tensor, fps: Tensor | None = None, references: References = None
+        self,
+        x: Tensor,
+        timesteps: Tensor,
+        context: Tensor,
+        fps: Tensor | int | None = None,
+        references: References = None,
     ) -> Tensor:
         """The UNet's prediction for x (b, c, t, h, w), reading R where there is one.
 
@@ -231,12 +242,11 @@ class IntegratedUNet(nn.Module):
             references = ()
         elif isinstance(references, Memory):
             references = ((slice(None), references),)
-        self._state.references = tuple(references)
-        try:
-            return self.unet(x, timesteps, context, fps=fps)
-        finally:
-            if not torch.is_grad_enabled():  # with gradients, checkpointed blocks still need them in backward
-                self._state.references = ()
+        self._state.announced = tuple(references)
+        output = self.unet(x, timesteps, context, fps=fps)
+        if not torch.is_grad_enabled():  # with gradients, checkpointed blocks still need them in backward
+            self._state.references = ()
+        return output
 
     def memory(
         self,
@@ -286,6 +296,11 @@ class IntegratedUNet(nn.Module):
         for parameter, trained in self._frozen:
             parameter.requires_grad_(trained)
         return self.unet
+
+
+def layout_of(unet: nn.Module) -> dict[str, int]:
+    """Name -> width of the blocks of a UNet that an integration patches."""
+    return {name: _width(block) for name, block in unet.attention_blocks()}
 
 
 def _is_integrated(block: nn.Module) -> bool:

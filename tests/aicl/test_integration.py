@@ -4,10 +4,10 @@ import copy
 
 import pytest
 import torch
-from tests.aicl.tiny_models import FAMILIES, WIDTHS, randomise, tiny_unet, unet_inputs
 
 from aicl.integration import IntegratedUNet, IntegrationConfig, integrate
 from lvdm.errors import ConfigError
+from tests.aicl.tiny_models import FAMILIES, WIDTHS, randomise, tiny_unet, unet_inputs
 
 MODES = ("temporal", "spatial", "both")
 
@@ -39,11 +39,13 @@ def test_untrained_is_the_base_bit_for_bit_and_unpatch_gives_it_back(family, mod
     randomise(integrated.blocks, seed=3)
     assert not torch.allclose(integrated(*inputs, references=memory), base, atol=1e-3)
     assert torch.equal(integrated(*inputs), base)
+    integrated(*inputs, references=memory)
+    assert torch.equal(unet(*inputs), base)  # a call that goes past the wrapper reads nothing
     assert list(unet.state_dict()) == keys
     assert integrated.unpatch() is unet
     assert torch.equal(unet(*inputs), base)
     assert [p.requires_grad for p in unet.parameters()] == flags
-    assert not any(module._forward_hooks for module in unet.modules())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in unet.modules())
     integrate(unet, IntegrationConfig(mode=mode, head_dim=16))
 
 

@@ -1,0 +1,174 @@
+"""Adapter files: the trained parameters of prism and integration, and what base model they belong to."""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from aicl.integration import IntegratedUNet, IntegrationConfig, integrate, layout_of
+from aicl.prism import ActionPrism, PrismConfig
+from lvdm import config as configs
+from lvdm.checkpoints import check_entries
+from lvdm.errors import CheckpointError
+from lvdm.files import atomic_path
+
+FORMAT_VERSION = 1
+SAMPLED_WEIGHTS = 64
+TOLERANCE = 2**-7  # relative: the spacing of bfloat16
+
+
+@dataclass
+class Fingerprint:
+    """Identifies a UNet's weights cheaply: a hash of all names and shapes, and one element each of some weights.
+
+    Weights stored in float32, float16 or bfloat16, in one file or many, have matching fingerprints.
+    """
+
+    structure: str
+    samples: list[float]
+
+    @classmethod
+    def of(cls, unet: nn.Module) -> "Fingerprint":
+        """The fingerprint of a UNet, integrated or not; reads 64 numbers."""
+        state = dict(sorted(unet.state_dict().items()))
+        structure = hashlib.sha256(json.dumps([[name, list(p.shape)] for name, p in state.items()]).encode())
+        matrices = [p for p in state.values() if p.is_floating_point() and p.ndim >= 2]
+        chosen = matrices[:: max(1, len(matrices) // SAMPLED_WEIGHTS)][:SAMPLED_WEIGHTS]
+        middle = torch.stack([p.reshape(-1)[p.numel() // 2].float() for p in chosen])
+        return cls(structure.hexdigest()[:16], middle.tolist())
+
+    def matches(self, other: "Fingerprint") -> bool:
+        """Whether both are of the same weights, up to rounding to bfloat16."""
+        if self.structure != other.structure or len(self.samples) != len(other.samples):
+            return False
+        mine, theirs = torch.tensor(self.samples), torch.tensor(other.samples)
+        return torch.allclose(mine, theirs, rtol=TOLERANCE, atol=1e-6)
+
+
+@dataclass
+class AdapterInfo:
+    """What an adapter file says about itself.
+
+    layout: width of each UNet block that reads R, by its name. step: optimiser steps of its training; notes: whatever
+    else the training wants to keep.
+    """
+
+    prism: PrismConfig
+    integration: IntegrationConfig
+    family: str
+    layout: dict[str, int]
+    fingerprint: Fingerprint
+    step: int = 0
+    notes: dict[str, Any] = field(default_factory=dict)
+    library: str = ""
+    format: int = FORMAT_VERSION
+
+
+def trained_state(prism: ActionPrism, integrated: IntegratedUNet) -> dict[str, Tensor]:
+    """All trained parameters, and nothing else, by their names in an adapter file."""
+    parts = {"prism": prism, "integration": integrated.blocks}
+    return {f"{part}.{name}": value for part, module in parts.items() for name, value in module.state_dict().items()}
+
+
+def save_adapter(
+    path: str | os.PathLike, prism: ActionPrism, integrated: IntegratedUNet, meta: Mapping[str, Any] | None = None
+) -> None:
+    """Write an adapter file (safetensors), atomically; an existing one is replaced.
+
+    meta: `step`, the optimiser steps, and anything else that JSON can hold, kept as notes.
+    """
+    notes = dict(meta or {})
+    info = AdapterInfo(
+        prism=prism.config,
+        integration=integrated.config,
+        family=integrated.family,
+        layout=integrated.layout,
+        fingerprint=Fingerprint.of(integrated.unet),
+        step=int(notes.pop("step", 0)),
+        notes=notes,
+        library=_library_version(),
+    )
+    state = {name: value.detach().cpu().contiguous() for name, value in trained_state(prism, integrated).items()}
+    with atomic_path(path) as temporary:
+        save_file(state, temporary, metadata={"format": "pt", "aicl": json.dumps(configs.to_mapping(info))})
+
+
+def read_adapter(path: str | os.PathLike) -> tuple[AdapterInfo, dict[str, Tensor]]:
+    """What an adapter file says about itself, and its parameters on the CPU.
+
+    Raises CheckpointError for a file that is missing, damaged, no adapter, or of a newer format.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"adapter {path} does not exist")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = (file.metadata() or {}).get("aicl")
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{path} is damaged or no safetensors file ({error}): train or download it again"
+        ) from error
+    if metadata is None:
+        raise CheckpointError(
+            f"{path} is a safetensors file, but no AICL adapter: give the adapter.safetensors of a run"
+        )
+    content = json.loads(metadata)
+    if content.get("format") != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path} has adapter format {content.get('format')}, this version reads {FORMAT_VERSION}: "
+            f"use the library version that wrote it ({content.get('library')})"
+        )
+    return configs.from_mapping(AdapterInfo, content, where=str(path)), state
+
+
+def load_adapter(path: str | os.PathLike, unet: nn.Module) -> tuple[ActionPrism, IntegratedUNet, AdapterInfo]:
+    """Build what an adapter file describes, on `unet`'s device, patch the UNet and load the parameters (float32).
+
+    Raises CheckpointError for a base model of another family or layout, or entries that do not fit the file's own
+    config. Warns where the base has the right layout but other weights than the adapter was trained on.
+    """
+    info, state = read_adapter(path)
+    layout = layout_of(unet)
+    if (info.family, info.layout) != (unet.family, layout):
+        raise CheckpointError(
+            f"{path} was trained on a UNet of family '{info.family}' with {_describe(info.layout)}, "
+            f"not on this one, of family '{unet.family}' with {_describe(layout)}: load it on its own base model"
+        )
+    if not info.fingerprint.matches(Fingerprint.of(unet)):
+        warnings.warn(
+            f"{path} was trained on other weights of this '{info.family}' UNet: results may be poor on this base model",
+            stacklevel=2,
+        )
+    device = next(unet.parameters()).device
+    prism, integrated = ActionPrism(info.prism), integrate(unet, info.integration)
+    try:
+        check_entries(trained_state(prism, integrated), state, f"the entries of {path} and its config")
+    except CheckpointError:
+        integrated.unpatch()
+        raise
+    for part, module in (("prism.", prism), ("integration.", integrated.blocks)):
+        module.load_state_dict({name.removeprefix(part): v for name, v in state.items() if name.startswith(part)})
+        module.to(device)
+    return prism, integrated, info
+
+
+def _library_version() -> str:
+    try:
+        return importlib.metadata.version("aicl")
+    except importlib.metadata.PackageNotFoundError:  # run from a checkout: no reason to lose a training run's result
+        return "not installed"
+
+
+def _describe(layout: Mapping[str, int]) -> str:
+    return f"{len(layout)} attention blocks {min(layout.values(), default=0)} to {max(layout.values(), default=0)} wide"
