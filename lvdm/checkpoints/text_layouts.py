@@ -118,6 +118,6 @@ def _from_hugging_face(entries: Mapping[str, Tensor]) -> dict[str, Tensor]:
         converted[name] = value
     for name, parts in joined.items():
         if absent := [letter for letter in "qkv" if letter not in parts]:
-            raise CheckpointError(f"the text encoder's '{name}' cannot be joined: its {', '.join(absent)} is missing")
+            raise CheckpointError(f"the text encoder's '{name}' cannot be joined without its {', '.join(absent)}")
         converted[name] = torch.cat([parts[letter] for letter in "qkv"])
     return converted

@@ -65,11 +65,17 @@ class DDConfig:
 
 
 class DiagonalGaussian:
-    """A Gaussian with a mean and a log-variance per entry; the log-variance is clamped to [-30, 20]."""
+    """A Gaussian with a mean and a log-variance per entry."""
 
     def __init__(self, mean: Tensor, logvar: Tensor) -> None:
         self.mean = mean
-        self.logvar = logvar.clamp(-30.0, 20.0)
+        self.logvar = logvar
+
+    @classmethod
+    def from_moments(cls, moments: Tensor) -> "DiagonalGaussian":
+        """From (n, 2c, h, w), means before log-variances; the latter are clamped to [-30, 20] as published."""
+        mean, logvar = moments.chunk(2, dim=1)
+        return cls(mean, logvar.clamp(-30.0, 20.0))
 
     @property
     def std(self) -> Tensor:
@@ -119,7 +125,7 @@ class AutoencoderKL(nn.Module):
 
     def encode(self, x: Tensor) -> DiagonalGaussian:
         """(n, in_channels, h, w) -> posterior whose mean and logvar are (n, embed_dim, h / f, w / f)."""
-        return DiagonalGaussian(*self.moments(x).chunk(2, dim=1))
+        return DiagonalGaussian.from_moments(self.moments(x))
 
     def moments(self, x: Tensor) -> Tensor:
         """Mean and unclamped log-variance stacked along the channels: (n, 2 * embed_dim, h / f, w / f)."""
@@ -327,4 +333,5 @@ def _attention(config: DDConfig, channels: int) -> nn.Module:
 
 
 def _to_tokens(x: Tensor) -> Tensor:
-    return x.flatten(2).transpose(1, 2)  # (n, c, h, w) -> (n, h * w, c)
+    # Contiguous, because fused attention kernels refuse channels that do not lie side by side.
+    return x.flatten(2).transpose(1, 2).contiguous()  # (n, c, h, w) -> (n, h * w, c)

@@ -74,12 +74,9 @@ class LatentCodec(nn.Module):
             raise VideoError(f"frames of {width}x{height} pixels: both must be multiples of {self.factor}")
         images = frames.transpose(1, 2).flatten(0, 1)  # (b * t, 3, h, w)
         moments = self._in_slices(self.autoencoder.moments, images, self.factor, 1)
-        mean, logvar = moments.float().unflatten(0, (b, t)).transpose(1, 2).chunk(2, dim=1)
-        scale = self._per_channel(self.scale, mean)
-        posterior = DiagonalGaussian(mean, logvar)  # clamps before scaling, as published
-        posterior.mean = (mean - self._per_channel(self.shift, mean)) * scale
-        posterior.logvar = posterior.logvar + 2 * scale.abs().log()
-        return posterior
+        raw = DiagonalGaussian.from_moments(moments.float().unflatten(0, (b, t)).transpose(1, 2))
+        scale, shift = self._scale_and_shift(moments.device)
+        return DiagonalGaussian((raw.mean - shift) * scale, raw.logvar + 2 * scale.abs().log())
 
     def encode(
         self,
@@ -90,32 +87,31 @@ class LatentCodec(nn.Module):
         """Frames (b, 3, t, h, w) -> latents (b, c, t, h / f, w / f): a sample of the posterior, or its mean."""
         posterior = self.posterior(frames)
         latents = posterior.sample(generator) if sample else posterior.mode()
-        return latents.to(self._dtype)
+        return latents.to(self.autoencoder.quant_conv.weight.dtype)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (b, c, t, h, w) -> frames (b, 3, t, h * f, w * f), near [-1, 1] but not clamped."""
         b, _, t, _, _ = latents.shape
-        z = latents / self._per_channel(self.scale, latents) + self._per_channel(self.shift, latents)
+        scale, shift = self._scale_and_shift(latents.device)
+        z = latents.float() / scale + shift
         images = self._in_slices(self.autoencoder.decode, z.transpose(1, 2).flatten(0, 1), 1, self.factor)
         return images.unflatten(0, (b, t)).transpose(1, 2)
 
-    @property
-    def _dtype(self) -> torch.dtype:
-        return self.autoencoder.quant_conv.weight.dtype
-
-    def _per_channel(self, value: float | Sequence[float], like: Tensor) -> Tensor:
-        # Made on demand: as a buffer it would lose its digits when the model is cast to bfloat16.
-        return torch.as_tensor(value, dtype=torch.float32, device=like.device).view(-1, 1, 1, 1)
+    def _scale_and_shift(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """To go with (b, c, t, h, w), in float32: as buffers they would lose digits in a bfloat16 model."""
+        values = (torch.tensor(value, dtype=torch.float32) for value in (self.scale, self.shift))
+        # A number stays on the CPU, where it acts as a scalar and needs no copy to the device.
+        return tuple(value.view(-1, 1, 1, 1).to(device) if value.ndim else value for value in values)
 
     def _in_slices(self, function: Callable[[Tensor], Tensor], x: Tensor, cell: int, out_cell: int) -> Tensor:
         """Apply `function` to (n, c, h, w), a few images at a time; a latent cell is `cell` wide in, `out_cell` out."""
         rows, columns = x.shape[2] // cell, x.shape[3] // cell
         pixels = min(rows, self.tile or rows) * min(columns, self.tile or columns) * self.factor**2
         count = max(1, self.slice_size * REFERENCE_PIXELS // pixels)
-        whole = None
+        weight, whole = self.autoencoder.quant_conv.weight, None  # its dtype and device are the codec's
         for start in range(0, len(x), count):
-            part = self._in_tiles(function, x[start : start + count].to(self._dtype), cell, out_cell)
+            part = self._in_tiles(function, x[start : start + count].to(weight), cell, out_cell)
             if whole is None:
                 whole = part.new_empty(len(x), *part.shape[1:])
             whole[start : start + count] = part

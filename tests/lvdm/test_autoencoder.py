@@ -161,8 +161,10 @@ def test_memory_format_and_precision():
 
 
 def test_posterior():
-    posterior = DiagonalGaussian(torch.randn(3, 4, 2, 2), 20 * torch.randn(3, 4, 2, 2))
-    assert posterior.logvar.min() >= -30 and posterior.logvar.max() <= 20
+    moments = torch.cat([torch.randn(1, 4, 1, 3), torch.tensor([-31.0, 0.5, 21.0]).expand(1, 4, 1, 3)], dim=1)
+    posterior = DiagonalGaussian.from_moments(moments)
+    assert torch.equal(posterior.mean, moments[:, :4]) and posterior.mode() is posterior.mean
+    assert posterior.logvar[0, 0, 0].tolist() == [-30.0, 0.5, 20.0]
     mild = DiagonalGaussian(torch.randn(3, 4, 2, 2), torch.randn(3, 4, 2, 2))
     normal = torch.distributions.Normal(mild.mean, mild.std)
     kl = torch.distributions.kl_divergence(normal, torch.distributions.Normal(0.0, 1.0)).flatten(1).sum(1)

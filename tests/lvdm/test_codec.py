@@ -37,7 +37,9 @@ class Pixelwise(nn.Module):
         return F.interpolate(z, scale_factor=4, mode="nearest").square()
 
 
-@pytest.mark.parametrize(("scale", "shift"), [(0.18215, 0.0), (0.3, -0.5), ([0.1, 0.2, -0.3, 0.4], [1.0, -1.0, 0.0, 2.0])])
+@pytest.mark.parametrize(
+    ("scale", "shift"), [(0.18215, 0.0), (0.3, -0.5), ([0.1, 0.2, -0.3, 0.4], [1.0, -1.0, 0.0, 2.0])]
+)
 def test_latents_are_shifted_and_scaled(scale, shift):
     autoencoder, frames = build(), rebuild.inputs("frames", FRAMES)
     codec = LatentCodec(autoencoder, scale, shift)
@@ -48,7 +50,9 @@ def test_latents_are_shifted_and_scaled(scale, shift):
     torch.testing.assert_close(latents, (mean - offset) * factor)
     posterior = codec.posterior(frames)
     torch.testing.assert_close(posterior.std, raw.std.unflatten(0, (2, 3)).transpose(1, 2) * factor.abs())
-    assert torch.equal(codec.encode(frames, torch.Generator().manual_seed(1)), posterior.sample(torch.Generator().manual_seed(1)))
+    assert torch.equal(
+        codec.encode(frames, torch.Generator().manual_seed(1)), posterior.sample(torch.Generator().manual_seed(1))
+    )
     decoded = autoencoder.decode(raw.mean).unflatten(0, (2, 3)).transpose(1, 2)
     torch.testing.assert_close(codec.decode(latents), decoded, rtol=0, atol=1e-4)
 
