@@ -5,7 +5,6 @@ A loader worker makes rows of a few dozen numbers and captions, each a pure func
 set to store, no two epochs are alike, and a run resumes exactly.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Literal
@@ -23,7 +22,6 @@ from aicl.puppets.names import GENERIC
 from aicl.puppets.performance import CAMERA_FIELDS, FIELDS, MOTION_FIELDS, draw_performances, looks, uniforms
 from aicl.puppets.programs import FIRST_RANDOM, program_bank
 from aicl.puppets.renderer import render
-from lvdm.config import from_mapping
 from lvdm.data.plan import NumberSampler
 from lvdm.errors import ConfigError
 
@@ -59,6 +57,7 @@ class PuppetConfig:
     sample shows one. names: how seen actions are named; random motions are named by a made-up name or, in
     `generic_share` of cases, not at all. free_captions, bare_captions: shares of captions in free wording, and without
     looks. patterns: share of striped shirts, and of striped backgrounds.
+    in_turn: sample n shows the n-th named action, counted round and round, and no random motion (for measuring).
     references: how many clips accompany a target (0 for a base model). paired: share of references that are another
     rendering of the target's own performance, with other person, looks and camera; the rest are independent
     performances of the same motion. same_camera: share of the paired ones that keep the target's camera.
@@ -74,6 +73,7 @@ class PuppetConfig:
     free_captions: float = 0.25
     bare_captions: float = 0.05
     patterns: float = 0.2
+    in_turn: bool = False
     references: int = 0
     paired: float = 0.0
     same_camera: float = 0.0
@@ -112,12 +112,7 @@ def draw_batch(config: PuppetConfig, seed: int, numbers: NDArray[np.int64]) -> d
     width = _CHOICES + clips * (_DRAWS + _CHOICES)
     draws = uniforms(seed, numbers, width, stream=_STREAM)
     choices, per_clip = draws[:, :_CHOICES], draws[:, _CHOICES:].reshape(len(numbers), clips, _DRAWS + _CHOICES)
-    named, random_motion = np.asarray(config.action_indices), choices[:, 0] < config.program_share
-    motions = np.where(
-        random_motion,
-        FIRST_RANDOM + (choices[:, 1] * config.programs).astype(np.int64),
-        named[(choices[:, 1] * len(named)).astype(np.int64)],
-    )
+    motions = _motions(config, numbers, choices)
     rows = draw_performances(per_clip[..., :_DRAWS].reshape(-1, _DRAWS), motions.repeat(clips), config.patterns)
     rows = rows.reshape(len(numbers), clips, len(FIELDS))
     if config.references:
@@ -136,6 +131,18 @@ def draw_batch(config: PuppetConfig, seed: int, numbers: NDArray[np.int64]) -> d
         batch["reference_performances"] = performances[:, 1:].contiguous()
         batch["reference_captions"] = [texts[1:] for texts in captions]
     return batch
+
+
+def _motions(config: PuppetConfig, numbers: NDArray[np.int64], choices: NDArray) -> NDArray[np.int64]:
+    """What moves in each sample: indices into the program bank, (b,)."""
+    named = np.asarray(config.action_indices)
+    if config.in_turn:
+        return named[numbers % len(named)]
+    return np.where(
+        choices[:, 0] < config.program_share,
+        FIRST_RANDOM + (choices[:, 1] * config.programs).astype(np.int64),
+        named[(choices[:, 1] * len(named)).astype(np.int64)],
+    )
 
 
 def _pair(config: PuppetConfig, rows: NDArray, draws: NDArray) -> None:
@@ -180,12 +187,6 @@ def _choose(random: Random, shares: tuple[float, ...]) -> int:
             return index
         point -= share
     return max(index for index, share in enumerate(shares) if share > 0)
-
-
-def build_data(section: Mapping[str, Any], batch_size: int, seed: int) -> "PuppetDataModule":
-    """The data module of a `data` section with `kind: puppets`. Raises ConfigError for keys or values that do not fit."""
-    values = {name: value for name, value in section.items() if name != "kind"}
-    return PuppetDataModule(from_mapping(PuppetConfig, values, where="data"), batch_size, seed)
 
 
 class PuppetDataset(Dataset):

@@ -1,4 +1,4 @@
-"""What the classifier says of generated clips: is it the action, is it the person, how far is the set from real clips."""
+"""What the classifier says of generated clips: the right action, the right person, how far from real clips as a set."""
 
 from collections.abc import Sequence
 

@@ -1,0 +1,64 @@
+"""The puppet world as files: mp4 clips and a caption list that `lvdm.data.read_folder` reads."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from aicl.puppets.actions import NAMES
+from aicl.puppets.data import FPS, PuppetConfig, PuppetDataModule, draw_batch
+from lvdm.errors import DataError
+from lvdm.files import atomic_path
+from lvdm.video import contact_sheet, to_pixels, write_video
+
+LISTING = "captions.csv"
+_BATCH = 32
+
+
+def write_clips(
+    folder: Path,
+    config: PuppetConfig,
+    clips: int,
+    seed: int = 0,
+    preview: Path | None = None,
+    device: torch.device | str = "cpu",
+) -> Path:
+    """Write samples 0 to `clips` - 1 of (config, seed) as folder/clip_00000.mp4, ..., and folder/captions.csv.
+
+    The list has the columns file, caption and label (the action's name, empty for a random motion); it is written
+    last, so a folder with a list is complete. `preview` is the path of a picture of up to 40 clips. Returns the list's
+    path. Raises DataError if the folder has a list already.
+    """
+    listing = folder / LISTING
+    if listing.exists():
+        raise DataError(f"{listing} exists already: choose another folder, or delete it")
+    renderer = PuppetDataModule(config, _BATCH, seed)
+    rows, shown, fps = [], [], FPS * config.frames / 16
+    for start in range(0, clips, _BATCH):
+        batch = draw_batch(config, seed, np.arange(start, min(start + _BATCH, clips)))
+        batch["performances"] = batch["performances"].to(device)
+        batch = renderer.prepare(batch)
+        for number, pixels, action in zip(
+            batch["number"].tolist(), to_pixels(batch["frames"]), batch["action"].tolist()
+        ):
+            name = f"clip_{number:05d}.mp4"
+            write_video(folder / name, pixels.cpu(), fps, overwrite=True)
+            caption = batch["caption"][number - start]
+            rows.append({"file": name, "caption": caption, "label": NAMES[action] if action >= 0 else ""})
+            if len(shown) < 40:
+                shown.append((pixels.cpu(), caption))
+    if preview is not None:
+        _write_preview(preview, shown)
+    with atomic_path(listing) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ["file", "caption", "label"])
+        writer.writeheader()
+        writer.writerows(rows)
+    return listing
+
+
+def _write_preview(path: Path, shown: list[tuple[Tensor, str]]) -> None:
+    sheet = contact_sheet([pixels for pixels, _ in shown], [caption for _, caption in shown])
+    with atomic_path(path) as temporary:
+        sheet.save(temporary)
