@@ -33,9 +33,9 @@ FPS = 8.0  # of 16 frames; a clip lasts two seconds at any frame count
 
 @dataclass(frozen=True)
 class NameShares:
-    """How a caption names a seen action: truly, by a made-up name, or by none ("is moving"). Shares are normalised."""
+    """How a caption names a seen action: by its own name, by a made-up name, or by none ("is moving"). Shares are normalised."""
 
-    true: float = 1.0
+    real: float = 1.0
     made_up: float = 0.0
     generic: float = 0.0
 
@@ -171,7 +171,7 @@ def _captions(config: PuppetConfig, rows: NDArray, choices: NDArray) -> list[str
 
 def _phrase(config: PuppetConfig, motion: int, random: Random) -> str:
     names = config.names
-    shares = (names.true, names.made_up, names.generic)
+    shares = (names.real, names.made_up, names.generic)
     if motion >= FIRST_RANDOM:
         shares = (0.0, 1.0 - config.generic_share, config.generic_share)
     kind = _choose(random, shares)
