@@ -4,6 +4,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lvdm import config as configs
@@ -39,8 +40,7 @@ def tiny_checkpoint(model: str) -> tuple[dict[str, Tensor], ModelConfig]:
     unet, _ = figure(FIGURES[model])
     autoencoder, _ = figure("autoencoder_kl_tiny")
     lvdm, image = model.startswith("lvdm"), model.endswith("i2v_512")
-    layout = {f"model.diffusion_model.{name}": shape for name, shape in unet["state_dict"].items()}
-    layout |= {f"first_stage_model.{name}": shape for name, shape in autoencoder["state_dict"].items()}
+    layout = {f"first_stage_model.{name}": shape for name, shape in autoencoder["state_dict"].items()}
     layout |= _shrunk(model, "cond_stage_model.", HUGGING_FACE if lvdm else OPENCLIP, layers=2)
     config: dict[str, Any] = {
         "family": unet["family"],
@@ -57,7 +57,11 @@ def tiny_checkpoint(model: str) -> tuple[dict[str, Tensor], ModelConfig]:
         encoder = {"width": 32, "layers": 2, "heads": 2, "image_size": 28}
         resampler = {"dim": 24, "depth": 1, "dim_head": 16, "heads": 2, "embedding_dim": 32, "output_dim": 24}
         config["image"] = {"encoder": encoder, "resampler": resampler | {"num_queries": 16}}
-    return weights_for(layout), configs.from_mapping(ModelConfig, config)
+    scalars = {name: torch.tensor(0.1) for name, shape in layout.items() if not shape}
+    state = weights_for({name: shape for name, shape in layout.items() if shape}) | scalars
+    unet_state = weights_for(unet["state_dict"])  # drawn from names without prefix, for which the figure was made
+    state |= {f"model.diffusion_model.{name}": tensor for name, tensor in unet_state.items()}
+    return state, configs.from_mapping(ModelConfig, config)
 
 
 def _shrunk(model: str, prefix: str, sizes: dict[int, int], layers: int) -> dict[str, list[int]]:
