@@ -1,8 +1,9 @@
 """Video files -> pixels. Frames are numbered in the order in which they are shown, whatever the container.
 
 decord reads where it is installed and right: it finds frames by their time of presentation, which MP4 and Matroska
-store and AVI and MPEG-TS do not (it then returns wrong frames without an error), and it knows neither rotated streams
-nor edit lists. PyAV reads everything else, decoding from the start, so both readers give the same frame for an index.
+store and AVI and MPEG-TS do not, and it starts decoding at a key frame, which does not suffice for open groups of
+pictures: it then returns wrong frames without an error. Nor does it know rotated streams and edit lists. PyAV reads
+everything else, decoding from the start, so both readers give the same frame for an index.
 """
 
 import os
@@ -106,7 +107,10 @@ def read_image(path: str | os.PathLike, size: tuple[int, int]) -> Tensor:
 
 
 def check_video(path: str | os.PathLike) -> VideoInfo:
-    """Decode the whole file; raises VideoError if any frame that it holds cannot be decoded."""
+    """Decode the whole file; raises VideoError if any frame that it holds cannot be decoded.
+
+    Damage that the decoder conceals, as a few wrong bytes in an old format, is not an error.
+    """
     scan = _scan(path)
     with _opened(path) as (container, stream):
         decoded = sum(1 for _ in container.decode(stream))
@@ -133,7 +137,7 @@ def _scan(path: str | os.PathLike) -> _Scan:
     path = Path(path)
     if not path.is_file():
         raise VideoError(f"{path}: is {'a folder' if path.is_dir() else 'not there'}; give a video file")
-    count, hidden, times, first = 0, 0, [], None
+    count, hidden, times, first, key_time, leading = 0, 0, [], None, None, False
     with _opened(path) as (container, stream):
         for packet in container.demux(stream):
             if packet.size == 0:  # marks the end of the stream
@@ -146,6 +150,8 @@ def _scan(path: str | os.PathLike) -> _Scan:
             count += 1
             if packet.pts is not None:
                 times.append(packet.pts)
+                key_time = packet.pts if packet.is_keyframe or key_time is None else key_time
+                leading = leading or packet.pts < key_time  # needs frames from before its key frame (open GOP)
         if first is None and count:  # a decoder with a delay, and a file shorter than it
             first = next(iter(stream.decode(None)), None)
         rate = stream.average_rate or stream.guessed_rate
@@ -164,7 +170,7 @@ def _scan(path: str | os.PathLike) -> _Scan:
         raise VideoError(f"{path}: states no frame rate; re-encode the file")
     turns = round(first.rotation / 90) % 4
     width, height = (first.height, first.width) if turns % 2 else (first.width, first.height)
-    return _Scan(VideoInfo(path, count, fps, width, height), turns, plain=timed and not turns and not hidden)
+    return _Scan(VideoInfo(path, count, fps, width, height), turns, plain=timed and not (turns or hidden or leading))
 
 
 def _read(scan: _Scan, indices: Sequence[int], reader: Reader) -> Tensor:
@@ -175,19 +181,25 @@ def _read(scan: _Scan, indices: Sequence[int], reader: Reader) -> Tensor:
         raise VideoError(f"{path}: has no frame {outside[0]}, only 0 to {total - 1}")
     if reader == "decord" and (decord is None or not scan.plain):
         raise VideoError(f"{path}: decord is not installed or cannot read this kind of file; set the reader to 'auto'")
-    if reader == "pyav" or decord is None or not scan.plain:
-        return _read_with_av(scan, indices)
-    return _read_with_decord(scan, indices)
+    if reader != "pyav" and decord is not None and scan.plain:
+        pixels = _read_with_decord(scan, indices)
+        if pixels is not None:
+            return pixels
+        if reader == "decord":
+            raise VideoError(f"{path}: decord cannot decode the frames; set the reader to 'auto'")
+    return _read_with_av(scan, indices)
 
 
-def _read_with_decord(scan: _Scan, indices: list[int]) -> Tensor:
+def _read_with_decord(scan: _Scan, indices: list[int]) -> Tensor | None:
+    """None where decord fails, as it does on some small sizes, too: PyAV then decides whether the file is broken."""
     try:
         video = decord.VideoReader(os.fspath(scan.info.path), num_threads=1)
-        if len(video) != scan.info.num_frames:  # the readers disagree about what a frame is
-            return _read_with_av(scan, indices)
-        return torch.from_numpy(video.get_batch(indices).asnumpy())
-    except (decord.DECORDError, RuntimeError) as error:  # their messages are stack traces
-        raise VideoError(f"{scan.info.path}: frames cannot be decoded; re-encode or remove it") from error
+        if len(video) != scan.info.num_frames:  # it sees other frames, so other numbers
+            return None
+        pixels = torch.from_numpy(video.get_batch(indices).asnumpy())
+    except (decord.DECORDError, RuntimeError):
+        return None
+    return pixels if pixels.shape[1:3] == (scan.info.height, scan.info.width) else None
 
 
 def _read_with_av(scan: _Scan, indices: list[int]) -> Tensor:
