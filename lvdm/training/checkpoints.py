@@ -61,7 +61,7 @@ def write_checkpoint(trainer: pl.Trainer, folder: Path, progress: Progress, keep
         shutil.rmtree(temporary, ignore_errors=True)  # left by a run that was killed while writing
         temporary.mkdir(parents=True)
     trainer.strategy.barrier("checkpoint folder")
-    trainer.save_checkpoint(temporary / "state.ckpt")
+    trainer.save_checkpoint(temporary / "state.ckpt", weights_only=False)  # the optimiser's state too
     with whole_parameters(trainer.strategy, module.trained.parameters()):
         if trainer.is_global_zero:
             with module.showing():

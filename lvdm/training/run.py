@@ -1,6 +1,8 @@
 """A training run from its config: folder, resuming, trainer, and what its ending means."""
 
+import logging
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ FREE = {
         "checkpoint_every", "keep", "preview_every", "previews", "preview_steps", "stop_factor",
     },
     "run": {"out"},
+    "data": {"workers"},
 }  # fmt: skip
 
 
@@ -41,7 +44,7 @@ def train(config: dict[str, Any], resume: str = "none") -> int:
     config = dict(config)
     run = configs.from_mapping(RunSettings, config.get("run", {}), where="run")
     settings = configs.from_mapping(TrainingSettings, config.get("training", {}), where="training")
-    logging = configs.from_mapping(LoggingSettings, config.get("logging", {}), where="logging")
+    reports = configs.from_mapping(LoggingSettings, config.get("logging", {}), where="logging")
     folder = Path(run.out) / run.name
     first = int(os.environ.get("LOCAL_RANK", 0)) == 0 and int(os.environ.get("NODE_RANK", 0)) == 0
     checkpoint = _checkpoint(folder, resume)
@@ -49,6 +52,7 @@ def train(config: dict[str, Any], resume: str = "none") -> int:
         _check_folder(folder, config, resume)
     progress = read_progress(checkpoint) if checkpoint else Progress()
 
+    _quieten()
     trainer_options = build_strategy(settings)
     torch.manual_seed(run.seed)
     sections = {name: value for name, value in config.items() if name not in ("run", "training", "logging")}
@@ -57,7 +61,7 @@ def train(config: dict[str, Any], resume: str = "none") -> int:
     if first:
         folder.mkdir(parents=True, exist_ok=True)
         configs.save(folder / "config.yaml", config)
-    meter = Meter(settings, logging, progress)
+    meter = Meter(settings, reports, progress)
     checkpoints = Checkpoints(settings, progress, meter, folder / "checkpoints")
     callbacks = [Counter(settings, progress), meter, checkpoints]
     if settings.preview_every:
@@ -73,7 +77,7 @@ def train(config: dict[str, Any], resume: str = "none") -> int:
         limit_val_batches=0,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,  # ranks already get different sample numbers
-        logger=_loggers(logging, run, folder, progress),
+        logger=_loggers(reports, run, folder, progress),
         callbacks=callbacks,
         benchmark=trainer_options["accelerator"] == "gpu",
         enable_checkpointing=False,
@@ -130,16 +134,27 @@ def _flatten(mapping: dict[str, Any], prefix: str = ""):
             yield f"{prefix}{name}", value
 
 
-def _loggers(logging: LoggingSettings, run: RunSettings, folder: Path, progress: Progress) -> list[Logger]:
+def _quieten() -> None:
+    """Lightning's advice about things that are meant to be so."""
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda record: "Tip:" not in record.msg)
+    for message in (
+        ".*overridden `transfer_batch_to_device`.*",
+        ".*treespec, LeafSpec.*",
+        ".*does not have many workers.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
+
+
+def _loggers(reports: LoggingSettings, run: RunSettings, folder: Path, progress: Progress) -> list[Logger]:
     loggers: list[Logger] = [CSVLog(folder / "metrics.csv", progress.step)]
-    if logging.tensorboard:
+    if reports.tensorboard:
         purge = progress.step + 1 if progress.step else None
         loggers.append(TensorBoardLogger(folder, name="tensorboard", version="", purge_step=purge))
-    if logging.wandb is not None:
+    if reports.wandb is not None:
         from pytorch_lightning.loggers import WandbLogger
 
         try:
-            loggers.append(WandbLogger(name=run.name, project=logging.wandb, save_dir=folder))
+            loggers.append(WandbLogger(name=run.name, project=reports.wandb, save_dir=folder))
         except ModuleNotFoundError as error:
             raise ConfigError("logging.wandb needs Weights & Biases: pip install wandb, or set it to null") from error
     return loggers
