@@ -211,7 +211,7 @@ class VideoUNet(nn.Module, ABC):
         recompute = self.params.use_checkpoint
         emb = self.activation(emb)  # every residual block begins with it
         context = None if context is None else context.to(self.dtype)
-        h, skips = x.to(self.dtype).permute(0, 2, 3, 4, 1), []  # (b, t, h, w, c)
+        h, skips = x.to(self.dtype).permute(0, 2, 3, 4, 1).contiguous(), []  # (b, t, h, w, c)
         for stage in self.input_blocks:
             h = stage(h, emb, context, recompute)
             skips.append(h)

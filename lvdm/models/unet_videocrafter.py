@@ -83,7 +83,7 @@ class UNetVideoCrafter(VideoUNet):
         emb = self._embed(timesteps, self.time_embed)
         if self.fps_embedding is not None:
             if not isinstance(fps, Tensor):
-                fps = torch.full_like(timesteps, DEFAULT_FPS if fps is None else fps)
+                fps = torch.full_like(timesteps, DEFAULT_FPS if fps is None else fps, dtype=torch.float32)
             emb = emb + self._embed(fps, self.fps_embedding)
         return self._run(x, emb, context)
 
