@@ -1,8 +1,10 @@
 """Files <-> pixels: which frames come back, from which files, and how bad files are named."""
 
 import os
+import wave
 from itertools import pairwise
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -130,7 +132,6 @@ def bad_files(folder, mp4):
     (folder / "text.mp4").write_text("not a video\n" * 50)
     (folder / "empty.mp4").touch()
     (folder / "folder.mp4").mkdir()
-    Image.new("RGB", (8, 8)).save(folder / "sound.png")
     yield truncated(mp4, folder / "no_header.mp4", 0.5), "not a readable video"
     yield truncated(early_header, folder / "cut.mp4", 0.85), "cut off"
     yield truncated(encode(folder / "whole.avi", codec="mpeg4"), folder / "cut.avi", 0.9), "cut off"
@@ -139,12 +140,11 @@ def bad_files(folder, mp4):
     yield folder / "folder.mp4", "is a folder"
     yield folder / "missing.mp4", "is not there"
     yield silent_wave(folder / "sound.wav"), "no video stream"
-    yield no_frames(folder / "none.mkv"), "no video frames"
+    yield no_frames(folder / "none.mp4"), "no video"
+    yield no_frames(folder / "none.avi"), "no video frames"
 
 
 def silent_wave(path):
-    import wave
-
     with wave.open(str(path), "wb") as file:
         file.setparams((1, 2, 8000, 0, "NONE", ""))
         file.writeframes(bytes(1600))
@@ -152,9 +152,10 @@ def silent_wave(path):
 
 
 def no_frames(path):
-    """A Matroska file with its header, but cut before the first cluster of frames."""
-    data = encode(path.with_name("some.mkv")).read_bytes()
-    path.write_bytes(data[: data.index(b"\x1f\x43\xb6\x75")])
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 32, 48, "yuv420p"
+        container.start_encoding()
     return path
 
 

@@ -1,0 +1,106 @@
+"""Sampling is a pure function of (seed, sample number)."""
+
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lvdm.data import ClipRecord, NumberSampler, View, ViewConfig, sample_rng, uniform_picker
+from lvdm.data.plan import draws, variant_view
+from lvdm.errors import ConfigError
+
+RECORDS = [ClipRecord(Path(f"{index}.mp4"), "walks") for index in range(50)]
+FREE = ViewConfig(random_crop=True, flip=0.5)
+
+
+KNOWN = (18, 14, 1475682380706110374, 0.8352795268491885)  # target, reference, noise seed, u
+
+
+def pair_picker(rng, records):
+    return [int(index) for index in rng.choice(len(records), 2, replace=False)]
+
+
+def draw(number, seed=0, config=FREE, picker=pair_picker):
+    return next(draws(seed, number, RECORDS, picker, config))
+
+
+def test_the_same_number_is_the_same_sample_in_any_order():
+    forwards = [draw(number) for number in range(30)]
+    backwards = [draw(number) for number in reversed(range(30))]
+    assert forwards == backwards[::-1]
+    assert len({drawn.noise_seed for drawn in forwards}) == 30
+    assert draw(3) != draw(3, seed=1)
+
+
+def test_known_values_never_change():
+    """A run that began under an older version must be able to go on: these figures are part of the format."""
+    drawn = draw(12345, seed=7)
+    assert (drawn.target.index, drawn.references[0].index, drawn.noise_seed) == KNOWN[:3]
+    assert drawn.timestep_u == pytest.approx(KNOWN[3], abs=1e-15)
+
+
+def test_numbers_are_spread_evenly():
+    drawn = [draw(number) for number in range(4000)]
+    for values in (
+        [d.timestep_u for d in drawn],
+        [d.target.view.position for d in drawn],
+        [d.references[0].view.crop[1] for d in drawn],
+        [d.noise_seed / 2**62 for d in drawn],
+    ):
+        # Standard error of the mean of 4000 uniform numbers: 0.0046.
+        assert abs(np.mean(values) - 0.5) < 0.02 and min(values) >= 0 and max(values) < 1
+    assert abs(np.mean([d.target.view.flip for d in drawn]) - 0.5) < 0.04
+    counts = np.bincount([d.target.index for d in drawn], minlength=50)
+    assert counts.min() > 40 and counts.max() < 125  # 80 each, standard deviation 9
+    neighbours = np.corrcoef([d.timestep_u for d in drawn[:-1]], [d.timestep_u for d in drawn[1:]])
+    assert abs(neighbours[0, 1]) < 0.06
+
+
+def test_time_and_noise_do_not_depend_on_the_videos():
+    alone = draw(5, picker=uniform_picker)
+    replacement = next(islice(draws(0, 5, RECORDS, pair_picker, ViewConfig()), 3, None))
+    assert (alone.timestep_u, alone.noise_seed) == (replacement.timestep_u, replacement.noise_seed)
+    assert replacement.target != draw(5).target
+
+
+def test_what_does_not_vary_is_centred_and_changes_nothing_else():
+    fixed = draw(9, config=ViewConfig(random_position=False))
+    assert fixed.target.view == View(0.5, (0.5, 0.5), False)
+    assert (fixed.target.index, fixed.references[0].index) == (draw(9).target.index, draw(9).references[0].index)
+
+
+def test_variants_are_few_fixed_views():
+    config = ViewConfig(random_crop=True, variants=3)
+    seen = {}
+    for number in range(400):
+        clip = draw(number, config=config).target
+        seen.setdefault((clip.index, clip.variant), set()).add(clip.view)
+        assert clip.view == variant_view(config, 0, RECORDS[clip.index].key, clip.variant)
+    assert all(len(views) == 1 for views in seen.values())
+    assert {variant for _, variant in seen} == {0, 1, 2}
+    assert len(set.union(*seen.values())) == len(seen)  # all different from each other
+
+
+def test_bad_settings():
+    for settings in ({"flip": 1.5}, {"variants": 0}):
+        with pytest.raises(ConfigError):
+            ViewConfig(**settings)
+
+
+@pytest.mark.parametrize(("world", "batch", "accumulate"), [(1, 12, 1), (1, 3, 4), (2, 6, 1), (3, 2, 2), (4, 3, 1)])
+def test_a_step_takes_the_same_samples_on_any_number_of_devices(world, batch, accumulate):
+    ranks = [iter(NumberSampler(batch, rank, world, start=24)) for rank in range(world)]
+    for step in range(5):
+        taken = [number for rank in ranks for _ in range(accumulate) for number in next(rank)]
+        assert sorted(taken) == list(range(24 + 12 * step, 24 + 12 * (step + 1)))
+
+
+def test_starting_later_is_going_on():
+    whole = list(islice(NumberSampler(4, rank=1, world_size=2), 6))
+    assert list(islice(NumberSampler(4, rank=1, world_size=2, start=3 * 8), 3)) == whole[3:]
+
+
+def test_generators_of_different_numbers_and_seeds_differ():
+    values = {sample_rng(seed, number).random() for seed in range(20) for number in (*range(20), 2**40)}
+    assert len(values) == 20 * 21
