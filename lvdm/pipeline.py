@@ -86,7 +86,7 @@ class VideoPipeline:
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         size = tuple(size or defaults.size)
         guidance = defaults.guidance if guidance is None else guidance
-        generators = make_generators(_one_each(seed, len(prompts), "seeds"))
+        generators = make_generators(_seeds(seed, len(prompts)))
         x_T = self.initial_noise(generators, num_frames=num_frames, size=size)
         positive, negative = self.conditions(prompts, image, size=size, fps=fps, negative_prompt=negative_prompt)
         latents = self.sample_latents(
@@ -233,11 +233,11 @@ def progress_bar() -> Callback:
     return update
 
 
-def _one_each(seed: int | Sequence[int], count: int, what: str) -> list[int]:
+def _seeds(seed: int | Sequence[int], count: int) -> list[int]:
     if isinstance(seed, int):
         return list(range(seed, seed + count))
     if len(seed) != count:
-        raise ConfigError(f"{count} prompts need {count} {what}, got {len(seed)}")
+        raise ConfigError(f"{count} prompts need {count} seeds, got {len(seed)}")
     return list(seed)
 
 

@@ -83,9 +83,8 @@ def test_every_argument_has_an_effect(pipes, name, change):
 def test_what_a_call_leaves_out_comes_from_the_defaults(pipes):
     pipe = pipes["tiny_videocrafter"]
     spelled_out = {"num_frames": 4, "size": (32, 32), "steps": 4, "guidance": 4.0, "fps": 4, "eta": 0.0}
-    assert torch.equal(
-        pipe("red", progress=False), pipe("red", negative_prompt="", seed=0, progress=False, **spelled_out)
-    )
+    spelled_out |= {"negative_prompt": "", "seed": 0, "sampler": "ddim"}
+    assert torch.equal(pipe("red", progress=False), pipe("red", progress=False, **spelled_out))
 
 
 def test_guidance_one_computes_the_conditional_branch_only(pipes, monkeypatch):
