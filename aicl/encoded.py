@@ -1,0 +1,79 @@
+"""R as a small file: references that were read once can be used again without their videos."""
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from aicl.adapter import Fingerprint
+from lvdm import config as configs
+from lvdm.errors import CheckpointError, ConfigError
+from lvdm.files import atomic_path
+
+FORMAT_VERSION = 1
+ENDING = ".safetensors"
+
+
+@dataclass
+class EncodedReferences:
+    """R of k references, eq. 6: features (b, sum(frames), channels, h, w); b = 1 serves any number of samples.
+
+    frames: frame count of each reference. prism: which prism made it; no other integration can read it.
+    """
+
+    features: Tensor
+    frames: tuple[int, ...]
+    prism: Fingerprint
+    sources: list[str] = field(default_factory=list)
+
+    def save(self, path: str | os.PathLike, overwrite: bool = False) -> None:
+        """Write a safetensors file. Raises CheckpointError if it exists, unless `overwrite`, or has another ending."""
+        path = Path(path)
+        if path.suffix != ENDING:
+            raise CheckpointError(f"{path}: encoded references are a {ENDING} file, choose such a name")
+        if path.exists() and not overwrite:
+            raise CheckpointError(f"{path} exists already: choose another name or ask to overwrite it")
+        about = {"format": FORMAT_VERSION, "frames": list(self.frames), "sources": self.sources}
+        about["prism"] = configs.to_mapping(self.prism)
+        with atomic_path(path) as temporary:
+            features = self.features.detach().cpu().contiguous()
+            save_file({"features": features}, temporary, metadata={"aicl_references": json.dumps(about)})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "EncodedReferences":
+        """Read such a file, onto the CPU. Raises CheckpointError if it is missing, damaged or something else."""
+        if not Path(path).is_file():
+            raise CheckpointError(f"encoded references {path} do not exist")
+        try:
+            with safe_open(path, framework="pt") as file:
+                about = json.loads((file.metadata() or {})["aicl_references"])
+                features = file.get_tensor("features")
+            if about["format"] != FORMAT_VERSION:
+                raise CheckpointError(
+                    f"{path} has format {about['format']}, this version reads {FORMAT_VERSION}: encode the videos again"
+                )
+            prism = configs.from_mapping(Fingerprint, about["prism"], where=str(path))
+            return cls(features, tuple(about["frames"]), prism, about["sources"])
+        except (SafetensorError, KeyError) as error:
+            raise CheckpointError(f"{path} holds no encoded references: make it with encode_references") from error
+
+
+def concatenate(parts: list[EncodedReferences]) -> EncodedReferences:
+    """References encoded apart, as one R (eq. 6). Raises ConfigError for maps or batches of different sizes."""
+    if len(parts) == 1:
+        return parts[0]
+    if len({part.features.shape[2:] for part in parts}) > 1:
+        raise ConfigError("encoded references of different channels or sizes cannot go together: encode them again")
+    rows = max(len(part.features) for part in parts)
+    if any(len(part.features) not in (1, rows) for part in parts):
+        raise ConfigError(f"references encoded for {[len(part.features) for part in parts]} samples cannot go together")
+    reference = parts[0].features
+    features = [part.features.to(reference).expand(rows, -1, -1, -1, -1) for part in parts]
+    frames = tuple(count for part in parts for count in part.frames)
+    sources = [source for part in parts for source in part.sources]
+    return EncodedReferences(torch.cat(features, dim=1), frames, parts[0].prism, sources)

@@ -1,0 +1,184 @@
+"""Algorithm 2 end to end with tiny random models: what references change, and what they must not."""
+
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from aicl import ActionPrism, AICLPipeline, EncodedReferences, IntegrationConfig, PrismConfig, integrate
+from lvdm import config as configs
+from lvdm.errors import CheckpointError, ConfigError
+from lvdm.models.components import ModelConfig, build_components
+from lvdm.pipeline import VideoPipeline
+from lvdm.video import write_video
+from tests.aicl.tiny_models import randomise
+
+MODELS = Path(__file__).parents[2] / "configs" / "models"
+PRISM = {"context_dim": 32, "width": 16, "depth": 1, "heads": 2, "head_dim": 8, "text_width": 10}
+
+
+def tiny_pipeline(model: str = "tiny_videocrafter") -> AICLPipeline:
+    config = configs.from_mapping(ModelConfig, configs.load(MODELS / f"{model}.yaml"))
+    torch.manual_seed(0)
+    components = build_components(config).eval()
+    randomise(components.unet, seed=0)
+    prism, integrated = ActionPrism(PrismConfig(**PRISM)), integrate(components.unet, IntegrationConfig(head_dim=16))
+    randomise(prism, seed=1)
+    randomise(integrated.blocks, seed=2)
+    return AICLPipeline(VideoPipeline(components, config), prism, integrated)
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return tiny_pipeline()
+
+
+def pixels(seed: int, frames: int = 4) -> torch.Tensor:
+    return torch.randint(0, 256, (frames, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+QUICK = {"steps": 2, "progress": False}
+PROMPT = "a red person walks"
+
+
+def generate(pipe, prompt=PROMPT, references=(), **options):
+    return pipe(prompt, references=references, **QUICK | options)
+
+
+def test_references_act_and_scale_zero_is_the_base(pipe):
+    base = pipe.base(PROMPT, **QUICK)
+    assert base.shape == (1, 4, 32, 32, 3)
+    with_reference = generate(pipe, references=[pixels(0)])
+    assert not torch.equal(with_reference, base)
+    assert not torch.equal(with_reference, generate(pipe, references=[pixels(1)]))
+    assert not torch.equal(
+        with_reference, generate(pipe, references=[pixels(0)], reference_captions=["a blue person runs"])
+    )
+    assert torch.equal(generate(pipe), base)
+    assert torch.equal(generate(pipe, references=[pixels(0)], scale=0), base)
+    assert torch.equal(generate(pipe, references=[pixels(0)], weights=[0]), base)
+    assert torch.equal(pipe.base(PROMPT, **QUICK), base)
+
+
+def test_a_seed_is_a_video(pipe):
+    references = [pixels(0), pixels(1)]
+    one = generate(pipe, references=references, seed=3)
+    assert torch.equal(generate(pipe, references=references, seed=3), one)
+    several = generate(pipe, [PROMPT] * 2, references, seed=2)
+    assert (several[1].int() - one[0].int()).abs().max() <= 1  # rounding, in another batch
+    assert not torch.equal(several[0], several[1])
+
+
+def test_each_prompt_may_have_references_of_its_own(pipe):
+    prompts, references = [PROMPT, "a blue person jumps"], [[pixels(0)], [pixels(1)]]
+    together = generate(pipe, prompts, references, seed=5)
+    for i in range(2):
+        alone = generate(pipe, prompts[i], references[i], seed=5 + i)
+        assert (together[i].int() - alone[0].int()).abs().max() <= 1
+
+
+def test_guidance_of_references(pipe, monkeypatch):
+    calls = []
+    hook = pipe.integrated.register_forward_hook(
+        lambda module, args, kwargs, out: calls.append((len(args[0]), kwargs.get("references"))), with_kwargs=True
+    )
+    references = [pixels(0)]
+    conditional = generate(pipe, references=references, guidance=4.0)
+    rows, extras = calls[-1]
+    assert rows == 2 and [rows for rows, _ in extras] == [slice(1, 2)]  # R in the conditional branch only
+    third = generate(pipe, references=references, guidance=4.0, reference_guidance=4.0)
+    assert torch.equal(third, conditional)  # equal strengths: e(text) cancels, and is not computed
+    generate(pipe, references=references, guidance=4.0, reference_guidance=2.0)
+    rows, extras = calls[-1]
+    assert rows == 3 and [rows for rows, _ in extras] == [slice(2, 3)]
+    assert torch.equal(
+        generate(pipe, references=references, guidance=4.0, reference_guidance=0.0),
+        pipe.base(PROMPT, guidance=4.0, **QUICK),
+    )
+    hook.remove()
+
+
+def test_prism_runs_once_per_video(pipe):
+    calls = []
+    hook = pipe.prism.register_forward_hook(lambda *_: calls.append(1))
+    generate(pipe, references=[pixels(0), pixels(1), pixels(2)])
+    hook.remove()
+    assert len(calls) == 1
+    assert list(pipe.timings) == ["text", "references", "prism", "first_step", "sampling", "decode"]
+    assert all(seconds > 0 for seconds in pipe.timings.values())
+
+
+def test_encoded_references_replace_their_videos(pipe, tmp_path):
+    video = write_video(tmp_path / "a.mp4", pixels(0), fps=4)
+    direct = generate(pipe, references=[video])
+    encoded = pipe.encode_references([video], PROMPT)
+    encoded.save(tmp_path / "r.safetensors")
+    with pytest.raises(CheckpointError, match="exists already"):
+        encoded.save(tmp_path / "r.safetensors")
+    video.unlink()
+    assert torch.equal(generate(pipe, references=[tmp_path / "r.safetensors"]), direct)
+    assert EncodedReferences.load(tmp_path / "r.safetensors").sources == [str(video)]
+    other = tiny_pipeline()
+    randomise(other.prism, seed=7)
+    with pytest.raises(CheckpointError, match="another adapter"):
+        generate(other, references=[tmp_path / "r.safetensors"])
+    with pytest.raises(CheckpointError, match="do not exist"):
+        generate(pipe, references=["none.safetensors"])
+    with pytest.raises(ConfigError, match="either videos or encoded"):
+        generate(pipe, references=[encoded, pixels(0)])
+
+
+def test_references_encoded_apart_are_those_encoded_together(pipe):
+    parts = [pipe.encode_references([pixels(i)], PROMPT) for i in range(2)]
+    together = generate(pipe, references=[pixels(0), pixels(1)])
+    assert (generate(pipe, references=parts).int() - together.int()).abs().max() <= 1
+
+
+def test_image_to_video_reads_the_first_frame_of_references():
+    pipe = tiny_pipeline("tiny_videocrafter_i2v")
+    image = pixels(9)[0]
+    contexts = []
+    pipe.prism.register_forward_hook(lambda module, args, out: contexts.append(args[1]))
+    video = generate(pipe, references=[pixels(0), pixels(1)], image=image)
+    expected = pipe.base.encode_image(pipe.base.first_frames([pixels(i)[0] for i in (0, 1)], 2, (32, 32)))
+    torch.testing.assert_close(contexts[0][0, :, 77:], expected)
+    assert not torch.equal(video, generate(pipe, image=image))
+
+
+@pytest.mark.parametrize("pointer", [False, True])
+def test_save_and_load_give_the_same_video(pipe, tmp_path, pointer):
+    references = [pixels(0)]
+    expected = generate(pipe, references=references)
+    base = None
+    if pointer:
+        pipe.save_pretrained(tmp_path / "whole")
+        base = tmp_path / "whole" / "base"
+    pipe.save_pretrained(tmp_path / "model", base=base)
+    with pytest.raises(CheckpointError, match="exists already"):
+        pipe.save_pretrained(tmp_path / "model")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loaded = AICLPipeline.from_pretrained(tmp_path / "model")
+    assert torch.equal(generate(loaded, references=references), expected)
+    assert (tmp_path / "model" / "base").exists() != pointer
+    loaded.remove_adapter()
+    with pytest.raises(ConfigError, match="no adapter"):
+        generate(loaded, references=references)
+    loaded.load_adapter(tmp_path / "model" / "adapter.safetensors")
+    assert torch.equal(generate(loaded, references=references), expected)
+
+
+def test_says_what_does_not_fit(pipe):
+    with pytest.raises(ConfigError, match="2 references need one caption or 2, got 3"):
+        generate(pipe, references=[pixels(0), pixels(1)], reference_captions=["a", "b", "c"])
+    with pytest.raises(ConfigError, match="need one list of references or 2"):
+        generate(pipe, [PROMPT] * 2, [[pixels(0)], [pixels(1)], [pixels(2)]], reference_captions=[["a"]] * 3)
+    with pytest.raises(ConfigError, match="same number of references"):
+        generate(pipe, [PROMPT] * 2, [[pixels(0)], [pixels(1), pixels(2)]])
+    with pytest.raises(ConfigError, match="without references"):
+        generate(pipe, reference_guidance=2.0)
+    with pytest.raises(ConfigError, match="uint8"):
+        generate(pipe, references=[pixels(0).float()])
+    with pytest.raises(CheckpointError, match="no model folder"):
+        AICLPipeline.from_pretrained("nowhere")
