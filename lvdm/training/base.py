@@ -92,7 +92,7 @@ class BaseModule(DiffusionModule):
     def _context(self, batch: dict[str, Any], draws: Draws) -> Tensor:
         """The captions' context, some of them emptied for classifier-free guidance."""
         captions, text = batch["caption"], self.pipeline.components.text
-        dropped = [u < self.settings.caption_dropout for u in draws.uniform()]
+        dropped = [u < self.settings.caption_dropout for u in draws.host_uniform()]
         if self.train_text:
             return text.encode(["" if drop else caption for caption, drop in zip(captions, dropped)])
         with torch.no_grad():

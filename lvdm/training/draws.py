@@ -27,11 +27,17 @@ class Draws:
         """Standard normal numbers (b, *shape), float32, on the device."""
         if self.mode == "device":
             return torch.randn(len(self.seeds), *shape, generator=self._generators[0], device=self.device)
-        rows = torch.stack([torch.randn(*shape, generator=generator) for generator in self._generators])
-        if self.device.type == "cuda":  # pinned, so that the copy does not make the host wait
-            return rows.pin_memory().to(self.device, non_blocking=True)
-        return rows
+        return self._moved(torch.stack([torch.randn(*shape, generator=generator) for generator in self._generators]))
 
-    def uniform(self) -> list[float]:
-        """One number in [0, 1) for each sample, on the host, the same in both modes; independent of `normal`."""
+    def uniform(self) -> Tensor:
+        """One number in [0, 1) for each sample, (b,), float32, on the device; the same each time, in both modes."""
+        return self._moved(torch.tensor(self.host_uniform()))
+
+    def host_uniform(self) -> list[float]:
+        """The numbers of `uniform` for use on the host."""
         return [random.Random(seed).random() for seed in self.seeds]
+
+    def _moved(self, values: Tensor) -> Tensor:
+        if self.device.type == "cuda":  # pinned, so that the copy does not make the host wait
+            return values.pin_memory().to(self.device, non_blocking=True)
+        return values

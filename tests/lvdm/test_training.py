@@ -1,0 +1,140 @@
+"""Tiny trainings on the CPU, from config to checkpoint."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lvdm import config as configs
+from lvdm.checkpoints import load_pipeline
+from lvdm.errors import CheckpointError, ConfigError
+from lvdm.training import train
+from lvdm.training.autoencoder import AutoencoderModule
+from lvdm.training.checkpoints import list_checkpoints
+from lvdm.training.metrics import LossError
+from tests.lvdm.training_runs import MODEL, losses, make_clips, tiny_config
+
+
+@pytest.fixture
+def clips(tmp_path):
+    return make_clips(tmp_path / "clips")
+
+
+def autoencoder_config(tmp_path, **sections):
+    return tiny_config(tmp_path, "autoencoder", model={"config": MODEL}, **sections)
+
+
+def base_config(tmp_path, **sections):
+    sections["model"] = {"config": MODEL, "train_text": True} | sections.get("model", {})
+    return tiny_config(tmp_path, "base", **sections)
+
+
+def test_an_autoencoder_learns_and_a_base_model_is_built_on_it(tmp_path, clips):
+    assert train(autoencoder_config(tmp_path, training={"steps": 12, "lr": 3e-3, "checkpoint_every": 12})) == 0
+    run = tmp_path / "runs/autoencoder"
+    history = [float(loss) for loss in losses(run).values()]
+    assert len(history) == 12 and sum(history[-3:]) < 0.8 * sum(history[:3])
+    described = configs.load(run / "checkpoints/step_00000012/autoencoder.yaml")
+    assert len(described["latents"]["scale"]) == len(described["latents"]["shift"]) == 4
+
+    config = base_config(tmp_path, model={"autoencoder": str(run)}, training={"ema": 0.9, "caption_dropout": 0.3})
+    assert train(config) == 0
+    pipeline = load_pipeline(tmp_path / "runs/base/checkpoints/step_00000004/pipeline")
+    trained = load_file(run / "checkpoints/step_00000012/autoencoder.safetensors")
+    for name, value in pipeline.components.codec.autoencoder.state_dict().items():
+        assert torch.equal(value, trained[name]), f"{name} of the frozen autoencoder changed"
+    assert pipeline.components.codec.scale == described["latents"]["scale"]
+    pixels = pipeline("a red person walks", num_frames=2, size=(16, 16), steps=2, progress=False)
+    assert pixels.shape == (1, 2, 16, 16, 3)
+
+
+def test_a_run_is_never_overwritten_and_never_mixed_with_another(tmp_path, clips):
+    config = autoencoder_config(tmp_path, training={"steps": 2})
+    train(config)
+    before = losses(tmp_path / "runs/autoencoder")
+    with pytest.raises(ConfigError, match="holds a run already: continue it with --resume auto"):
+        train(config)
+    other = autoencoder_config(tmp_path, training={"steps": 2, "lr": 0.5})
+    with pytest.raises(ConfigError, match=r"another config \(training.lr differ"):
+        train(other, resume="auto")
+    assert losses(tmp_path / "runs/autoencoder") == before
+    train(autoencoder_config(tmp_path, training={"steps": 3, "accumulate": 2}), resume="auto")
+    assert losses(tmp_path / "runs/autoencoder").keys() == {1, 2, 3}
+
+
+def test_resume_needs_a_checkpoint(tmp_path, clips):
+    with pytest.raises(CheckpointError, match="not a training checkpoint"):
+        train(autoencoder_config(tmp_path), resume=str(tmp_path))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_batch_gives_the_same_losses_however_it_is_split(tmp_path, clips):
+    for name, accumulate in (("whole", 1), ("parts", 4)):
+        train(
+            base_config(tmp_path, run={"name": name}, training={"batch_size": 4, "accumulate": accumulate, "steps": 3})
+        )
+    whole, parts = (losses(tmp_path / "runs" / name) for name in ("whole", "parts"))
+    assert whole.keys() == parts.keys() == {1, 2, 3}
+    for step in whole:
+        assert float(whole[step]) == pytest.approx(float(parts[step]), rel=1e-4)
+
+
+class Broken(AutoencoderModule):
+    """Its loss of sample 9 is not a number (step 5 of batch 2); from step 8 on losses are a thousandfold."""
+
+    poison, explosion = 9, None
+
+    def losses(self, batch):
+        losses = super().losses(batch)
+        if self.explosion is not None and self.global_step >= self.explosion:
+            return losses * 1000
+        return torch.where(batch["number"] == self.poison, torch.nan, losses)
+
+
+@pytest.mark.parametrize(
+    ("poison", "explosion", "message", "last"),
+    [(9, None, "not finite .* first at sample numbers 9", 3), (None, 8, "rose above", 6)],
+)
+def test_a_broken_loss_stops_the_run_and_leaves_the_last_good_checkpoint(
+    tmp_path, clips, monkeypatch, poison, explosion, message, last
+):
+    monkeypatch.setattr("lvdm.training.tasks.AutoencoderModule", Broken)
+    monkeypatch.setattr(Broken, "poison", -1 if poison is None else poison)
+    monkeypatch.setattr(Broken, "explosion", explosion)
+    with pytest.raises(LossError, match=message):
+        train(autoencoder_config(tmp_path, training={"steps": 12, "checkpoint_every": 3}))
+    checkpoints = list_checkpoints(tmp_path / "runs/autoencoder/checkpoints")
+    assert checkpoints[-1].name == f"step_{last:08d}"
+    state = torch.load(checkpoints[-1] / "state.ckpt", weights_only=True)
+    assert all(value.isfinite().all() for value in state["state_dict"].values())
+
+
+def test_only_the_newest_checkpoints_are_kept_and_none_is_half_there(tmp_path, clips):
+    train(autoencoder_config(tmp_path, training={"steps": 7, "checkpoint_every": 2, "keep": 2}))
+    folder = tmp_path / "runs/autoencoder/checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == ["step_00000006", "step_00000007"]
+    progress = json.loads((folder / "step_00000007/progress.json").read_text())
+    assert (progress["step"], progress["samples"]) == (7, 14)
+
+
+def test_a_time_limit_ends_a_run_with_a_checkpoint(tmp_path, clips):
+    config = autoencoder_config(
+        tmp_path, training={"steps": 100_000, "max_minutes": 0.02, "schedule": "cosine", "checkpoint_every": 100_000}
+    )
+    assert train(config) == 0
+    progress = json.loads(
+        (list_checkpoints(tmp_path / "runs/autoencoder/checkpoints")[0] / "progress.json").read_text()
+    )
+    assert progress["step"] < 1000 and 1.2 <= progress["seconds"] < 10
+    lines = (tmp_path / "runs/autoencoder/metrics.csv").read_text().splitlines()
+    rates = [float(line.split(",")[2]) for line in lines[1:]]
+    assert rates == sorted(rates, reverse=True) and rates[-1] < 0.5 * rates[0]  # the cosine follows the time
+
+
+def test_previews_are_written_and_change_nothing(tmp_path, clips):
+    train(base_config(tmp_path, run={"name": "plain"}, training={"steps": 3}))
+    shown = {"steps": 3, "preview_every": 2, "previews": 1, "preview_steps": 2}
+    train(base_config(tmp_path, run={"name": "shown"}, training=shown, logging={"tensorboard": True}))
+    assert [path.name for path in (tmp_path / "runs/shown/previews").iterdir()] == ["step_00000002_0.mp4"]
+    assert losses(tmp_path / "runs/plain") == losses(tmp_path / "runs/shown")

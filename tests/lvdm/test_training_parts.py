@@ -1,0 +1,112 @@
+"""Settings, random numbers, learning rate and metrics file of the training package."""
+
+import csv
+import math
+
+import pytest
+import torch
+
+from lvdm import config as configs
+from lvdm.errors import ConfigError
+from lvdm.training import TrainingSettings
+from lvdm.training.draws import Draws
+from lvdm.training.logs import CSVLog
+from lvdm.training.optim import learning_rate
+from lvdm.training.strategy import build_strategy, deepspeed_config
+
+
+def settings(**changes) -> TrainingSettings:
+    return configs.from_mapping(TrainingSettings, {"steps": 100, "batch_size": 8, **changes}, where="training")
+
+
+def test_a_samples_noise_does_not_depend_on_its_batch():
+    together, alone = Draws([5, 6, 7], "cpu"), Draws([6], "cpu")
+    for shape in [(4, 2, 3), (5,)]:  # also for the second thing that is drawn
+        assert torch.equal(together.normal(shape)[1], alone.normal(shape)[0])
+    assert together.uniform()[1] == alone.uniform()[0]
+
+
+def test_noise_is_standard_normal_and_new_each_time():
+    for mode in ("sample", "device"):
+        draws = Draws(range(100), "cpu", mode)
+        first, second = draws.normal((50,)), draws.normal((50,))
+        assert abs(first.mean()) < 0.05 and abs(first.std() - 1) < 0.05
+        assert abs((first * second).mean()) < 0.05
+        assert torch.equal(first, Draws(range(100), "cpu", mode).normal((50,)))
+
+
+def test_batch_size_is_split_over_devices_and_accumulation():
+    assert settings(strategy="ddp", devices=2, accumulate=2).micro_batch == 2
+    with pytest.raises(ConfigError, match=r"batch_size = 8 cannot be split .* multiple of 3"):
+        settings(accumulate=3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"devices": 2}, "training.strategy is single"),
+        ({"strategy": "deepspeed_zero3", "ema": 0.99}, "training.ema does not work"),
+        ({"betas": [0.9]}, "betas needs two numbers"),
+        ({"precision": "fp8"}, "precision must be one of"),
+        ({"stepz": 3}, "unknown key 'stepz' .* did you mean 'steps'"),
+    ],
+)
+def test_impossible_settings_are_named(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        settings(**changes)
+
+
+def test_the_papers_optimiser_is_the_default():
+    paper = settings()
+    assert (paper.lr, paper.betas, paper.weight_decay) == (1e-4, [0.9, 0.9], 0.03)
+
+
+@pytest.mark.parametrize("strategy", ["deepspeed_zero2_offload", "deepspeed_zero2", "deepspeed_zero3"])
+def test_deepspeed_on_a_cpu_says_which_line_to_change(strategy):
+    with pytest.raises(ConfigError, match=rf"training.strategy = {strategy} needs DeepSpeed.*set training.strategy to"):
+        build_strategy(settings(strategy=strategy, accelerator="cpu"))
+
+
+def test_more_gpus_than_there_are_says_which_line_to_change():
+    devices = torch.cuda.device_count() + 1
+    with pytest.raises(ConfigError, match=f"training.devices = {devices} but this machine has {devices - 1}"):
+        build_strategy(settings(strategy="ddp", accelerator="gpu", devices=devices, batch_size=devices))
+
+
+def test_only_the_papers_strategy_offloads_the_optimiser():
+    offload = {
+        strategy: deepspeed_config(settings(strategy=strategy))["zero_optimization"]
+        for strategy in ("deepspeed_zero2_offload", "deepspeed_zero2", "deepspeed_zero3")
+    }
+    assert [zero["stage"] for zero in offload.values()] == [2, 2, 3]
+    assert ["offload_optimizer" in zero for zero in offload.values()] == [True, False, False]
+
+
+def test_learning_rate_warms_up_then_follows_the_cosine_of_progress():
+    cosine = settings(schedule="cosine", warmup_steps=9, final_lr=0.1, lr=1.0)
+    assert learning_rate(cosine, 0, 0.0) == pytest.approx(0.1)
+    assert learning_rate(cosine, 9, 0.0) == pytest.approx(1.0)
+    assert learning_rate(cosine, 50, 0.5) == pytest.approx(0.1 + 0.9 * 0.5)
+    assert learning_rate(cosine, 99, 1.0) == pytest.approx(0.1)
+    assert learning_rate(cosine, 99, 7.0) == pytest.approx(0.1)  # time may run past the limit by a step
+    assert learning_rate(settings(lr=0.3), 70, 0.7) == 0.3
+    assert math.isclose(learning_rate(settings(lr=0.3, warmup_steps=1), 0, 0.0), 0.15)
+
+
+def read(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_metrics_file_keeps_what_a_resumed_run_had_saved_and_drops_the_rest(tmp_path):
+    first = CSVLog(tmp_path / "metrics.csv")
+    for step in (1, 2, 3):
+        first.log_metrics({"loss": step / 2}, step)
+    second = CSVLog(tmp_path / "metrics.csv", resumed_at=2)
+    second.log_metrics({"loss": 9.0, "speed": 1.0}, 3)
+    rows = read(tmp_path / "metrics.csv")
+    assert [(row["step"], row["loss"], row["speed"]) for row in rows] == [
+        ("1", "0.5", ""),
+        ("2", "1.0", ""),
+        ("3", "9.0", "1.0"),
+    ]
