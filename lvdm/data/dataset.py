@@ -13,7 +13,7 @@ from lvdm.data.cache import ClipCache
 from lvdm.data.clips import ClipRecord
 from lvdm.data.plan import ClipDraw, Draw, Picker, View, ViewConfig, draws, uniform_picker
 from lvdm.errors import ConfigError, DataError, VideoError
-from lvdm.video import ShortRule, frame_indices, frame_step, probe, read_frames, resize_crop, to_frames
+from lvdm.video import ShortRule, frame_indices, frame_step, open_video, resize_crop, to_frames
 
 _ATTEMPTS = 100  # replacements for one sample before the data set counts as broken
 
@@ -43,11 +43,12 @@ class ClipConfig:
 
 def read_clip(record: ClipRecord, view: View, config: ClipConfig) -> tuple[Tensor, float]:
     """The clip as uint8 pixels (t, h, w, 3), and its frame rate (1/s). Raises VideoError for a broken file."""
-    info = probe(record.path)
+    video = open_video(record.path)
+    info = video.info
     timing = {"source_fps": info.fps, "stride": config.stride, "target_fps": config.fps, "short": config.short}
     indices = frame_indices(info.num_frames, config.num_frames, position=view.position, **timing)
     step = frame_step(info.num_frames, config.num_frames, **timing)
-    pixels = resize_crop(read_frames(record.path, indices), config.size, view.crop)
+    pixels = resize_crop(video.read(indices), config.size, view.crop)
     if view.flip:
         pixels = pixels.flip(2)
     return pixels, info.fps / step if step else info.fps

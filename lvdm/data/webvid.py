@@ -40,9 +40,8 @@ def read_webvid(csv_path: str | os.PathLike, root: str | os.PathLike) -> list[Cl
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{csv_path}: cannot be read as a CSV file ({error})") from error
     if not records:
-        raise DataError(
-            f"{root}: holds none of the {missing} videos of {csv_path}; give the folder of the page folders"
-        )
-    if missing:
-        log.warning("%s: %d videos found below %s, %d rows have no file", csv_path, len(records), root, missing)
+        raise DataError(f"{root}: holds no captioned video of {csv_path}; give the folder that holds the page folders")
+    if missing or silent:
+        message = "%s: %d videos found below %s; left out: %d rows without a file, %d without a caption"
+        log.warning(message, csv_path, len(records), root, missing, silent)
     return records

@@ -2,18 +2,30 @@
 
 from lvdm.video.montage import contact_sheet, side_by_side
 from lvdm.video.pixels import ShortRule, frame_indices, frame_step, resize_crop, to_frames, to_pixels
-from lvdm.video.reading import VIDEO_ENDINGS, VideoInfo, check_video, load_clip, probe, read_frames, read_image
+from lvdm.video.reading import (
+    VIDEO_ENDINGS,
+    Video,
+    VideoInfo,
+    check_video,
+    load_clip,
+    open_video,
+    probe,
+    read_frames,
+    read_image,
+)
 from lvdm.video.writing import write_video
 
 __all__ = [
     "VIDEO_ENDINGS",
     "ShortRule",
+    "Video",
     "VideoInfo",
     "check_video",
     "contact_sheet",
     "frame_indices",
     "frame_step",
     "load_clip",
+    "open_video",
     "probe",
     "read_frames",
     "read_image",

@@ -48,92 +48,42 @@ class VideoInfo:
 
 
 @dataclass(frozen=True)
-class _Scan:
+class Video:
+    """A file whose frames have been counted, ready to be read: `open_video` makes it."""
+
     info: VideoInfo
     quarter_turns: int  # anticlockwise, to show the frames upright
     plain: bool  # decord gives the right frame for every index
 
+    def read(self, indices: Sequence[int], reader: Reader = "auto") -> Tensor:
+        """The frames `indices` (any order, repeats allowed, each in [0, num_frames)) as uint8 (t, h, w, 3), upright.
 
-def probe(path: str | os.PathLike) -> VideoInfo:
-    """Count the frames of a video without decoding it; the header's count is missing or wrong too often.
+        Raises VideoError where the file is broken or an index is beyond its end.
+        """
+        path, total = self.info.path, self.info.num_frames
+        indices = [int(index) for index in indices]
+        outside = [index for index in indices if not 0 <= index < total]
+        if outside:
+            raise VideoError(f"{path}: has no frame {outside[0]}, only 0 to {total - 1}")
+        if reader == "decord" and (decord is None or not self.plain):
+            raise VideoError(
+                f"{path}: decord is not installed or cannot read this kind of file; let the reader be 'auto'"
+            )
+        if reader != "pyav" and decord is not None and self.plain:
+            pixels = _read_with_decord(self.info, indices)
+            if pixels is not None:
+                return pixels
+            if reader == "decord":
+                raise VideoError(f"{path}: decord cannot decode the frames; let the reader be 'auto'")
+        return _read_with_av(self, indices)
+
+
+def open_video(path: str | os.PathLike) -> Video:
+    """Count the frames of a video without decoding them; the header's count is missing or wrong too often.
 
     The rate is the average over the file, so a variable frame rate is treated as a constant one.
     Raises VideoError for a file that is missing, truncated, not a video or without frames.
     """
-    return _scan(path).info
-
-
-def read_frames(path: str | os.PathLike, indices: Sequence[int], reader: Reader = "auto") -> Tensor:
-    """The frames `indices` (any order, repeats allowed, each in [0, num_frames)) as uint8 (t, h, w, 3), RGB, upright.
-
-    Raises VideoError where the file is broken or an index is beyond its end.
-    """
-    return _read(_scan(path), indices, reader)
-
-
-def load_clip(
-    path: str | os.PathLike,
-    num_frames: int,
-    size: tuple[int, int],
-    fps: float | None = None,
-    stride: float | None = None,
-    position: float = 0.5,
-    crop: tuple[float, float] = (0.5, 0.5),
-    short: ShortRule = "stretch",
-    reader: Reader = "auto",
-) -> Tensor:
-    """A clip as frames in [-1, 1] (3, t, h, w): `frame_indices` chooses the frames, `resize_crop` the window."""
-    scan = _scan(path)
-    indices = frame_indices(
-        scan.info.num_frames,
-        num_frames,
-        source_fps=scan.info.fps,
-        target_fps=fps,
-        stride=stride,
-        position=position,
-        short=short,
-    )
-    return to_frames(resize_crop(_read(scan, indices, reader), size, crop))
-
-
-def read_image(path: str | os.PathLike, size: tuple[int, int]) -> Tensor:
-    """An image, upright, resized and centre-cropped to `size` (h, w), in [-1, 1] (3, h, w). Raises VideoError."""
-    try:
-        with Image.open(path) as image:
-            pixels = np.array(ImageOps.exif_transpose(image).convert("RGB"))
-    except OSError as error:  # also what Pillow raises for a file that is not an image
-        raise VideoError(f"{path}: not a readable image ({_reason(error)}); give a PNG or JPEG file") from error
-    return to_frames(resize_crop(torch.from_numpy(pixels)[None], size))[:, 0]
-
-
-def check_video(path: str | os.PathLike) -> VideoInfo:
-    """Decode the whole file; raises VideoError if any frame that it holds cannot be decoded.
-
-    Damage that the decoder conceals, as a few wrong bytes in an old format, is not an error.
-    """
-    scan = _scan(path)
-    with _opened(path) as (container, stream):
-        decoded = sum(1 for _ in container.decode(stream))
-    if decoded < scan.info.num_frames:
-        raise VideoError(f"{path}: only {decoded} of {scan.info.num_frames} frames can be decoded; re-encode the file")
-    return scan.info
-
-
-@contextmanager
-def _opened(path: str | os.PathLike) -> Iterator[tuple["av.container.InputContainer", "av.video.VideoStream"]]:
-    """The container and its first video stream; whatever goes wrong inside is a VideoError about `path`."""
-    try:
-        with av.open(os.fspath(path)) as container:
-            if not container.streams.video:
-                raise VideoError(f"{path}: holds no video stream; give a video file")
-            stream = container.streams.video[0]
-            stream.thread_type = "NONE"  # loader workers are the parallelism
-            yield container, stream
-    except (av.FFmpegError, OSError) as error:
-        raise VideoError(f"{path}: not a readable video ({_reason(error)}); re-encode or remove it") from error
-
-
-def _scan(path: str | os.PathLike) -> _Scan:
     path = Path(path)
     if not path.is_file():
         raise VideoError(f"{path}: is {'a folder' if path.is_dir() else 'not there'}; give a video file")
@@ -170,52 +120,107 @@ def _scan(path: str | os.PathLike) -> _Scan:
         raise VideoError(f"{path}: states no frame rate; re-encode the file")
     turns = round(first.rotation / 90) % 4
     width, height = (first.height, first.width) if turns % 2 else (first.width, first.height)
-    return _Scan(VideoInfo(path, count, fps, width, height), turns, plain=timed and not (turns or hidden or leading))
+    return Video(VideoInfo(path, count, fps, width, height), turns, plain=timed and not (turns or hidden or leading))
 
 
-def _read(scan: _Scan, indices: Sequence[int], reader: Reader) -> Tensor:
-    path, total = scan.info.path, scan.info.num_frames
-    indices = [int(index) for index in indices]
-    outside = [index for index in indices if not 0 <= index < total]
-    if outside:
-        raise VideoError(f"{path}: has no frame {outside[0]}, only 0 to {total - 1}")
-    if reader == "decord" and (decord is None or not scan.plain):
-        raise VideoError(f"{path}: decord is not installed or cannot read this kind of file; set the reader to 'auto'")
-    if reader != "pyav" and decord is not None and scan.plain:
-        pixels = _read_with_decord(scan, indices)
-        if pixels is not None:
-            return pixels
-        if reader == "decord":
-            raise VideoError(f"{path}: decord cannot decode the frames; set the reader to 'auto'")
-    return _read_with_av(scan, indices)
+def probe(path: str | os.PathLike) -> VideoInfo:
+    """What a file holds, see `open_video`. Raises VideoError."""
+    return open_video(path).info
 
 
-def _read_with_decord(scan: _Scan, indices: list[int]) -> Tensor | None:
+def read_frames(path: str | os.PathLike, indices: Sequence[int], reader: Reader = "auto") -> Tensor:
+    """`open_video` and `Video.read` in one: frames of a file as uint8 (t, h, w, 3), RGB, upright. Raises VideoError."""
+    return open_video(path).read(indices, reader)
+
+
+def load_clip(
+    path: str | os.PathLike,
+    num_frames: int,
+    size: tuple[int, int],
+    fps: float | None = None,
+    stride: float | None = None,
+    position: float = 0.5,
+    crop: tuple[float, float] = (0.5, 0.5),
+    short: ShortRule = "stretch",
+    reader: Reader = "auto",
+) -> Tensor:
+    """A clip as frames in [-1, 1] (3, t, h, w): `frame_indices` chooses the frames, `resize_crop` the window."""
+    video = open_video(path)
+    indices = frame_indices(
+        video.info.num_frames,
+        num_frames,
+        source_fps=video.info.fps,
+        target_fps=fps,
+        stride=stride,
+        position=position,
+        short=short,
+    )
+    return to_frames(resize_crop(video.read(indices, reader), size, crop))
+
+
+def read_image(path: str | os.PathLike, size: tuple[int, int]) -> Tensor:
+    """An image, upright, resized and centre-cropped to `size` (h, w), in [-1, 1] (3, h, w). Raises VideoError."""
+    try:
+        with Image.open(path) as image:
+            pixels = np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    except OSError as error:  # also what Pillow raises for a file that is not an image
+        raise VideoError(f"{path}: not a readable image ({_reason(error)}); give a PNG or JPEG file") from error
+    return to_frames(resize_crop(torch.from_numpy(pixels)[None], size))[:, 0]
+
+
+def check_video(path: str | os.PathLike) -> VideoInfo:
+    """Decode the whole file; raises VideoError if any frame that it holds cannot be decoded.
+
+    Damage that the decoder conceals, as a few wrong bytes in an old format, is not an error.
+    """
+    info = open_video(path).info
+    with _opened(path) as (container, stream):
+        decoded = sum(1 for _ in container.decode(stream))
+    if decoded < info.num_frames:
+        raise VideoError(f"{path}: only {decoded} of {info.num_frames} frames can be decoded; re-encode the file")
+    return info
+
+
+@contextmanager
+def _opened(path: str | os.PathLike) -> Iterator[tuple["av.container.InputContainer", "av.video.VideoStream"]]:
+    """The container and its first video stream; whatever goes wrong inside is a VideoError about `path`."""
+    try:
+        with av.open(os.fspath(path)) as container:
+            if not container.streams.video:
+                raise VideoError(f"{path}: holds no video stream; give a video file")
+            stream = container.streams.video[0]
+            stream.thread_type = "NONE"  # loader workers are the parallelism
+            yield container, stream
+    except (av.FFmpegError, OSError) as error:
+        raise VideoError(f"{path}: not a readable video ({_reason(error)}); re-encode or remove it") from error
+
+
+def _read_with_decord(info: VideoInfo, indices: list[int]) -> Tensor | None:
     """None where decord fails, as it does on some small sizes, too: PyAV then decides whether the file is broken."""
     try:
-        video = decord.VideoReader(os.fspath(scan.info.path), num_threads=1)
-        if len(video) != scan.info.num_frames:  # it sees other frames, so other numbers
+        video = decord.VideoReader(os.fspath(info.path), num_threads=1)
+        if len(video) != info.num_frames:  # it sees other frames, so other numbers
             return None
         pixels = torch.from_numpy(video.get_batch(indices).asnumpy())
     except (decord.DECORDError, RuntimeError):
         return None
-    return pixels if pixels.shape[1:3] == (scan.info.height, scan.info.width) else None
+    return pixels if pixels.shape[1:3] == (info.height, info.width) else None
 
 
-def _read_with_av(scan: _Scan, indices: list[int]) -> Tensor:
+def _read_with_av(video: Video, indices: list[int]) -> Tensor:
     wanted, last, found = set(indices), max(indices), {}
-    with _opened(scan.info.path) as (container, stream):
+    with _opened(video.info.path) as (container, stream):
         width, height = None, None
         for index, frame in enumerate(container.decode(stream)):
             width, height = width or frame.width, height or frame.height
             if index in wanted:  # a stream may change its size: keep that of the first frame
                 pixels = frame.to_ndarray(format="rgb24", width=width, height=height)
-                found[index] = np.rot90(pixels, scan.quarter_turns)
+                found[index] = np.rot90(pixels, video.quarter_turns)
             if index == last:
                 break
     if wanted - found.keys():
         missing = min(wanted - found.keys())
-        raise VideoError(f"{scan.info.path}: frame {missing} cannot be decoded; re-encode the file")
+        raise VideoError(f"{video.info.path}: frame {missing} cannot be decoded; re-encode the file")
     return torch.from_numpy(np.stack([found[index] for index in indices]))
 
 
