@@ -1,0 +1,73 @@
+"""A number is never reported alone: estimates with their intervals."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import torch
+from torch import Tensor
+
+from lvdm.errors import DataError
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value, the interval [low, high] around it, the number of samples behind it, and how the interval was found."""
+
+    value: float
+    low: float
+    high: float
+    count: int
+    method: str
+
+
+def normal_quantile(level: float) -> float:
+    """How many standard errors a two-sided interval of `level` reaches: 1.96 at 0.95."""
+    return NormalDist().inv_cdf(0.5 + level / 2)
+
+
+def wilson(hits: int, count: int, level: float = 0.95) -> Estimate:
+    """A share with Wilson's score interval, which stays right near 0 and 1. Raises DataError without samples."""
+    if not 0 <= hits <= count or count == 0:
+        raise DataError(f"{hits} hits of {count} are no share")
+    z = normal_quantile(level)
+    share, spread = hits / count, z * z / count
+    centre = (share + spread / 2) / (1 + spread)
+    reach = z * math.sqrt(share * (1 - share) / count + spread / (4 * count)) / (1 + spread)
+    low = 0.0 if hits == 0 else centre - reach  # in rounding these two would miss the bound
+    high = 1.0 if hits == count else centre + reach
+    return Estimate(share, low, high, count, "Wilson")
+
+
+def share(hits: Tensor, level: float = 0.95) -> Estimate:
+    """The share of true entries (n,) with Wilson's interval.
+
+    Entries (n, k), k judgements of each video, are not independent: the interval counts videos, and is that of the
+    mean of the videos' shares.
+    """
+    if hits.ndim == 1:
+        return wilson(int(hits.sum()), len(hits), level)
+    return mean(hits.double().mean(1), level)
+
+
+def mean(values: Tensor, level: float = 0.95) -> Estimate:
+    """The mean of one value a video (n,), with a normal interval from their spread. Raises DataError for n < 2."""
+    values = values.detach().double().cpu()
+    if values.ndim != 1 or len(values) < 2:
+        raise DataError(f"a mean with an interval needs two or more values in one dimension, got {tuple(values.shape)}")
+    reach = normal_quantile(level) * float(values.std()) / math.sqrt(len(values))
+    centre = float(values.mean())
+    return Estimate(centre, centre - reach, centre + reach, len(values), "normal")
+
+
+def over_seeds(values: Sequence[float], level: float = 0.95) -> Estimate:
+    """The mean of one value a seed, with Student's interval. Raises DataError for fewer than two seeds."""
+    from scipy.stats import t  # slow to import
+
+    if len(values) < 2:
+        raise DataError("an interval over seeds needs two or more of them")
+    numbers = torch.tensor(values, dtype=torch.float64)
+    reach = float(t.ppf(0.5 + level / 2, len(values) - 1)) * float(numbers.std()) / math.sqrt(len(values))
+    centre = float(numbers.mean())
+    return Estimate(centre, centre - reach, centre + reach, len(values), "Student over seeds")

@@ -1,0 +1,146 @@
+import pytest
+import torch
+
+from aicl.evaluation.frechet import (
+    FeatureStats,
+    distance_with_interval,
+    frechet_distance,
+    merged,
+    real_floor,
+)
+from aicl.evaluation.intervals import mean, over_seeds, share, wilson
+from lvdm.errors import DataError
+
+
+def gaussian(count: int, mean: torch.Tensor, spread: torch.Tensor, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return mean + torch.randn(count, len(mean), generator=generator, dtype=torch.float64) * spread
+
+
+def exact(mean: torch.Tensor, covariance: torch.Tensor, count: int = 1000) -> FeatureStats:
+    """Statistics with exactly this mean and covariance."""
+    stats = FeatureStats(len(mean))
+    stats.count, stats.mean, stats.scatter = count, mean.double(), covariance.double() * (count - 1)
+    return stats
+
+
+def test_closed_form_of_commuting_gaussians():
+    means = torch.tensor([0.0, 1.0, -2.0]), torch.tensor([3.0, 1.0, 2.0])
+    variances = torch.tensor([1.0, 4.0, 0.25]), torch.tensor([9.0, 4.0, 0.0])
+    turn = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))[0]
+    first, second = (exact(turn @ m.double(), turn @ v.double().diag() @ turn.T) for m, v in zip(means, variances))
+    wanted = (means[0] - means[1]).square().sum() + (variances[0].sqrt() - variances[1].sqrt()).square().sum()
+    assert frechet_distance(first, second) == pytest.approx(float(wanted), rel=1e-10)
+
+
+def test_general_gaussians_agree_with_the_matrix_square_root():
+    scipy = pytest.importorskip("scipy.linalg")
+    generator = torch.Generator().manual_seed(1)
+    roots = [torch.randn(6, 6, generator=generator, dtype=torch.float64) for _ in range(2)]
+    covariances = [root @ root.T for root in roots]
+    distance = frechet_distance(*(exact(torch.zeros(6), c) for c in covariances))
+    cross = scipy.sqrtm((covariances[0] @ covariances[1]).numpy()).real.trace()
+    assert distance == pytest.approx(float(covariances[0].trace() + covariances[1].trace() - 2 * cross), rel=1e-8)
+
+
+def test_a_set_against_itself_is_zero_even_far_from_the_origin():
+    features = gaussian(300, torch.full((40,), 1e4), torch.linspace(1e-3, 10, 40), seed=2)
+    distance = frechet_distance(FeatureStats.of(features), FeatureStats.of(features))
+    assert 0.0 <= distance < 1e-6 * float(FeatureStats.of(features).covariance.trace())
+
+
+def test_streaming_and_merging_equal_one_batch():
+    features = gaussian(500, torch.full((8,), 1e3), torch.linspace(0.1, 3, 8), seed=3).float()
+    streamed = FeatureStats(8)
+    for part in features.split(37):
+        streamed.update(part)
+    halves = merged([FeatureStats.of(features[:123]), FeatureStats(8), FeatureStats.of(features[123:])])
+    for stats in (streamed, halves):
+        assert stats.count == 500
+        torch.testing.assert_close(stats.mean, features.double().mean(0), rtol=1e-13, atol=0)
+        torch.testing.assert_close(stats.covariance, torch.cov(features.double().T), rtol=1e-9, atol=1e-12)
+
+
+def test_agrees_with_torchmetrics():
+    fid = pytest.importorskip("torchmetrics.image.fid")
+    real, generated = (gaussian(200, torch.zeros(16), torch.linspace(1, s, 16), seed=s) for s in (2, 5))
+
+    class Identity(torch.nn.Module):
+        num_features = 16
+
+        def forward(self, images):
+            return images
+
+    theirs = fid.FrechetInceptionDistance(feature=Identity())
+    theirs.update(real, real=True)
+    theirs.update(generated, real=False)
+    ours = frechet_distance(FeatureStats.of(real), FeatureStats.of(generated))
+    assert ours == pytest.approx(float(theirs.compute()), rel=1e-6)
+
+
+def test_too_few_videos_are_refused_unless_overridden():
+    few, many = (FeatureStats.of(gaussian(n, torch.zeros(10), torch.ones(10), seed=n)) for n in (10, 50))
+    for pair in ((few, many), (many, few)):
+        with pytest.raises(DataError, match="more than 10 videos"):
+            frechet_distance(*pair)
+    assert frechet_distance(few, many, allow_few=True) > 0
+    with pytest.raises(DataError, match="different networks"):
+        frechet_distance(few, FeatureStats(3))
+
+
+def test_features_must_be_finite_and_of_the_right_width():
+    with pytest.raises(DataError, match="not finite"):
+        FeatureStats.of(torch.tensor([[1.0, float("nan")]]))
+    with pytest.raises(DataError, match=r"\(n, 2\)"):
+        FeatureStats(2).update(torch.zeros(1, 3))
+
+
+def test_the_floor_is_what_a_perfect_generator_gets():
+    real = gaussian(2000, torch.zeros(5), torch.ones(5), seed=6)
+    generated = gaussian(200, torch.zeros(5), torch.ones(5), seed=7)
+    floor = real_floor(real, 200)
+    assert 0 < floor < 0.3
+    distance = frechet_distance(FeatureStats.of(generated), FeatureStats.of(real[:200]))
+    assert floor / 3 < distance < 3 * floor
+    assert real_floor(real, 1000) < floor  # the bias falls with the count
+    with pytest.raises(DataError, match="needs 2002 real"):
+        real_floor(real, 1001)
+
+
+def test_the_interval_covers_the_spread_over_new_samples():
+    def draw(seed):
+        return gaussian(400, torch.full((4,), 0.5), torch.full((4,), 1.5), seed=seed)
+
+    real = gaussian(4000, torch.zeros(4), torch.ones(4), seed=99)
+    values = torch.tensor([frechet_distance(FeatureStats.of(draw(s)), FeatureStats.of(real)) for s in range(40)])
+    estimate = distance_with_interval(draw(0), real)
+    assert estimate.low < estimate.value < estimate.high
+    assert estimate.value == pytest.approx(float(values[0]))
+    reach = (estimate.high - estimate.low) / 2
+    assert reach == pytest.approx(1.96 * float(values.std()), rel=0.4)
+
+
+def test_wilson_against_published_values():
+    # Newcombe 1998, table I: 81 of 263, and 0 of 20
+    estimate = wilson(81, 263)
+    assert (estimate.low, estimate.high) == (pytest.approx(0.2553, abs=1e-4), pytest.approx(0.3662, abs=1e-4))
+    assert wilson(0, 20).low == 0.0
+    assert wilson(0, 20).high == pytest.approx(0.1611, abs=1e-4)
+    with pytest.raises(DataError, match="no share"):
+        wilson(0, 0)
+
+
+def test_judgements_of_one_video_do_not_count_as_videos():
+    hits = torch.tensor([[True] * 3, [False] * 3] * 50)
+    assert share(hits).value == share(hits[:, 0]).value == 0.5
+    assert share(hits).count == 100
+    assert share(hits).high - share(hits).low == pytest.approx(share(hits[:, 0]).high - share(hits[:, 0]).low, rel=0.05)
+
+
+def test_means_and_seeds():
+    estimate = mean(torch.tensor([1.0, 3.0]))
+    assert (estimate.value, estimate.high) == (2.0, pytest.approx(2.0 + 1.96, abs=1e-3))
+    assert over_seeds([1.0, 2.0, 3.0]).high == pytest.approx(2 + 4.3027 / 3**0.5, abs=1e-4)
+    for call in (lambda: mean(torch.tensor([1.0])), lambda: over_seeds([1.0])):
+        with pytest.raises(DataError):
+            call()
