@@ -189,5 +189,5 @@ _SENTENCE = (
     rf"an? (?:(?P<height>{'|'.join(_HEIGHT_WORDS)}) )?(?:{'|'.join(PEOPLE)})"
     rf"(?: in an? (?P<striped>striped )?(?P<shirt>{'|'.join(_CLOTH)}) shirt"
     rf" and (?P<trousers>{'|'.join(_CLOTH)}) trousers)?"
-    rf" (?:is )?(?P<action>.+?)(?: (?P<pace>{'|'.join(_PACE_WORDS)}))?"
+    rf" (?:is )?(?P<action>(?!in an? ).+?)(?: (?P<pace>{'|'.join(_PACE_WORDS)}))?"
 )

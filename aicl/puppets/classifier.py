@@ -113,15 +113,13 @@ def _strided(before: int, after: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GroupNorm(8, after), nn.ReLU())
 
 
-def soften(frames: Tensor, uniform: Tensor, noise: Tensor) -> Tensor:
+def soften(frames: Tensor, amount: Tensor, noise: Tensor) -> Tensor:
     """Blur and disturb clips (b, 3, t, h, w), so that an autoencoder's softness does not confuse the classifier.
 
-    `uniform` (b,) decides how much; half of the clips are blurred. `noise` is standard normal, shaped like `frames`.
+    `amount` (b,) is how much, in [0, 1]; `noise` is standard normal and shaped like `frames`.
     """
-    flat = frames.transpose(1, 2).flatten(0, 1)
-    small = F.interpolate(flat, scale_factor=0.65, mode="area")
-    blurred = (
-        F.interpolate(small, size=flat.shape[-2:], mode="bilinear").unflatten(0, (len(frames), -1)).transpose(1, 2)
-    )
-    share = (2 * uniform - 1).clamp(min=0).sqrt()[:, None, None, None, None]
-    return torch.lerp(frames, blurred, share) + 0.06 * share * noise
+    images = frames.transpose(1, 2).flatten(0, 1)
+    small = F.interpolate(images, scale_factor=0.65, mode="area")
+    blurred = F.interpolate(small, size=images.shape[-2:], mode="bilinear").unflatten(0, (len(frames), -1))
+    share = amount[:, None, None, None, None]
+    return torch.lerp(frames, blurred.transpose(1, 2), share) + 0.06 * share * noise

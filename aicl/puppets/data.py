@@ -33,7 +33,7 @@ FPS = 8.0  # of 16 frames; a clip lasts two seconds at any frame count
 
 @dataclass(frozen=True)
 class NameShares:
-    """How a caption names a seen action: by its own name, by a made-up name, or by none ("is moving"). Shares are normalised."""
+    """A caption names a seen action by its own name, a made-up one, or none ("is moving"). Shares are normalised."""
 
     real: float = 1.0
     made_up: float = 0.0
