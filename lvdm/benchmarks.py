@@ -9,7 +9,7 @@ import json
 import platform
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -95,7 +95,7 @@ class Clock:
         self.seconds: dict[str, float] = {}
 
     @contextmanager
-    def __call__(self, name: str):
+    def __call__(self, name: str) -> Iterator[None]:
         self._synchronise()
         start = time.perf_counter()
         yield
@@ -117,26 +117,27 @@ def machine(device: str) -> Record:
 
 
 def append_row(path: Path, title: str, record: Mapping[str, Any]) -> None:
-    """Add a record to the table under the heading `## title` of a Markdown file, which is made where it is missing.
-
-    A record of other fields than the table starts a new table at the end of the section.
-    """
-    header, rule = _row(record), _row(dict.fromkeys(record, "---").values())
-    text = path.read_text(encoding="utf-8") if path.exists() else "# Benchmarks\n"
-    heading = f"## {title}\n"
-    if heading not in text:
-        text = f"{text.rstrip()}\n\n{heading}"
-    before, section = text.split(heading, 1)
-    end = section.find("\n## ") + 1 or len(section)
-    table, after = section[:end].rstrip(), section[end:]
-    if not any(line == header for line in table.splitlines()):
-        table = f"{table}\n\n{header}\n{rule}".lstrip("\n")
-    table += f"\n{_row(record.values())}\n"
+    """Add a record to the table of its fields under the heading `## title` of a Markdown file, making what is missing."""
+    header, rule = _row(record), _row(["---"] * len(record))
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else ["# Benchmarks"]
+    heading = f"## {title}"
+    if heading not in lines:
+        lines += ["", heading]
+    start = lines.index(heading)
+    end = next((i for i in range(start + 1, len(lines)) if lines[i].startswith("## ")), len(lines))
+    if header not in lines[start:end]:
+        while not lines[end - 1]:  # keep the empty lines of the section's end below the new table
+            end -= 1
+        lines[end:end] = ["", header, rule]
+    place = lines.index(header, start) + 2
+    while place < len(lines) and lines[place].startswith("|"):
+        place += 1
+    lines.insert(place, _row(record.values()))
     with atomic_path(path) as temporary:
-        temporary.write_text(before + heading + table + ("\n" if after else "") + after, encoding="utf-8")
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _row(cells: Any) -> str:
+def _row(cells: Iterable[Any]) -> str:
     return "| " + " | ".join(map(str, cells)) + " |"
 
 
