@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from aicl.evaluation.frechet import FeatureStats
 from aicl.puppets.actions import INDEX, SEEN_INDICES, UNSEEN_INDICES
 from aicl.puppets.captions import parse, unseen_words
 from aicl.puppets.classifier import ClassifierConfig, PuppetClassifier, Verdict, soften
@@ -14,14 +15,7 @@ from aicl.puppets.clip import CLIPConfig, PuppetCLIP, contrastive_losses
 from aicl.puppets.data import NameShares, PuppetConfig, PuppetDataModule, ReferenceShares, draw_batch
 from aicl.puppets.export import write_clips
 from aicl.puppets.instruments import load_instrument, save_instrument
-from aicl.puppets.measure import (
-    accuracy,
-    appearance_accuracy,
-    copy_leakage,
-    forced_choice,
-    frechet_distance,
-    judge,
-)
+from aicl.puppets.measure import judge, measure
 from aicl.puppets.names import GENERIC, gerund
 from aicl.puppets.performance import CAMERA_FIELDS, COLOURS, FIELD, MOTION_FIELDS, looks
 from aicl.puppets.programs import FIRST_RANDOM
@@ -223,37 +217,25 @@ class TestInstruments:
             load_instrument(tmp_path, "classifier")
 
 
-class TestMeasures:
-    def verdict(self, actions, looks_said):
-        scores = torch.nn.functional.one_hot(torch.tensor(actions), 78).float()
-        said = torch.nn.functional.one_hot(torch.tensor(looks_said), 8).float()
-        return Verdict(scores, said, torch.zeros(len(actions), 4), torch.zeros(len(actions), 1, 4))
-
-    def test_accuracies(self):
-        hammer, row, wave = INDEX["hammer"], INDEX["row"], INDEX["wave"]
-        verdict = self.verdict([hammer, wave, row, wave], [[0, 1, 2]] * 4)
-        verdict.action[1, row] = 0.5  # best among the unseen
-        truth = torch.tensor([hammer, row, hammer, hammer])
-        assert accuracy(verdict, truth) == 0.25
-        assert forced_choice(verdict, truth) == 0.75  # without evidence the first of the ten is chosen: hammer
-        assert forced_choice(verdict, torch.tensor([row, row, row, row])) == 0.5
-
-    def test_appearance_and_leakage(self):
-        verdict = self.verdict([0, 0], [[0, 1, 2], [3, 4, 5]])
-        prompt = torch.tensor([[0, 1, 7], [3, 6, 6]])
-        reference = torch.tensor([[0, 7, 2], [3, 4, 6]])
-        assert appearance_accuracy(verdict, prompt) == 0.5
-        assert copy_leakage(verdict, prompt, reference) == pytest.approx(2 / 3)
-        assert math.isnan(copy_leakage(verdict, prompt, prompt))
-
-    def test_frechet_distance_of_gaussians_is_the_closed_form(self):
-        torch.manual_seed(0)
-        x = torch.randn(4000, 3, dtype=torch.float64)
-        x = (x - x.mean(0)) @ torch.linalg.inv(torch.linalg.cholesky(torch.cov(x.T))).T  # exactly standard
-        spread = torch.tensor([2.0, 0.5, 1.0], dtype=torch.float64)
-        moved = x * spread + torch.tensor([1.0, 0.0, -2.0])
-        expected = 5.0 + (spread - 1).square().sum().item()
-        assert frechet_distance(moved, x, components=None) == pytest.approx(expected, abs=1e-9)
-        assert frechet_distance(x, x) == pytest.approx(0.0, abs=1e-9)
-        with pytest.raises(ValueError, match="more clips"):
-            frechet_distance(x[:3], x)
+def test_a_row_of_measures():
+    hammer, row, wave = INDEX["hammer"], INDEX["row"], INDEX["wave"]
+    scores = torch.nn.functional.one_hot(torch.tensor([hammer, wave, row, wave]), 78).float()
+    scores[1, row] = scores[3, row] = 0.5  # best among the unseen
+    said = torch.nn.functional.one_hot(torch.tensor([[0, 1, 2]] * 4), 8).float()
+    features = torch.eye(4) * 2
+    verdict = Verdict(scores, said, features, torch.zeros(4, 1, 4))
+    result = measure(
+        verdict,
+        torch.tensor([hammer, row, hammer, hammer]),
+        torch.tensor([[0, 1, 7]] * 4),
+        reference_looks=torch.tensor([[[0, 5, 2]]] * 4),
+        shown=torch.tensor([row] * 4),
+        real=FeatureStats.of(features + 3.0),
+    )
+    expected = {"accuracy": 0.25, "forced_choice": 0.5, "appearance": 2 / 3, "leakage": 0.5, "accuracy_as_shown": 0.25}
+    assert result.keys() == expected.keys() | {"frechet"}
+    for name, value in expected.items():
+        assert result[name] == pytest.approx(value), name
+    assert result["frechet"] == pytest.approx(4 * 9.0, abs=1e-6)
+    seen = measure(verdict, torch.tensor([wave] * 4), torch.tensor([[0, 1, 2]] * 4))
+    assert seen == {"accuracy": 0.5, "appearance": 1.0}

@@ -169,6 +169,7 @@ class TestRenderer:
         torch.testing.assert_close(left[..., 1:], right[..., 1:])
 
     @pytest.mark.gpu
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
     def test_a_gpu_draws_the_same_picture(self):
         rows = performances([0, 9, 30])
         cuda = render(rows.cuda(), tuple(part.cuda() for part in BANK), 64, 4)

@@ -7,7 +7,7 @@ ACTIONS = (
            right_thigh=82 * positive(-sin()), right_knee=92 * positive(-sin()),
            left_arm_swing=-40 * sin(), right_arm_swing=40 * sin(), both_elbow=30),
     action("walk", "walk", 1.4, yaw=75, left_thigh=28 * sin(), right_thigh=-28 * sin(),
-           left_knee=22 + 24 * sin(1, 0.3), right_knee=22 - 24 * sin(1, 0.3),
+           left_knee=26 + 24 * sin(1, 0.3), right_knee=26 - 24 * sin(1, 0.3),
            left_arm_swing=-26 * sin(), right_arm_swing=26 * sin(), both_elbow=18),
     action("run", "run", 2.0, y=0.05 * abs(cos()), yaw=75, spine_bend=18,
            left_thigh=22 + 52 * sin(), right_thigh=22 - 52 * sin(),
