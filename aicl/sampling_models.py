@@ -1,0 +1,89 @@
+"""Which model a sampling command means: a finished folder, a base model with an adapter, or a training config's."""
+
+import os
+from pathlib import Path
+
+import torch
+
+from aicl.integration import IntegrationConfig, integrate
+from aicl.pipeline import AICLPipeline
+from aicl.prism import ActionPrism, PrismConfig
+from lvdm import config as configs
+from lvdm.checkpoints import load_pipeline
+from lvdm.errors import CheckpointError, ConfigError
+from lvdm.models.components import build_components
+from lvdm.pipeline import VideoPipeline
+
+DEFAULT_MODEL = "checkpoints/puppets"
+
+
+def load_model(
+    model: str | None = None,
+    base: str | None = None,
+    config: str | None = None,
+    adapter: str | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+) -> AICLPipeline:
+    """Load what the options of scripts/sample.py name, see its help.
+
+    Raises ConfigError for options that exclude each other, CheckpointError for what is not there.
+    """
+    if sum(option is not None for option in (model, base, config)) > 1:
+        raise ConfigError("--model, --base and --config each name a model: give one of them")
+    place = _device(device)
+    precision = getattr(torch, dtype or ("bfloat16" if place.type == "cuda" else "float32"))
+    if adapter is not None:
+        adapter = _adapter_file(adapter)
+    if config is not None:
+        return _from_config(config, adapter, place, precision)
+    if model is None and base is None and not Path(DEFAULT_MODEL).is_dir():
+        raise CheckpointError(f"there is no model in {DEFAULT_MODEL}, the default: name one with --model or --base")
+    return AICLPipeline.from_pretrained(model or base or DEFAULT_MODEL, adapter=adapter, device=place, dtype=precision)
+
+
+def _device(name: str | None) -> torch.device:
+    """The device asked for, or this process's GPU, or the CPU."""
+    if name is None and torch.cuda.is_available():
+        name = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
+    try:
+        device = torch.device(name or "cpu")
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device '{name}' cannot be used here: leave --device out or give 'cpu'") from error
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
+
+
+def _adapter_file(path: str) -> str | Path:
+    """An adapter file, or the newest one of a training run's folder."""
+    if not Path(path).is_dir():
+        return path
+    from lvdm.training.tasks import newest_export
+
+    return newest_export(path, "adapter.safetensors") / "adapter.safetensors"
+
+
+def _from_config(path: str, adapter: str | Path | None, device: torch.device, dtype: torch.dtype) -> AICLPipeline:
+    """The base model of a training config; without an adapter, prism and integration as they are before training."""
+    from lvdm.training.tasks import newest_export, read_model
+
+    sections = configs.load(path)
+    base = sections.get("base") or {}
+    if base.get("path"):
+        pipeline = load_pipeline(newest_export(base["path"], "config.yaml", inside="pipeline"), device, dtype)
+    elif base.get("config"):
+        config = read_model(base["config"])
+        pipeline = VideoPipeline(build_components(config, device=device, dtype=dtype).eval(), config)
+    else:
+        raise ConfigError(f"{path} is not the config of an AICL training: it has neither base.path nor base.config")
+    if adapter is None:
+        prism = {"context_dim": pipeline.config.text.width, **(sections.get("prism") or {})}
+        prism = ActionPrism(configs.from_mapping(PrismConfig, prism, where=f"prism in {path}"))
+        integration = sections.get("integration") or {}
+        integration = configs.from_mapping(IntegrationConfig, integration, where=f"integration in {path}")
+        return AICLPipeline(pipeline, prism, integrate(pipeline.components.unet, integration))
+    result = AICLPipeline(pipeline)
+    result.load_adapter(adapter)
+    return result
