@@ -62,7 +62,7 @@ class Checkpoints(Callback):
     def __init__(self, settings: TrainingSettings, progress: Progress, meter: Meter, folder: Path):
         self.settings, self.progress, self.meter, self.folder = settings, progress, meter, folder
         self.stopped_by: int | None = None
-        self._written = progress.step
+        self._step = progress.step
         self._handlers: dict[int, Any] = {}
 
     def on_train_start(self, trainer: pl.Trainer, module: TrainingModule) -> None:
@@ -72,8 +72,9 @@ class Checkpoints(Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: TrainingModule, *args: Any) -> None:
         step = self.progress.step
-        if step == self._written:
+        if step == self._step:  # between two accumulated micro-batches there is nothing whole to save
             return
+        self._step = step
         stop = self.stopped_by is not None
         if self.settings.max_minutes is not None:
             stop = stop or self.progress.seconds >= 60 * self.settings.max_minutes
@@ -82,7 +83,6 @@ class Checkpoints(Callback):
         if stop or step >= self.settings.steps or step % self.settings.checkpoint_every == 0:
             self.meter.check(trainer, module)
             write_checkpoint(trainer, self.folder, self.progress, self.settings.keep)
-            self._written = step
         trainer.should_stop = trainer.should_stop or stop
 
     def on_train_end(self, trainer: pl.Trainer, module: TrainingModule) -> None:

@@ -1,0 +1,205 @@
+"""Training AICL on a tiny frozen base model: what learns, what stays, and exact resuming after a crash."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+import aicl.tasks  # noqa: F401 (makes the tasks known)
+from aicl.adapter import read_adapter
+from aicl.training import AICLSections
+from lvdm import config as configs
+from lvdm.checkpoints import save_pipeline
+from lvdm.errors import ConfigError
+from lvdm.models.components import build_components
+from lvdm.training import ConfigSchema, Recipe, RunSettings, TrainingSettings, build_task, train
+from lvdm.training.checkpoints import list_checkpoints
+from lvdm.training.tasks import read_model
+from tests.aicl.tiny_models import randomise
+from tests.lvdm.training_runs import MODEL, ROOT, losses, make_clips, save_config, tiny_config
+
+PRISM = {"width": 16, "depth": 1, "heads": 2, "head_dim": 8, "text_width": 16}
+
+
+def aicl_config(tmp_path, **sections):
+    sections["prism"] = PRISM | sections.get("prism", {})
+    sections["integration"] = {"head_dim": 16} | sections.get("integration", {})
+    return tiny_config(tmp_path, "aicl", **{"base": {"path": str(tmp_path / "base")}, "references": 1, **sections})
+
+
+@pytest.fixture
+def clips(tmp_path):
+    """Clips, and beside them a base model. A fresh UNet would end in zeros, through which no gradient flows."""
+    save_base(MODEL, tmp_path / "base")
+    return make_clips(tmp_path / "clips")
+
+
+def save_base(model, folder):
+    config = read_model(model)
+    torch.manual_seed(0)
+    components = build_components(config)
+    randomise(components.unet, seed=0)
+    save_pipeline(components, config, folder)
+
+
+def build(config):
+    run = configs.from_mapping(RunSettings, config["run"])
+    training = configs.from_mapping(TrainingSettings, config["training"])
+    sections = {name: section for name, section in config.items() if name not in ("run", "training", "logging")}
+    torch.manual_seed(0)
+    return build_task(Recipe(run, training, sections))
+
+
+def loss_of(module, data):
+    batch = next(iter(data.train_dataloader()))
+    return module.losses(batch).mean()
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_every_trained_parameter_gets_a_gradient_by_the_second_step_and_nothing_else_does(
+    tmp_path, clips, checkpointing
+):
+    module, data = build(aicl_config(tmp_path, references=2, training={"checkpointing": checkpointing}))
+    base = {name: p.clone() for name, p in module.pipeline.components.unet.named_parameters()}
+    optimizer = torch.optim.SGD(module.trained.parameters(), lr=1.0)
+    loss_of(module, data).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    loss_of(module, data).backward()
+    without = [name for name, p in module.trained.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not without
+    for part in module.pipeline.components.modules().values():
+        assert all(p.grad is None and not p.requires_grad for p in part.parameters())
+    assert all(torch.equal(p, base[name]) for name, p in module.pipeline.components.unet.named_parameters())
+
+
+def test_recomputing_activations_gives_the_same_gradients(tmp_path, clips):
+    gradients = []
+    for checkpointing in (False, True):
+        module, data = build(aicl_config(tmp_path, training={"checkpointing": checkpointing}))
+        assert module.trained["prism"].config.use_checkpoint is checkpointing
+        loss_of(module, data).backward()
+        gradients.append([p.grad for p in module.trained.parameters()])
+    for plain, recomputed in zip(*gradients):
+        torch.testing.assert_close(plain, recomputed, rtol=1e-4, atol=1e-7)
+
+
+def test_only_trained_parameters_are_registered(tmp_path, clips):
+    module, _ = build(aicl_config(tmp_path))
+    assert {name.split(".")[1] for name, _ in module.named_parameters()} == {"prism", "integration"}
+    assert module.state_dict().keys() == {f"trained.{name}" for name, _ in module.trained.named_parameters()}
+
+
+def test_a_run_writes_an_adapter_with_each_checkpoint(tmp_path, clips):
+    config = aicl_config(tmp_path, training={"preview_every": 4, "previews": 1, "preview_steps": 2})
+    assert train(config) == 0
+    run = tmp_path / "runs/aicl"
+    for step in (2, 4):
+        info, state = read_adapter(run / f"checkpoints/step_{step:08d}/adapter.safetensors")
+        assert info.step == step and info.prism.context_dim == 32
+    saved = torch.load(run / "checkpoints/step_00000004/state.ckpt", weights_only=True)["state_dict"]
+    assert saved.keys() == {f"trained.{name}" for name in state}
+    assert all(torch.equal(saved[f"trained.{name}"], value) for name, value in state.items())
+    assert (run / "previews/step_00000004_0.mp4").exists()
+
+
+def test_image_to_video_trains(tmp_path, clips):
+    model = str(ROOT / "configs/models/tiny_videocrafter_i2v.yaml")
+    size = {"data": {"clip": {"num_frames": 2, "size": [32, 32], "fps": 8}, "kind": "folder", "path": str(clips)}}
+    save_base(model, tmp_path / "image_base")
+    config = aicl_config(tmp_path, base={"path": str(tmp_path / "image_base")}, training={"steps": 2}, **size)
+    assert train(config) == 0
+    assert losses(tmp_path / "runs/aicl").keys() == {1, 2}
+
+
+@pytest.mark.parametrize("row", range(1, 10))
+def test_every_row_of_table_2_trains_a_step(tmp_path, clips, row):
+    published = configs.load(ROOT / f"configs/ablations/table2_{row}.yaml")
+    changes = {
+        "prism": {n: v for n, v in published["prism"].items() if n not in PRISM},
+        "integration": {n: v for n, v in published["integration"].items() if n != "head_dim"},
+    }
+    module, data = build(aicl_config(tmp_path, **changes))
+    loss = loss_of(module, data)
+    loss.backward()
+    assert loss.isfinite() and any(p.grad is not None and p.grad.any() for p in module.trained.parameters())
+
+
+def test_the_rows_of_table_2_are_different_models_but_for_the_shared_one(tmp_path):
+    rows = [configs.load(ROOT / f"configs/ablations/table2_{row}.yaml") for row in range(1, 10)]
+    shapes = [(str(row["prism"]), str(row["integration"])) for row in rows]
+    assert shapes[2] == shapes[5] == shapes[8]
+    assert len(set(shapes)) == 7
+
+
+@pytest.mark.parametrize(
+    ("name", "batch", "size"),
+    [
+        ("aicl_lvdm", 6, (256, 256)),
+        ("aicl_videocrafter", 4, (320, 512)),
+        ("aicl_videocrafter2", 4, (320, 512)),
+        ("aicl_videocrafter_i2v", 3, (320, 512)),
+    ],
+)
+def test_full_size_configs_state_the_papers_training(name, batch, size):
+    config = configs.load(ROOT / f"configs/{name}.yaml", ["training.steps=7"], schema=ConfigSchema)
+    training = configs.from_mapping(TrainingSettings, config["training"])
+    assert (training.batch_size, training.strategy, training.precision) == (batch, "deepspeed_zero2_offload", "bf16")
+    assert (training.lr, training.betas, training.weight_decay) == (1e-4, [0.9, 0.9], 0.03)
+    assert tuple(config["data"]["clip"]["size"]) == size and config["data"]["clip"]["num_frames"] == 16
+    sections = {key: value for key, value in config.items() if key not in ("run", "training", "logging")}
+    assert configs.from_mapping(AICLSections, sections).references == 1
+
+
+def test_a_base_model_is_needed(tmp_path, clips):
+    with pytest.raises(ConfigError, match=r"either base.path .* or base.config"):
+        train(aicl_config(tmp_path, base={}))
+
+
+def start(config_file, *arguments):
+    command = [sys.executable, str(ROOT / "scripts/train.py"), "--config", str(config_file), *arguments]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(process, run, step):
+    """Let the process train until metrics.csv has `step`."""
+    deadline = time.monotonic() + 120
+    while max(losses(run), default=0) < step:
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            raise AssertionError(f"training ended before step {step}: {process.communicate()[1]}")
+        time.sleep(0.02)
+
+
+def test_a_killed_run_continues_as_if_nothing_had_happened(tmp_path, clips):
+    """kill -9 in mid-epoch, resume, SIGTERM, resume: the losses of an uninterrupted run, digit for digit."""
+    long = {"steps": 100_000, "checkpoint_every": 3, "keep": 1, "ema": 0.9, "accumulate": 2, "caption_dropout": 0.2}
+    config = aicl_config(tmp_path, training=long, data={"workers": 1})
+    config_file, run = save_config(tmp_path / "config.yaml", config), tmp_path / "runs/aicl"
+
+    process = start(config_file)
+    wait_for(process, run, 5)
+    process.kill()
+    process.communicate()
+    assert list_checkpoints(run / "checkpoints")
+
+    process = start(config_file, "--resume", "auto")
+    wait_for(process, run, max(losses(run)) + 2)  # beyond what the killed run had logged
+    process.send_signal(signal.SIGTERM)
+    messages = process.communicate(timeout=60)[1]
+    assert process.returncode == 128 + signal.SIGTERM, messages
+    last = max(losses(run))
+    assert list_checkpoints(run / "checkpoints")[-1].name == f"step_{last:08d}"  # written because of the signal
+
+    config["training"]["steps"] = last + 2
+    assert train(config, resume="auto") == 0
+    config["run"] = config["run"] | {"name": "uninterrupted"}
+    config["data"] = config["data"] | {"workers": 0}
+    assert train(config) == 0
+    assert losses(run) == losses(tmp_path / "runs/uninterrupted")
+    assert losses(run).keys() == set(range(1, last + 3))
