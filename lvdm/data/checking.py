@@ -66,8 +66,10 @@ def _run(check: Callable[[ClipRecord], Result], records: Sequence[ClipRecord], w
     if workers <= 1:
         yield from map(check, records)
         return
-    # "spawn": a forked child would inherit the threads of libraries, and could deadlock on their locks.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    # Not "fork": a child would inherit the locks of this process's threads. The server imports once for all children.
+    context = get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
         rest = iter(records)
         running = {pool.submit(check, record) for record in islice(rest, 4 * workers)}
         while running:

@@ -88,7 +88,8 @@ def resize_crop(pixels: Tensor, size: tuple[int, int], position: tuple[float, fl
 
 def to_frames(pixels: Tensor) -> Tensor:
     """uint8 (..., t, h, w, c) -> float32 in [-1, 1] (..., c, t, h, w)."""
-    return pixels.movedim(-1, -4).to(torch.float32).div_(127.5).sub_(1.0)
+    # In the usual memory order, or convolutions would choose other algorithms than for a batch of the same frames.
+    return pixels.movedim(-1, -4).contiguous().to(torch.float32).div_(127.5).sub_(1.0)
 
 
 def to_pixels(frames: Tensor) -> Tensor:

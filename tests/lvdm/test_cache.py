@@ -1,0 +1,209 @@
+"""Latent and text caches: the same losses as from files, interruptible, verified."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lvdm.checkpoints import save_pipeline
+from lvdm.config import from_mapping, load
+from lvdm.data import CachedClip, ClipCache, ClipConfig, ClipDataset, ViewConfig, cache_settings, collate, fingerprint
+from lvdm.data.caching import cache_clips, cache_texts, encoder_settings, load_encoders, remove_damaged
+from lvdm.errors import ConfigError, DataError, VideoError
+from lvdm.models.components import ModelConfig, build_components
+from lvdm.pipeline import VideoPipeline
+from lvdm.training.base import BaseModule
+from lvdm.training.settings import TrainingSettings
+from tests.lvdm.training_runs import MODEL
+from tests.lvdm.videos import records, truncated
+
+CONFIG = ClipConfig(num_frames=2, size=(16, 16), view=ViewConfig(random_crop=True, flip=0.5, variants=2))
+SEED = 5
+
+
+def pair_picker(rng, listed):
+    return [int(index) for index in rng.choice(len(listed), 2, replace=False)]
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("videos")
+    listed = records(folder, 5)
+    truncated(listed[2].path, listed[2].path, 0.3)
+    return listed
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    torch.manual_seed(0)
+    config = from_mapping(ModelConfig, load(MODEL))
+    components = build_components(config)
+    for parameter in components.unet.parameters():  # zero output projections would hide what goes in
+        torch.nn.init.normal_(parameter, std=0.1)
+    return VideoPipeline(components.eval(), config)
+
+
+@pytest.fixture(scope="module")
+def whole(videos, pipeline, tmp_path_factory):
+    """A complete cache; tests must not change it."""
+    cache = ClipCache.create(tmp_path_factory.mktemp("cache"), settings(pipeline))
+    assert fill(cache, videos, pipeline) == 2  # both views of the broken video
+    return cache
+
+
+def settings(pipeline):
+    components = pipeline.components
+    return cache_settings(CONFIG, SEED) | encoder_settings(components.codec, components.text, "fp32")
+
+
+def fill(cache, videos, pipeline, **options):
+    cache_texts(cache, [record.caption for record in videos], pipeline.components.text)
+    return cache_clips(cache, videos, CONFIG, SEED, pipeline.components.codec, **options)
+
+
+def contents(cache):
+    """What is in the cache: file name -> tensors as lists (the order of metadata in the files varies)."""
+    entries = {}
+    for path in cache.folder.rglob("*"):
+        if path.suffix == ".safetensors":
+            entries[path.name] = {name: tensor.tolist() for name, tensor in load_file(path).items()}
+        elif path.is_file():
+            entries[path.name] = path.read_text()
+    return entries
+
+
+def test_losses_from_a_cache_are_those_from_files(videos, pipeline, whole):
+    training = TrainingSettings(steps=1, batch_size=4, precision="fp32", caption_dropout=0.3)
+    module = BaseModule(pipeline, training)
+    from_files = ClipDataset(videos, CONFIG, pair_picker, SEED)
+    from_cache = ClipDataset(videos, CONFIG, pair_picker, SEED, cache=whole)
+    losses = []
+    for dataset in (from_files, from_cache):
+        with torch.no_grad():
+            losses.append(torch.cat([module.losses(collate([dataset[n + i] for i in range(4)])) for n in (0, 4, 8)]))
+    assert len(set(losses[0].tolist())) == 12  # of different videos, times and noise
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-6, atol=0)
+    assert from_cache[3]["skipped"] == [] and from_cache.plan(7) == from_files.plan(7)
+
+
+def test_a_cached_item(videos, pipeline, whole):
+    dataset = ClipDataset(videos, CONFIG, pair_picker, SEED, cache=whole)
+    source = ClipDataset(videos, CONFIG, pair_picker, SEED)
+    for number in (0, 1, 2):
+        item, original = dataset[number], source[number]
+        posterior = pipeline.components.codec.posterior(original["frames"][None])
+        torch.testing.assert_close(item["latent_mean"], posterior.mean[0])
+        torch.testing.assert_close(item["latent_std"], posterior.std[0])
+        assert item["reference_latent_mean"].shape == (1, *item["latent_mean"].shape)
+        assert torch.equal(item["first_frame"], original["frames"][:, 0])
+        assert torch.equal(item["reference_first_frame"], original["references"][:, :, 0])
+        with torch.no_grad():
+            torch.testing.assert_close(item["context"], pipeline.encode_prompt([item["caption"]])[0])
+            torch.testing.assert_close(item["reference_context"], pipeline.encode_prompt(item["reference_captions"]))
+        assert "frames" not in item and "references" not in item
+        for name in ("number", "timestep_u", "noise_seed", "caption", "fps", "reference_fps", "reference_captions"):
+            assert item[name] == original[name]
+
+
+def test_caching_goes_on_where_it_was_interrupted(videos, pipeline, whole, tmp_path):
+    cache = ClipCache.create(tmp_path / "cache", settings(pipeline))
+
+    def interrupt(done, total, broken):
+        if done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fill(cache, videos, pipeline, progress=interrupt)
+    before = {path: path.stat().st_mtime_ns for path in cache.folder.rglob("*") if path.is_file()}
+    again = ClipCache.create(tmp_path / "cache", settings(pipeline))
+    counts = []
+    fill(again, videos, pipeline, progress=lambda *state: counts.append(state))
+    assert counts[0][:2] == (0, 6) and counts[-1][:2] == (6, 6)
+    assert before == {path: path.stat().st_mtime_ns for path in before}  # nothing was made twice
+    assert contents(again) == contents(whole)
+
+
+def test_processes_share_the_work(videos, pipeline, whole, tmp_path):
+    cache = ClipCache.create(tmp_path, settings(pipeline))
+    counts = []
+    for rank in range(3):
+        fill(cache, videos, pipeline, part=(rank, 3), progress=lambda *state: counts.append(state[1]))
+    assert sorted({*counts}) == [3, 4] and contents(cache) == contents(whole)
+
+
+def test_damage_is_noticed_skipped_and_repaired(videos, pipeline, tmp_path):
+    cache = ClipCache.create(tmp_path, settings(pipeline))
+    fill(cache, videos, pipeline)
+    good = contents(cache)
+    for damage in (lambda data: data[:-100], lambda data: data[:-1] + bytes([data[-1] ^ 1]), lambda data: b"x"):
+        path = cache._clip_path(videos[0].key, 1)
+        path.write_bytes(damage(path.read_bytes()))
+        with pytest.raises(VideoError, match=r"variant 1 of 0.mp4 is damaged; run scripts/cache_latents.py"):
+            cache.read_clip(videos[0].key, 1)
+        dataset = ClipDataset(videos[:2], CONFIG, seed=SEED, cache=cache)
+        assert any("is damaged" in error for number in range(12) for error in dataset[number]["skipped"])
+        text = cache._text_path(videos[1].caption)
+        text.write_bytes(damage(text.read_bytes()))
+        with pytest.raises(VideoError, match="caption 1' is damaged"):
+            cache.read_text(videos[1].caption)
+        assert remove_damaged(cache, videos, CONFIG) == 2
+        with pytest.raises(DataError, match="is not in the cache"):
+            cache.read_clip(videos[0].key, 1)
+        fill(cache, videos, pipeline)
+        assert contents(cache) == good
+
+
+def test_an_incomplete_cache_stops_a_training(videos, pipeline, tmp_path):
+    cache = ClipCache.create(tmp_path, settings(pipeline))
+    with pytest.raises(DataError, match=r"is not in the cache; run scripts/cache_latents.py again"):
+        ClipDataset(videos, CONFIG, seed=SEED, cache=cache)[0]
+
+
+def test_a_cache_belongs_to_its_settings_and_models(videos, pipeline, whole):
+    other = ClipConfig(num_frames=2, size=(16, 24), view=CONFIG.view)
+    for make, reason in (
+        (lambda: ClipDataset(videos, other, seed=SEED, cache=whole), "clip = "),
+        (lambda: ClipDataset(videos, CONFIG, seed=SEED + 1, cache=whole), "seed = 5, not 6"),
+        (lambda: ClipCache.create(whole.folder, settings(pipeline) | {"codec": "0123"}), "codec = .*, not 0123"),
+        (lambda: ClipDataset(videos, ClipConfig(2, (16, 16)), seed=SEED, cache=whole), "fixed views"),
+    ):
+        with pytest.raises(ConfigError, match=reason):
+            make()
+
+
+def test_no_cache(tmp_path):
+    with pytest.raises(DataError, match="is not a latent cache"):
+        ClipCache(tmp_path)
+    (tmp_path / "cache.json").write_text('{"format": 99, "settings": {}}')
+    with pytest.raises(DataError, match="cache format 99"):
+        ClipCache(tmp_path)
+
+
+def test_fingerprints(pipeline):
+    layer = torch.nn.Linear(3, 2)
+    before = fingerprint(layer, 1.0)
+    assert fingerprint(torch.nn.Linear(3, 2), 1.0) != before and fingerprint(layer, 2.0) != before
+    copy = torch.nn.Linear(3, 2)
+    copy.load_state_dict(layer.state_dict())
+    assert fingerprint(copy, 1.0) == before
+    copy.weight.data[0, 0] += 1e-3
+    assert fingerprint(copy, 1.0) != before
+
+
+def test_text_features_keep_their_precision(tmp_path):
+    cache = ClipCache.create(tmp_path, {})
+    features = torch.randn(4, 8, dtype=torch.bfloat16)
+    cache.write_text("a caption", features)
+    assert torch.equal(cache.read_text("a caption"), features) and cache.has_text("a caption")
+    clip = CachedClip(torch.randn(4, 2, 3, 3), torch.rand(4, 2, 3, 3), 7.25, torch.zeros(24, 24, 3, dtype=torch.uint8))
+    cache.write_clip("k", 0, clip)
+    back = cache.read_clip("k", 0)
+    assert torch.equal(back.mean, clip.mean) and torch.equal(back.std, clip.std) and back.fps == 7.25
+    assert torch.equal(back.first_frame, clip.first_frame) and not cache.has_clip("k", 1)
+
+
+def test_encoders_of_a_model_folder(pipeline, tmp_path):
+    save_pipeline(pipeline.components, pipeline.config, tmp_path / "model")
+    encoders = load_encoders(tmp_path / "model", "cpu")
+    assert encoders.unet is None
+    expected = encoder_settings(pipeline.components.codec, pipeline.components.text, "fp32")
+    assert encoder_settings(encoders.codec, encoders.text, "fp32") == expected

@@ -1,0 +1,94 @@
+"""Finding broken videos: reports, going on after an interruption, the two data scripts."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lvdm.data import checking, read_report
+from lvdm.data.checking import check_records
+from tests.lvdm.videos import records, truncated
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def videos(tmp_path):
+    listed = records(tmp_path / "videos", 6)
+    truncated(listed[3].path, listed[3].path, 0.4)
+    listed[4].path.unlink()
+    return listed
+
+
+def test_the_report(videos, tmp_path):
+    seen = []
+    report = check_records(videos, tmp_path / "report.json", progress=lambda *state: seen.append(state))
+    assert json.loads((tmp_path / "report.json").read_text()) == report
+    assert report["checked"] == 6 and list(report["broken"]) == ["3.mp4", "4.mp4"] and not report["quick"]
+    assert "not a readable video" in report["broken"]["3.mp4"] and "is not there" in report["broken"]["4.mp4"]
+    assert report["frames"] == {"least": 12, "median": 13.5, "most": 17} and report["sizes"] == {"28x20": 4}
+    assert seen[0] == (0, 6, 0) and seen[-1] == (6, 6, 2)
+    assert read_report(tmp_path / "report.json") == ["3.mp4", "4.mp4"]
+
+
+def test_processes_give_the_same_report(videos, tmp_path):
+    expected = check_records(videos, tmp_path / "one.json")
+    assert check_records(videos, tmp_path / "two.json", workers=2) == expected
+
+
+def test_checking_goes_on_and_sees_changes(videos, tmp_path, monkeypatch):
+    tried = []
+    check = checking.check_record
+    monkeypatch.setattr(
+        checking, "check_record", lambda record, quick: tried.append(record.key) or check(record, quick)
+    )
+
+    def interrupt(done, total, broken):
+        if done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        check_records(videos, tmp_path / "report.json", progress=interrupt)
+    assert not (tmp_path / "report.json").exists() and len(tried) == 4
+    with open(tmp_path / "report.json.jsonl", "a") as journal:
+        journal.write('{"key": "half a li')  # killed while writing
+    tried.clear()
+    report = check_records(videos, tmp_path / "report.json")
+    assert tried == ["4.mp4", "5.mp4"] and report["checked"] == 6 and len(report["broken"]) == 2
+
+    tried.clear()
+    videos[3].path.write_bytes(videos[0].path.read_bytes())  # fetched again
+    assert list(check_records(videos, tmp_path / "report.json")["broken"]) == ["4.mp4"]
+    assert tried == ["3.mp4"]
+
+
+def test_a_quick_check_does_not_count_as_a_thorough_one(videos, tmp_path, monkeypatch):
+    quick = check_records(videos, tmp_path / "report.json", quick=True)
+    assert quick["quick"] and len(quick["broken"]) == 2
+    monkeypatch.setattr(checking, "probe", None)  # a thorough result serves a quick check
+    assert not check_records(videos, tmp_path / "report.json")["quick"]
+    assert len(check_records(videos, tmp_path / "report.json", quick=True)["broken"]) == 2
+
+
+def run_script(name, *arguments):
+    return subprocess.run(
+        [sys.executable, ROOT / "scripts" / name, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+    )
+
+
+def test_the_script(videos, tmp_path):
+    lines = [json.dumps({"file": record.key, "caption": record.caption}) for record in videos if record.path.exists()]
+    (tmp_path / "captions.jsonl").write_text("\n".join(lines))
+    source = ["--kind", "folder", "--path", tmp_path / "videos", "--captions", tmp_path / "captions.jsonl"]
+    done = run_script("check_data.py", *source, "--report", tmp_path / "report.json", "--workers", 1)
+    assert done.returncode == 1 and "5 videos checked, 1 broken" in done.stdout and "3.mp4: " in done.stdout
+    assert "Traceback" not in done.stderr and "5/5" in done.stderr
+    wrong = run_script("check_data.py", "--kind", "folder", "--path", tmp_path / "nowhere")
+    assert wrong.returncode == 2
+    assert wrong.stderr == f"error: {tmp_path / 'nowhere'}: is not a folder; give a folder of videos\n"
