@@ -117,7 +117,7 @@ def machine(device: str) -> Record:
 
 
 def append_row(path: Path, title: str, record: Mapping[str, Any]) -> None:
-    """Add a record to the table of its fields under the heading `## title` of a Markdown file, making what is missing."""
+    """Add a record to the table of its fields under `## title` in a Markdown file; what is missing is made."""
     header, rule = _row(record), _row(["---"] * len(record))
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else ["# Benchmarks"]
     heading = f"## {title}"

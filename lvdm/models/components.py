@@ -152,7 +152,10 @@ def build_components(
         if name.split("_")[0] in parts:
             with _parameters_on("meta" if init == "meta" else device, dtype):
                 module = construct()
-            built[name] = module.to(dtype=dtype) if init == "meta" else module.to(device=device, dtype=dtype)
+            built[name] = module.to(dtype=dtype)
+            for child in module.modules():
+                for buffer_name, buffer in child.named_buffers(recurse=False):
+                    setattr(child, buffer_name, buffer.to(device))
     return Components(config.diffusion.build_schedule(), config.diffusion, **built)
 
 

@@ -198,6 +198,8 @@ def test_parts_are_built_in_place_and_in_type(name):
     for module in on_meta.modules().values():
         assert all(parameter.is_meta for parameter in module.parameters())
         assert not any(buffer.is_meta for buffer in module.buffers())
+    everywhere = build_components(config, device="meta", init="meta")
+    assert all(buffer.is_meta for module in everywhere.modules().values() for buffer in module.buffers())
     random = build_components(config, dtype=torch.bfloat16)
     entries = [t for m in random.modules().values() for t in m.state_dict().values()]
     assert {tensor.dtype for tensor in entries} == {torch.bfloat16}
