@@ -5,6 +5,7 @@ training run can be resumed, or spread over processes, without storing or replay
 """
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -108,4 +109,4 @@ def field(performances: Tensor, name: str) -> Tensor:
 
 def looks(performances: Tensor) -> Tensor:
     """The named looks (..., 3) int64 of performances (..., FIELDS): shirt, trousers, background."""
-    return performances[..., [FIELD[name] for name in LOOKS]].long()
+    return torch.stack([performances[..., FIELD[name]] for name in LOOKS], -1).long()

@@ -25,10 +25,9 @@ NEUTRAL = {
 }
 PROPORTIONS = ("torso", "shoulders", "upper_arm", "forearm", "hips", "thigh", "shin", "head")
 
-_SIDES = tuple(
-    f"{side}_{name}" for name in ("shoulder", "elbow", "hand", "hip", "knee", "ankle", "toe") for side in "LR"
-)
-JOINTS = ("pelvis", "chest", "head", "nose", *_SIDES)
+_LIMB_JOINTS = ("shoulder", "elbow", "hand", "hip", "knee", "ankle", "toe")
+JOINTS = ("pelvis", "chest", "head", "nose", *(f"{side}_{name}" for name in _LIMB_JOINTS for side in "LR"))
+_LIMBS = (CHANNEL["left_arm_swing"], CHANNEL["left_thigh"])  # where the eight channels of both arms, both legs begin
 JOINT = {name: index for index, name in enumerate(JOINTS)}
 
 
@@ -66,7 +65,8 @@ def pose(
     amplitude = programs.new_ones(batch) if amplitude is None else amplitude
     proportions = programs.new_ones(batch, len(PROPORTIONS)) if proportions is None else proportions
     values = channel_values(programs, phase, amplitude)
-    angle = {name: values[:, index] * (math.pi / 180) for name, index in CHANNEL.items()}  # each (b, t)
+    radians = values * (math.pi / 180)
+    angle = {name: radians[:, CHANNEL[name]] for name in ROOT + SPINE}  # each (b, t)
     length = {name: proportions[:, index, None] for index, name in enumerate(PROPORTIONS)}  # each (b, 1)
 
     root = _product(_about("y", angle["yaw"]), _about("x", angle["pitch"]), _about("z", angle["roll"]))
@@ -85,31 +85,24 @@ def pose(
         "head": chest + _along(skull, y=0.23 * length["head"], z=0.02),
         "nose": chest + _along(skull, y=0.22 * length["head"], z=0.13 * length["head"]),
     }
-    for letter, side, sign in (("L", "left", 1.0), ("R", "right", -1.0)):
-        part = {name: angle[f"{side}_{name}"] for name in ARM + LEG}
-        upper = _product(
-            spine,
-            _about("z", sign * part["arm_lift"]),
-            _about("x", -part["arm_swing"]),
-            _about("y", sign * part["arm_twist"]),
-        )
-        forearm = _product(upper, _about("x", -part["elbow"]))
-        thigh = _product(
-            root,
-            _about("z", sign * part["straddle"]),
-            _about("x", -part["thigh"]),
-            _about("y", sign * part["leg_twist"]),
-        )
-        shin = _product(thigh, _about("x", part["knee"]))
-        shoulder = chest + _along(spine, x=sign * 0.18 * length["shoulders"], y=-0.04)
-        elbow = shoulder + _along(upper, y=-0.29 * length["upper_arm"])
-        hip = pelvis + _along(root, x=sign * 0.095 * length["hips"], y=-0.02)
-        knee = hip + _along(thigh, y=-0.43 * length["thigh"])
-        ankle = knee + _along(shin, y=-0.42 * length["shin"])
-        joints[f"{letter}_shoulder"], joints[f"{letter}_elbow"] = shoulder, elbow
-        joints[f"{letter}_hand"] = elbow + _along(forearm, y=-0.27 * length["forearm"])
-        joints[f"{letter}_hip"], joints[f"{letter}_knee"], joints[f"{letter}_ankle"] = hip, knee, ankle
-        joints[f"{letter}_toe"] = ankle + _along(shin, y=-0.02, z=0.14)
+
+    # Limbs, left and right at once: a leading axis of two, whose sign says where outwards is.
+    sign = 1.0 - 2.0 * torch.arange(2, device=programs.device)[:, None, None]
+    limbs = [radians[:, start : start + 8].unflatten(1, (2, 4)).permute(2, 1, 0, 3) for start in _LIMBS]
+    (swing, lift, twist, bend), (thigh_swing, straddle, leg_twist, knee_bend) = limbs  # each (2, b, t)
+    upper = _product(spine, _about("z", sign * lift), _about("x", -swing), _about("y", sign * twist))
+    forearm = _product(upper, _about("x", -bend))
+    thigh = _product(root, _about("z", sign * straddle), _about("x", -thigh_swing), _about("y", sign * leg_twist))
+    shin = _product(thigh, _about("x", knee_bend))
+    shoulder = chest + _along(spine, x=sign * 0.18 * length["shoulders"], y=-0.04)
+    elbow = shoulder + _along(upper, y=-0.29 * length["upper_arm"])
+    hand = elbow + _along(forearm, y=-0.27 * length["forearm"])
+    hip = pelvis + _along(root, x=sign * 0.095 * length["hips"], y=-0.02)
+    knee = hip + _along(thigh, y=-0.43 * length["thigh"])
+    ankle = knee + _along(shin, y=-0.42 * length["shin"])
+    toe = ankle + _along(shin, y=-0.02, z=0.14)
+    for name, pair in zip(_LIMB_JOINTS, (shoulder, elbow, hand, hip, knee, ankle, toe)):
+        joints[f"L_{name}"], joints[f"R_{name}"] = pair
 
     figure = torch.stack([joints[name] for name in JOINTS], 2)  # (b, t, joints, 3)
     ground = figure[..., 1].amin(2)
@@ -147,10 +140,10 @@ def _product(first: Tensor, *others: Tensor) -> Tensor:
     return first
 
 
-def _along(frame: Tensor, x: Tensor | float = 0.0, y: Tensor | float = 0.0, z: Tensor | float = 0.0) -> Tensor:
-    """The local vector (x, y, z), components (b, 1) or numbers, in the axes `frame` (b, t, 3, 3)."""
-
-    def component(value: Tensor | float) -> Tensor | float:
-        return value[..., None] if torch.is_tensor(value) else value
-
-    return frame[..., 0] * component(x) + frame[..., 1] * component(y) + frame[..., 2] * component(z)
+def _along(frame: Tensor, **components: Tensor | float) -> Tensor:
+    """A local vector, its components x, y, z (..., 1) or numbers (0 if not given), in the axes `frame` (..., 3, 3)."""
+    terms = [
+        frame[..., "xyz".index(axis)] * (value[..., None] if torch.is_tensor(value) else value)
+        for axis, value in components.items()
+    ]
+    return sum(terms[1:], terms[0])
