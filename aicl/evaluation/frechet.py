@@ -90,17 +90,18 @@ def frechet_distance(first: FeatureStats, second: FeatureStats, *, allow_few: bo
 
 
 def real_floor(real: Tensor, count: int, *, repeats: int = 5, seed: int = 0, allow_few: bool = False) -> float:
-    """The distance between two disjoint random sets of `count` real videos each, from features (n, d), n >= 2 count.
+    """The distance of `count` random real videos to the other ones, from features (n, d), n >= 2 count.
 
-    A Frechet distance of finite sets is biased upwards; this is what a perfect generator would get. The mean over
-    `repeats` random splits. Raises DataError where there are too few real videos.
+    A Frechet distance of finite sets is biased upwards; this is what a perfect generator of `count` videos would get,
+    or a little more, the set to compare with being smaller. The mean over `repeats` random splits. Raises DataError
+    where there are too few real videos.
     """
     if len(real) < 2 * count:
         raise DataError(f"the real-against-real floor of {count} videos needs {2 * count} real ones, got {len(real)}")
     generator, distances = torch.Generator().manual_seed(seed), []
     for _ in range(repeats):
         order = torch.randperm(len(real), generator=generator)
-        first, second = (FeatureStats.of(real[order[start : start + count]]) for start in (0, count))
+        first, second = (FeatureStats.of(real[part]) for part in (order[:count], order[count:]))
         distances.append(frechet_distance(first, second, allow_few=allow_few))
     return sum(distances) / repeats
 

@@ -1,11 +1,9 @@
 """A number is never reported alone: estimates with their intervals."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
-import torch
 from torch import Tensor
 
 from lvdm.errors import DataError
@@ -59,15 +57,3 @@ def mean(values: Tensor, level: float = 0.95) -> Estimate:
     reach = normal_quantile(level) * float(values.std()) / math.sqrt(len(values))
     centre = float(values.mean())
     return Estimate(centre, centre - reach, centre + reach, len(values), "normal")
-
-
-def over_seeds(values: Sequence[float], level: float = 0.95) -> Estimate:
-    """The mean of one value a seed, with Student's interval. Raises DataError for fewer than two seeds."""
-    from scipy.stats import t  # slow to import
-
-    if len(values) < 2:
-        raise DataError("an interval over seeds needs two or more of them")
-    numbers = torch.tensor(values, dtype=torch.float64)
-    reach = float(t.ppf(0.5 + level / 2, len(values) - 1)) * float(numbers.std()) / math.sqrt(len(values))
-    centre = float(numbers.mean())
-    return Estimate(centre, centre - reach, centre + reach, len(values), "Student over seeds")

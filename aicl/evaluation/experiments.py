@@ -1,0 +1,243 @@
+"""Tables and experiments as presets, `configs/tables/*.yaml`: what to run, how often, and what to show of it."""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from aicl.evaluation import frechet, intervals
+from aicl.evaluation.accuracy import top1
+from aicl.evaluation.appearance import appearance_hits, leaks
+from aicl.evaluation.intervals import Estimate
+from aicl.evaluation.protocol import Protocol, Result, write_result
+from aicl.evaluation.puppet_chunks import Chunk, ModelFiles, Store
+from aicl.evaluation.puppet_rows import Instruments, Measured, Row
+from aicl.evaluation.puppet_set import PuppetData, draw_samples
+from aicl.evaluation.tables import COLUMNS, Table, latex, markdown
+from aicl.evaluation.weights import text_hash
+from lvdm import config as configs
+from lvdm.errors import ConfigError
+from lvdm.files import atomic_path
+
+REAL_SEED = 1_000_003  # of the clips that Frechet distances and real lines are about: no row draws from it
+
+
+@dataclass
+class ModelPaths:
+    """The model of all rows that name none of their own: a folder, and an adapter in place of the folder's own."""
+
+    path: str
+    adapter: str | None = None
+
+
+@dataclass
+class InstrumentPaths:
+    """Folders of the trained instruments; without a CLIP, tables have no CC and FC."""
+
+    classifier: str
+    clip: str | None = None
+
+
+@dataclass
+class TableSpec:
+    """One table of a preset. paper: the paper's values by row label and metric, only what was read in the paper."""
+
+    title: str
+    metrics: list[str]
+    rows: list[Row]
+    data: PuppetData = field(default_factory=PuppetData)
+    paper: dict[str, dict[str, float]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        configs.check_keys(self.metrics, COLUMNS, f"the metrics of '{self.title}'")
+
+
+@dataclass
+class Preset:
+    """A file of `configs/tables`. videos: of each seed and row; real: how many real clips they are compared with.
+
+    precision: of the generating model; "auto" is bfloat16 on a GPU and float32 elsewhere. allow_few: compute Frechet
+    distances of fewer videos than features, for a first look only.
+    """
+
+    tables: list[TableSpec]
+    model: ModelPaths
+    instruments: InstrumentPaths
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    videos: int = 220
+    real: int = 2200
+    batch_size: int = 128
+    precision: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    allow_few: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds) or REAL_SEED in self.seeds:
+            raise ConfigError(f"seeds must be one or more different numbers other than {REAL_SEED}, got {self.seeds}")
+        if self.videos < 2 or self.real < 2 or self.batch_size < 2:
+            raise ConfigError("videos, real and batch_size must each be 2 or more")
+
+
+class Experiment:
+    """A preset on one device: knows its chunks, measures them, and writes the tables."""
+
+    def __init__(self, preset: Preset, out: str | os.PathLike, device: torch.device | str) -> None:
+        self.preset, self.out, device = preset, Path(out), torch.device(device)
+        auto = "bfloat16" if device.type == "cuda" else "float32"
+        self.dtype = getattr(torch, auto if preset.precision == "auto" else preset.precision)
+        self.instruments = Instruments(preset.instruments.classifier, preset.instruments.clip, device)
+        self.store = Store(self.out / "chunks", self.instruments)
+
+    def model(self, row: Row) -> ModelFiles:
+        """The files of a row's model: its own, else the preset's."""
+        own = row.model is not None
+        path = row.model if own else self.preset.model.path
+        adapter = row.adapter or (None if own else self.preset.model.adapter)
+        return ModelFiles(Path(path), None if adapter is None else Path(adapter))
+
+    def obstacle(self, row: Row) -> str | None:
+        """Why a row cannot be run, or None."""
+        return row.missing or self.model(row).obstacle(row)
+
+    def chunks(self, spec: TableSpec, row: Row) -> list[Chunk]:
+        """What a row needs, one chunk a seed."""
+        count, model = self.preset.videos, self.model(row)
+        return [Chunk(row, spec.data, seed, count, model, self.dtype) for seed in self.preset.seeds]
+
+    def real_chunk(self, spec: TableSpec) -> Chunk:
+        """The real clips of a table."""
+        row = Row("real clips to compare with", kind="real")
+        return Chunk(row, spec.data, REAL_SEED, self.preset.real, self.model(row), self.dtype)
+
+    def run(self, rank: int = 0, world_size: int = 1, save_videos: bool = False) -> int:
+        """Measure what is missing, or this process's share of it; returns how many chunks that was."""
+        chunks = []
+        for spec in self.preset.tables:
+            rows = [row for row in spec.rows if self.obstacle(row) is None]
+            chunks += [chunk for row in rows for chunk in self.chunks(spec, row)]
+            chunks += [self.real_chunk(spec)] if rows else []
+        videos = self.out / "videos" if save_videos else None
+        return self.store.fill(
+            chunks, batch_size=self.preset.batch_size, save_videos=videos, rank=rank, world_size=world_size
+        )
+
+    def result(self, spec: TableSpec, row: Row) -> Result | None:
+        """The estimates of one row, or None where it was not run."""
+        if self.obstacle(row) is not None:
+            return None
+        chunks = self.chunks(spec, row)
+        parts, real = [self.store.read(chunk) for chunk in chunks], self.store.read(self.real_chunk(spec))
+        if real is None or any(part is None for part in parts):
+            return None
+        if row.group is not None:
+            parts = [_group(part, *row.group) for part in parts]
+        measured = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        wanted = [name for name in spec.metrics if name in _METRICS or name == "fvd"]
+        estimates, by_seed = {}, {}
+        for name in wanted:
+            if (estimate := self._estimate(name, measured, real, spec)) is None:
+                continue
+            estimates[name] = estimate
+            if name in _METRICS:
+                by_seed[name] = [e.value for part in parts if (e := self._estimate(name, part, real, spec))]
+        model = {"files": str(self.model(row).path), **self.store.model_hashes(chunks[0])}
+        model["settings"] = configs.to_mapping(row)
+        return Result(
+            row=row.label,
+            model=model,
+            metrics=estimates,
+            protocol=self._protocol(spec, len(measured["actions"])),
+            lines=self._lines(spec, real, len(measured["actions"])),
+            videos=text_hash(self.store.path(chunk).stem for chunk in chunks),
+            by_seed=by_seed,
+        )
+
+    def write(self, name: str) -> str:
+        """Write a JSON for each row that was run, and all tables as NAME.md and NAME.tex; returns the Markdown."""
+        shown = {"md": [], "tex": []}
+        for number, spec in enumerate(self.preset.tables):
+            results = [(row.label, self.result(spec, row)) for row in spec.rows]
+            for index, (_, result) in enumerate(results):
+                if result is not None:
+                    write_result(self.out / "results" / f"{name}-{number}-{index}.json", result)
+            notes = [*spec.notes, *self._obstacles(spec)]
+            table = Table(spec.title, results, self._shown_metrics(spec), spec.paper, notes)
+            shown["md"].append(markdown(table))
+            shown["tex"].append(latex(table))
+        for ending, texts in shown.items():
+            with atomic_path(self.out / f"{name}.{ending}") as temporary:
+                temporary.write_text("\n".join(texts), encoding="utf-8")
+        return "\n".join(shown["md"])
+
+    def _shown_metrics(self, spec: TableSpec) -> list[str]:
+        return [name for name in spec.metrics if self.instruments.clip is not None or name not in ("cc", "fc")]
+
+    def _obstacles(self, spec: TableSpec) -> list[str]:
+        return [f"{row.label}: not run, {why}" for row in spec.rows if (why := self.obstacle(row)) is not None]
+
+    def _estimate(self, name: str, measured: Measured, real: Measured, spec: TableSpec) -> Estimate | None:
+        if name == "fvd":
+            return frechet.distance_with_interval(
+                measured["features"], real["features"], allow_few=self.preset.allow_few
+            )
+        if name in ("cc", "fc") and name not in measured:
+            return None
+        return _METRICS[name](measured, spec.data)
+
+    def _lines(self, spec: TableSpec, real: Measured, count: int) -> dict[str, float]:
+        lines = {"dynamics_real": real["dynamics"].mean().item()}
+        lines["acc_real"] = 100 * top1(real["action_logits"], real["actions"]).double().mean().item()
+        if "fc" in real:
+            lines |= {"fc_static": 100.0, "fc_real": real["fc"].mean().item(), "cc_real": real["cc"].mean().item()}
+        if "fvd" in spec.metrics and len(real["features"]) >= 2 * count:
+            lines["fvd_floor"] = frechet.real_floor(real["features"], count, allow_few=self.preset.allow_few)
+        return lines
+
+    def _protocol(self, spec: TableSpec, count: int) -> Protocol:
+        preset = self.preset
+        prompts = [text for seed in preset.seeds for text in draw_samples(spec.data, seed, 0, preset.videos).prompts]
+        return Protocol(
+            data=str(spec.data),
+            generated=count,
+            real=preset.real,
+            frames=self.instruments.frames,
+            size=(self.instruments.size, self.instruments.size),
+            seeds=list(preset.seeds),
+            prompts=text_hash(prompts),
+            real_list=text_hash([f"{spec.data} {REAL_SEED} {preset.real}"]),
+            networks=dict(self.instruments.hashes),
+            settings={"precision": str(self.dtype).removeprefix("torch."), "fc_pairs": "consecutive"},
+        )
+
+
+def load_preset(path: str | os.PathLike, overrides: list[str] | None = None) -> Preset:
+    """Read a preset. Raises ConfigError for keys and values that do not fit."""
+    mapping: dict[str, Any] = configs.load(path, overrides or (), Preset)
+    return configs.from_mapping(Preset, mapping, where=Path(path).name)
+
+
+def _group(measured: Measured, index: int, groups: int) -> Measured:
+    """The `index`-th of `groups` equal groups of samples, ordered by how much their references move."""
+    order = measured["reference_dynamics"].argsort(stable=True)
+    chosen = order.tensor_split(groups)[index].sort().values
+    return {name: value[chosen] for name, value in measured.items()}
+
+
+def _choice(measured: Measured, data: PuppetData) -> Estimate:
+    return intervals.share(top1(measured["action_logits"], measured["actions"], data.pool))
+
+
+_METRICS = {
+    "cc": lambda m, data: intervals.mean(m["cc"]),
+    "fc": lambda m, data: intervals.mean(m["fc"]),
+    "acc": lambda m, data: intervals.share(top1(m["action_logits"], m["actions"])),
+    "choice": _choice,
+    "reference_acc": lambda m, data: intervals.share(top1(m["action_logits"], m["shown_actions"])),
+    "looks": lambda m, data: intervals.share(appearance_hits(m["looks_logits"], m["looks"])),
+    "leak": lambda m, data: intervals.share(leaks(m["looks_logits"], m["looks"], m["shown_looks"])),
+    "dynamics": lambda m, data: intervals.mean(m["dynamics"]),
+    "motion": lambda m, data: intervals.mean(m["motion"]),
+    "motion_others": lambda m, data: intervals.mean(m["motion_others"]),
+}

@@ -1,0 +1,192 @@
+"""Rows of the puppet world's tables, made and measured on one device without a file in between.
+
+Prompts and references are drawn as numbers, references rendered, videos generated in large batches, and the instruments
+look at them where they lie. What remains of a video is a few hundred numbers.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from aicl.evaluation.accuracy import puppet_verdict
+from aicl.evaluation.clip_scores import PuppetCLIPScorer, clip_consistency, frame_consistency
+from aicl.evaluation.motion import dynamic_degree, motion_histogram, motion_similarity, video_flow
+from aicl.evaluation.puppet_set import MAX_REFERENCES, PuppetData, Samples, draw_samples
+from aicl.evaluation.weights import file_hash
+from aicl.pipeline import AICLPipeline
+from aicl.puppets.classifier import PuppetClassifier
+from aicl.puppets.instruments import load_instrument
+from aicl.puppets.performance import looks
+from aicl.puppets.programs import program_bank
+from aicl.puppets.renderer import render
+from lvdm.errors import ConfigError
+from lvdm.video import to_frames, to_pixels, write_video
+
+Kind = Literal["generated", "real", "autoencoder"]
+Measured = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a table: where its videos come from.
+
+    kind: "real" are clips that do what the prompt says, "autoencoder" the same after encoding and decoding, which no
+    model can beat. references: how many are shown; `wrong` ones do another action. reference_captions: the prompt,
+    their own with looks, or the action alone ("bare"). guidance, reference_guidance, steps: None is the model's own.
+    model, adapter: of this row, where they are not the preset's. missing: why this row cannot be run yet.
+    group: (i, n) keeps the i-th of n equal groups, by how much the references move, from slow (0) to fast.
+    """
+
+    label: str
+    kind: Kind = "generated"
+    references: int = 0
+    wrong: bool = False
+    reference_captions: Literal["prompt", "own", "bare"] = "prompt"
+    guidance: float | None = None
+    reference_guidance: float | None = None
+    scale: float = 1.0
+    steps: int | None = None
+    model: str | None = None
+    adapter: str | None = None
+    missing: str | None = None
+    group: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.references <= MAX_REFERENCES:
+            raise ConfigError(f"row '{self.label}': references must be 0 to {MAX_REFERENCES}, got {self.references}")
+        if self.wrong and self.references == 0:
+            raise ConfigError(f"row '{self.label}': a wrong reference needs references, got 0")
+        if self.group is not None and not 0 <= self.group[0] < self.group[1]:
+            raise ConfigError(f"row '{self.label}': group {list(self.group)} must be [i, n] with 0 <= i < n")
+
+
+class Instruments:
+    """The networks that measure, on one device: the classifier, and the small CLIP where its folder is given."""
+
+    def __init__(self, classifier: str | os.PathLike, clip: str | os.PathLike | None, device: torch.device) -> None:
+        self.device = device
+        self.classifier: PuppetClassifier = load_instrument(classifier, "classifier", device)
+        self.hashes = {"classifier": file_hash(Path(classifier) / "classifier.safetensors")}
+        self.clip = None
+        if clip is not None:
+            self.hashes["clip"] = file_hash(Path(clip) / "clip.safetensors")
+            self.clip = PuppetCLIPScorer(load_instrument(clip, "clip", device), self.hashes["clip"])
+        self._bank = tuple(tensor.to(device) for tensor in program_bank(0, 0))
+
+    @property
+    def size(self) -> int:
+        """Height and width of the videos that can be measured."""
+        return self.classifier.config.size
+
+    @property
+    def frames(self) -> int:
+        """Their number of frames."""
+        return self.classifier.config.frames
+
+    def render(self, performances: Tensor) -> Tensor:
+        """Performances (n, FIELDS) -> frames (n, 3, t, h, w) in [-1, 1] with 8-bit values, like a file."""
+        frames = render(performances.to(self.device), self._bank, self.size, self.frames)
+        return to_frames(to_pixels(frames))
+
+    @torch.no_grad()
+    def measure(self, frames: Tensor, references: Tensor, prompts: Sequence[str]) -> Measured:
+        """What tables need to know of videos (n, 3, t, h, w) with these prompts and first references, on the CPU."""
+        verdict = puppet_verdict(self.classifier, frames)
+        flow, reference_flow = video_flow(frames), video_flow(references)
+        motion, reference_motion = motion_histogram(flow), motion_histogram(reference_flow)
+        measured = {
+            "action_logits": verdict.action,
+            "looks_logits": verdict.looks,
+            "features": verdict.features,
+            "dynamics": dynamic_degree(flow),
+            "reference_dynamics": dynamic_degree(reference_flow),
+            "motion": motion_similarity(motion, reference_motion),
+            # neighbours in an evaluation set do different actions
+            "motion_others": motion_similarity(motion, reference_motion.roll(1, 0)),
+        }
+        if self.clip is not None:
+            frame_features = self.clip.encode_frames(frames)
+            measured["cc"] = clip_consistency(self.clip.encode_text(prompts), frame_features)
+            measured["fc"] = frame_consistency(frame_features)
+            measured["fc_all"] = frame_consistency(frame_features, "all")
+        return {name: value.float().cpu() for name, value in measured.items()}
+
+
+def measure_row(
+    row: Row,
+    data: PuppetData,
+    seed: int,
+    count: int,
+    instruments: Instruments,
+    pipeline: AICLPipeline | None = None,
+    batch_size: int = 128,
+    save_videos: Path | None = None,
+) -> Measured:
+    """Make and measure samples 0 to count - 1 of a seed. Real rows need no pipeline, those "autoencoder" its codec.
+
+    Returns, beside what `Instruments.measure` tells, the truth: actions, looks, shown_actions and shown_looks
+    (n, 3 references, 3), -1 for absent ones. Rows without references are compared with the first that others show:
+    what they have in common with it is chance. `save_videos`: a folder for mp4 files, one a sample.
+    """
+    parts = []
+    for start in range(0, count, batch_size):
+        samples = draw_samples(data, seed, start, min(start + batch_size, count))
+        shown = (samples.wrong if row.wrong else samples.references)[:, : max(row.references, 1)]
+        references = instruments.render(shown.flatten(0, 1)).unflatten(0, shown.shape[:2])  # (n, k, 3, t, h, w)
+        frames = _videos(row, samples, shown, references, instruments, pipeline)
+        if save_videos is not None:
+            for number, pixels in enumerate(to_pixels(frames).cpu(), start):
+                write_video(save_videos / f"{seed}-{number:05d}.mp4", pixels, fps=8, overwrite=True)
+        parts.append(instruments.measure(frames, references[:, 0], samples.prompts) | _truth(row, samples, shown))
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def _videos(
+    row: Row,
+    samples: Samples,
+    shown: Tensor,
+    references: Tensor,
+    instruments: Instruments,
+    pipeline: AICLPipeline | None,
+) -> Tensor:
+    """The videos of a batch, frames (n, 3, t, h, w) in [-1, 1] with 8-bit values, on the instruments' device."""
+    if row.kind == "real":
+        return instruments.render(samples.targets)
+    if row.kind == "autoencoder":
+        codec = pipeline.base.components.codec
+        frames = codec.decode(codec.posterior(instruments.render(samples.targets)).mode())
+        return to_frames(to_pixels(frames))
+    options = {}
+    if row.references:
+        options["references"] = [list(clips) for clips in to_pixels(references)]
+        options["reference_guidance"], options["scale"] = row.reference_guidance, row.scale
+        if row.reference_captions != "prompt":
+            options["reference_captions"] = samples.reference_captions(shown, row.reference_captions)
+    pixels = pipeline(
+        samples.prompts,
+        seed=samples.noise_seeds,
+        size=(instruments.size, instruments.size),
+        num_frames=instruments.frames,
+        steps=row.steps,
+        guidance=row.guidance,
+        progress=False,
+        **options,
+    )
+    return to_frames(pixels.to(instruments.device))
+
+
+def _truth(row: Row, samples: Samples, shown: Tensor) -> Measured:
+    shown_looks = torch.full((len(shown), MAX_REFERENCES, 3), -1)
+    shown_looks[:, : shown.shape[1]] = looks(shown)
+    shown_actions = samples.wrong_actions if row.wrong else samples.actions
+    return {
+        "actions": samples.actions,
+        "looks": samples.looks,
+        "shown_actions": shown_actions,
+        "shown_looks": shown_looks,
+    }
