@@ -3,7 +3,7 @@
 A cache holds, for each video and each of its fixed views (`ViewConfig.variants`), the mean and standard deviation of
 the latent posterior. Training draws the posterior's noise itself, from the sample's seed, exactly as it does when it
 encodes files; files can be read in the same `variants` mode. So with the same models in the same precision, the losses
-from a cache and from files are the same.
+from a cache and from files are the same (up to the last digits, which depend on how many clips are encoded at once).
 
     cache.json                what was cached: clip settings, seed, fingerprints of the models
     clips/ab/abcd...          one safetensors file for each (video key, variant): mean, std and the first frame
