@@ -176,6 +176,7 @@ def wait_for(process, run, step):
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_a_killed_run_continues_as_if_nothing_had_happened(tmp_path, clips):
     """kill -9 in mid-epoch, resume, SIGTERM, resume: the losses of an uninterrupted run, digit for digit."""
     long = {"steps": 100_000, "checkpoint_every": 3, "keep": 1, "ema": 0.9, "accumulate": 2, "caption_dropout": 0.2}
