@@ -1,0 +1,142 @@
+"""The Gradio page, and the route that serves its videos. Needs `pip install -e .[demo]`."""
+
+import socket
+from typing import Any, Literal
+
+from aicl.apps.user_study import page
+from aicl.apps.user_study.store import QUESTIONS
+from aicl.apps.user_study.study import Study, View
+from lvdm.errors import ConfigError, DataError
+
+try:
+    import gradio as gr
+    import uvicorn
+    from fastapi import FastAPI, HTTPException
+    from fastapi.responses import FileResponse
+except ImportError as error:
+    raise ConfigError("the user study's page needs Gradio 6: pip install -e .[demo]") from error
+
+_SHOW_CODE = "(code) => { if (code) history.replaceState(null, '', '?code=' + encodeURIComponent(code)); }"
+_THREADS = 16  # events handled at once; each takes milliseconds
+
+
+def build_app(study: Study) -> FastAPI:
+    """The web application: the page at "/", the anonymous videos below it."""
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+
+    @app.get(page.MEDIA_ROUTE)
+    def media(code: str, position: int, side: Literal["left", "right"]) -> FileResponse:
+        try:
+            path = study.video(code, position, side)
+        except DataError as error:
+            raise HTTPException(404) from error
+        return FileResponse(path, media_type="video/mp4", headers={"cache-control": "private, max-age=86400"})
+
+    return gr.mount_gradio_app(
+        app, build_blocks(study), path="/", head=page.head(), footer_links=[], ssr_mode=False, show_error=False
+    )
+
+
+def serve(study: Study, host: str, port: int) -> None:
+    """Serve the study until Ctrl-C. Raises ConfigError if the address is taken or not ours."""
+    try:
+        listener = socket.create_server((host, port))
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {host}:{port} ({error.strerror or error}); choose another --port"
+        ) from error
+    print(f"the study is at http://{host}:{port} (Ctrl-C stops it; every answer is kept)", flush=True)
+    # Open pages hold a connection that never ends by itself.
+    config = uvicorn.Config(build_app(study), log_level="warning", timeout_graceful_shutdown=2)
+    uvicorn.Server(config).run(sockets=[listener])
+
+
+def build_blocks(study: Study) -> gr.Blocks:
+    """The page. It keeps code and position in the browser, so it works on across restarts of the server."""
+    ties = study.store.settings.ties
+    choices = page.CHOICES_WITH_TIE if ties else page.CHOICES
+    quick: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": _THREADS, "api_visibility": "private"}
+    with gr.Blocks(title="Video study", analytics_enabled=False) as blocks:
+        code, position = gr.Textbox(visible=False), gr.Number(visible=False, precision=0)
+        with gr.Column(visible=False) as start_screen:
+            gr.HTML(page.welcome(study.total, ties))
+            start = gr.Button("Start", variant="primary", elem_id="study-start")
+            with gr.Accordion("I have a code already", open=False):
+                typed = gr.Textbox(label="Your code", max_lines=1, elem_id="study-typed")
+                resume = gr.Button("Go on", elem_id="study-resume")
+        with gr.Column(visible=False) as pair_screen:
+            progress, pair = gr.HTML(), gr.HTML()
+            questions = [
+                gr.Radio(choices, label=text, elem_id=f"study-{name}", elem_classes="study-question", interactive=True)
+                for name, text in QUESTIONS.items()
+            ]
+            with gr.Row():
+                back = gr.Button("Back", elem_id="study-back")
+                onward = gr.Button("Next", variant="primary", elem_id="study-next")
+        with gr.Column(visible=False) as thanks_screen:
+            thanks = gr.HTML()
+            review = gr.Button("Look at my answers again", elem_id="study-review")
+        notice = gr.HTML()
+
+        screens = [start_screen, pair_screen, thanks_screen]
+        everything = [*screens, code, position, progress, pair, *questions, back, thanks, notice]
+
+        def show(screen: gr.Column, view: View | None = None, text: str = "") -> dict:
+            """Updates of all components for one of the screens."""
+            updates: dict[Any, Any] = {each: gr.update(visible=each is screen) for each in screens}
+            updates[notice] = page.notice(text)
+            if view:
+                updates |= {code: view.code, position: view.position, thanks: page.thanks(view)}
+                updates |= {progress: page.progress(view), pair: page.pair(view)}
+                updates |= {radio: view.answers.get(name) for name, radio in zip(QUESTIONS, questions)}
+                updates[back] = gr.update(interactive=view.position > 0)
+            return updates
+
+        def enter(known: str) -> dict:
+            try:
+                view = study.view(known)
+            except DataError as error:
+                return show(start_screen, text=str(error))
+            return show(thanks_screen if view.finished else pair_screen, view)
+
+        def arrive(request: gr.Request) -> dict:
+            known = request.query_params.get("code")
+            return enter(known) if known else show(start_screen)
+
+        def step(known: str, place: int, *given: str | None, by: int) -> dict:
+            """Keep what is chosen on the screen, then go to a neighbouring pair; onward only from a complete one."""
+            for name, choice in zip(QUESTIONS, given):
+                if choice is not None:
+                    study.answer(known, place, name, choice)
+            view = study.view(known, place)
+            if by > 0 and not view.complete:
+                return show(pair_screen, view, page.NOT_ANSWERED)
+            if view.finished and place + by == study.total:
+                return show(thanks_screen, view)
+            if 0 <= place + by < study.total:
+                return show(pair_screen, study.view(known, place + by))
+            return enter(known)
+
+        def keep(name: str):
+            def save(known: str, place: int, choice: str) -> tuple[str, str]:
+                study.answer(known, place, name, choice)
+                return page.progress(study.view(known, place)), ""
+
+            return save
+
+        gr.on([blocks.load], arrive, None, everything, **quick)
+        for event in (
+            start.click(lambda: show(pair_screen, study.join()), None, everything, **quick),
+            resume.click(enter, typed, everything, **quick),
+            typed.submit(enter, typed, everything, **quick),
+        ):
+            event.then(None, code, None, js=_SHOW_CODE, api_visibility="private")
+        for name, radio in zip(QUESTIONS, questions):
+            # always_last: a second thought while the first is being saved must not get lost
+            radio.input(keep(name), [code, position, radio], [progress, notice], trigger_mode="always_last", **quick)
+        inputs = [code, position, *questions]
+        onward.click(lambda *values: step(*values, by=1), inputs, everything, **quick)
+        back.click(lambda *values: step(*values, by=-1), inputs, everything, **quick)
+        review.click(lambda known: show(pair_screen, study.view(known, 0)), code, everything, **quick)
+    blocks.queue(default_concurrency_limit=_THREADS)
+    return blocks

@@ -1,0 +1,49 @@
+"""The copies that a study shows: nothing about a file tells which model made it.
+
+Every video is decoded and written again in one way. So any format that we can read plays in any browser, and file
+name, dates, encoder and metadata are the same for both sides.
+"""
+
+import hashlib
+import os
+from pathlib import Path
+
+from lvdm.errors import VideoError
+from lvdm.video import VideoInfo, probe, read_frames, write_video
+
+_MAX_BYTES = 2 * 1024**3  # of decoded frames, which are in memory at once
+
+
+def digest(path: str | os.PathLike) -> str:
+    """SHA-256 of a file, in hexadecimal digits. Raises VideoError if it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise VideoError(f"{path}: cannot be read ({error.strerror}); check the file") from error
+
+
+def copy_path(folder: str | os.PathLike, sha256: str) -> Path:
+    """Where the copy of a video with this digest lies."""
+    return Path(folder) / f"{sha256[:32]}.mp4"
+
+
+def make_copy(source: str | os.PathLike, sha256: str, folder: str | os.PathLike) -> VideoInfo:
+    """Write the copy of `source` unless it is there already; returns what `source` holds.
+
+    Raises VideoError where the video is broken or far too long for a study.
+    """
+    info, target = probe(source), copy_path(folder, sha256)
+    if info.num_frames * info.height * info.width * 3 > _MAX_BYTES:
+        raise VideoError(f"{source}: is too long to be compared by eye ({info.num_frames} frames); cut it to a clip")
+    if not target.exists():
+        write_video(target, read_frames(source, range(info.num_frames)), info.fps)
+        os.utime(target, (0, 0))  # a server sends this date
+    return info
+
+
+def look_alike(first: VideoInfo, second: VideoInfo) -> bool:
+    """Whether two videos have the same size, length and frame rate, by which one could tell them apart otherwise."""
+    same_rate = abs(first.fps - second.fps) < 0.01 * first.fps
+    shape = (first.width, first.height, first.num_frames)
+    return same_rate and shape == (second.width, second.height, second.num_frames)

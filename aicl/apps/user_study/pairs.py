@@ -1,0 +1,142 @@
+"""Which videos are compared, and the plan by which each evaluator sees them."""
+
+import csv
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+from lvdm.data.folder import read_folder
+from lvdm.errors import DataError
+from lvdm.video import VIDEO_ENDINGS
+
+Side = Literal["left", "right"]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two videos of one prompt. `group` (a base model, a data set) gets a row of its own in the report."""
+
+    prompt: str
+    ours: Path
+    baseline: Path
+    group: str = ""
+
+
+def read_manifest(path: str | os.PathLike) -> list[Pair]:
+    """The rows of a .jsonl or .csv file: prompt, ours, baseline and optionally group.
+
+    Videos are relative to the manifest's folder. Raises DataError for a missing or repeated row, column or file.
+    """
+    path = Path(path)
+    readers = {".csv": _csv_rows, ".jsonl": _jsonl_rows}
+    if path.suffix.lower() not in readers:
+        raise DataError(f"{path}: is neither .csv nor .jsonl; give the pairs in one of these")
+    seen: dict[Pair, int] = {}
+    try:
+        for line, row in readers[path.suffix.lower()](path):
+            pair = _pair(path, line, row)
+            if pair in seen:
+                raise DataError(f"{path}: line {line} repeats line {seen[pair]}; remove one of them")
+            seen[pair] = line
+    except (OSError, UnicodeDecodeError, csv.Error, json.JSONDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from error
+    if not seen:
+        raise DataError(f"{path}: lists no pairs; each line needs prompt, ours and baseline")
+    return list(seen)
+
+
+def read_folders(
+    ours: str | os.PathLike, baseline: str | os.PathLike, captions: str | os.PathLike | None = None
+) -> list[Pair]:
+    """Videos of the same name in two folders, at any depth; a caption's label becomes the pair's group.
+
+    Prompts stand in .txt files beside our videos, or in a `captions` file as `lvdm.data.read_folder` takes it.
+    Raises DataError where a video lacks its partner or its prompt.
+    """
+    ours, baseline = Path(ours), Path(baseline)
+    names = {folder: _videos(folder) for folder in (ours, baseline)}
+    for here, there in ((ours, baseline), (baseline, ours)):
+        if alone := sorted(names[here] - names[there]):
+            raise DataError(
+                f"{there}: lacks {alone[0]}, which is in {here} ({_times(len(alone), 'such file')}); "
+                "both folders need the same names"
+            )
+    records = {record.key: record for record in read_folder(ours, captions)}
+    if missing := sorted(names[ours] - set(records)):
+        raise DataError(f"{captions}: has no caption for {missing[0]} ({_times(len(missing), 'such file')})")
+    return [Pair(records[name].caption, ours / name, baseline / name, records[name].label or "") for name in records]
+
+
+@lru_cache(maxsize=1024)
+def order(seed: int, evaluator: int, count: int) -> tuple[int, ...]:
+    """The numbers of all `count` pairs in the order in which an evaluator sees them.
+
+    By hashes instead of a random generator, so that no change of version can reorder a study that is under way.
+    """
+    return _shuffled(f"order/{seed}/{evaluator}", count)
+
+
+@lru_cache(maxsize=1024)
+def our_sides(seed: int, evaluator: int, count: int) -> tuple[Side, ...]:
+    """For each pair, by its number, the side on which an evaluator sees our video.
+
+    Half of the pairs (but for an odd one) have it on the left. Evaluators 1 and 2, 3 and 4, ... see opposite sides, so
+    each pair is balanced over evaluators, too.
+    """
+    couple, second = divmod(evaluator - 1, 2)
+    ranks = _shuffled(f"sides/{seed}/{couple}", count)
+    return tuple("left" if (rank % 2 == 0) != bool(second) else "right" for rank in ranks)
+
+
+def _shuffled(key: str, count: int) -> tuple[int, ...]:
+    def digest(number: int) -> bytes:
+        return hashlib.sha256(f"{key}/{number}".encode()).digest()
+
+    return tuple(sorted(range(count), key=digest))
+
+
+def _pair(manifest: Path, line: int, row: dict) -> Pair:
+    values = {name: row.get(name) or "" for name in ("prompt", "ours", "baseline", "group")}
+    for name, value in values.items():
+        if not isinstance(value, str) or (name != "group" and not value.strip()):
+            raise DataError(f"{manifest}: line {line} needs '{name}' as text; each line has prompt, ours and baseline")
+    for name in ("ours", "baseline"):
+        if not (manifest.parent / values[name]).is_file():
+            raise DataError(f"{manifest}: line {line} names {values[name]}, which is not in {manifest.parent}")
+    ours, baseline = (manifest.parent / values[name] for name in ("ours", "baseline"))
+    return Pair(values["prompt"].strip(), ours, baseline, values["group"].strip())
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[int, dict]]:
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        rows = csv.DictReader(file)
+        for row in rows:
+            yield rows.line_num, row
+
+
+def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict]]:
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                row = json.loads(line)
+                if not isinstance(row, dict):
+                    raise DataError(f'{path}: line {number} is not an object like {{"prompt": ..., "ours": ...}}')
+                yield number, row
+
+
+def _videos(folder: Path) -> set[str]:
+    if not folder.is_dir():
+        raise DataError(f"{folder}: is not a folder; give a folder of videos")
+    files = {file for file in folder.rglob("*") if file.suffix.lower() in VIDEO_ENDINGS and file.is_file()}
+    if not files:
+        raise DataError(f"{folder}: holds no videos; known endings are {', '.join(VIDEO_ENDINGS)}")
+    return {file.relative_to(folder).as_posix() for file in files}
+
+
+def _times(count: int, thing: str) -> str:
+    return f"{count} {thing}{'' if count == 1 else 's'}"
