@@ -164,7 +164,7 @@ class BlockIntegration(nn.Module):
         return tokens
 
     def _add(self, tokens: Tensor, rows: slice, memory: Memory, size: tuple[int, int]) -> Tensor:
-        start, stop, _ = rows.indices(tokens.shape[0])
+        start, stop = rows.start or 0, tokens.shape[0] if rows.stop is None else rows.stop
         selected = tokens[start:stop]
         shares = memory.features.split(self.feature_channels, dim=2)
         for attention, share in zip(self.parts.values(), shares):
