@@ -32,7 +32,7 @@ class ClassifierModule(TrainingModule):
 
     def losses(self, batch: dict[str, Any]) -> Tensor:
         draws, frames = self.draws(batch), batch["frames"]
-        amount = draws.normal(()).clamp(0, 1)  # half of the clips stay as they are
+        amount = draws.normal((1,))[:, 0].clamp(0, 1)  # half of the clips stay as they are
         verdict = self.trained["classifier"](soften(frames, amount, draws.normal(frames.shape[1:])))
         action = F.cross_entropy(
             verdict.action.float(), batch["action"], ignore_index=-1, label_smoothing=0.05, reduction="none"

@@ -5,6 +5,7 @@ The autoencoder sees single frames, a few at a time; very large frames can be cu
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -100,9 +101,8 @@ class LatentCodec(nn.Module):
 
     def _scale_and_shift(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """To go with (b, c, t, h, w), in float32: as buffers they would lose digits in a bfloat16 model."""
-        values = (torch.tensor(value, dtype=torch.float32) for value in (self.scale, self.shift))
-        # A number stays on the CPU, where it acts as a scalar and needs no copy to the device.
-        return tuple(value.view(-1, 1, 1, 1).to(device) if value.ndim else value for value in values)
+        pair = (self.scale, self.shift)
+        return tuple(_constant(value if isinstance(value, int | float) else tuple(value), device) for value in pair)
 
     def _in_slices(self, function: Callable[[Tensor], Tensor], x: Tensor, cell: int, out_cell: int) -> Tensor:
         """Apply `function` to (n, c, h, w), a few images at a time; a latent cell is `cell` wide in, `out_cell` out."""
@@ -133,6 +133,16 @@ class LatentCodec(nn.Module):
                 total[:, :, *place] += part * weight
                 weights[place] += weight
         return (total / weights).to(x.dtype)
+
+
+@lru_cache(maxsize=16)
+def _constant(value: float | tuple[float, ...], device: torch.device) -> Tensor:
+    """Numbers for (b, c, t, h, w), in float32. Kept, since a copy to a GPU makes the host wait for it.
+
+    A single number stays on the CPU, where it acts as a scalar and needs no copy.
+    """
+    constant = torch.tensor(value, dtype=torch.float32)
+    return constant.view(-1, 1, 1, 1).to(device) if constant.ndim else constant
 
 
 def _tiles(length: int, tile: int, out_cell: int, device: torch.device) -> Iterator[tuple[int, int, Tensor]]:
