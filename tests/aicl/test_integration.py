@@ -216,3 +216,26 @@ def test_says_what_does_not_fit():
         integrated.memory(features(), 4, weights=[1, -1])
     with pytest.raises(ConfigError, match="scale"):
         integrated.memory(features(), 4, scale=float("nan"))
+
+
+@pytest.mark.slow
+def test_compiles_to_one_graph_for_training_and_two_for_sampling():
+    graphs = []
+
+    def count(graph, example_inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    integrated, inputs = tiny("videocrafter"), unet_inputs()
+    compiled = torch.compile(integrated, backend=count, fullgraph=True)
+    for seed in range(3):
+        out = compiled(*inputs, references=integrated.memory(features(seed=seed), 4))
+        out.sum().backward()
+    torch.testing.assert_close(out, integrated(*inputs, references=integrated.memory(features(seed=2), 4)))
+    assert len(graphs) == 1
+    with torch.no_grad():
+        for seed in range(2):
+            memory = integrated.memory(features(seed=seed), 4)
+            for _ in range(3):  # the first step makes keys and values, the others read them
+                compiled(*inputs, references=[(slice(0, 2), memory)])
+    assert len(graphs) == 3
