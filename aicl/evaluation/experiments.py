@@ -239,5 +239,5 @@ _METRICS = {
     "leak": lambda m, data: intervals.share(leaks(m["looks_logits"], m["looks"], m["shown_looks"])),
     "dynamics": lambda m, data: intervals.mean(m["dynamics"]),
     "motion": lambda m, data: intervals.mean(m["motion"]),
-    "motion_others": lambda m, data: intervals.mean(m["motion_others"]),
+    "motion_other": lambda m, data: intervals.mean(m["motion_other"]),
 }

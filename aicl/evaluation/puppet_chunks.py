@@ -22,48 +22,52 @@ from aicl.evaluation.weights import file_hash, files_hash, text_hash
 from aicl.pipeline import FOLDER_FILE, AICLPipeline, FolderConfig
 from lvdm import config as configs
 from lvdm.checkpoints.folder import CONFIG_FILE
+from lvdm.errors import CheckpointError
 from lvdm.files import atomic_path
+from lvdm.training.tasks import newest_export
 
 VERSION = 1
+ADAPTER_FILE = "adapter.safetensors"
 _ROW_FIELDS = ("kind", "references", "wrong", "reference_captions", "guidance", "reference_guidance", "scale", "steps")
 
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """Where a model lies: a folder for `AICLPipeline.from_pretrained`, and an adapter in place of the folder's own."""
+    """Where a model lies: a model folder or that of a training run, and an adapter in place of the folder's own.
+
+    The adapter is a file, or the folder of a run, of which the newest checkpoint's is taken.
+    """
 
     path: Path
     adapter: Path | None = None
 
-    def parts(self) -> tuple[Path, Path | None]:
-        """The folder of the base model, and the adapter's file or None."""
-        if (self.path / FOLDER_FILE).is_file():
-            found = configs.from_mapping(FolderConfig, configs.load(self.path / FOLDER_FILE), where=str(self.path))
-            return self.path / found.base, self.adapter or self.path / found.adapter
-        return self.path, self.adapter
+    def parts(self, row: Row) -> dict[str, Path]:
+        """What `row` needs: the folder of the base model as "base", with references the adapter's file as "adapter".
+
+        Raises CheckpointError where one is not there.
+        """
+        if row.kind == "real":
+            return {}
+        base, adapter = self.path, self.adapter
+        if (base / FOLDER_FILE).is_file():
+            found = configs.from_mapping(FolderConfig, configs.load(base / FOLDER_FILE), where=str(base))
+            base, adapter = base / found.base, adapter or base / found.adapter
+        parts = {"base": newest_export(str(base), CONFIG_FILE, inside="pipeline")}
+        if row.references:
+            if adapter is None:
+                raise CheckpointError("there is no adapter to read references with")
+            parts["adapter"] = (
+                adapter if adapter.is_file() else newest_export(str(adapter), ADAPTER_FILE) / ADAPTER_FILE
+            )
+        return parts
 
     def obstacle(self, row: Row) -> str | None:
         """Why `row` cannot be made with this model, or None."""
-        if row.kind == "real":
-            return None
-        base, adapter = self.parts()
-        if not (base / CONFIG_FILE).is_file():
-            return f"there is no model in {base}"
-        if row.references and (adapter is None or not adapter.is_file()):
-            return "there is no adapter" + ("" if adapter is None else f" {adapter}")
+        try:
+            self.parts(row)
+        except CheckpointError as error:
+            return str(error)
         return None
-
-    def hashes(self, row: Row) -> dict[str, str]:
-        """SHA-256 of the parts that `row` depends on."""
-        base, adapter = self.parts()
-        found = {} if row.kind == "real" else {"base": files_hash(base)}
-        return found | ({"adapter": file_hash(adapter)} if row.references else {})
-
-    def load(self, device: torch.device, dtype: torch.dtype) -> AICLPipeline:
-        """The model, ready to generate."""
-        base, adapter = self.parts()
-        adapter = adapter if adapter is not None and adapter.is_file() else None
-        return AICLPipeline.from_pretrained(base, adapter=adapter, device=device, dtype=dtype)
 
 
 @dataclass(frozen=True)
@@ -98,14 +102,11 @@ class Store:
 
     def __init__(self, folder: str | os.PathLike, instruments: Instruments) -> None:
         self.folder, self.instruments = Path(folder), instruments
-        self._hashes: dict[Any, dict[str, str]] = {}
+        self._hashes: dict[Path, str] = {}
 
     def model_hashes(self, chunk: Chunk) -> dict[str, str]:
         """SHA-256 of the parts of the chunk's model."""
-        parts = chunk.model, chunk.row.kind, bool(chunk.row.references)
-        if parts not in self._hashes:
-            self._hashes[parts] = chunk.model.hashes(chunk.row)
-        return self._hashes[parts]
+        return {name: self._hash(path) for name, path in chunk.model.parts(chunk.row).items()}
 
     def path(self, chunk: Chunk) -> Path:
         """Where the chunk is kept."""
@@ -128,22 +129,19 @@ class Store:
         rank: int = 0,
         world_size: int = 1,
     ) -> int:
-        """Measure what is missing of `chunks`, each `world_size`-th of it; returns how many were measured.
+        """Measure what is missing of `chunks`, or of this process's share of them; returns how many were measured.
 
         One model is in memory at a time. `save_videos`: a folder for the videos, in a folder for each chunk.
         """
-        missing = {self.path(chunk): chunk for chunk in chunks if self.read(chunk) is None}
-        # by model, so that each is loaded once; every process sorts alike
-        order = sorted(missing.items(), key=lambda item: (str(item[1].model), item[1].row.label, item[1].seed))
-        loaded: tuple[Any, AICLPipeline | None] = (None, None)
-        mine = order[rank::world_size]
+        unique = {self.path(chunk): chunk for chunk in chunks}
+        # By model, so that each is loaded once. Shares are cut from the full list: what is missing changes meanwhile.
+        order = sorted(unique.items(), key=lambda item: (_files(item[1]), item[1].row.label, item[1].seed))
+        mine = [(path, chunk) for path, chunk in order[rank::world_size] if self.read(chunk) is None]
+        pipeline, loaded = None, None
         for path, chunk in tqdm(mine, desc="measuring", unit="chunk", disable=rank > 0):
-            pipeline, wanted = None, (chunk.model, chunk.dtype)
-            if chunk.row.kind != "real":
-                if loaded[0] != wanted:
-                    loaded = (None, None)  # frees the one before
-                    loaded = (wanted, chunk.model.load(self.instruments.device, chunk.dtype))
-                pipeline = loaded[1]
+            if _files(chunk) != loaded:
+                pipeline = None  # frees the one before
+                pipeline, loaded = self._load(chunk), _files(chunk)
             videos = None if save_videos is None else save_videos / path.stem
             measured = measure_row(
                 chunk.row, chunk.data, chunk.seed, chunk.count, self.instruments, pipeline, batch_size, videos
@@ -152,3 +150,20 @@ class Store:
             with atomic_path(path) as temporary:
                 save_file({name: value.contiguous() for name, value in measured.items()}, temporary, metadata=about)
         return len(mine)
+
+    def _load(self, chunk: Chunk) -> AICLPipeline | None:
+        parts = chunk.model.parts(chunk.row)
+        if not parts:
+            return None
+        return AICLPipeline.from_pretrained(
+            parts["base"], adapter=parts.get("adapter"), device=self.instruments.device, dtype=chunk.dtype
+        )
+
+    def _hash(self, path: Path) -> str:
+        if path not in self._hashes:
+            self._hashes[path] = file_hash(path) if path.is_file() else files_hash(path)
+        return self._hashes[path]
+
+
+def _files(chunk: Chunk) -> list[str]:
+    return [str(path) for path in chunk.model.parts(chunk.row).values()] + [str(chunk.dtype)]

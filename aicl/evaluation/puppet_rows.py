@@ -25,6 +25,7 @@ from aicl.puppets.performance import looks
 from aicl.puppets.programs import program_bank
 from aicl.puppets.renderer import render
 from lvdm.errors import ConfigError
+from lvdm.training.tasks import newest_export
 from lvdm.video import to_frames, to_pixels, write_video
 
 Kind = Literal["generated", "real", "autoencoder"]
@@ -66,16 +67,21 @@ class Row:
 
 
 class Instruments:
-    """The networks that measure, on one device: the classifier, and the small CLIP where its folder is given."""
+    """The networks that measure, on one device: the classifier, and the small CLIP where its folder is given.
+
+    A folder is that of the weights, or of the training run that made them. Raises CheckpointError for missing ones.
+    """
 
     def __init__(self, classifier: str | os.PathLike, clip: str | os.PathLike | None, device: torch.device) -> None:
         self.device = device
-        self.classifier: PuppetClassifier = load_instrument(classifier, "classifier", device)
-        self.hashes = {"classifier": file_hash(Path(classifier) / "classifier.safetensors")}
+        folder = newest_export(os.fspath(classifier), "classifier.safetensors")
+        self.classifier: PuppetClassifier = load_instrument(folder, "classifier", device)
+        self.hashes = {"classifier": file_hash(folder / "classifier.safetensors")}
         self.clip = None
         if clip is not None:
-            self.hashes["clip"] = file_hash(Path(clip) / "clip.safetensors")
-            self.clip = PuppetCLIPScorer(load_instrument(clip, "clip", device), self.hashes["clip"])
+            folder = newest_export(os.fspath(clip), "clip.safetensors")
+            self.hashes["clip"] = file_hash(folder / "clip.safetensors")
+            self.clip = PuppetCLIPScorer(load_instrument(folder, "clip", device), self.hashes["clip"])
         self._bank = tuple(tensor.to(device) for tensor in program_bank(0, 0))
 
     @property
@@ -94,20 +100,22 @@ class Instruments:
         return to_frames(to_pixels(frames))
 
     @torch.no_grad()
-    def measure(self, frames: Tensor, references: Tensor, prompts: Sequence[str]) -> Measured:
-        """What tables need to know of videos (n, 3, t, h, w) with these prompts and first references, on the CPU."""
+    def measure(self, frames: Tensor, references: Tensor, others: Tensor, prompts: Sequence[str]) -> Measured:
+        """What tables need to know of videos (n, 3, t, h, w) with these prompts, on the CPU.
+
+        Their motion is compared with that of `references` and of `others`, one clip a video, all of one shape.
+        """
         verdict = puppet_verdict(self.classifier, frames)
-        flow, reference_flow = video_flow(frames), video_flow(references)
-        motion, reference_motion = motion_histogram(flow), motion_histogram(reference_flow)
+        flow, reference_flow, other_flow = (video_flow(clips) for clips in (frames, references, others))
+        motion = motion_histogram(flow)
         measured = {
             "action_logits": verdict.action,
             "looks_logits": verdict.looks,
             "features": verdict.features,
             "dynamics": dynamic_degree(flow),
             "reference_dynamics": dynamic_degree(reference_flow),
-            "motion": motion_similarity(motion, reference_motion),
-            # neighbours in an evaluation set do different actions
-            "motion_others": motion_similarity(motion, reference_motion.roll(1, 0)),
+            "motion": motion_similarity(motion, motion_histogram(reference_flow)),
+            "motion_other": motion_similarity(motion, motion_histogram(other_flow)),
         }
         if self.clip is not None:
             frame_features = self.clip.encode_frames(frames)
@@ -131,18 +139,22 @@ def measure_row(
 
     Returns, beside what `Instruments.measure` tells, the truth: actions, looks, shown_actions and shown_looks
     (n, 3 references, 3), -1 for absent ones. Rows without references are compared with the first that others show:
-    what they have in common with it is chance. `save_videos`: a folder for mp4 files, one a sample.
+    what they have in common with it is chance. Motion is also compared with a clip of the other of the two actions,
+    the right and the wrong one. `save_videos`: a folder for mp4 files, one a sample.
     """
     parts = []
     for start in range(0, count, batch_size):
         samples = draw_samples(data, seed, start, min(start + batch_size, count))
-        shown = (samples.wrong if row.wrong else samples.references)[:, : max(row.references, 1)]
+        shown, other = (samples.wrong, samples.references) if row.wrong else (samples.references, samples.wrong)
+        shown = shown[:, : max(row.references, 1)]
         references = instruments.render(shown.flatten(0, 1)).unflatten(0, shown.shape[:2])  # (n, k, 3, t, h, w)
         frames = _videos(row, samples, shown, references, instruments, pipeline)
         if save_videos is not None:
             for number, pixels in enumerate(to_pixels(frames).cpu(), start):
                 write_video(save_videos / f"{seed}-{number:05d}.mp4", pixels, fps=8, overwrite=True)
-        parts.append(instruments.measure(frames, references[:, 0], samples.prompts) | _truth(row, samples, shown))
+        others = instruments.render(other[:, 0])
+        measured = instruments.measure(frames, references[:, 0], others, samples.prompts)
+        parts.append(measured | _truth(row, samples, shown))
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 

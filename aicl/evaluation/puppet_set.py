@@ -27,12 +27,12 @@ _CHOICES = 4  # uniforms of everything else
 class PuppetData:
     """Which prompts. `plain` captions are the UCF protocol, one wording for all; `free` ones are the WebVid protocol.
 
-    names: actions are named truly, or by a made-up name of their own in every prompt.
+    names: actions have their real names, or a made-up name of their own in every prompt.
     """
 
     actions: Literal["seen", "unseen"] = "unseen"
     captions: Literal["plain", "free"] = "plain"
-    names: Literal["true", "made_up"] = "true"
+    names: Literal["real", "made_up"] = "real"
 
     @property
     def pool(self) -> tuple[int, ...]:
@@ -40,7 +40,7 @@ class PuppetData:
         return SEEN_INDICES if self.actions == "seen" else UNSEEN_INDICES
 
     def __str__(self) -> str:
-        names = "" if self.names == "true" else ", made-up names"
+        names = "" if self.names == "real" else ", made-up names"
         return f"puppets, {len(self.pool)} {self.actions} actions, {self.captions} captions{names}"
 
 

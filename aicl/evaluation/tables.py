@@ -29,7 +29,7 @@ COLUMNS = {
     "leak": Column("leak %", better=-1, factor=100),
     "dynamics": Column("dynamics", better=0, decimals=2),
     "motion": Column("motion", decimals=1),
-    "motion_others": Column("motion, others", better=0),
+    "motion_other": Column("motion, other action", better=0),
     "reference_acc": Column("ACC as reference %", better=0, factor=100),
     "similarity": Column("similarity", better=0),
     "similarity_others": Column("similarity, others", better=0),
