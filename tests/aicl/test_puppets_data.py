@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from aicl.puppets.actions import INDEX, SEEN_INDICES, UNSEEN_INDICES
+from aicl.puppets.actions import SEEN_INDICES, UNSEEN_INDICES
 from aicl.puppets.captions import parse, unseen_words
 from aicl.puppets.classifier import ClassifierConfig, PuppetClassifier, soften
 from aicl.puppets.clip import CLIPConfig, PuppetCLIP, contrastive_losses
