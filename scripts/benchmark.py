@@ -4,6 +4,8 @@ examples:
   python scripts/benchmark.py generate                       # every full-size model, in bfloat16 on the GPU
   python scripts/benchmark.py generate --model lvdm_t2v_256 --table docs/benchmarks.md
   python scripts/benchmark.py convert --model videocrafter2_t2v_512 --folder /tmp/convert
+  python scripts/benchmark.py train --config aicl_lvdm --clips data/puppets   # 20 steps at the paper's batch size
+  python scripts/benchmark.py overhead --config aicl_videocrafter2 --references 1 3
 """
 
 import argparse
@@ -15,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from aicl import benchmarks as aicl_benchmarks
 from lvdm import benchmarks, cli
 from lvdm import config as configs
 from lvdm.errors import ConfigError
@@ -22,7 +25,13 @@ from lvdm.files import write_json
 from lvdm.models.components import ModelConfig
 
 ROOT = Path(__file__).resolve().parents[1]
-MODELS = ("lvdm_t2v_256", "videocrafter1_t2v_512", "videocrafter2_t2v_512", "videocrafter1_i2v_512")
+CONFIGS = {
+    "aicl_lvdm": "lvdm_t2v_256",
+    "aicl_videocrafter": "videocrafter1_t2v_512",
+    "aicl_videocrafter2": "videocrafter2_t2v_512",
+    "aicl_videocrafter_i2v": "videocrafter1_i2v_512",
+}
+MODELS = tuple(CONFIGS.values())
 LAYOUTS = ROOT / "tests" / "parity" / "full_layouts.json.gz"
 
 
@@ -48,6 +57,20 @@ def main() -> None:
     )
     command.set_defaults(run=convert, title="Conversion of a published checkpoint")
 
+    command = commands.add_parser("train", parents=[results], help="train AICL at full size, as the configs say")
+    command.add_argument("--config", nargs="+", default=list(CONFIGS), choices=CONFIGS)
+    command.add_argument("--clips", type=Path, required=True, help="a folder that scripts/make_puppets.py wrote")
+    command.add_argument("--steps", type=int, default=20)
+    command.add_argument("overrides", nargs="*", metavar="key=value", help="settings that differ from the config")
+    command.set_defaults(run=train, title="Training AICL")
+
+    command = commands.add_parser("overhead", parents=[results], help="the time that AICL adds to sampling")
+    command.add_argument("--config", nargs="+", default=list(CONFIGS), choices=CONFIGS)
+    command.add_argument("--references", type=int, nargs="+", default=[1, 3])
+    command.add_argument("--steps", type=int, default=50)
+    command.add_argument("--device", default="cuda")
+    command.set_defaults(run=overhead, title="What AICL adds to sampling")
+
     args = parser.parse_args()
     records = []
     for record in args.run(args):
@@ -65,8 +88,7 @@ def model_config(name: str) -> ModelConfig:
 
 
 def generate(args: argparse.Namespace) -> Iterator[dict]:
-    if args.device.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError("there is no CUDA device: choose another with --device")
+    check_device(args.device)
     for name in args.model:
         yield {"model": name, **benchmarks.generate(model_config(name), args.device, batch=args.batch)}
 
@@ -80,6 +102,35 @@ def convert(args: argparse.Namespace) -> Iterator[dict]:
             yield {"model": name, **benchmarks.convert(layout, model_config(name), folder, script)}
         finally:
             shutil.rmtree(folder)
+
+
+def train(args: argparse.Namespace) -> Iterator[dict]:
+    for name in args.config:
+        with tempfile.TemporaryDirectory(prefix=f"{name}-") as folder:
+            paths = config_paths(name)
+            yield {
+                "config": name,
+                **aicl_benchmarks.train(*paths, args.clips, Path(folder), args.steps, args.overrides),
+            }
+
+
+def overhead(args: argparse.Namespace) -> Iterator[dict]:
+    check_device(args.device)
+    for name in args.config:
+        for count in args.references:
+            yield {
+                "config": name,
+                **aicl_benchmarks.overhead(*config_paths(name), count, args.steps, args.device),
+            }
+
+
+def config_paths(name: str) -> tuple[Path, Path]:
+    return ROOT / "configs" / f"{name}.yaml", ROOT / "configs" / "models" / f"{CONFIGS[name]}.yaml"
+
+
+def check_device(device: str) -> None:
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError("there is no CUDA device: choose another with --device")
 
 
 if __name__ == "__main__":

@@ -99,10 +99,11 @@ class Meter(Callback):
         speed = (self.progress.samples - samples) / max(now - then, 1e-9)
         self._last = (now, self.progress.samples)
         loss, rate = total / count, trainer.optimizers[0].param_groups[0]["lr"]
+        metrics = {"loss": loss, "lr": rate, "samples": self.progress.samples, "samples_per_s": speed}
+        if trainer.strategy.root_device.type == "cuda":  # of the first device, and of all that PyTorch holds there
+            metrics["peak_gb"] = torch.cuda.max_memory_reserved() / 1e9
         for logger in trainer.loggers:
-            logger.log_metrics(
-                {"loss": loss, "lr": rate, "samples": self.progress.samples, "samples_per_s": speed}, step
-            )
+            logger.log_metrics(metrics, step)
         text = f"loss {loss:.4f}, {speed:.1f} samples/s, {self._time_left(speed)} left"
         if self._bar is not None:
             self._bar.n = step

@@ -1,0 +1,86 @@
+"""What AICL costs at full size: training through `scripts/train.py`, and sampling beside the base model.
+
+Weights are random, since neither time nor memory depends on them. Every function returns a flat record for
+`scripts/benchmark.py`, as those of `lvdm.benchmarks` do.
+"""
+
+import csv
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from aicl.integration import IntegrationConfig, integrate
+from aicl.pipeline import AICLPipeline
+from aicl.prism import ActionPrism
+from aicl.training import AICLSections, build_base_pipeline, build_prism
+from lvdm import config as configs
+from lvdm.benchmarks import GB, Record, machine
+from lvdm.errors import ConfigError
+from lvdm.training.settings import TrainingSettings
+
+WARM_UP_STEPS = 4  # kernels are chosen and the optimiser's operators compiled in the first ones
+
+
+def train(config: Path, model: Path, clips: Path, folder: Path, steps: int, overrides: list[str]) -> Record:
+    """Train `config` for some steps on a folder of captioned clips, with `model` of random weights as the base.
+
+    Steps are reported one by one, and the speed is that of the median step after the warm-up; the peak is of all
+    memory that PyTorch reserved. Raises ConfigError with the end of the run's output if it fails.
+    """
+    command = [sys.executable, "scripts/train.py", "--config", str(config), "base.path=null", f"base.config={model}"]
+    command += ["data.kind=folder", f"data.path={clips}", f"data.captions={clips / 'captions.csv'}", "data.workers=4"]
+    command += [f"run.out={folder}", f"training.steps={steps}", "training.preview_every=null", "logging.every=1"]
+    done = subprocess.run([*command, "logging.tensorboard=false", *overrides], capture_output=True, text=True)
+    if done.returncode:
+        raise ConfigError(f"training {config} failed: ...{(done.stdout + done.stderr)[-2000:]}")
+    metrics = next(folder.glob("*/metrics.csv"))
+    with metrics.open(newline="") as file:
+        rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    settings = configs.from_mapping(TrainingSettings, configs.load(metrics.with_name("config.yaml"))["training"])
+    record: Record = {"strategy": settings.strategy, "precision": settings.precision, "devices": settings.devices}
+    record |= {"batch": settings.batch_size, "steps": len(rows)}
+    speeds = [row["samples_per_s"] for row in rows[WARM_UP_STEPS:]]
+    record["samples_per_s"] = round(statistics.median(speeds), 3)
+    record |= {"first_loss": round(rows[0]["loss"], 4), "last_loss": round(rows[-1]["loss"], 4)}
+    if "peak_gb" in rows[-1]:
+        record["peak_reserved_gb"] = round(rows[-1]["peak_gb"], 2)
+    return record | machine("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def overhead(config: Path, model: Path, references: int, steps: int, device: str = "cuda") -> Record:
+    """Sample with and without references: the share of time that AICL adds, and that of the prism in it.
+
+    The paper gives 0.5% for the prism. `added` compares the sampling with references, the prism's and the reading of
+    the references included, with the base model's; decoding the video is the same in both and left out.
+    """
+    settings = TrainingSettings(steps=1, batch_size=1, precision="bf16")
+    sections = configs.load(config)
+    pipeline = build_base_pipeline(AICLSections.Base(config=str(model)), settings)
+    prism: ActionPrism = build_prism(sections["prism"], pipeline, settings)
+    integration = configs.from_mapping(IntegrationConfig, sections["integration"], where="integration")
+    pipe = AICLPipeline(pipeline, prism, integrate(pipeline.components.unet, integration)).to(device)
+    defaults = pipeline.config.defaults
+    generator = torch.Generator().manual_seed(0)
+    clip = (defaults.num_frames, *defaults.size, 3)
+    videos = [torch.randint(256, clip, dtype=torch.uint8, generator=generator) for _ in range(references)]
+    image = videos[0][0].numpy() if pipeline.takes_image else None
+
+    def run(steps: int, videos: list[torch.Tensor]) -> dict[str, float]:
+        pipe("a corgi is running", references=videos, image=image, steps=steps, progress=False)
+        return pipe.timings
+
+    for shown in ([], videos):
+        run(2, shown)  # loads kernels
+    base, ours = run(steps, []), run(steps, videos)
+    sampling = {name: timings["first_step"] + timings["sampling"] for name, timings in (("base", base), ("ours", ours))}
+    extra = ours["references"] + ours["prism"] + sampling["ours"] - sampling["base"]
+    record: Record = {"references": references, "steps": steps, "base_s": round(sampling["base"], 3)}
+    record |= {"aicl_s": round(sampling["ours"], 3), "encode_s": round(ours["references"], 3)}
+    record |= {"prism_s": round(ours["prism"], 3), "prism_share": f"{ours['prism'] / sampling['base']:.2%}"}
+    record["added"] = f"{extra / sampling['base']:.2%}"
+    if torch.device(device).type == "cuda":
+        record["peak_gb"] = round(torch.cuda.max_memory_allocated() / GB, 2)
+    return record | machine(device)
