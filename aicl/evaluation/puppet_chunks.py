@@ -5,6 +5,7 @@ So an interrupted run goes on where it stopped, tables share rows, and several p
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,9 +57,8 @@ class ModelFiles:
         if row.references:
             if adapter is None:
                 raise CheckpointError("there is no adapter to read references with")
-            parts["adapter"] = (
-                adapter if adapter.is_file() else newest_export(str(adapter), ADAPTER_FILE) / ADAPTER_FILE
-            )
+            folder = None if adapter.is_file() else newest_export(str(adapter), ADAPTER_FILE)
+            parts["adapter"] = adapter if folder is None else folder / ADAPTER_FILE
         return parts
 
     def obstacle(self, row: Row) -> str | None:
@@ -131,7 +131,7 @@ class Store:
     ) -> int:
         """Measure what is missing of `chunks`, or of this process's share of them; returns how many were measured.
 
-        One model is in memory at a time. `save_videos`: a folder for the videos, in a folder for each chunk.
+        One model is in memory at a time. `save_videos`: a folder for generated videos, in a folder for each chunk.
         """
         unique = {self.path(chunk): chunk for chunk in chunks}
         # By model, so that each is loaded once. Shares are cut from the full list: what is missing changes meanwhile.
@@ -142,7 +142,9 @@ class Store:
             if _files(chunk) != loaded:
                 pipeline = None  # frees the one before
                 pipeline, loaded = self._load(chunk), _files(chunk)
-            videos = None if save_videos is None else save_videos / path.stem
+            videos = None
+            if save_videos is not None and chunk.row.kind != "real":
+                videos = save_videos / f"{re.sub(r'[^A-Za-z0-9]+', '-', chunk.row.label)}-{path.stem[:8]}"
             measured = measure_row(
                 chunk.row, chunk.data, chunk.seed, chunk.count, self.instruments, pipeline, batch_size, videos
             )

@@ -4,6 +4,7 @@ Prompts and references are drawn as numbers, references rendered, videos generat
 look at them where they lie. What remains of a video is a few hundred numbers.
 """
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +20,9 @@ from aicl.evaluation.motion import dynamic_degree, motion_histogram, motion_simi
 from aicl.evaluation.puppet_set import MAX_REFERENCES, PuppetData, Samples, draw_samples
 from aicl.evaluation.weights import file_hash
 from aicl.pipeline import AICLPipeline
+from aicl.puppets.actions import ACTIONS
 from aicl.puppets.classifier import PuppetClassifier
+from aicl.puppets.data import FPS
 from aicl.puppets.instruments import load_instrument
 from aicl.puppets.performance import looks
 from aicl.puppets.programs import program_bank
@@ -140,7 +143,7 @@ def measure_row(
     Returns, beside what `Instruments.measure` tells, the truth: actions, looks, shown_actions and shown_looks
     (n, 3 references, 3), -1 for absent ones. Rows without references are compared with the first that others show:
     what they have in common with it is chance. Motion is also compared with a clip of the other of the two actions,
-    the right and the wrong one. `save_videos`: a folder for mp4 files, one a sample.
+    the right and the wrong one. `save_videos`: a folder for mp4 files and their manifest.jsonl (video, prompt, label).
     """
     parts = []
     for start in range(0, count, batch_size):
@@ -150,8 +153,7 @@ def measure_row(
         references = instruments.render(shown.flatten(0, 1)).unflatten(0, shown.shape[:2])  # (n, k, 3, t, h, w)
         frames = _videos(row, samples, shown, references, instruments, pipeline)
         if save_videos is not None:
-            for number, pixels in enumerate(to_pixels(frames).cpu(), start):
-                write_video(save_videos / f"{seed}-{number:05d}.mp4", pixels, fps=8, overwrite=True)
+            _save(save_videos, start, to_pixels(frames).cpu(), samples)
         others = instruments.render(other[:, 0])
         measured = instruments.measure(frames, references[:, 0], others, samples.prompts)
         parts.append(measured | _truth(row, samples, shown))
@@ -190,6 +192,16 @@ def _videos(
         **options,
     )
     return to_frames(pixels.to(instruments.device))
+
+
+def _save(folder: Path, start: int, videos: Tensor, samples: Samples) -> None:
+    """Write videos uint8 (n, t, h, w, 3), numbered from `start`, and append to the manifest that evaluate.py reads."""
+    lines = []
+    for number, (pixels, prompt, action) in enumerate(zip(videos, samples.prompts, samples.actions.tolist()), start):
+        path = write_video(folder / f"{number:05d}.mp4", pixels, fps=FPS * len(pixels) / 16, overwrite=True)
+        lines.append(json.dumps({"video": path.name, "prompt": prompt, "label": ACTIONS[action].name}) + "\n")
+    with open(folder / "manifest.jsonl", "a" if start else "w", encoding="utf-8") as manifest:
+        manifest.writelines(lines)
 
 
 def _truth(row: Row, samples: Samples, shown: Tensor) -> Measured:

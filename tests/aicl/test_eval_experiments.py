@@ -1,5 +1,6 @@
 """The whole path of a table on the CPU, with small random models."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from aicl.evaluation.protocol import read_result
 from aicl.evaluation.puppet_set import PuppetData, draw_samples
 from aicl.integration import IntegrationConfig, integrate
 from aicl.prism import ActionPrism, PrismConfig
-from aicl.puppets.actions import ACTIONS, UNSEEN_INDICES
+from aicl.puppets.actions import ACTIONS, UNSEEN, UNSEEN_INDICES
 from aicl.puppets.captions import parse, unseen_words, vocabulary
 from aicl.puppets.classifier import ClassifierConfig, PuppetClassifier
 from aicl.puppets.clip import CLIPConfig, PuppetCLIP
@@ -142,7 +143,10 @@ def test_without_adapter_or_clip_the_rest_is_run(models, tmp_path):
     experiment.run(save_videos=True)
     text = experiment.write("table")
     assert "ours: not run, there is no adapter" in text and " CC" not in text
-    assert len(list((tmp_path / "videos").glob("*/*.mp4"))) == 3 * 5
+    (base,) = (tmp_path / "videos").glob("base-*")
+    manifest = [json.loads(line) for line in (base / "manifest.jsonl").read_text().splitlines()]
+    assert [(base / entry["video"]).is_file() for entry in manifest] == [True] * 5
+    assert manifest[0]["label"] == UNSEEN[0] and manifest[0]["prompt"].startswith("a ")
 
 
 def test_speed_groups_divide_the_samples(models, tmp_path):
