@@ -155,8 +155,9 @@ class FeatureCache:
         The video's content, not its name, decides. Work is saved after every batch. Raises VideoError as `extract`.
         """
         places = [self.path(file_hash(path)) for path in paths]
-        known = {place: value for place in dict.fromkeys(places) if (value := self._read(place)) is not None}
-        missing = [(path, place) for path, place in dict(zip(places, paths)).items() if path not in known]
+        files = dict(zip(places, paths))  # of the same content, any
+        known = {place: value for place in files if (value := self._read(place)) is not None}
+        missing = [(place, path) for place, path in files.items() if place not in known]
         length = None
         for start in range(0, len(missing), batch_size):
             part = missing[start : start + batch_size]
@@ -166,9 +167,10 @@ class FeatureCache:
             for group in _same_shape(clips):
                 rows = self.backbone(torch.stack([clips[index] for index in group]))
                 for index, row in zip(group, rows):
-                    known[part[index][0]] = row.clone()
-                    with atomic_path(part[index][0]) as temporary:
-                        save_file({"features": row.clone()}, temporary)
+                    place = part[index][0]
+                    known[place] = row.clone()
+                    with atomic_path(place) as temporary:
+                        save_file({"features": known[place]}, temporary)
         return torch.stack([known[place] for place in places]) if places else torch.zeros(0, self.backbone.dim)
 
     def _read(self, place: Path) -> Tensor | None:
