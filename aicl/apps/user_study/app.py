@@ -56,35 +56,37 @@ def build_blocks(study: Study) -> gr.Blocks:
     ties = study.store.settings.ties
     choices = page.CHOICES_WITH_TIE if ties else page.CHOICES
     quick: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": _THREADS, "api_visibility": "private"}
+    plain: dict[str, Any] = {"apply_default_css": False, "padding": True}
     with gr.Blocks(title="Video study", analytics_enabled=False) as blocks:
         code, position = gr.Textbox(visible=False), gr.Number(visible=False, precision=0)
         with gr.Column(visible=False) as start_screen:
-            gr.HTML(page.welcome(study.total, ties))
+            gr.HTML(page.welcome(study.total, ties), **plain)
             start = gr.Button("Start", variant="primary", elem_id="study-start")
             with gr.Accordion("I have a code already", open=False):
                 typed = gr.Textbox(label="Your code", max_lines=1, elem_id="study-typed")
                 resume = gr.Button("Go on", elem_id="study-resume")
-        with gr.Column(visible=False) as pair_screen:
-            progress, pair = gr.HTML(), gr.HTML()
+            unknown = gr.HTML(**plain)
+        with gr.Column(visible=False, elem_classes="study-screen") as pair_screen:
+            progress, pair = gr.HTML(**plain), gr.HTML(**plain)
             questions = [
                 gr.Radio(choices, label=text, elem_id=f"study-{name}", elem_classes="study-question", interactive=True)
                 for name, text in QUESTIONS.items()
             ]
+            unanswered = gr.HTML(**plain)
             with gr.Row():
                 back = gr.Button("Back", elem_id="study-back")
                 onward = gr.Button("Next", variant="primary", elem_id="study-next")
         with gr.Column(visible=False) as thanks_screen:
-            thanks = gr.HTML()
+            thanks = gr.HTML(**plain)
             review = gr.Button("Look at my answers again", elem_id="study-review")
-        notice = gr.HTML()
 
         screens = [start_screen, pair_screen, thanks_screen]
-        everything = [*screens, code, position, progress, pair, *questions, back, thanks, notice]
+        everything = [*screens, code, position, progress, pair, *questions, back, thanks, unknown, unanswered]
 
         def show(screen: gr.Column, view: View | None = None, text: str = "") -> dict:
             """Updates of all components for one of the screens."""
             updates: dict[Any, Any] = {each: gr.update(visible=each is screen) for each in screens}
-            updates[notice] = page.notice(text)
+            updates |= {unknown: page.notice(text), unanswered: page.notice(text)}
             if view:
                 updates |= {code: view.code, position: view.position, thanks: page.thanks(view)}
                 updates |= {progress: page.progress(view), pair: page.pair(view)}
@@ -118,9 +120,8 @@ def build_blocks(study: Study) -> gr.Blocks:
             return enter(known)
 
         def keep(name: str):
-            def save(known: str, place: int, choice: str) -> tuple[str, str]:
+            def save(known: str, place: int, choice: str) -> None:
                 study.answer(known, place, name, choice)
-                return page.progress(study.view(known, place)), ""
 
             return save
 
@@ -133,7 +134,7 @@ def build_blocks(study: Study) -> gr.Blocks:
             event.then(None, code, None, js=_SHOW_CODE, api_visibility="private")
         for name, radio in zip(QUESTIONS, questions):
             # always_last: a second thought while the first is being saved must not get lost
-            radio.input(keep(name), [code, position, radio], [progress, notice], trigger_mode="always_last", **quick)
+            radio.input(keep(name), [code, position, radio], None, trigger_mode="always_last", **quick)
         inputs = [code, position, *questions]
         onward.click(lambda *values: step(*values, by=1), inputs, everything, **quick)
         back.click(lambda *values: step(*values, by=-1), inputs, everything, **quick)

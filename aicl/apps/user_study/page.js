@@ -4,30 +4,39 @@
   const MAX_DRIFT_S = 0.08;
   let paused = false;
   let shownPair = null; // the element whose pair is being played
-  let active = 0; // the question that an arrow key answers
+  let picked = null; // the question to which the up arrow went back
 
   const all = (selector, root = document) => [...root.querySelectorAll(selector)];
   const questions = () => all(".study-question").filter((question) => question.offsetParent !== null);
   const radios = (question) => all("input[type=radio]", question);
+  const isAnswered = (question) => radios(question).some((radio) => radio.checked);
+  const current = () => picked ?? questions().find((question) => !isAnswered(question)); // what an arrow key answers
   const setTime = (videos, seconds) => videos.forEach((video) => { video.currentTime = seconds; });
   const play = (videos) => videos.forEach((video) => video.play().catch((error) => {
     if (error.name === "NotAllowedError") paused = true; // a phone that saves power: the button starts them
   }));
+
+  // Gradio's radio buttons have no common name, by which browsers and screen readers know a group.
+  function describe(question) {
+    question.setAttribute("aria-label", question.querySelector("span").textContent);
+    radios(question).forEach((radio) => { radio.name = question.id; });
+  }
 
   // Both start together, the shorter one waits on its last frame for the longer, and both start again.
   function keepInStep() {
     const pair = document.querySelector(".study-pair");
     const videos = pair ? all(".study-video", pair) : [];
     if (videos.length !== 2) return;
-    const isNew = pair !== shownPair;
-    if (isNew) {
+    if (pair !== shownPair) {
       shownPair = pair;
-      active = Math.max(questions().findIndex((question) => !radios(question).some((radio) => radio.checked)), 0);
+      picked = null;
       videos.forEach((video) => { video.muted = true; });
+      questions().forEach(describe);
     }
     pair.querySelector(".study-problem").hidden = !videos.some((video) => video.error);
     pair.querySelector(".study-pause").textContent = paused ? "Play" : "Pause";
-    questions().forEach((question, number) => question.classList.toggle("study-active", number === active));
+    questions().forEach((question) => question.classList.toggle("study-active", question === current()));
+    all(".study-notice").forEach((notice) => { notice.hidden = !current(); });
     if (paused) return videos.forEach((video) => video.pause());
     if (videos.some((video) => video.readyState < HTMLMediaElement.HAVE_CURRENT_DATA)) return;
     if (videos.every((video) => video.ended)) setTime(videos, 0);
@@ -39,12 +48,16 @@
   }
 
   function choose(place) {
+    if (!current()) return;
+    const buttons = radios(current());
+    ({ left: buttons[0], right: buttons.at(-1), tie: buttons.length === 3 ? buttons[1] : null })[place]?.click();
+    picked = null;
+  }
+
+  function goBack() {
     const shown = questions();
-    if (!shown[active]) return;
-    const buttons = radios(shown[active]);
-    const button = { left: buttons[0], right: buttons.at(-1), tie: buttons.length === 3 ? buttons[1] : null }[place];
-    button?.click();
-    if (button && active < shown.length - 1) active += 1;
+    const from = current() ? shown.indexOf(current()) : shown.length;
+    picked = shown[Math.max(from - 1, 0)];
   }
 
   function onKey(event) {
@@ -54,7 +67,7 @@
       ArrowLeft: () => choose("left"),
       ArrowRight: () => choose("right"),
       ArrowDown: () => choose("tie"),
-      ArrowUp: () => { active = Math.max(active - 1, 0); },
+      ArrowUp: goBack,
       Enter: () => all("#study-next").forEach((button) => button.click()),
       " ": () => { paused = !paused; },
     };
@@ -65,8 +78,7 @@
 
   function onClick(event) {
     if (event.target.closest(".study-pause")) paused = !paused;
-    const question = event.target.closest(".study-question");
-    if (question && event.isTrusted) active = Math.min(questions().indexOf(question) + 1, questions().length - 1);
+    if (event.target.closest(".study-question")) picked = null;
     // A mouse leaves the focus on what it clicked, and the next key would go there.
     if (event.detail > 0 && event.target.closest("input[type=radio], button")) event.target.blur();
   }
