@@ -5,6 +5,7 @@ Weights are random, since neither time nor memory depends on them. Every functio
 """
 
 import csv
+import os
 import statistics
 import subprocess
 import sys
@@ -24,16 +25,30 @@ from lvdm.training.settings import TrainingSettings
 WARM_UP_STEPS = 4  # kernels are chosen and the optimiser's operators compiled in the first ones
 
 
-def train(config: Path, model: Path, clips: Path, folder: Path, steps: int, overrides: list[str]) -> Record:
+def train(
+    config: Path,
+    model: Path,
+    clips: Path,
+    folder: Path,
+    steps: int,
+    overrides: list[str],
+    memory_limit: float | None = None,
+) -> Record:
     """Train `config` for some steps on a folder of captioned clips, with `model` of random weights as the base.
 
     Steps are reported one by one, and the speed is that of the median step after the warm-up; the peak is of all
-    memory that PyTorch reserved. Raises ConfigError with the end of the run's output if it fails.
+    memory that PyTorch reserved. `memory_limit`: GiB that PyTorch may reserve, to show that a smaller card is enough.
+    Raises ConfigError with the end of the run's output if it fails.
     """
     command = [sys.executable, "scripts/train.py", "--config", str(config), "base.path=null", f"base.config={model}"]
     command += ["data.kind=folder", f"data.path={clips}", f"data.captions={clips / 'captions.csv'}", "data.workers=4"]
     command += [f"run.out={folder}", f"training.steps={steps}", "training.preview_every=null", "logging.every=1"]
-    done = subprocess.run([*command, "logging.tensorboard=false", *overrides], capture_output=True, text=True)
+    environment = dict(os.environ)
+    if memory_limit is not None:
+        share = memory_limit * 2**30 / torch.cuda.get_device_properties(0).total_memory
+        environment["PYTORCH_CUDA_ALLOC_CONF"] = f"expandable_segments:True,per_process_memory_fraction:{share:.5f}"
+    command += ["logging.tensorboard=false", *overrides]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         raise ConfigError(f"training {config} failed: ...{(done.stdout + done.stderr)[-2000:]}")
     metrics = next(folder.glob("*/metrics.csv"))
@@ -47,6 +62,7 @@ def train(config: Path, model: Path, clips: Path, folder: Path, steps: int, over
     record |= {"first_loss": round(rows[0]["loss"], 4), "last_loss": round(rows[-1]["loss"], 4)}
     if "peak_gb" in rows[-1]:
         record["peak_reserved_gb"] = round(rows[-1]["peak_gb"], 2)
+        record["limit_gib"] = memory_limit or "none"
     return record | machine("cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -61,6 +61,7 @@ def main() -> None:
     command.add_argument("--config", nargs="+", default=list(CONFIGS), choices=CONFIGS)
     command.add_argument("--clips", type=Path, required=True, help="a folder that scripts/make_puppets.py wrote")
     command.add_argument("--steps", type=int, default=20)
+    command.add_argument("--memory-limit", type=float, metavar="GIB", help="let PyTorch reserve no more than this")
     command.add_argument("overrides", nargs="*", metavar="key=value", help="settings that differ from the config")
     command.set_defaults(run=train, title="Training AICL")
 
@@ -107,21 +108,16 @@ def convert(args: argparse.Namespace) -> Iterator[dict]:
 def train(args: argparse.Namespace) -> Iterator[dict]:
     for name in args.config:
         with tempfile.TemporaryDirectory(prefix=f"{name}-") as folder:
-            paths = config_paths(name)
-            yield {
-                "config": name,
-                **aicl_benchmarks.train(*paths, args.clips, Path(folder), args.steps, args.overrides),
-            }
+            options = (args.clips, Path(folder), args.steps, args.overrides, args.memory_limit)
+            yield {"config": name, **aicl_benchmarks.train(*config_paths(name), *options)}
 
 
 def overhead(args: argparse.Namespace) -> Iterator[dict]:
     check_device(args.device)
     for name in args.config:
         for count in args.references:
-            yield {
-                "config": name,
-                **aicl_benchmarks.overhead(*config_paths(name), count, args.steps, args.device),
-            }
+            record = aicl_benchmarks.overhead(*config_paths(name), count, args.steps, args.device)
+            yield {"config": name, **record}
 
 
 def config_paths(name: str) -> tuple[Path, Path]:
