@@ -143,7 +143,7 @@ def measure_row(
     Returns, beside what `Instruments.measure` tells, the truth: actions, looks, shown_actions and shown_looks
     (n, 3 references, 3), -1 for absent ones. Rows without references are compared with the first that others show:
     what they have in common with it is chance. Motion is also compared with a clip of the other of the two actions,
-    the right and the wrong one. `save_videos`: a folder for mp4 files and their manifest.jsonl (video, prompt, label).
+    the right and the wrong one. `save_videos`: a folder for mp4 files and their manifest.jsonl (file, caption, label).
     """
     parts = []
     for start in range(0, count, batch_size):
@@ -199,7 +199,7 @@ def _save(folder: Path, start: int, videos: Tensor, samples: Samples) -> None:
     lines = []
     for number, (pixels, prompt, action) in enumerate(zip(videos, samples.prompts, samples.actions.tolist()), start):
         path = write_video(folder / f"{number:05d}.mp4", pixels, fps=FPS * len(pixels) / 16, overwrite=True)
-        lines.append(json.dumps({"video": path.name, "prompt": prompt, "label": ACTIONS[action].name}) + "\n")
+        lines.append(json.dumps({"file": path.name, "caption": prompt, "label": ACTIONS[action].name}) + "\n")
     with open(folder / "manifest.jsonl", "a" if start else "w", encoding="utf-8") as manifest:
         manifest.writelines(lines)
 

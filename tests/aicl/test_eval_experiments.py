@@ -145,8 +145,8 @@ def test_without_adapter_or_clip_the_rest_is_run(models, tmp_path):
     assert "ours: not run, there is no adapter" in text and " CC" not in text
     (base,) = (tmp_path / "videos").glob("base-*")
     manifest = [json.loads(line) for line in (base / "manifest.jsonl").read_text().splitlines()]
-    assert [(base / entry["video"]).is_file() for entry in manifest] == [True] * 5
-    assert manifest[0]["label"] == UNSEEN[0] and manifest[0]["prompt"].startswith("a ")
+    assert [(base / entry["file"]).is_file() for entry in manifest] == [True] * 5
+    assert manifest[0]["label"] == UNSEEN[0] and manifest[0]["caption"].startswith("a ")
 
 
 def test_speed_groups_divide_the_samples(models, tmp_path):

@@ -1,0 +1,113 @@
+"""Scoring folders of files, through the script."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from aicl.evaluation import folders
+from aicl.evaluation.puppet_set import PuppetData, draw_samples
+from aicl.puppets.actions import ACTIONS
+from aicl.puppets.classifier import ClassifierConfig, PuppetClassifier
+from aicl.puppets.clip import CLIPConfig, PuppetCLIP
+from aicl.puppets.instruments import save_instrument
+from aicl.puppets.programs import program_bank
+from aicl.puppets.renderer import render
+from lvdm.errors import ConfigError, DataError, VideoError
+from lvdm.video import to_pixels, write_video
+from scripts import evaluate
+
+FRAMES, COUNT = 4, 12
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    """generated/ with a manifest, real/ and networks/ of random weights."""
+    folder = tmp_path_factory.mktemp("world")
+    torch.manual_seed(0)
+    config = ClassifierConfig(size=64, frames=FRAMES, width=8, features=8, layers=1, heads=1)
+    save_instrument(folder / "networks", "classifier", PuppetClassifier(config))
+    clip = CLIPConfig(size=64, width=32, vision_layers=1, text_layers=1, embed_dim=8)
+    save_instrument(folder / "networks", "clip", PuppetCLIP(clip))
+    samples, bank = draw_samples(PuppetData(), 0, 0, COUNT), program_bank(0, 0)
+    sets = {"generated": samples.targets, "references": samples.references[:, 0]}
+    sets["real"] = draw_samples(PuppetData(), 1, 0, 2 * COUNT).targets
+    for name, rows in sets.items():
+        for number, pixels in enumerate(to_pixels(render(rows, bank, 64, FRAMES))):
+            write_video(folder / name / f"{number:02d}.mp4", pixels, fps=4)
+    entries = [
+        {"file": f"{i:02d}.mp4", "caption": text, "label": ACTIONS[a].name, "reference": f"../references/{i:02d}.mp4"}
+        for i, (text, a) in enumerate(zip(samples.prompts, samples.actions.tolist()))
+    ]
+    (folder / "generated" / "manifest.jsonl").write_text("\n".join(map(json.dumps, entries)))
+    return folder
+
+
+def run(monkeypatch, *arguments) -> None:
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, arguments)])
+    evaluate.main()
+
+
+def score(monkeypatch, world, out, row, *more):
+    arguments = ["--puppets", world / "networks", "--real", world / "real", "--row", row, "--device", "cpu"]
+    run(
+        monkeypatch, "score", world / "generated", *arguments, "--cache", out / "cache", "--result",
+        out / f"{row}.json", *more,
+    )  # fmt: skip
+
+
+def test_a_folder_is_scored_and_set_in_a_table(world, tmp_path, monkeypatch, capsys):
+    score(monkeypatch, world, tmp_path, "ours")
+    text = capsys.readouterr().out
+    for name in ("CC", "FC", "FVD", "ACC", "looks", "dynamics", "motion", "similarity"):
+        assert f" {name}" in text
+    assert "FVD of real against real videos" in text and "FC of a static video: 100.00" in text
+    score(monkeypatch, world, tmp_path, "again")
+    content = [json.loads((tmp_path / f"{row}.json").read_text()) for row in ("ours", "again")]
+    assert content[0]["metrics"] == content[1]["metrics"]
+    assert content[0]["protocol"]["generated"] == COUNT and content[0]["protocol"]["real"] == 2 * COUNT
+    capsys.readouterr()
+    run(monkeypatch, "table", tmp_path / "ours.json", tmp_path / "again.json")
+    assert "| ours |" in (table := capsys.readouterr().out) and "| again |" in table
+    score(monkeypatch, world, tmp_path, "fewer frames", "--frames", 4, "--stride", 0.5)
+    with pytest.raises(DataError, match="measured differently"):
+        run(monkeypatch, "table", tmp_path / "ours.json", tmp_path / "fewer frames.json")
+    with pytest.raises(ConfigError, match="exists already"):
+        score(monkeypatch, world, tmp_path, "ours")
+
+
+def test_short_videos_are_errors_unless_allowed(world):
+    videos = folders.read_generated(world / "generated", world / "generated" / "manifest.jsonl")
+    reading = folders.default_reading(videos, frames=FRAMES, stride=2.0)
+    with pytest.raises(VideoError, match=r"00\.mp4: .*lower the stride"):
+        folders.score("row", videos, [], reading, folders.Networks())
+    allowed = folders.default_reading(videos, frames=FRAMES, stride=2.0, allow_short=True)
+    result = folders.score("row", videos[:2], [], allowed, folders.Networks())
+    assert set(result.metrics) == {"dynamics", "motion", "motion_other"}
+
+
+def test_what_sample_py_wrote_is_understood(world, tmp_path):
+    source = (world / "real" / "00.mp4").read_bytes()
+    for seed in (1, 0):
+        (tmp_path / f"a-{seed}.mp4").write_bytes(source)
+        (tmp_path / f"a-{seed}.json").write_text(json.dumps({"job": {"prompt": f"walks {seed}", "refs": ["r.mp4"]}}))
+    (tmp_path / "notes.json").write_text("{}")
+    videos = folders.read_generated(tmp_path)
+    assert [video.prompt for video in videos] == ["walks 0", "walks 1"]
+    assert videos[0].path.name == "a-0.mp4" and videos[0].reference == Path("r.mp4")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"file": "00.mp4"}', "line 1 is no"),
+        ('{"file": "missing.mp4", "caption": "x"}', "which is not there"),
+        ('{"file": "00.mp4", "caption": "x", "reference": "y.mp4"}', "y.mp4, which is not there"),
+    ],
+)
+def test_manifests_say_what_is_wrong(world, tmp_path, line, message):
+    (tmp_path / "m.jsonl").write_text(line)
+    with pytest.raises(DataError, match=message):
+        folders.read_generated(world / "real", tmp_path / "m.jsonl")
