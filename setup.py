@@ -10,7 +10,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["aicl", "aicl.*", "lvdm", "lvdm.*"]),
     include_package_data=True,
-    package_data={"": ["*.csv", "*.json", "*.txt", "*.yaml"]},
+    package_data={"": ["*.css", "*.csv", "*.js", "*.json", "*.txt", "*.yaml"]},
     install_requires=[
         "torch>=2.6",
         "torchvision>=0.21",
@@ -31,7 +31,7 @@ setup(
     extras_require={
         "deepspeed": ["deepspeed>=0.18.3"],  # 0.17.6 to 0.18.2 computed wrong ZeRO-2 gradients
         "xformers": ["xformers>=0.0.35"],
-        "demo": ["gradio>=5"],
+        "demo": ["gradio>=6"],
         "wandb": ["wandb>=0.17"],
         "dev": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.9", "diffusers>=0.31", "transformers>=4.46", "torchmetrics>=1.4"],
     },

@@ -33,7 +33,14 @@ def build_app(study: Study) -> FastAPI:
         return FileResponse(path, media_type="video/mp4", headers={"cache-control": "private, max-age=86400"})
 
     return gr.mount_gradio_app(
-        app, build_blocks(study), path="/", head=page.head(), footer_links=[], ssr_mode=False, show_error=False
+        app,
+        build_blocks(study),
+        path="/",
+        theme=gr.themes.Default(primary_hue="blue"),
+        head=page.head(),
+        footer_links=[],
+        ssr_mode=False,
+        show_error=False,
     )
 
 

@@ -44,6 +44,6 @@ def make_copy(source: str | os.PathLike, sha256: str, folder: str | os.PathLike)
 
 def look_alike(first: VideoInfo, second: VideoInfo) -> bool:
     """Whether two videos have the same size, length and frame rate, by which one could tell them apart otherwise."""
-    same_rate = abs(first.fps - second.fps) < 0.01 * first.fps
+    same_rate = abs(first.fps - second.fps) < 0.05 * first.fps  # GIF rounds its times
     shape = (first.width, first.height, first.num_frames)
     return same_rate and shape == (second.width, second.height, second.num_frames)
