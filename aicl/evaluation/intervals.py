@@ -25,7 +25,7 @@ def normal_quantile(level: float) -> float:
     return NormalDist().inv_cdf(0.5 + level / 2)
 
 
-def wilson(hits: int, count: int, level: float = 0.95) -> Estimate:
+def wilson(hits: float, count: int, level: float = 0.95) -> Estimate:
     """A share with Wilson's score interval, which stays right near 0 and 1. Raises DataError without samples."""
     if not 0 <= hits <= count or count == 0:
         raise DataError(f"{hits} hits of {count} are no share")
@@ -39,14 +39,12 @@ def wilson(hits: int, count: int, level: float = 0.95) -> Estimate:
 
 
 def share(hits: Tensor, level: float = 0.95) -> Estimate:
-    """The share of true entries (n,) with Wilson's interval.
+    """The share of true entries of hits (n,), or (n, k) for k judgements of each video, with Wilson's interval.
 
-    Entries (n, k), k judgements of each video, are not independent: the interval counts videos, and is that of the
-    mean of the videos' shares.
+    Judgements of one video are not independent, so the interval counts videos: as wide as if all k always agreed.
     """
-    if hits.ndim == 1:
-        return wilson(int(hits.sum()), len(hits), level)
-    return mean(hits.double().mean(1), level)
+    of_each = hits.double() if hits.ndim == 1 else hits.double().mean(1)
+    return wilson(float(of_each.sum()), len(hits), level)
 
 
 def mean(values: Tensor, level: float = 0.95) -> Estimate:

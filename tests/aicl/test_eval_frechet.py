@@ -131,10 +131,10 @@ def test_wilson_against_published_values():
 
 
 def test_judgements_of_one_video_do_not_count_as_videos():
-    hits = torch.tensor([[True] * 3, [False] * 3] * 50)
-    assert share(hits).value == share(hits[:, 0]).value == 0.5
-    assert share(hits).count == 100
-    assert share(hits).high - share(hits).low == pytest.approx(share(hits[:, 0]).high - share(hits[:, 0]).low, rel=0.05)
+    agreeing = torch.tensor([[True] * 3, [False] * 3] * 50)
+    assert share(agreeing) == share(agreeing[:, 0]) == wilson(50, 100)
+    mixed = share(torch.tensor([[True, True, False]] * 30))
+    assert (mixed.value, mixed.low) == (pytest.approx(2 / 3), pytest.approx(wilson(20, 30).low))
 
 
 def test_a_mean_has_a_normal_interval():
