@@ -1,4 +1,4 @@
-"""Run a table or an experiment of the paper on the puppet world, and write it as Markdown and LaTeX.
+"""Run a table or an experiment of the paper on the puppet world; write Markdown and LaTeX, or pictures.
 
   python scripts/reproduce.py --table I
   python scripts/reproduce.py --table V model.path=runs/puppets_aicl instruments.classifier=runs/puppets_classifier
@@ -49,8 +49,11 @@ def main() -> None:
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
     if rank == 0:
-        print(experiment.write(preset.stem))
-        print(f"written to {args.out}/{preset.stem}.md, .tex and {args.out}/results/")
+        if experiment.preset.tables:
+            print(experiment.write(preset.stem))
+            print(f"written to {args.out}/{preset.stem}.md, .tex and {args.out}/results/")
+        for picture in experiment.draw(preset.stem):
+            print(f"drawn: {picture}")
 
 
 if __name__ == "__main__":

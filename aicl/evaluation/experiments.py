@@ -10,16 +10,19 @@ import torch
 from aicl.evaluation import frechet, intervals
 from aicl.evaluation.accuracy import top1
 from aicl.evaluation.appearance import appearance_hits, leaks
+from aicl.evaluation.figures import attention_sheet, feature_sheet
 from aicl.evaluation.intervals import Estimate
 from aicl.evaluation.protocol import Protocol, Result, write_result
 from aicl.evaluation.puppet_chunks import Chunk, ModelFiles, Store
 from aicl.evaluation.puppet_rows import Instruments, Measured, Row
-from aicl.evaluation.puppet_set import PuppetData, draw_samples
+from aicl.evaluation.puppet_set import MAX_REFERENCES, PuppetData, draw_samples
 from aicl.evaluation.tables import COLUMNS, Table, latex, markdown
 from aicl.evaluation.weights import text_hash
+from aicl.puppets.names import gerund
 from lvdm import config as configs
 from lvdm.errors import ConfigError
 from lvdm.files import atomic_path
+from lvdm.video import to_pixels
 
 REAL_SEED = 1_000_003  # of the clips that Frechet distances and real lines are about: no row draws from it
 
@@ -56,16 +59,32 @@ class TableSpec:
 
 
 @dataclass
-class Preset:
-    """A file of `configs/tables`. videos: of each seed and row; real: how many real clips they are compared with.
+class PictureSpec:
+    """One picture for each of `samples` samples of the data: "features" (Fig. 4) or "attention" (Fig. 6)."""
 
-    precision: of the generating model; "auto" is bfloat16 on a GPU and float32 elsewhere. allow_few: compute Frechet
-    distances of fewer videos than features, for a first look only.
+    kind: Literal["features", "attention"]
+    data: PuppetData = field(default_factory=PuppetData)
+    samples: int = 4
+    references: int = 2
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.references <= MAX_REFERENCES or self.samples < 1:
+            raise ConfigError(f"a picture needs 1 to {MAX_REFERENCES} references and one sample or more")
+
+
+@dataclass
+class Preset:
+    """A file of `configs/tables`: tables, pictures, or both.
+
+    videos: of each seed and row; real: how many real clips they are compared with. precision: of the generating model;
+    "auto" is bfloat16 on a GPU and float32 elsewhere. allow_few: compute Frechet distances of fewer videos than
+    features, for a first look only.
     """
 
-    tables: list[TableSpec]
     model: ModelPaths
     instruments: InstrumentPaths
+    tables: list[TableSpec] = field(default_factory=list)
+    pictures: list[PictureSpec] = field(default_factory=list)
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     videos: int = 220
     real: int = 2200
@@ -170,6 +189,25 @@ class Experiment:
             with atomic_path(self.out / f"{name}.{ending}") as temporary:
                 temporary.write_text("\n".join(texts), encoding="utf-8")
         return "\n".join(shown["md"])
+
+    def draw(self, name: str) -> list[Path]:
+        """Draw all pictures as NAME-KIND-SAMPLE.png; returns the files. Raises CheckpointError without an adapter."""
+        written = []
+        for spec in self.preset.pictures:
+            chunk = Chunk(Row("", references=spec.references), spec.data, 0, 0, self.model(Row("")), self.dtype)
+            pipe, samples = chunk.load(self.instruments.device), draw_samples(spec.data, 0, 0, spec.samples)
+            clips = to_pixels(self.instruments.render(samples.references.flatten(0, 1)))  # (samples * 3, t, h, w, 3)
+            for index, (prompt, phrase) in enumerate(zip(samples.prompts, samples.phrases)):
+                shown = list(clips.unflatten(0, (-1, MAX_REFERENCES))[index, : spec.references])
+                if spec.kind == "features":
+                    labels = [f"{phrase}, person {number}" for number in range(1, len(shown) + 1)]
+                    sheet = feature_sheet(pipe, shown, [prompt] * len(shown), labels)
+                else:
+                    sheet = attention_sheet(pipe, prompt, gerund(phrase), shown, seed=samples.noise_seeds[index])
+                written.append(self.out / f"{name}-{spec.kind}-{index}.png")
+                with atomic_path(written[-1]) as temporary:
+                    sheet.save(temporary)
+        return written
 
     def _shown_metrics(self, spec: TableSpec) -> list[str]:
         return [name for name in spec.metrics if self.instruments.clip is not None or name not in ("cc", "fc")]

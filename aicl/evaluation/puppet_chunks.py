@@ -96,6 +96,15 @@ class Chunk:
             what["dtype"] = str(self.dtype)
         return text_hash([json.dumps(what, sort_keys=True)])
 
+    def load(self, device: torch.device) -> AICLPipeline | None:
+        """The model of the row, None for real clips. Raises CheckpointError for what is missing."""
+        parts = self.model.parts(self.row)
+        if not parts:
+            return None
+        return AICLPipeline.from_pretrained(
+            parts["base"], adapter=parts.get("adapter"), device=device, dtype=self.dtype
+        )
+
 
 class Store:
     """A folder of measured chunks. Hashes of models are computed once."""
@@ -141,7 +150,7 @@ class Store:
         for path, chunk in tqdm(mine, desc="measuring", unit="chunk", disable=rank > 0):
             if _files(chunk) != loaded:
                 pipeline = None  # frees the one before
-                pipeline, loaded = self._load(chunk), _files(chunk)
+                pipeline, loaded = chunk.load(self.instruments.device), _files(chunk)
             videos = None
             if save_videos is not None and chunk.row.kind != "real":
                 videos = save_videos / f"{re.sub(r'[^A-Za-z0-9]+', '-', chunk.row.label)}-{path.stem[:8]}"
@@ -152,14 +161,6 @@ class Store:
             with atomic_path(path) as temporary:
                 save_file({name: value.contiguous() for name, value in measured.items()}, temporary, metadata=about)
         return len(mine)
-
-    def _load(self, chunk: Chunk) -> AICLPipeline | None:
-        parts = chunk.model.parts(chunk.row)
-        if not parts:
-            return None
-        return AICLPipeline.from_pretrained(
-            parts["base"], adapter=parts.get("adapter"), device=self.instruments.device, dtype=chunk.dtype
-        )
 
     def _hash(self, path: Path) -> str:
         if path not in self._hashes:

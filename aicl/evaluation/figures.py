@@ -1,0 +1,154 @@
+"""Pictures of what AICL does inside: the prism's features (Fig. 4), and where the UNet looks for an action (Fig. 6)."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from aicl.pipeline import AICLPipeline
+from lvdm.errors import ConfigError
+from lvdm.models.attention import Attention
+from lvdm.models.transformers import SpatialBlock, SpatioTemporalBlock
+from lvdm.video import contact_sheet
+
+
+@torch.no_grad()
+def feature_sheet(
+    pipe: AICLPipeline, clips: Sequence[Tensor], captions: Sequence[str], labels: Sequence[str], frames: int = 8
+) -> Image.Image:
+    """Each clip, uint8 (t, h, w, 3), above the features R that the prism makes of it, as colours.
+
+    Red, green and blue are the first three principal components of the features of all clips together, so that like
+    features have like colours in every row.
+    """
+    size = tuple(clips[0].shape[1:3])
+    encoded = pipe.encode_references([[c] for c in clips], [[c] for c in captions], num_frames=len(clips[0]), size=size)
+    features = encoded.features.float().expand(len(clips), -1, -1, -1, -1)  # (n, t, c, h, w)
+    rows = []
+    for clip, colours, label in zip(clips, principal_colours(features), labels):
+        rows += [(clip.cpu(), label), (_enlarged(colours, size), f"R of: {label}")]
+    return contact_sheet([row for row, _ in rows], [label for _, label in rows], frames)
+
+
+def principal_colours(features: Tensor) -> Tensor:
+    """Features (n, t, c, h, w) -> their first three principal components (n, t, h, w, 3) in [0, 1].
+
+    Each component is stretched so that its 2nd and 98th percentile become 0 and 1; its sign gives it positive skewness.
+    """
+    points = features.movedim(2, -1)
+    flat = points.reshape(-1, points.shape[-1]).double()
+    flat = flat - flat.mean(0)
+    axes = torch.linalg.svd(flat, full_matrices=False)[2][:3]
+    components = flat @ axes.T
+    components = components * torch.where(components.pow(3).sum(0) < 0, -1.0, 1.0).to(components)
+    if components.shape[1] < 3:
+        components = F.pad(components, (0, 3 - components.shape[1]))
+    ordered = components.sort(0).values
+    low, high = (ordered[round(q * (len(ordered) - 1))] for q in (0.02, 0.98))
+    return ((components - low) / (high - low).clamp(min=1e-12)).clamp(0, 1).float().view(*points.shape[:-1], 3)
+
+
+@torch.no_grad()
+def attention_sheet(
+    pipe: AICLPipeline,
+    prompt: str,
+    words: str,
+    references: Sequence[Tensor],
+    *,
+    seed: int = 0,
+    steps: int | None = None,
+    frames: int = 8,
+) -> Image.Image:
+    """The base model's video and AICL's, each above a map of how much it attends to `words` of the prompt.
+
+    references: clips, uint8 (t, h, w, 3). Maps are the mean over steps, heads and layers; both have one scale.
+    Raises ConfigError where the prompt does not hold the words.
+    """
+    tokens, factor = token_positions(pipe, prompt, words), pipe.base.components.codec.factor
+    videos, maps = [], []
+    for shown in ((), references):
+        with recorded_attention(pipe, tokens) as record:
+            pixels = pipe(prompt, references=shown, seed=seed, steps=steps, progress=False)[0]
+        videos.append(pixels)
+        frames_shown, height, width, _ = pixels.shape
+        maps.append(record.mean((frames_shown, height // factor, width // factor)))
+    top = max(float(each.max()) for each in maps)
+    heat = [_enlarged(_heat(each / top), tuple(videos[0].shape[1:3])) for each in maps]
+    what = f"attention to '{words}'"
+    return contact_sheet([videos[0], heat[0], videos[1], heat[1]], ["base", what, "AICL", what], frames)
+
+
+def token_positions(pipe: AICLPipeline, prompt: str, words: str) -> list[int]:
+    """Where the tokens of `words` stand in the prompt's. Raises ConfigError where they don't."""
+    tokenize = pipe.base.components.text.tokenize
+    whole, part, nothing = (row.tolist() for row in tokenize([prompt, words, ""]))
+    sought = part[1 : part.index(nothing[1])]  # between start and end token; an empty text has these two alone
+    for start in range(len(whole) - len(sought) + 1):
+        if sought and whole[start : start + len(sought)] == sought:
+            return list(range(start, start + len(sought)))
+    raise ConfigError(f"the prompt '{prompt}' does not hold the words '{words}'")
+
+
+class AttentionRecord:
+    """Sums of attention maps by their number of positions."""
+
+    def __init__(self) -> None:
+        self.sums: dict[int, tuple[Tensor, int]] = {}
+
+    def add(self, weights: Tensor) -> None:
+        """A map (n,) over the positions of all frames."""
+        total, count = self.sums.get(len(weights), (torch.zeros_like(weights), 0))
+        self.sums[len(weights)] = total + weights, count + 1
+
+    def mean(self, size: tuple[int, int, int]) -> Tensor:
+        """The mean map over all layers, (t, h, w), of latents of this size; coarse maps are enlarged."""
+        t, h, w = size
+        maps = []
+        for positions, (total, count) in self.sums.items():
+            shrink = round((t * h * w / positions) ** 0.5)
+            grid = (total / count).view(1, t, -(-h // shrink), -(-w // shrink))
+            maps.append(F.interpolate(grid, (h, w), mode="bilinear", align_corners=False)[0])
+        return torch.stack(maps).mean(0)
+
+
+@contextmanager
+def recorded_attention(pipe: AICLPipeline, tokens: Sequence[int]) -> Iterator[AttentionRecord]:
+    """Inside, every call of the UNet's text attention adds the weight of `tokens` in the conditional branch."""
+    record, handles = AttentionRecord(), []
+
+    def hook(layer: Attention, args: tuple[Tensor, ...]) -> None:
+        x, context = args[:2]
+        # the last row is the conditional branch's
+        q, k = (
+            project(rows[-1]).float().unflatten(1, (layer.heads, -1)).transpose(0, 1)
+            for project, rows in ((layer.to_q, x), (layer.to_k, context[:, : layer.TEXT_TOKENS]))
+        )
+        scores = q @ k.transpose(1, 2) * q.shape[2] ** -0.5  # (heads, n, tokens)
+        record.add(scores.softmax(-1)[:, :, list(tokens)].sum(-1).mean(0).cpu())
+
+    try:
+        handles = [layer.register_forward_pre_hook(hook) for layer in text_attentions(pipe.base.components.unet)]
+        yield record
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def text_attentions(unet: nn.Module) -> list[Attention]:
+    """The layers through which each frame of a UNet reads the text."""
+    spatial = {SpatioTemporalBlock: "cross_attn", SpatialBlock: "attn2"}
+    return [getattr(block, spatial[type(block)]) for block in unet.modules() if type(block) in spatial]
+
+
+def _heat(values: Tensor) -> Tensor:
+    """[0, 1] (t, h, w) -> colours (t, h, w, 3) from black over red and yellow to white."""
+    return torch.stack([(3 * values - i).clamp(0, 1) for i in range(3)], -1)
+
+
+def _enlarged(colours: Tensor, size: tuple[int, int]) -> Tensor:
+    """Colours (t, h, w, 3) in [0, 1] -> uint8 (t, *size, 3), cells as squares."""
+    images = F.interpolate(colours.movedim(-1, 1).float(), size, mode="nearest")
+    return (images * 255).round().to(torch.uint8).movedim(1, -1).cpu()

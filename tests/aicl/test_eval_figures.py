@@ -1,0 +1,76 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from aicl import ActionPrism, AICLPipeline, IntegrationConfig, PrismConfig, integrate
+from aicl.evaluation.figures import (
+    attention_sheet,
+    feature_sheet,
+    principal_colours,
+    recorded_attention,
+    text_attentions,
+    token_positions,
+)
+from lvdm import config as configs
+from lvdm.errors import ConfigError
+from lvdm.models.components import ModelConfig, build_components
+from lvdm.pipeline import VideoPipeline
+from tests.aicl.tiny_models import randomise
+
+MODELS = Path(__file__).resolve().parents[2] / "configs" / "models"
+PROMPT = "a red person walks"
+
+
+@pytest.fixture(scope="module", params=["tiny_lvdm", "tiny_videocrafter"])
+def pipe(request) -> AICLPipeline:
+    torch.manual_seed(0)
+    config = configs.from_mapping(ModelConfig, configs.load(MODELS / f"{request.param}.yaml"))
+    components = build_components(config).eval()
+    randomise(components.unet, seed=0)
+    prism = ActionPrism(PrismConfig(context_dim=32, width=16, depth=1, heads=2, head_dim=8, text_width=10))
+    integrated = integrate(components.unet, IntegrationConfig(head_dim=16))
+    for seed, module in enumerate((prism, integrated.blocks), 1):
+        randomise(module, seed)
+    return AICLPipeline(VideoPipeline(components, config), prism, integrated)
+
+
+def clip(seed: int) -> torch.Tensor:
+    return torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+def test_principal_colours_find_what_varies():
+    across = torch.linspace(-1, 1, 11).expand(2, 3, 1, 5, 11)
+    features = torch.cat([0.1 * across.flip(3), 7 + 5 * across, 0 * across, -3 * across], 2)
+    colours = principal_colours(features)
+    assert colours.shape == (2, 3, 5, 11, 3) and colours.min() == 0 and colours.max() == 1
+    first = colours[0, 0, 0, :, 0]
+    assert (first.diff() > 0).all() or (first.diff() < 0).all()
+    assert principal_colours(torch.randn(2, 3, 2, 4, 4)).shape[-1] == 3  # fewer channels than colours
+
+
+def test_tokens_of_words_are_found_where_they_stand(pipe):
+    assert token_positions(pipe, PROMPT, "person walks") == [3, 4]
+    pieces = token_positions(pipe, "a person flooming", "flooming")  # spelled in pieces of two letters
+    assert pieces == [3, 4, 5, 6]
+    for words in ("waves", ""):
+        with pytest.raises(ConfigError, match="does not hold"):
+            token_positions(pipe, PROMPT, words)
+
+
+def test_recorded_attention_is_that_of_the_layers(pipe):
+    """All tokens together get a weight of 1; what is generated does not change, and no hook stays behind."""
+    count = pipe.base.components.text.config.context_length
+    with recorded_attention(pipe, range(count)) as record:
+        recorded = pipe(PROMPT, steps=2, progress=False)
+    torch.testing.assert_close(record.mean((4, 16, 16)), torch.ones(4, 16, 16), rtol=1e-4, atol=1e-4)
+    assert torch.equal(recorded, pipe(PROMPT, steps=2, progress=False))
+    assert text_attentions(pipe.base.components.unet)
+    assert not any(layer._forward_pre_hooks for layer in text_attentions(pipe.base.components.unet))
+
+
+def test_sheets_show_all_rows(pipe):
+    sheet = feature_sheet(pipe, [clip(0), clip(1)], [PROMPT, PROMPT], ["one", "two"], frames=3)
+    other = attention_sheet(pipe, PROMPT, "walks", [clip(0)], steps=1, frames=3)
+    for image in (sheet, other):
+        assert image.width == 3 * 32 + 2 * 4 and image.height >= 4 * 32
