@@ -229,8 +229,8 @@ class Experiment:
         lines["acc_real"] = 100 * top1(real["action_logits"], real["actions"]).double().mean().item()
         if "fc" in real:
             lines |= {"fc_static": 100.0, "fc_real": real["fc"].mean().item(), "cc_real": real["cc"].mean().item()}
-        if "fvd" in spec.metrics and len(real["features"]) >= 2 * count:
-            lines["fvd_floor"] = frechet.real_floor(real["features"], count, allow_few=self.preset.allow_few)
+        if "fvd" in spec.metrics:
+            lines |= frechet.floor_lines(real["features"], count, allow_few=self.preset.allow_few)
         return lines
 
     def _protocol(self, spec: TableSpec, count: int) -> Protocol:

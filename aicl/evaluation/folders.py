@@ -150,8 +150,7 @@ def score(
             store.features(paths, reading, batch_size=batch_size) for paths in ([v.path for v in videos], real)
         )
         metrics["fvd"] = frechet.distance_with_interval(features, real_features, allow_few=allow_few)
-        if len(real) >= 2 * len(videos):
-            lines["fvd_floor"] = frechet.real_floor(real_features, len(videos), allow_few=allow_few)
+        lines |= frechet.floor_lines(real_features, len(videos), allow_few=allow_few)
     protocol = Protocol(
         data="a folder of videos",
         generated=len(videos),

@@ -4,6 +4,7 @@ Everything is float64. The statistics of parts merge exactly, so that 100,000 vi
 several processes can share the work. With FVD the features are those of a video network, see `features`.
 """
 
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -104,6 +105,22 @@ def real_floor(real: Tensor, count: int, *, repeats: int = 5, seed: int = 0, all
         first, second = (FeatureStats.of(real[part]) for part in (order[:count], order[count:]))
         distances.append(frechet_distance(first, second, allow_few=allow_few))
     return sum(distances) / repeats
+
+
+def floor_lines(real: Tensor, count: int, *, allow_few: bool = False) -> dict[str, float]:
+    """`real_floor` of as many videos as a row has, or of half the real ones where they are fewer, for a result's lines.
+
+    Empty, with a warning, where even that is no more than the features: then no floor can be told from real (n, d).
+    """
+    count = min(count, len(real) // 2)
+    if count <= real.shape[1] and not allow_few:
+        warnings.warn(
+            f"no real-against-real floor: that of {real.shape[1]} features needs more than {2 * real.shape[1]} real "
+            f"videos, got {len(real)}",
+            stacklevel=2,
+        )
+        return {}
+    return {"fvd_floor": real_floor(real, count, allow_few=allow_few), "fvd_floor_count": count}
 
 
 def distance_with_interval(

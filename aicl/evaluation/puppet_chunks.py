@@ -147,7 +147,7 @@ class Store:
         order = sorted(unique.items(), key=lambda item: (_files(item[1]), item[1].row.label, item[1].seed))
         mine = [(path, chunk) for path, chunk in order[rank::world_size] if self.read(chunk) is None]
         pipeline, loaded = None, None
-        for path, chunk in tqdm(mine, desc="measuring", unit="chunk", disable=rank > 0):
+        for path, chunk in tqdm(mine, desc="measuring", unit="chunk", disable=rank > 0 or not mine):
             if _files(chunk) != loaded:
                 pipeline = None  # frees the one before
                 pipeline, loaded = chunk.load(self.instruments.device), _files(chunk)

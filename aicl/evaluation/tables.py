@@ -35,7 +35,7 @@ COLUMNS = {
     "similarity_others": Column("similarity, others", better=0),
 }
 LINES = {  # values to be read beside the rows
-    "fvd_floor": "FVD of real against real videos, as many",
+    "fvd_floor": "FVD of {fvd_floor_count:.0f} real videos against other real ones",
     "fc_static": "FC of a static video",
     "fc_real": "FC of real videos",
     "cc_real": "CC of real videos",
@@ -122,7 +122,7 @@ def _remarks(table: Table) -> list[str]:
     if not results:
         return texts
     lines = results[0].lines
-    texts += [f"{LINES[name]}: {value:.2f}" for name, value in lines.items() if name in LINES]
+    texts += [f"{LINES[name].format(**lines)}: {value:.2f}" for name, value in lines.items() if name in LINES]
     protocol = results[0].protocol
     height, width = protocol.size
     texts.append(

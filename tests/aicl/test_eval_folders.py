@@ -63,7 +63,7 @@ def test_a_folder_is_scored_and_set_in_a_table(world, tmp_path, monkeypatch, cap
     text = capsys.readouterr().out
     for name in ("CC", "FC", "FVD", "ACC", "looks", "dynamics", "motion", "similarity"):
         assert f" {name}" in text
-    assert "FVD of real against real videos" in text and "FC of a static video: 100.00" in text
+    assert f"FVD of {COUNT} real videos against other real ones" in text and "FC of a static video: 100.00" in text
     score(monkeypatch, world, tmp_path, "again")
     content = [json.loads((tmp_path / f"{row}.json").read_text()) for row in ("ours", "again")]
     assert content[0]["metrics"] == content[1]["metrics"]

@@ -4,6 +4,7 @@ import torch
 from aicl.evaluation.frechet import (
     FeatureStats,
     distance_with_interval,
+    floor_lines,
     frechet_distance,
     merged,
     real_floor,
@@ -105,6 +106,10 @@ def test_the_floor_is_what_a_perfect_generator_gets():
     assert real_floor(real, 1000) < floor  # the bias falls with the count
     with pytest.raises(DataError, match="needs 2002 real"):
         real_floor(real, 1001)
+    assert floor_lines(real, 200) == {"fvd_floor": floor, "fvd_floor_count": 200}
+    assert floor_lines(real, 1500)["fvd_floor_count"] == 1000
+    with pytest.warns(UserWarning, match="more than 10 real videos, got 10"):
+        assert floor_lines(real[:10], 200) == {}
 
 
 def test_the_interval_covers_the_spread_over_new_samples():
