@@ -140,20 +140,24 @@ class Store:
     ) -> int:
         """Measure what is missing of `chunks`, or of this process's share of them; returns how many were measured.
 
-        One model is in memory at a time. `save_videos`: a folder for generated videos, in a folder for each chunk.
+        One model is in memory at a time. `save_videos`: a folder for generated videos, in a folder for each chunk;
+        chunks without it are made again.
         """
         unique = {self.path(chunk): chunk for chunk in chunks}
         # By model, so that each is loaded once. Shares are cut from the full list: what is missing changes meanwhile.
         order = sorted(unique.items(), key=lambda item: (_files(item[1]), item[1].row.label, item[1].seed))
-        mine = [(path, chunk) for path, chunk in order[rank::world_size] if self.read(chunk) is None]
-        pipeline, loaded = None, None
-        for path, chunk in tqdm(mine, desc="measuring", unit="chunk", disable=rank > 0 or not mine):
-            if _files(chunk) != loaded:
-                pipeline = None  # frees the one before
-                pipeline, loaded = chunk.load(self.instruments.device), _files(chunk)
+        mine = []
+        for path, chunk in order[rank::world_size]:
             videos = None
             if save_videos is not None and chunk.row.kind != "real":
                 videos = save_videos / f"{re.sub(r'[^A-Za-z0-9]+', '-', chunk.row.label)}-{path.stem[:8]}"
+            if self.read(chunk) is None or (videos is not None and not videos.is_dir()):
+                mine.append((path, chunk, videos))
+        pipeline, loaded = None, None
+        for path, chunk, videos in tqdm(mine, desc="measuring", unit="chunk", disable=rank > 0 or not mine):
+            if _files(chunk) != loaded:
+                pipeline = None  # frees the one before
+                pipeline, loaded = chunk.load(self.instruments.device), _files(chunk)
             measured = measure_row(
                 chunk.row, chunk.data, chunk.seed, chunk.count, self.instruments, pipeline, batch_size, videos
             )

@@ -140,7 +140,7 @@ def test_without_adapter_or_clip_the_rest_is_run(models, tmp_path):
     )
     plain.tables[0].metrics = ["cc", "fc", "acc"]
     experiment = Experiment(plain, tmp_path, "cpu")
-    experiment.run(save_videos=True)
+    assert experiment.run() == 4 and experiment.run(save_videos=True) == 2
     text = experiment.write("table")
     assert "ours: not run, there is no adapter" in text and " CC" not in text
     (base,) = (tmp_path / "videos").glob("base-*")
