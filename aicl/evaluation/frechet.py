@@ -133,7 +133,7 @@ def distance_with_interval(
 ) -> Estimate:
     """The distance of features (n, d) to real ones (m, d) with an interval from a delete-a-group jackknife.
 
-    Each set is cut into `groups` interleaved groups; leaving out one at a time gives the variance that either set
+    Each set is cut into `groups` random groups; leaving out one at a time gives the variance that either set
     contributes. A bootstrap would repeat videos, which makes covariances poorer and every replicate too large.
     """
     parts = [_groups(one, groups) for one in (features, real)]
@@ -153,8 +153,9 @@ def distance_with_interval(
 
 
 def _groups(features: Tensor, count: int) -> list[FeatureStats]:
-    count = min(count, len(features))
-    return [FeatureStats.of(features[start::count]) for start in range(count)]
+    """Random groups of nearly equal size: evaluation sets are in a regular order of classes."""
+    order = torch.randperm(len(features), generator=torch.Generator().manual_seed(0))
+    return [FeatureStats.of(features[part]) for part in order.tensor_split(min(count, len(features)))]
 
 
 def _factor(covariance: Tensor) -> Tensor:

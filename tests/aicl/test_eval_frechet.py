@@ -125,6 +125,16 @@ def test_the_interval_covers_the_spread_over_new_samples():
     assert reach == pytest.approx(1.96 * float(values.std()), rel=0.4)
 
 
+def test_the_interval_does_not_depend_on_the_order_of_classes():
+    classes = 10 * torch.eye(10)[torch.arange(400) % 10] + gaussian(400, torch.zeros(10), torch.ones(10), seed=1)
+    real = gaussian(1000, torch.zeros(10), torch.ones(10), seed=2)
+    in_turn, in_blocks = (
+        distance_with_interval(features, real) for features in (classes, classes[(torch.arange(400) % 10).argsort()])
+    )
+    assert in_turn.value == pytest.approx(in_blocks.value)
+    assert in_turn.high - in_turn.low == pytest.approx(in_blocks.high - in_blocks.low, rel=0.5)
+
+
 def test_wilson_against_published_values():
     # Newcombe 1998, table I: 81 of 263, and 0 of 20
     estimate = wilson(81, 263)
