@@ -51,7 +51,7 @@ def test_dynamic_degree_is_in_percent_of_the_height():
     frames = torch.stack([image[..., 2 * i : 2 * i + SIZE] for i in range(4)], 2)
     assert dynamic_degree(video_flow(frames)).item() == pytest.approx(100 * 2 / SIZE, rel=0.35)
     static = frames[:, :, :1].expand(-1, -1, 4, -1, -1)
-    assert dynamic_degree(video_flow(static)).item() == pytest.approx(0.0, abs=1e-6)
+    assert dynamic_degree(video_flow(static)).item() == pytest.approx(0.0, abs=1e-3)
 
 
 def test_dynamic_degree_rises_with_speed():
