@@ -31,7 +31,7 @@ setup(
     extras_require={
         "deepspeed": ["deepspeed>=0.18.3"],  # 0.17.6 to 0.18.2 computed wrong ZeRO-2 gradients
         "xformers": ["xformers>=0.0.35"],
-        "demo": ["gradio>=6"],
+        "demo": ["gradio>=6.20"],
         "wandb": ["wandb>=0.17"],
         "dev": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.9", "diffusers>=0.31", "transformers>=4.46", "torchmetrics>=1.4"],
     },

@@ -82,7 +82,7 @@ def test_without_gradio_the_script_ends_in_one_sentence(tmp_path, monkeypatch, c
 
 @pytest.fixture(scope="module")
 def client(study):
-    pytest.importorskip("gradio", minversion="6")
+    pytest.importorskip("gradio", minversion="6.20")
     from starlette.testclient import TestClient
 
     from aicl.apps.user_study.app import build_app
@@ -92,32 +92,34 @@ def client(study):
 
 
 class Visitor:
-    """A browser: keeps what the page shows, and presses its buttons."""
+    """A browser: keeps what the page shows, and presses its buttons. `code` is the one in the page's address."""
 
-    def __init__(self, client, session: str):
+    def __init__(self, client, session: str, code: str | None = None):
         self.client, self.session, self.seen = client, session, []
+        self.query = {"code": code} if code else {}
         self.config = self._get("/config").json()
         self.ids = {each["props"].get("elem_id"): each["id"] for each in self.config["components"]}
         self.values: dict[int, object] = {}
 
-    def press(self, element: str | None, event: str, **values) -> None:
-        """Fire an event of an element (None: the page itself) with the page's values, `values` changed by the user."""
+    def press(self, element: str, event: str, **values) -> None:
+        """Fire an event of an element with the page's values, `values` changed by the user."""
         self.values |= {self.ids[name.replace("_", "-")]: value for name, value in values.items()}
-        for dependency in self.config["dependencies"]:
-            targets = {(target, name) for target, name in dependency["targets"]}
-            if event in {name for _, name in targets} and (element is None or (self.ids[element], event) in targets):
-                return self._run(dependency)
-        raise AssertionError(f"the page has no {event} of {element}")
+        self._run(next(each for each in self._events() if [self.ids[element], event] in each["targets"]))
+
+    def arrive(self) -> None:
+        """What a page does when it is opened."""
+        self._run(next(each for each in self._events() if each["targets"][0][1] == "load"))
+
+    def _events(self) -> list[dict]:
+        return [each for each in self.config["dependencies"] if each["backend_fn"] and each["targets"]]
 
     def _run(self, dependency: dict) -> None:
         data = [self.values.get(each) for each in dependency["inputs"]]
         body = {"data": data, "fn_index": dependency["id"], "session_hash": self.session}
-        assert self.client.post("/gradio_api/queue/join", json=body).status_code == 200
-        answer = self._get(f"/gradio_api/queue/data?session_hash={self.session}").text
-        messages = [json.loads(line.removeprefix("data: ")) for line in answer.splitlines() if line.startswith("data:")]
-        done = next(message for message in messages if message["msg"] == "process_completed")
-        assert done["success"], done
-        for target, value in zip(dependency["outputs"], done["output"]["data"]):
+        response = self.client.post("/gradio_api/run/predict", json=body, params=self.query)
+        self.seen.append(response.text)
+        assert response.status_code == 200, response.text
+        for target, value in zip(dependency["outputs"], response.json()["data"]):
             if not isinstance(value, dict):
                 self.values[target] = value
 
@@ -136,7 +138,8 @@ class Visitor:
 
 def test_nothing_that_is_served_tells_whose_video_is_whose(client, study):
     visitor = Visitor(client, "s1")
-    visitor._get("/")
+    visitor.fetch("")
+    visitor.arrive()
     visitor.press("study-start", "click")
     headers = []
     for _ in range(3):
@@ -182,6 +185,12 @@ def test_two_visitors_go_their_own_ways_and_one_comes_back(client, study):
     again = Visitor(client, "s4")
     again.press("study-resume", "click", study_typed=f" {code.upper()} ")
     assert again.videos() == [f"media/{code}/1/left", f"media/{code}/1/right"]
+    linked = Visitor(client, "s5", code)
+    linked.arrive()
+    assert linked.videos() == again.videos()
+    new = Visitor(client, "s6")
+    new.arrive()
+    assert new.videos() == []
     again.press("study-back", "click")
     assert again.values[again.ids["study-uscc"]] == "left"
     again.press("study-resume", "click", study_typed="nobody")

@@ -13,11 +13,13 @@ try:
     import uvicorn
     from fastapi import FastAPI, HTTPException
     from fastapi.responses import FileResponse
+    from packaging.version import Version
 except ImportError as error:
-    raise ConfigError("the user study's page needs Gradio 6: pip install -e .[demo]") from error
+    raise ConfigError("the user study's page needs Gradio: pip install -e .[demo]") from error
+if Version(gr.__version__) < Version("6.20"):  # older pages don't react, or load fonts from elsewhere
+    raise ConfigError(f"the user study's page needs Gradio 6.20, not {gr.__version__}: pip install -e .[demo]")
 
 _SHOW_CODE = "(code) => { if (code) history.replaceState(null, '', '?code=' + encodeURIComponent(code)); }"
-_THREADS = 16  # events handled at once; each takes milliseconds
 
 
 def build_app(study: Study) -> FastAPI:
@@ -62,7 +64,8 @@ def build_blocks(study: Study) -> gr.Blocks:
     """The page. It keeps code and position in the browser, so it works on across restarts of the server."""
     ties = study.store.settings.ties
     choices = page.CHOICES_WITH_TIE if ties else page.CHOICES
-    quick: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": _THREADS, "api_visibility": "private"}
+    # Not queued: each event is one request with its answer. With the queue, a quick succession can lose the last one.
+    quick: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
     plain: dict[str, Any] = {"apply_default_css": False, "padding": True}
     with gr.Blocks(title="Video study", analytics_enabled=False) as blocks:
         code, position = gr.Textbox(visible=False), gr.Number(visible=False, precision=0)
@@ -127,8 +130,9 @@ def build_blocks(study: Study) -> gr.Blocks:
             return enter(known)
 
         def keep(name: str):
-            def save(known: str, place: int, choice: str) -> None:
-                study.answer(known, place, name, choice)
+            def save(known: str, place: int, choice: str | None) -> None:
+                if choice is not None:  # a late event, when the page shows another pair already
+                    study.answer(known, place, name, choice)
 
             return save
 
@@ -146,5 +150,4 @@ def build_blocks(study: Study) -> gr.Blocks:
         onward.click(lambda *values: step(*values, by=1), inputs, everything, **quick)
         back.click(lambda *values: step(*values, by=-1), inputs, everything, **quick)
         review.click(lambda known: show(pair_screen, study.view(known, 0)), code, everything, **quick)
-    blocks.queue(default_concurrency_limit=_THREADS)
     return blocks

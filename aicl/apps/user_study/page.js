@@ -16,10 +16,11 @@
     if (error.name === "NotAllowedError") paused = true; // a phone that saves power: the button starts them
   }));
 
-  // Gradio's radio buttons have no common name, by which browsers and screen readers know a group.
+  // Browsers and screen readers know a group of radio buttons by a common name, which Gradio doesn't give, and takes
+  // back whenever it draws one anew.
   function describe(question) {
     question.setAttribute("aria-label", question.querySelector("span").textContent);
-    radios(question).forEach((radio) => { radio.name = question.id; });
+    radios(question).filter((radio) => radio.name !== question.id).forEach((radio) => { radio.name = question.id; });
   }
 
   // Both start together, the shorter one waits on its last frame for the longer, and both start again.
@@ -31,10 +32,10 @@
       shownPair = pair;
       picked = null;
       videos.forEach((video) => { video.muted = true; });
-      questions().forEach(describe);
     }
     pair.querySelector(".study-problem").hidden = !videos.some((video) => video.error);
     pair.querySelector(".study-pause").textContent = paused ? "Play" : "Pause";
+    questions().forEach(describe);
     questions().forEach((question) => question.classList.toggle("study-active", question === current()));
     all(".study-notice").forEach((notice) => { notice.hidden = !current(); });
     if (paused) return videos.forEach((video) => video.pause());
