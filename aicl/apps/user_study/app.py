@@ -50,10 +50,9 @@ def serve(study: Study, host: str, port: int) -> None:
     """Serve the study until Ctrl-C. Raises ConfigError if the address is taken or not ours."""
     try:
         listener = socket.create_server((host, port))
-    except OSError as error:
-        raise ConfigError(
-            f"cannot listen on {host}:{port} ({error.strerror or error}); choose another --port"
-        ) from error
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"cannot listen on {host}:{port} ({reason}); choose another --host or --port") from error
     print(f"the study is at http://{host}:{port} (Ctrl-C stops it; every answer is kept)", flush=True)
     # Open pages hold a connection that never ends by itself.
     config = uvicorn.Config(build_app(study), log_level="warning", timeout_graceful_shutdown=2)

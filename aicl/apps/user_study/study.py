@@ -167,7 +167,7 @@ def _check_same(
         if len(pairs) == len(store.pairs):
             changed = next(new for new, old in zip(pairs, store.pairs) if _fingerprint([new]) != _fingerprint([old]))
             what = f"another pair {changed.number + 1} (the prompt, the group or a video of {changed.prompt!r} changed)"
-        raise DataError(f"{store.path}: is the study of {what}; give another folder, or the pairs that it began with")
+        raise DataError(f"{store.path}: began with {what}; give those pairs, or another folder")
     for name, given, kept in (("seed", seed, settings.seed), ("ties", ties, settings.ties)):
         if given is not None and given != kept:
             raise DataError(f"{store.path}: the study began with {name} {kept}, not {given}; give another folder")
