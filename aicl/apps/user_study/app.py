@@ -1,5 +1,6 @@
 """The Gradio page, and the route that serves its videos. Needs `pip install -e .[demo]`."""
 
+import logging
 import socket
 from typing import Any, Literal
 
@@ -54,9 +55,10 @@ def serve(study: Study, host: str, port: int) -> None:
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(f"cannot listen on {host}:{port} ({reason}); choose another --host or --port") from error
     print(f"the study is at http://{host}:{port} (Ctrl-C stops it; every answer is kept)", flush=True)
-    # Open pages hold a connection that never ends by itself.
-    config = uvicorn.Config(build_app(study), log_level="warning", timeout_graceful_shutdown=2)
-    uvicorn.Server(config).run(sockets=[listener])
+    # Open pages hold a connection that never ends by itself; that it is cut in the end is no error to report.
+    server = uvicorn.Server(uvicorn.Config(build_app(study), log_level="warning", timeout_graceful_shutdown=2))
+    logging.getLogger("uvicorn.error").addFilter(lambda record: not server.should_exit)
+    server.run(sockets=[listener])
 
 
 def build_blocks(study: Study) -> gr.Blocks:
