@@ -16,8 +16,8 @@ from aicl.pipeline import AICLPipeline
 from aicl.references import Library, load_library
 from lvdm import config as configs
 from lvdm.errors import ConfigError, DataError, VideoError
-from lvdm.files import write_json
-from lvdm.video import side_by_side, to_pixels, write_video
+from lvdm.files import atomic_path, write_json
+from lvdm.video import contact_sheet, side_by_side, to_pixels, write_video
 
 
 @dataclass
@@ -28,7 +28,8 @@ class Job:
     action of the prompt. ref_captions: one for all or one each; empty is the prompt. size: "WIDTHxHEIGHT" in pixels.
     num_samples videos have the seeds seed, seed + 1, ...; `batch` of them are made at once.
     out: a .mp4, a .gif, or, without an ending, a folder of frames; several samples get their seed appended.
-    compare: also write reference | base | AICL side by side. skip_existing: leave out a job whose files all exist.
+    compare: also write reference | base | AICL, as one video and as a PNG of their frames.
+    skip_existing: leave out a job whose files all exist.
     chosen: which videos of the library were taken and why, filled in by `prepare`.
     """
 
@@ -92,7 +93,7 @@ class Job:
 
     def files(self) -> list[Path]:
         """Everything that the job writes."""
-        extra = [_compared] if self.compare else []
+        extra = [_compared, _sheet] if self.compare else []
         return [place(path) for path in self.outputs() for place in (lambda p: p, _record, *extra)]
 
 
@@ -196,8 +197,10 @@ def run_job(pipe: AICLPipeline, job: Job) -> list[Path]:
         for path, seed, video, plain in zip(outputs[start:], part, ours, base):
             write_video(path, video, defaults.save_fps, overwrite=True)
             if job.compare:
-                shown = _comparison(pipe, job, plain, video, frames, size)
-                write_video(_compared(path), shown, defaults.save_fps, overwrite=True)
+                shown, labels = _compared_videos(pipe, job, plain, video, frames, size)
+                write_video(_compared(path), side_by_side(shown, labels), defaults.save_fps, overwrite=True)
+                with atomic_path(_sheet(path)) as temporary:
+                    contact_sheet(shown, labels).save(temporary)
             used = {
                 "num_frames": frames,
                 "size": f"{size[1]}x{size[0]}",
@@ -212,12 +215,14 @@ def run_job(pipe: AICLPipeline, job: Job) -> list[Path]:
     return outputs
 
 
-def _comparison(pipe: AICLPipeline, job: Job, base: Tensor, ours: Tensor, frames: int, size: tuple[int, int]) -> Tensor:
-    """The references that are videos, the base model's video and ours, side by side under their names."""
+def _compared_videos(
+    pipe: AICLPipeline, job: Job, base: Tensor, ours: Tensor, frames: int, size: tuple[int, int]
+) -> tuple[list[Tensor], list[str]]:
+    """The references that are videos, the base model's video and ours, and what they are called."""
     fps = job.ref_fps or pipe.base.config.defaults.save_fps
     videos = [ref for ref in job.refs if not ref.endswith(".safetensors")]
     shown = [to_pixels(pipe.read_clip(video, frames, size, fps)) for video in videos]
-    return side_by_side([*shown, base, ours], [*["reference"] * len(shown), "base", "AICL"])
+    return [*shown, base, ours], [*["reference"] * len(shown), "base", "AICL"]
 
 
 def _describe(pipe: AICLPipeline) -> dict[str, Any]:
@@ -234,6 +239,10 @@ def _record(path: Path) -> Path:
 
 def _compared(path: Path) -> Path:
     return path.with_name(f"{path.stem}-compare{path.suffix}")
+
+
+def _sheet(path: Path) -> Path:
+    return path.with_name(f"{path.stem}-compare.png")
 
 
 def _free_name(job: Job) -> Path:

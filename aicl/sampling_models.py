@@ -19,7 +19,7 @@ DEFAULT_MODEL = "checkpoints/puppets"
 
 def load_model(
     model: str | None = None,
-    base: str | None = None,
+    base: str | Path | None = None,
     config: str | None = None,
     adapter: str | None = None,
     device: str | None = None,
@@ -35,6 +35,8 @@ def load_model(
     precision = getattr(torch, dtype or ("bfloat16" if place.type == "cuda" else "float32"))
     if adapter is not None:
         adapter = _adapter_file(adapter)
+    if base is not None and (Path(base) / "checkpoints").is_dir():
+        base = _exported_base(base)
     if config is not None:
         return _from_config(config, adapter, place, precision)
     if model is None and base is None and not Path(DEFAULT_MODEL).is_dir():
@@ -65,14 +67,21 @@ def _adapter_file(path: str) -> str | Path:
     return newest_export(path, "adapter.safetensors") / "adapter.safetensors"
 
 
+def _exported_base(run: str) -> Path:
+    """The newest model folder that a training run wrote."""
+    from lvdm.training.tasks import newest_export
+
+    return newest_export(run, "config.yaml", inside="pipeline")
+
+
 def _from_config(path: str, adapter: str | Path | None, device: torch.device, dtype: torch.dtype) -> AICLPipeline:
     """The base model of a training config; without an adapter, prism and integration as they are before training."""
-    from lvdm.training.tasks import newest_export, read_model
+    from lvdm.training.tasks import read_model
 
     sections = configs.load(path)
     base = sections.get("base") or {}
     if base.get("path"):
-        pipeline = load_pipeline(newest_export(base["path"], "config.yaml", inside="pipeline"), device, dtype)
+        pipeline = load_pipeline(_exported_base(base["path"]), device, dtype)
     elif base.get("config"):
         config = read_model(base["config"])
         pipeline = VideoPipeline(build_components(config, device=device, dtype=dtype).eval(), config)

@@ -29,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--prompts-file", type=Path, help="one job a line, shared out over all processes of torchrun")
     model = p.add_argument_group("model")
     model.add_argument("--model", help="a folder with base model and adapter (default: checkpoints/puppets)")
-    model.add_argument("--base", help="a folder of a base model alone")
+    model.add_argument("--base", help="a folder of a base model alone, or a training run that wrote one")
     model.add_argument("--config", help="a training config: its base model, and untrained layers without --adapter")
     model.add_argument("--adapter", help="an adapter file, or a training run that wrote one")
     model.add_argument("--device", help="default: a GPU if there is one")
@@ -58,7 +58,9 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument("--batch", type=int, help="samples of a prompt to make at once (default: 1)")
     out = p.add_argument_group("output")
     out.add_argument("--out", help=".mp4, .gif or a frame folder by its ending; with --prompts-file the videos' folder")
-    out.add_argument("--compare", action="store_true", default=None, help="also reference | base | AICL side by side")
+    out.add_argument(
+        "--compare", action="store_true", default=None, help="also reference | base | AICL, as a video and a PNG"
+    )
     out.add_argument("--overwrite", action="store_true", default=None, help="replace existing files")
     out.add_argument("--skip-existing", action="store_true", default=None, help="go on with an interrupted run")
     return p

@@ -2,10 +2,12 @@
 
 import json
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from aicl.references import load_library
 from lvdm.video import probe, write_video
@@ -55,6 +57,8 @@ def test_a_video_its_record_and_its_comparison(call, model):
     assert probe("out.mp4").num_frames == 4
     compared = probe("out-compare.mp4")
     assert compared.width >= 4 * 32 and compared.height > 32  # two references, base and ours, under labels
+    sheet = Image.open("out-compare.png")  # the same four, as rows of 4 frames
+    assert sheet.width >= 4 * 32 and sheet.height >= 4 * (32 + 14)
     record = json.loads(Path("out.json").read_text())
     assert (record["job"]["refs"], record["job"]["scale"], record["job"]["guidance"]) == (["a.mp4", "b.mp4"], 0.5, 4.0)
     assert set(record["seconds"]) >= {"prism", "first_step", "sampling"}
@@ -133,6 +137,17 @@ def test_mistakes_end_in_one_sentence(call, model, arguments, message):
     code, out, err = sample(call, model, "--prompt", PROMPT, *arguments)
     assert code == 2 and message in err and err.startswith("error: ") and err.count("\n") == 1
     assert "wrote" not in out
+
+
+def test_a_training_run_serves_as_base_model(call, model):
+    exported = Path("run/checkpoints/step_00000010/pipeline")
+    shutil.copytree(model / "base", exported)
+    (exported.parent / "progress.json").write_text("{}")
+    adapter = model / "adapter.safetensors"
+    arguments = ("--adapter", adapter, "--prompt", PROMPT, "--refs", "a.mp4", "--steps", 2, "--device", "cpu")
+    assert call("sample.py", "--base", "run", *arguments, "--out", "run-frames")[0] == 0
+    assert sample(call, model, "--prompt", PROMPT, "--refs", "a.mp4", "--out", "frames")[0] == 0
+    assert frames(Path("run-frames")) == frames(Path("frames"))
 
 
 def test_no_model_is_said_clearly(call):
