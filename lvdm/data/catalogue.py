@@ -15,8 +15,8 @@ from lvdm.errors import ConfigError, DataError
 
 @dataclass(frozen=True, kw_only=True)
 class Catalogue:
-    """Which videos. `path` is the data set's folder; `captions` its CSV (webvid) or CSV/JSONL (folder, instead of .txt
-    files); `split`, a file, and `part` choose classes of UCF-101."""
+    """Which videos. `path` is the data set's folder; `captions` its CSV (webvid) or CSV/JSONL (folder; see
+    `read_folder` for what is read without it); `split`, a file, and `part` choose classes of UCF-101."""
 
     kind: Literal["ucf101", "webvid", "folder"]
     path: str

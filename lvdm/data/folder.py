@@ -1,4 +1,4 @@
-"""A plain folder of videos with captions: a .txt file beside each video, or one CSV or JSONL file for all."""
+"""A plain folder of videos with captions: one CSV or JSONL file for all, or a .txt file beside each video."""
 
 import csv
 import json
@@ -10,17 +10,22 @@ from lvdm.data.clips import ClipRecord
 from lvdm.errors import DataError
 from lvdm.video import VIDEO_ENDINGS
 
+LISTING = "captions.csv"
+
 
 def read_folder(root: str | os.PathLike, captions: str | os.PathLike | None = None) -> list[ClipRecord]:
     """The captioned videos below `root`.
 
-    Without `captions`: every video file, sorted, each with its caption in a .txt file of the same name.
-    With it: the rows of a .csv (with a header) or .jsonl file, in its order: `file` (relative to `root`), `caption` and
-    optionally `label`. Raises DataError for a missing folder, file, caption or column.
+    With `captions`: the rows of a .csv (with a header) or .jsonl file, in its order: `file` (relative to `root`),
+    `caption` and optionally `label`. Without it: those of captions.csv in `root`, as scripts/make_puppets.py writes it;
+    where there is none, every video file, sorted, each with its caption in a .txt file of the same name.
+    Raises DataError for a missing folder, file, caption or column.
     """
     root = Path(root)
     if not root.is_dir():
         raise DataError(f"{root}: is not a folder; give a folder of videos")
+    if captions is None and (root / LISTING).is_file():
+        captions = root / LISTING
     records = list(_listed(root, Path(captions)) if captions is not None else _beside(root))
     if not records:
         raise DataError(f"{captions or root}: lists no videos; known endings are {', '.join(VIDEO_ENDINGS)}")
