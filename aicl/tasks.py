@@ -11,8 +11,6 @@ from lvdm.training.tasks import DATA_KINDS, TASKS
 TASKS["aicl"] = "aicl.training:build"
 TASKS["puppet_classifier"] = "aicl.puppets.instruments:build_classifier"
 TASKS["puppet_clip"] = "aicl.puppets.instruments:build_clip"
-TASKS["puppet_classifier"] = "aicl.puppets.instruments:build_classifier"
-TASKS["puppet_clip"] = "aicl.puppets.instruments:build_clip"
 DATA_KINDS["puppets"] = "aicl.tasks:puppet_data"
 
 
