@@ -1,10 +1,12 @@
+from pathlib import Path
+
 from setuptools import find_packages, setup
 
 setup(
     name="aicl",
     version="0.1.0",
     description="Action In-Context Learning for video diffusion models (arXiv 2403.11535)",
-    long_description=open("README.md", encoding="utf-8").read(),
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
@@ -33,6 +35,13 @@ setup(
         "xformers": ["xformers>=0.0.35"],
         "demo": ["gradio>=6.20"],
         "wandb": ["wandb>=0.17"],
-        "dev": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.9", "diffusers>=0.31", "transformers>=4.46", "torchmetrics>=1.4"],
+        "dev": [
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "ruff>=0.9",
+            "diffusers>=0.31",
+            "transformers>=4.46",
+            "torchmetrics>=1.4",
+        ],
     },
 )

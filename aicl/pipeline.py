@@ -279,7 +279,9 @@ class AICLPipeline:
 
     def _adapter(self) -> tuple[ActionPrism, IntegratedUNet]:
         if self.prism is None:
-            raise ConfigError("this pipeline has no adapter, so it cannot read references: call load_adapter first")
+            raise ConfigError(
+                "there is no adapter, so references cannot be read: give one with load_adapter, or --adapter"
+            )
         return self.prism, self.integrated
 
     def _use(self, prism: ActionPrism | None, integrated: IntegratedUNet | None) -> None:

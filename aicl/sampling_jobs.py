@@ -65,6 +65,8 @@ class Job:
             raise ConfigError("the prompt is empty: describe the video in a sentence")
         if self.refs and self.library:
             raise ConfigError("give either references or a library to choose them from, not both")
+        if self.num_refs != 1 and not (self.library or self.chosen):
+            raise ConfigError("num_refs says how many references to take from a library: name one, or leave it out")
         for name in ("num_refs", "num_samples", "batch"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}: it must be at least 1")

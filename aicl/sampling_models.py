@@ -1,6 +1,5 @@
 """Which model a sampling command means: a finished folder, a base model with an adapter, or a training config's."""
 
-import os
 from pathlib import Path
 
 import torch
@@ -8,6 +7,7 @@ import torch
 from aicl.integration import IntegrationConfig, integrate
 from aicl.pipeline import AICLPipeline
 from aicl.prism import ActionPrism, PrismConfig
+from lvdm import cli
 from lvdm import config as configs
 from lvdm.checkpoints import load_pipeline
 from lvdm.errors import CheckpointError, ConfigError
@@ -19,7 +19,7 @@ DEFAULT_MODEL = "checkpoints/puppets"
 
 def load_model(
     model: str | None = None,
-    base: str | Path | None = None,
+    base: str | None = None,
     config: str | None = None,
     adapter: str | None = None,
     device: str | None = None,
@@ -31,31 +31,17 @@ def load_model(
     """
     if sum(option is not None for option in (model, base, config)) > 1:
         raise ConfigError("--model, --base and --config each name a model: give one of them")
-    place = _device(device)
+    place = cli.device(device)
     precision = getattr(torch, dtype or ("bfloat16" if place.type == "cuda" else "float32"))
     if adapter is not None:
         adapter = _adapter_file(adapter)
-    if base is not None and (Path(base) / "checkpoints").is_dir():
-        base = _exported_base(base)
     if config is not None:
         return _from_config(config, adapter, place, precision)
+    if base is not None:
+        base = _model_folder(base)
     if model is None and base is None and not Path(DEFAULT_MODEL).is_dir():
         raise CheckpointError(f"there is no model in {DEFAULT_MODEL}, the default: name one with --model or --base")
     return AICLPipeline.from_pretrained(model or base or DEFAULT_MODEL, adapter=adapter, device=place, dtype=precision)
-
-
-def _device(name: str | None) -> torch.device:
-    """The device asked for, or this process's GPU, or the CPU."""
-    if name is None and torch.cuda.is_available():
-        name = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
-    try:
-        device = torch.device(name or "cpu")
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device '{name}' cannot be used here: leave --device out or give 'cpu'") from error
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    return device
 
 
 def _adapter_file(path: str) -> str | Path:
@@ -67,11 +53,10 @@ def _adapter_file(path: str) -> str | Path:
     return newest_export(path, "adapter.safetensors") / "adapter.safetensors"
 
 
-def _exported_base(run: str) -> Path:
-    """The newest model folder that a training run wrote."""
-    from lvdm.training.tasks import newest_export
+def _model_folder(path: str) -> Path:
+    from lvdm.training.tasks import model_folder
 
-    return newest_export(run, "config.yaml", inside="pipeline")
+    return model_folder(path)
 
 
 def _from_config(path: str, adapter: str | Path | None, device: torch.device, dtype: torch.dtype) -> AICLPipeline:
@@ -81,7 +66,7 @@ def _from_config(path: str, adapter: str | Path | None, device: torch.device, dt
     sections = configs.load(path)
     base = sections.get("base") or {}
     if base.get("path"):
-        pipeline = load_pipeline(_exported_base(base["path"]), device, dtype)
+        pipeline = load_pipeline(_model_folder(base["path"]), device, dtype)
     elif base.get("config"):
         config = read_model(base["config"])
         pipeline = VideoPipeline(build_components(config, device=device, dtype=dtype).eval(), config)

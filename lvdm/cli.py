@@ -1,9 +1,12 @@
-"""What every script shares: running `main` so that a user's mistake ends in one sentence."""
+"""What the scripts share: running `main` so that a user's mistake ends in one sentence, and the device to run on."""
 
+import os
 import sys
 from collections.abc import Callable
 
-from lvdm.errors import UserError
+import torch
+
+from lvdm.errors import ConfigError, UserError
 
 
 def run(main: Callable[[], int | None]) -> None:
@@ -16,3 +19,20 @@ def run(main: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def device(name: str | None = None) -> torch.device:
+    """The device that --device names; by default the GPU of this process (of torchrun), or the CPU where there is none.
+
+    Raises ConfigError for one that cannot be used.
+    """
+    if name is None and torch.cuda.is_available():
+        name = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
+    try:
+        chosen = torch.device(name or "cpu")
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device '{name}' cannot be used here: choose another with --device, such as cpu") from error
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    return chosen

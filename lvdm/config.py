@@ -140,7 +140,7 @@ def _check_override(key: str, value: Any, kind: Any, where: str) -> None:
         if part not in present and part not in allowed and _is_free(kind):
             return
         check_keys([part], {**allowed, **present}, where)
-        value, kind = present.get(part), allowed.get(part)
+        value, kind = present.get(part), allowed.get(part, Any if _is_free(kind) else None)
 
 
 def _fields(kind: Any) -> dict[str, Any]:
@@ -152,8 +152,8 @@ def _fields(kind: Any) -> dict[str, Any]:
 
 
 def _is_free(kind: Any) -> bool:
-    """Whether `kind` is, or may be, a dict: whoever consumes it checks its keys."""
-    return any(option is dict or typing.get_origin(option) is dict for option in (kind, *typing.get_args(kind)))
+    """Whether `kind` is, or may be, anything or a dict: whoever consumes it checks its keys."""
+    return any(option in (Any, dict) or typing.get_origin(option) is dict for option in (kind, *typing.get_args(kind)))
 
 
 def _checked(kind: Any, value: Any, where: str) -> Any:

@@ -15,12 +15,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-
 from aicl import benchmarks as aicl_benchmarks
 from lvdm import benchmarks, cli
 from lvdm import config as configs
-from lvdm.errors import ConfigError
 from lvdm.files import write_json
 from lvdm.models.components import ModelConfig
 
@@ -89,7 +86,7 @@ def model_config(name: str) -> ModelConfig:
 
 
 def generate(args: argparse.Namespace) -> Iterator[dict]:
-    check_device(args.device)
+    cli.device(args.device)
     for name in args.model:
         yield {"model": name, **benchmarks.generate(model_config(name), args.device, batch=args.batch)}
 
@@ -113,7 +110,7 @@ def train(args: argparse.Namespace) -> Iterator[dict]:
 
 
 def overhead(args: argparse.Namespace) -> Iterator[dict]:
-    check_device(args.device)
+    cli.device(args.device)
     for name in args.config:
         for count in args.references:
             record = aicl_benchmarks.overhead(*config_paths(name), count, args.steps, args.device)
@@ -122,11 +119,6 @@ def overhead(args: argparse.Namespace) -> Iterator[dict]:
 
 def config_paths(name: str) -> tuple[Path, Path]:
     return ROOT / "configs" / f"{name}.yaml", ROOT / "configs" / "models" / f"{CONFIGS[name]}.yaml"
-
-
-def check_device(device: str) -> None:
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError("there is no CUDA device: choose another with --device")
 
 
 if __name__ == "__main__":

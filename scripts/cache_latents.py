@@ -1,6 +1,6 @@
 """Encode a data set once, so that training reads latents and text features instead of videos and captions.
 
-    python scripts/cache_latents.py --config configs/aicl_lvdm.yaml --base models/lvdm --out cache/webvid
+    python scripts/cache_latents.py --config configs/aicl_lvdm.yaml --base checkpoints/lvdm_t2v_256 --out cache/webvid
     torchrun --nproc-per-node 8 scripts/cache_latents.py --config ... --base ... --out ...
     python scripts/cache_latents.py ... data.clip.view.variants=4 --no-text
 
@@ -18,7 +18,9 @@ from lvdm import cli
 from lvdm.config import from_mapping, load
 from lvdm.data import ClipCache, DataConfig, cache_settings, read_records
 from lvdm.data.caching import cache_clips, cache_texts, encoder_settings, load_encoders, remove_damaged
+from lvdm.data.catalogue import DataSchema
 from lvdm.errors import ConfigError
+from lvdm.training.tasks import model_folder
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -28,7 +30,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
     parser.add_argument("--config", required=True, help="config of the training, with the sections data and run")
     parser.add_argument(
-        "--base", required=True, help="model folder, of which the autoencoder and text encoder are used"
+        "--base", required=True, help="model folder or run, of which the autoencoder and text encoder are used"
     )
     parser.add_argument("--out", required=True, help="cache folder, new or to be continued")
     parser.add_argument("--precision", choices=PRECISIONS, help="default: training.precision of the config")
@@ -43,15 +45,15 @@ def parse() -> argparse.Namespace:
 def main() -> int:
     args = parse()
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    device = args.device or (f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
-    config = load(args.config, args.overrides)
+    device = cli.device(args.device)
+    config = load(args.config, args.overrides, DataSchema)
     data = from_mapping(DataConfig, config.get("data", {}), "data")
     seed = config.get("run", {}).get("seed", 0)
     precision = args.precision or config.get("training", {}).get("precision", "fp32")
     if precision not in PRECISIONS:
         raise ConfigError(f"training.precision = {precision} is unknown: choose one of {', '.join(PRECISIONS)}")
     records = read_records(data)
-    encoders = load_encoders(args.base, device)
+    encoders = load_encoders(model_folder(args.base), device)
     text = None if args.no_text else encoders.text
     settings = cache_settings(data.clip, seed) | encoder_settings(encoders.codec, text, precision)
     cache = ClipCache.create(args.out, settings)

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from lvdm import cli
 from lvdm.config import from_mapping, load
 from lvdm.data import Catalogue, DataConfig, read_records
+from lvdm.data.catalogue import DataSchema
 from lvdm.data.checking import check_records
 from lvdm.errors import ConfigError
 
@@ -35,7 +36,7 @@ def parse() -> argparse.Namespace:
 
 def catalogue(args: argparse.Namespace) -> Catalogue:
     if args.config:
-        return from_mapping(DataConfig, load(args.config, args.overrides).get("data", {}), "data")
+        return from_mapping(DataConfig, load(args.config, args.overrides, DataSchema).get("data", {}), "data")
     if not (args.kind and args.path):
         raise ConfigError("say what to check: --config FILE, or --kind and --path")
     return Catalogue(kind=args.kind, path=args.path, captions=args.captions)

@@ -14,8 +14,6 @@ last two optional), or a .txt beside each video. A measure whose network is not 
 import argparse
 from pathlib import Path
 
-import torch
-
 from aicl.evaluation import clip_scores, features, folders, motion
 from aicl.evaluation.accuracy import TransformersClassifier
 from aicl.evaluation.protocol import read_result, write_result
@@ -49,7 +47,7 @@ def parse() -> argparse.Namespace:
     score.add_argument("--allow-few", action="store_true", help="compute FVD of fewer videos than features")
     score.add_argument("--batch-size", type=int, default=16)
     score.add_argument("--cache", type=Path, default=Path("outputs/features"), help="default: %(default)s")
-    score.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    score.add_argument("--device", help="default: a GPU if there is one")
     score.add_argument("--result", type=Path, help="the JSON to write (default: outputs/results/ROW.json)")
     score.add_argument("--overwrite", action="store_true", help="replace that file")
     table = commands.add_parser("table", help="set results side by side; different protocols are refused")
@@ -70,6 +68,7 @@ def main() -> None:
 
 def score(args: argparse.Namespace) -> folders.Result:
     """Measure, and write the result."""
+    args.device = cli.device(args.device)
     row = args.row or args.videos.name
     place = args.result or Path("outputs/results") / f"{row}.json"
     if place.exists() and not args.overwrite:

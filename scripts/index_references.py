@@ -32,6 +32,8 @@ def main() -> None:
 
     if args.out.exists() and not args.overwrite:
         raise DataError(f"{args.out} exists already: choose another --out or add --overwrite")
+    if not args.source.exists():
+        raise DataError(f"{args.source} does not exist: give a folder of videos, or a list of them")
     catalogue = Catalogue(kind=args.kind, path=str(args.source))
     if not args.source.is_dir():
         catalogue = Catalogue(kind=args.kind, path=str(args.root or args.source.parent), captions=str(args.source))

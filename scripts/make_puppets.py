@@ -15,6 +15,7 @@ from pathlib import Path
 from aicl.puppets.data import PuppetConfig
 from aicl.puppets.export import write_clips
 from lvdm import cli
+from lvdm.errors import ConfigError
 
 
 def main() -> int:
@@ -31,6 +32,10 @@ def main() -> int:
     parser.add_argument("--preview", type=Path, metavar="PNG", help="also draw a picture of the first 40 clips")
     parser.add_argument("--device", default="cpu", help="where to draw: cpu or cuda (default: %(default)s)")
     args = parser.parse_args()
+    if args.clips < 1:
+        raise ConfigError(f"--clips is {args.clips}: ask for at least one")
+    if args.preview is not None and args.preview.suffix.lower() != ".png":
+        raise ConfigError(f"--preview {args.preview} must end in .png")
     config = PuppetConfig(
         size=args.size,
         frames=args.frames,
@@ -40,7 +45,7 @@ def main() -> int:
         free_captions=args.free_captions,
         bare_captions=0.0,
     )
-    listing = write_clips(args.out, config, args.clips, args.seed, args.preview, args.device)
+    listing = write_clips(args.out, config, args.clips, args.seed, args.preview, cli.device(args.device))
     print(f"{args.clips} clips, captions in {listing}")
     return 0
 

@@ -40,8 +40,7 @@ def main() -> None:
         preset = PRESETS / (f"table_{TABLES[args.table]}.yaml" if args.table else f"experiment_{args.experiment}.yaml")
 
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    device = args.device or (f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
-    experiment = Experiment(load_preset(preset, args.overrides), args.out, device)
+    experiment = Experiment(load_preset(preset, args.overrides), args.out, cli.device(args.device))
     if world_size > 1:  # only to wait for each other: work is shared through files
         torch.distributed.init_process_group("gloo", timeout=timedelta(days=2))
     experiment.run(rank, world_size, save_videos=args.save_videos)

@@ -2,7 +2,7 @@
 """Train an autoencoder, a base model or AICL from a config.
 
 Examples:
-  python scripts/train.py --config configs/aicl_lvdm.yaml base.path=models/lvdm_t2v_256
+  python scripts/train.py --config configs/aicl_lvdm.yaml base.path=checkpoints/lvdm_t2v_256
   python scripts/train.py --config configs/aicl_lvdm.yaml training.steps=1000 run.name=short
   python scripts/train.py --config configs/aicl_lvdm.yaml --resume auto
   python scripts/train.py --config configs/tiny/autoencoder.yaml

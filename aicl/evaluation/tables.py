@@ -126,8 +126,9 @@ def _remarks(table: Table) -> list[str]:
     protocol = results[0].protocol
     height, width = protocol.size
     texts.append(
-        f"{protocol.data}; {protocol.generated} videos a row, {protocol.real} real ones; seeds "
-        f"{', '.join(map(str, protocol.seeds))}; {protocol.frames} frames of {width}x{height}"
+        f"{protocol.data}; {protocol.generated} videos a row, {protocol.real} real ones; "
+        + (f"seeds {', '.join(map(str, protocol.seeds))}; " if protocol.seeds else "")
+        + f"{protocol.frames} frames of {width}x{height}"
     )
     texts += [f"{name}, SHA-256 {sha[:12]}" for name, sha in protocol.networks.items()]
     if not table.paper:

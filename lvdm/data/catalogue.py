@@ -45,6 +45,13 @@ class DataConfig(Catalogue):
     workers: int = 4
 
 
+@dataclass(frozen=True)
+class DataSchema:
+    """What a config may say in its section `data`, for checking overrides."""
+
+    data: DataConfig
+
+
 def read_records(catalogue: Catalogue) -> list[ClipRecord]:
     """What the catalogue lists. Raises DataError or ConfigError."""
     if catalogue.kind == "ucf101":

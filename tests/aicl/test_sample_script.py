@@ -127,6 +127,7 @@ def test_library_chooses_by_the_action_and_says_why(call, model):
         (("--refs", "a.mp4", "--library", "index.json"), "not both"),
         (("--library", "index.json"), "index_references"),
         (("--num-samples", "0"), "at least 1"),
+        (("--num-refs", "2"), "from a library"),
         (("--adapter", "none.safetensors"), "does not exist"),
         (("--base", "elsewhere"), "give one of them"),
         (("--device", "nonsense"), "cannot be used here"),

@@ -83,6 +83,8 @@ def test_a_schema_allows_keys_that_the_file_leaves_at_their_defaults(tmp_path):
     path = write(tmp_path, "run.yaml", "name: a\noptimiser: {lr: 0.1}\n")
     loaded = config.load(path, ["ema=0.99", "preview.lr=1", "unet.anything.at_all=1"], schema=Run)
     assert loaded["ema"] == 0.99 and loaded["preview"] == {"lr": 1} and loaded["unet"] == {"anything": {"at_all": 1}}
+    path = write(tmp_path, "deep.yaml", "name: a\noptimiser: {lr: 0.1}\nunet: {levels: {first: 1}}\n")
+    assert config.load(path, ["unet.levels.second=2"], schema=Run)["unet"] == {"levels": {"first": 1, "second": 2}}
     assert (
         error(config.load, path, ["preview.kid=1"], schema=Run) == "unknown key 'kid' in preview: did you mean 'kind'?"
     )
