@@ -1,11 +1,12 @@
 """Encode a data set once, so that training reads latents and text features instead of videos and captions.
 
-    python scripts/cache_latents.py --config configs/aicl_lvdm.yaml --base checkpoints/lvdm_t2v_256 --out cache/webvid
-    torchrun --nproc-per-node 8 scripts/cache_latents.py --config ... --base ... --out ...
-    python scripts/cache_latents.py ... data.clip.view.variants=4 --no-text
+    python scripts/cache_latents.py --config configs/aicl_lvdm.yaml --base checkpoints/lvdm_t2v_256 \\
+        --out cache/webvid data.clip.view.variants=4
+    torchrun --nproc-per-node 8 scripts/cache_latents.py --config ... --base ... --out ... data.clip.view.variants=4
 
-Each video gets data.clip.view.variants fixed views (set it in the config of the training, too). Interrupt it and run it
-again: it goes on; --verify first reads all that is there and makes anew what is damaged. Train with data.cache=OUT.
+Each video gets data.clip.view.variants fixed views. Interrupt it and run it again: it goes on; --verify first reads all
+that is there and makes anew what is damaged; --no-text leaves the captions out. Then train with data.cache=OUT and the
+same data.clip.view.variants.
 """
 
 import argparse

@@ -55,7 +55,12 @@ def read_clip(record: ClipRecord, view: View, config: ClipConfig) -> tuple[Tenso
 
 
 def cache_settings(config: ClipConfig, seed: int) -> dict[str, Any]:
-    """What a cache must have been made with to stand in for reading files with `config` and `seed`."""
+    """What a cache must have been made with to stand in for reading files with `config` and `seed`.
+
+    Raises ConfigError for a config without fixed views.
+    """
+    if config.view.variants is None:
+        raise ConfigError("a cache holds fixed views: set data.clip.view.variants to how many each video gets")
     return {"clip": asdict(config), "seed": seed}
 
 
@@ -89,8 +94,6 @@ class ClipDataset(Dataset):
             raise DataError("the data set lists no videos: check its path and its captions file")
         self.records, self.config, self.picker, self.seed, self.cache = records, config, picker, seed, cache
         if cache is not None:
-            if config.view.variants is None:
-                raise ConfigError("a cache holds fixed views: set data.clip.view.variants to the cache's number")
             cache.require(cache_settings(config, seed))
         known = set(known_broken)
         self._broken = torch.tensor([record.key in known for record in records]).share_memory_()  # by all workers
