@@ -20,6 +20,7 @@ import torch
 from aicl.sampling_jobs import prepare, read_jobs, run_job
 from aicl.sampling_models import load_model
 from lvdm import cli
+from lvdm.models import set_backend
 
 
 def parser() -> argparse.ArgumentParser:
@@ -34,6 +35,7 @@ def parser() -> argparse.ArgumentParser:
     model.add_argument("--adapter", help="an adapter file, or a training run that wrote one")
     model.add_argument("--device", help="default: a GPU if there is one")
     model.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: bfloat16 on a GPU")
+    model.add_argument("--attention", default="sdpa", choices=("sdpa", "xformers", "reference"))
     refs = p.add_argument_group("references")
     refs.add_argument("--refs", nargs="+", help="videos, or files of encoded references")
     refs.add_argument("--ref-captions", nargs="+", help="one for all or one each (default: the prompt)")
@@ -68,6 +70,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     options = {name: value for name, value in vars(parser().parse_args()).items() if value is not None}
+    set_backend(options.pop("attention"))
     model = {name: options.pop(name, None) for name in ("model", "base", "config", "adapter", "device", "dtype")}
     jobs = read_jobs({k: v for k, v in options.items() if k != "prompts_file"}, options.get("prompts_file"))
     rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))

@@ -12,6 +12,7 @@ from pytorch_lightning.loggers import Logger, TensorBoardLogger
 
 from lvdm import config as configs
 from lvdm.errors import CheckpointError, ConfigError
+from lvdm.models import set_backend
 from lvdm.training.callbacks import Checkpoints, Counter, Previews
 from lvdm.training.checkpoints import Progress, list_checkpoints, read_progress
 from lvdm.training.logs import CSVLog
@@ -23,8 +24,8 @@ from lvdm.training.tasks import Recipe, build_task
 # What may differ when a run is resumed: it changes how long, how fast and how verbosely it trains, not what it learns.
 FREE = {
     "training": {
-        "steps", "max_minutes", "strategy", "accelerator", "devices", "nodes", "accumulate", "checkpointing", "compile",
-        "checkpoint_every", "keep", "preview_every", "previews", "preview_steps", "stop_factor",
+        "steps", "max_minutes", "strategy", "accelerator", "devices", "nodes", "accumulate", "checkpointing",
+        "attention", "compile", "checkpoint_every", "keep", "preview_every", "previews", "preview_steps", "stop_factor",
     },
     "run": {"out"},
     "data": {"workers"},
@@ -54,6 +55,7 @@ def train(config: dict[str, Any], resume: str = "none") -> int:
 
     _quieten()
     trainer_options = build_strategy(settings)
+    set_backend(settings.attention)
     torch.manual_seed(run.seed)
     sections = {name: value for name, value in config.items() if name not in ("run", "training", "logging")}
     module, data = build_task(Recipe(run, settings, sections))

@@ -45,6 +45,7 @@ class TrainingSettings:
     accumulate: int = 1
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
     checkpointing: bool = False  # recompute activations in the backward pass instead of storing them
+    attention: Literal["sdpa", "xformers", "reference"] = "sdpa"  # see lvdm.models.attention.set_backend
     compile: bool = False  # torch.compile the denoising UNet
 
     timesteps: Literal["uniform", "sqrt"] = "uniform"  # t = T u, or T sqrt(u), which prefers high noise

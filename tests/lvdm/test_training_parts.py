@@ -2,13 +2,14 @@
 
 import csv
 import math
+import sys
 
 import pytest
 import torch
 
 from lvdm import config as configs
 from lvdm.errors import ConfigError
-from lvdm.training import TrainingSettings
+from lvdm.training import TrainingSettings, train
 from lvdm.training.draws import Draws
 from lvdm.training.logs import CSVLog
 from lvdm.training.optim import learning_rate
@@ -110,3 +111,12 @@ def test_metrics_file_keeps_what_a_resumed_run_had_saved_and_drops_the_rest(tmp_
         ("2", "1.0", ""),
         ("3", "9.0", "1.0"),
     ]
+
+
+def test_a_run_that_asks_for_a_missing_attention_backend_says_so_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "xformers", None)
+    monkeypatch.setitem(sys.modules, "xformers.ops", None)
+    settings = {"steps": 1, "batch_size": 1, "accelerator": "cpu", "attention": "xformers"}
+    with pytest.raises(ConfigError, match=r"xformers.*use attention backend 'sdpa'"):
+        train({"run": {"name": "a", "task": "base", "out": str(tmp_path)}, "training": settings})
+    assert not list(tmp_path.iterdir())
