@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from aicl.rotary import axial_rotary, check_head_dim, rotate
 from lvdm.errors import ConfigError
 from lvdm.models.attention import RelativePosition, attend
+from lvdm.models.layers import LayerNorm
 
 
 @dataclass
@@ -80,7 +81,7 @@ class ReferenceAttention(nn.Module):
         if width % config.head_dim:
             raise ConfigError(f"integration.head_dim {config.head_dim} does not divide the UNet's width {width}")
         self.part, self.heads = part, width // config.head_dim
-        self.norm = nn.LayerNorm(width)
+        self.norm = LayerNorm(width)
         self.to_q = nn.Linear(width, width, bias=False)
         self.to_k = nn.Linear(config.feature_channels, width, bias=False)
         self.to_v = nn.Linear(config.feature_channels, width, bias=False)
@@ -101,7 +102,8 @@ class ReferenceAttention(nn.Module):
         """
         b, t = tokens.shape[:2]
         inside = "b s h t d" if self.part == "temporal" else "b t h s d"
-        q = self.to_q(self.norm(tokens.to(self.norm.weight.dtype)))
+        x = tokens if torch.is_autocast_enabled(tokens.device.type) else tokens.to(self.norm.weight.dtype)
+        q = self.to_q(self.norm(x))
         q = rearrange(q, f"b t s (h d) -> {inside}", h=self.heads)  # (b, groups, heads, n, d)
         k, v = self._keys_values(features, memory, size, t)  # (b or 1, groups, heads, keys, d)
         if self.rotary:
@@ -119,9 +121,9 @@ class ReferenceAttention(nn.Module):
 
     def _keys_values(self, features: Tensor, memory: Memory, size: tuple[int, int], t: int) -> tuple[Tensor, Tensor]:
         """Linear maps of R, area-averaged to this level's size: (b, groups, heads, keys, d) each."""
-        name = (id(self), size, t)
-        if name in memory.cache and not torch.is_grad_enabled():
-            return memory.cache[name]
+        keep = not torch.is_grad_enabled()
+        if keep and (id(self), size, t) in memory.cache:
+            return memory.cache[id(self), size, t]
         pooled = F.adaptive_avg_pool2d(features.to(self.to_k.weight.dtype).flatten(0, 1), size)
         pooled = rearrange(pooled, "(b m) c h w -> b m (h w) c", b=features.shape[0])
         outside, inside = "b m s (h d)", "b s h m d"
@@ -135,8 +137,8 @@ class ReferenceAttention(nn.Module):
             cos, sin = axial_rotary(*size, k.shape[-1], k.device)
             repeats = len(memory.frames)
             k = rotate(k, (cos.repeat(repeats, 1), sin.repeat(repeats, 1)))
-        if not torch.is_grad_enabled():
-            memory.cache[name] = k, v
+        if keep:
+            memory.cache[id(self), size, t] = k, v
         return k, v
 
     def _relative(self, t: int, frames: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor] | None:

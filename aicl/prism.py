@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from aicl.rotary import Rotary, axial_rotary, check_head_dim, rotate
 from lvdm.errors import ConfigError
 from lvdm.models.attention import RelativePosition, attend
+from lvdm.models.layers import LayerNorm
 
 
 @dataclass
@@ -59,7 +60,7 @@ class PrismAttention(nn.Module):
     def __init__(self, width: int, config: PrismConfig, context_width: int | None = None, frames: bool = False):
         super().__init__()
         inner, self.heads = config.heads * config.head_dim, config.heads
-        self.norm = nn.LayerNorm(width)
+        self.norm = LayerNorm(width)
         self.to_q = nn.Linear(width, inner, bias=False)
         self.to_k = nn.Linear(context_width or width, inner, bias=False)
         self.to_v = nn.Linear(context_width or width, inner, bias=False)
@@ -101,7 +102,7 @@ class PrismBlock(nn.Module):
         if self.cross in ("temporal", "both"):
             self.temporal_cross = PrismAttention(width, config, context_width=config.text_width, frames=True)
         self.mlp = nn.Sequential(
-            nn.LayerNorm(stream),
+            LayerNorm(stream),
             nn.Linear(stream, config.mlp_ratio * stream),
             nn.GELU(),
             nn.Linear(config.mlp_ratio * stream, stream),
@@ -143,7 +144,7 @@ class ActionPrism(nn.Module):
         self.text_in = nn.Linear(config.context_dim, config.text_width)
         self.blocks = nn.ModuleList(PrismBlock(config) for _ in range(config.depth))
         self.output = nn.Sequential(
-            nn.LayerNorm(stream),
+            LayerNorm(stream),
             nn.Linear(stream, hidden),
             nn.GELU(),
             nn.Linear(hidden, hidden),

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lvdm.errors import ConfigError, VideoError
 from lvdm.models.autoencoder import AutoencoderKL, DiagonalGaussian
+from lvdm.models.layers import own_precision
 
 REFERENCE_PIXELS = 320 * 512  # the frame size that `slice_size` is counted in
 OVERLAP = 4  # neighbouring tiles share 1 / OVERLAP of a tile
@@ -111,7 +112,8 @@ class LatentCodec(nn.Module):
         count = max(1, self.slice_size * REFERENCE_PIXELS // pixels)
         weight, whole = self.autoencoder.quant_conv.weight, None  # its dtype and device are the codec's
         for start in range(0, len(x), count):
-            part = self._in_tiles(function, x[start : start + count].to(weight), cell, out_cell)
+            with own_precision(weight):
+                part = self._in_tiles(function, x[start : start + count].to(weight), cell, out_cell)
             if whole is None:
                 whole = part.new_empty(len(x), *part.shape[1:])
             whole[start : start + count] = part

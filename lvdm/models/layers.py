@@ -5,6 +5,7 @@ copies; 1x1 convolutions of the published checkpoints are linear layers here.
 """
 
 import math
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -38,10 +39,25 @@ def checkpointed(module: nn.Module, enabled: bool, *args: Any, **kwargs: Any) ->
     return module(*args, **kwargs)
 
 
+def own_precision(x: Tensor) -> torch.autocast | nullcontext:
+    """Inside, layers compute in the type of x. Autocast would return every normalisation in float32, only for the next
+    layer to cast it back; the kernels take statistics in float32 whatever the type of their input."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
+
+
+class LayerNorm(nn.LayerNorm):
+    """Over the last dimension; the result has the type of x, under autocast too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with own_precision(x):
+            return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+
+
 class GroupNorm(nn.GroupNorm):
     """32 groups over channels-last input. The first `rows` dimensions have statistics of their own, the rest share.
 
-    For features (b, t, h, w, c): rows=1 normalises over frames, height and width together, rows=2 each frame.
+    For features (b, t, h, w, c): rows=1 normalises over frames, height and width together, rows=2 each frame. The
+    result has the type of x, under autocast too.
     """
 
     def __init__(self, channels: int, rows: int, eps: float = 1e-5) -> None:
@@ -50,7 +66,9 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.flatten(0, self.rows - 1).flatten(1, -2)  # (rows, n, c)
-        y = super().forward(rows.transpose(1, 2))  # (rows, c, n)
+        with own_precision(x):
+            weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+            y = F.group_norm(rows.transpose(1, 2), self.num_groups, weight, bias, self.eps)  # (rows, c, n)
         return y.transpose(1, 2).contiguous().view(x.shape)
 
 

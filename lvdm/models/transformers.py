@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lvdm.models.attention import Attention, RelativePosition, attend
-from lvdm.models.layers import FeedForward, GroupNorm, checkpointed, zero_init
+from lvdm.models.layers import FeedForward, GroupNorm, LayerNorm, checkpointed, zero_init
 
 
 class SpatioTemporalBlock(nn.Module):
@@ -18,15 +18,15 @@ class SpatioTemporalBlock(nn.Module):
 
     def __init__(self, dim: int, heads: int, head_dim: int, context_dim: int, max_relative: int | None) -> None:
         super().__init__()
-        self.spatial_norm = nn.LayerNorm(dim)
+        self.spatial_norm = LayerNorm(dim)
         self.spatial_attn = Attention(dim, heads, head_dim)
-        self.temporal_norm1 = nn.LayerNorm(dim)
+        self.temporal_norm1 = LayerNorm(dim)
         self.temporal_attn1 = Attention(dim, heads, head_dim, max_relative=max_relative)
-        self.cross_norm = nn.LayerNorm(dim)
+        self.cross_norm = LayerNorm(dim)
         self.cross_attn = Attention(dim, heads, head_dim, context_dim)
-        self.temporal_norm2 = nn.LayerNorm(dim)
+        self.temporal_norm2 = LayerNorm(dim)
         self.temporal_attn2 = Attention(dim, heads, head_dim, max_relative=max_relative)
-        self.ff_norm = nn.LayerNorm(dim)
+        self.ff_norm = LayerNorm(dim)
         self.ff = FeedForward(dim)
         zero_init(self.temporal_attn1.to_out)
         zero_init(self.temporal_attn2.to_out)
@@ -47,11 +47,11 @@ class SpatialBlock(nn.Module):
 
     def __init__(self, dim: int, heads: int, head_dim: int, context_dim: int, image_tokens: bool) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim)
+        self.norm1 = LayerNorm(dim)
         self.attn1 = Attention(dim, heads, head_dim)
-        self.norm2 = nn.LayerNorm(dim)
+        self.norm2 = LayerNorm(dim)
         self.attn2 = Attention(dim, heads, head_dim, context_dim, image_tokens=image_tokens)
-        self.norm3 = nn.LayerNorm(dim)
+        self.norm3 = LayerNorm(dim)
         self.ff = FeedForward(dim)
 
     def forward(self, tokens: Tensor, context: Tensor | None = None, *, size: tuple[int, int]) -> Tensor:
@@ -71,11 +71,11 @@ class TemporalBlock(nn.Module):
         super().__init__()
         self.causal = causal
         self.cross = context_dim is not None
-        self.norm1 = nn.LayerNorm(dim)
+        self.norm1 = LayerNorm(dim)
         self.attn1 = Attention(dim, heads, head_dim, max_relative=max_relative)
-        self.norm2 = nn.LayerNorm(dim)
+        self.norm2 = LayerNorm(dim)
         self.attn2 = Attention(dim, heads, head_dim, context_dim, max_relative=max_relative)
-        self.norm3 = nn.LayerNorm(dim)
+        self.norm3 = LayerNorm(dim)
         self.ff = FeedForward(dim)
 
     def forward(self, tokens: Tensor, context: Tensor | None = None, *, size: tuple[int, int]) -> Tensor:
