@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from aicl.adapter import save_adapter
-from aicl.integration import IntegratedUNet, IntegrationConfig, integrate
-from aicl.prism import ActionPrism, PrismConfig
+from aicl.integration import IntegratedUNet, IntegrationConfig, ReferenceAttention, integrate
+from aicl.prism import ActionPrism, PrismBlock, PrismConfig
 from aicl.references import VerbIndex, VerbPicker
 from lvdm import config as configs
 from lvdm.checkpoints import load_pipeline
@@ -20,6 +20,7 @@ from lvdm.errors import ConfigError
 from lvdm.models.components import build_components
 from lvdm.pipeline import VideoPipeline
 from lvdm.training.base import DiffusionModule
+from lvdm.training.compile import compile_regions
 from lvdm.training.module import DTYPES
 from lvdm.training.settings import TrainingSettings
 from lvdm.training.strategy import training_device
@@ -39,6 +40,8 @@ class AICLModule(DiffusionModule):
         pipeline.components.eval()  # without gradients; the new layers are no part of it
         trained = {"prism": prism, "integration": integrated.blocks}
         super().__init__(pipeline, settings, integrated, trained)
+        if settings.compile:
+            compile_regions(self.trained, (PrismBlock, ReferenceAttention))
         self._integrated = (integrated,)
 
     def losses(self, batch: dict[str, Any]) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lvdm import config as configs
 from lvdm.models.autoencoder import AutoencoderKL
+from lvdm.training.compile import compile_regions
 from lvdm.training.module import TrainingModule
 from lvdm.training.settings import TrainingSettings
 from lvdm.video import to_pixels
@@ -38,6 +39,8 @@ class AutoencoderModule(TrainingModule):
 
     def __init__(self, autoencoder: AutoencoderKL, settings: TrainingSettings, loss: ReconstructionLoss):
         super().__init__(settings, {"autoencoder": autoencoder})
+        if settings.compile:
+            compile_regions(autoencoder)
         self.loss = loss
         self.register_buffer("latent_mean", torch.zeros(autoencoder.embed_dim))
         self.register_buffer("latent_square", torch.zeros(autoencoder.embed_dim))

@@ -11,6 +11,7 @@ from lvdm.checkpoints import save_pipeline
 from lvdm.diffusion import Condition, Denoiser, timesteps_from_uniform
 from lvdm.models.transformers import Transformer
 from lvdm.pipeline import VideoPipeline
+from lvdm.training.compile import compile_regions
 from lvdm.training.draws import Draws
 from lvdm.training.module import TrainingModule
 from lvdm.training.settings import TrainingSettings
@@ -31,8 +32,10 @@ class DiffusionModule(TrainingModule):
         self._pipeline = (pipeline,)  # in a tuple, so that the frozen parts are not registered
         if settings.checkpointing:
             recompute_activations(components.unet)
-        network = torch.compile(unet) if settings.compile else unet
-        self._denoiser = Denoiser(network, components.schedule, components.prediction)
+        if settings.compile:
+            for module in (unet, components.codec.autoencoder.encoder):
+                compile_regions(module)
+        self._denoiser = Denoiser(unet, components.schedule, components.prediction)
 
     @property
     def pipeline(self) -> VideoPipeline:

@@ -125,9 +125,13 @@ class TrainingModule(pl.LightningModule):
 
     @contextmanager
     def showing(self) -> Iterator[None]:
-        """Inside, the trained modules are as they will be used: averaged weights if there is an average, no dropout."""
+        """Inside, the trained modules are as they will be used: averaged weights if there is an average, no dropout.
+
+        Nothing is compiled for what is done there now and then, with other batches than in training.
+        """
         self.trained.eval()
-        with self.ema.applied(self.trained) if self.ema is not None else nullcontext():
+        average = self.ema.applied(self.trained) if self.ema is not None else nullcontext()
+        with average, torch.compiler.set_stance("force_eager"):
             yield
         self.trained.train()
 

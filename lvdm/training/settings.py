@@ -46,7 +46,7 @@ class TrainingSettings:
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
     checkpointing: bool = False  # recompute activations in the backward pass instead of storing them
     attention: Literal["sdpa", "xformers", "reference"] = "sdpa"  # see lvdm.models.attention.set_backend
-    compile: bool = False  # torch.compile the denoising UNet
+    compile: bool = False  # torch.compile the blocks of the networks, see lvdm.training.compile
 
     timesteps: Literal["uniform", "sqrt"] = "uniform"  # t = T u, or T sqrt(u), which prefers high noise
     noise: Literal["sample", "device"] = "sample"  # who draws the noise: see lvdm.training.draws
@@ -83,6 +83,12 @@ class TrainingSettings:
             raise ConfigError(
                 f"training.ema does not work with training.strategy = {self.strategy}, which spreads the "
                 "full-precision weights over devices: set training.ema to null or the strategy to single or ddp"
+            )
+
+        if self.compile and self.strategy == "deepspeed_zero3":
+            raise ConfigError(
+                "training.compile does not work with training.strategy = deepspeed_zero3, which gathers the weights of "
+                "each layer as it is called: set training.compile to false or the strategy to deepspeed_zero2"
             )
 
     @property
