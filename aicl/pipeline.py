@@ -68,8 +68,11 @@ class AICLPipeline:
     ) -> "AICLPipeline":
         """Load a folder of `save_pretrained`, or a plain model folder with or without an adapter file.
 
-        `adapter` replaces the folder's own. Raises CheckpointError for what is missing or does not fit together.
+        `adapter` replaces the folder's own. `dtype` None: as stored, but float32 on the CPU, where half precision is
+        several times slower. Raises CheckpointError for what is missing or does not fit together.
         """
+        if dtype is None and torch.device(device or "cpu").type == "cpu":
+            dtype = torch.float32
         path, own = Path(path), None
         if (path / FOLDER_FILE).is_file():
             config = configs.from_mapping(FolderConfig, configs.load(path / FOLDER_FILE), where=str(path / FOLDER_FILE))

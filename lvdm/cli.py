@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -11,6 +12,7 @@ from lvdm.errors import ConfigError, UserError
 
 def run(main: Callable[[], int | None]) -> None:
     """Call `main` and exit: 0 on success, 2 on bad input (one sentence on stderr), 130 on Ctrl-C."""
+    warnings.formatwarning = _one_sentence
     try:
         sys.exit(main() or 0)
     except UserError as error:
@@ -19,6 +21,11 @@ def run(main: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _one_sentence(message: Warning | str, category: type[Warning], *where: object, **line: object) -> str:
+    """Our own warnings are meant for users, who need no line of our code; those of libraries keep their kind."""
+    return f"warning: {message}\n" if category is UserWarning else f"{category.__name__}: {message}\n"
 
 
 def device(name: str | None = None) -> torch.device:

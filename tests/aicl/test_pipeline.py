@@ -182,3 +182,11 @@ def test_says_what_does_not_fit(pipe):
         generate(pipe, references=[pixels(0).float()])
     with pytest.raises(CheckpointError, match="no model folder"):
         AICLPipeline.from_pretrained("nowhere")
+
+
+def test_half_precision_files_are_float32_on_the_cpu_unless_asked_for(tmp_path):
+    tiny_pipeline().to(dtype=torch.float16).save_pretrained(tmp_path / "model")
+    loaded = AICLPipeline.from_pretrained(tmp_path / "model")
+    assert {loaded.base.components.unet.dtype, next(loaded.prism.parameters()).dtype} == {torch.float32}
+    half = AICLPipeline.from_pretrained(tmp_path / "model", dtype=torch.float16)
+    assert half.base.components.unet.dtype == torch.float16
