@@ -6,6 +6,7 @@ examples:
   python scripts/benchmark.py convert --model videocrafter2_t2v_512 --folder /tmp/convert
   python scripts/benchmark.py train --config aicl_lvdm --clips data/puppets   # 20 steps at the paper's batch size
   python scripts/benchmark.py overhead --config aicl_videocrafter2 --references 1 3
+  python scripts/benchmark.py profile --config configs/puppets/base.yaml training.batch_size=128
 """
 
 import argparse
@@ -15,11 +16,14 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import aicl.tasks  # noqa: F401 (makes the tasks known)
 from aicl import benchmarks as aicl_benchmarks
 from lvdm import benchmarks, cli
 from lvdm import config as configs
 from lvdm.files import write_json
 from lvdm.models.components import ModelConfig
+from lvdm.training import ConfigSchema
+from lvdm.training.profile import profile_training
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = {
@@ -69,6 +73,13 @@ def main() -> None:
     command.add_argument("--device", default="cuda")
     command.set_defaults(run=overhead, title="What AICL adds to sampling")
 
+    command = commands.add_parser(
+        "profile", parents=[results], help="where the time of a training step goes, by phase and by kernel"
+    )
+    command.add_argument("--config", required=True, metavar="FILE", help="a training's YAML file, see configs/")
+    command.add_argument("overrides", nargs="*", metavar="key=value", help="settings that differ from the file")
+    command.set_defaults(run=profile, title="A training step")
+
     args = parser.parse_args()
     records = []
     for record in args.run(args):
@@ -115,6 +126,13 @@ def overhead(args: argparse.Namespace) -> Iterator[dict]:
         for count in args.references:
             record = aicl_benchmarks.overhead(*config_paths(name), count, args.steps, args.device)
             yield {"config": name, **record}
+
+
+def profile(args: argparse.Namespace) -> Iterator[dict]:
+    found = profile_training(configs.load(args.config, args.overrides, schema=ConfigSchema))
+    print("\n".join(found.lines()))
+    phases = {f"{name.replace(' ', '_')}_ms": round(ms, 2) for name, ms in found.phases.items()}
+    yield {"config": args.config, "step_ms": round(found.step_ms, 2), **phases}
 
 
 def config_paths(name: str) -> tuple[Path, Path]:

@@ -54,7 +54,7 @@ def train(config: dict[str, Any], resume: str = "none") -> int:
     progress = read_progress(checkpoint) if checkpoint else Progress()
 
     _quieten()
-    trainer_options = build_strategy(settings)
+    options = build_strategy(settings)  # first, since it may refuse
     set_backend(settings.attention)
     torch.manual_seed(run.seed)
     sections = {name: value for name, value in config.items() if name not in ("run", "training", "logging")}
@@ -68,10 +68,21 @@ def train(config: dict[str, Any], resume: str = "none") -> int:
     callbacks = [Counter(settings, progress), meter, checkpoints]
     if settings.preview_every:
         callbacks.append(Previews(settings, progress, folder / "previews"))
-    if trainer_options["accelerator"] == "gpu" and settings.precision != "fp32":
+    trainer = build_trainer(
+        settings, options, logger=_loggers(reports, run, folder, progress), callbacks=callbacks, default_root_dir=folder
+    )
+    state = None if checkpoint is None else checkpoint / "state.ckpt"
+    trainer.fit(module, datamodule=data, ckpt_path=state, weights_only=True)
+    return 0 if checkpoints.stopped_by is None else 128 + checkpoints.stopped_by
+
+
+def build_trainer(settings: TrainingSettings, options: dict[str, Any], **others: Any) -> pl.Trainer:
+    """Lightning's trainer for these settings; `options` are those of `build_strategy`, others are passed on."""
+    gpu = options["accelerator"] == "gpu"
+    if gpu and settings.precision != "fp32":
         torch.set_float32_matmul_precision("high")  # what stays in float32 may use TF32
-    trainer = pl.Trainer(
-        **trainer_options,
+    return pl.Trainer(
+        **options,
         max_steps=settings.steps,
         max_epochs=-1,
         accumulate_grad_batches=settings.accumulate,
@@ -79,17 +90,12 @@ def train(config: dict[str, Any], resume: str = "none") -> int:
         limit_val_batches=0,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,  # ranks already get different sample numbers
-        logger=_loggers(reports, run, folder, progress),
-        callbacks=callbacks,
-        benchmark=trainer_options["accelerator"] == "gpu",
+        benchmark=gpu,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        default_root_dir=folder,
+        **others,
     )
-    state = None if checkpoint is None else checkpoint / "state.ckpt"
-    trainer.fit(module, datamodule=data, ckpt_path=state, weights_only=True)
-    return 0 if checkpoints.stopped_by is None else 128 + checkpoints.stopped_by
 
 
 def _checkpoint(folder: Path, resume: str) -> Path | None:
