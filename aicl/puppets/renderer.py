@@ -35,7 +35,7 @@ _PARTS = (
 _SCALE = 0.40  # metres to picture heights: a neutral figure fills 70%
 _GROUND = 0.87  # where the feet stand, in picture heights from the top
 _SKIN_LIGHT, _SKIN_DARK, _SHOE = (0.93, 0.72, 0.56), (0.45, 0.28, 0.18), (0.16, 0.12, 0.10)
-_CLIPS_AT_ONCE = 64  # bounds the memory on a GPU: 0.3 GB for each of a few tensors at 64 pixels and 16 frames
+_FRAMES_AT_ONCE = 1024  # bounds the memory on a GPU: 0.3 GB for each of a few tensors at 64 pixels
 
 
 def render(performances: Tensor, bank: tuple[Tensor, Tensor], size: int = 64, frames: int = 16) -> Tensor:
@@ -45,7 +45,7 @@ def render(performances: Tensor, bank: tuple[Tensor, Tensor], size: int = 64, fr
     Returns float32 frames in [-1, 1], (b, 3, frames, size, size).
     """
     # On the CPU a clip at a time: vectorised loops round the odd elements at their ends differently.
-    step = 1 if performances.device.type == "cpu" else _CLIPS_AT_ONCE
+    step = 1 if performances.device.type == "cpu" else max(1, _FRAMES_AT_ONCE // frames)
     clips = [_render(part, bank, size, frames) for part in performances.split(step)]
     return torch.cat(clips) if clips else performances.new_zeros(0, 3, frames, size, size)
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lvdm.errors import ConfigError
+from lvdm.models.layers import own_precision
 
 Backend = Literal["sdpa", "xformers", "reference"]
 
@@ -112,7 +113,8 @@ def _relative(
     scores = torch.bmm(q, keys) if rel_k is None else torch.baddbmm(_per_query(q, rel_k.transpose(1, 2)), q, keys)
     if bias is not None or causal:
         scores = (scores.unflatten(0, rows) + _with_causal(bias, causal, scores)).flatten(0, 1)
-    weights = scores.softmax(dim=-1).to(v.dtype)
+    with own_precision(scores):
+        weights = scores.softmax(dim=-1).to(v.dtype)
     out = torch.bmm(weights, v) if rel_v is None else torch.baddbmm(_per_query(weights, rel_v), weights, v)
     return out.unflatten(0, rows)
 

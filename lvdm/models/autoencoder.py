@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lvdm.config import from_mapping
 from lvdm.errors import ConfigError
 from lvdm.models.attention import attend
+from lvdm.models.layers import own_precision
 
 GROUPS = 32
 
@@ -154,7 +155,7 @@ class Encoder(nn.Module):
         )
         channels = config.ch * config.ch_mult[-1]
         self.mid = Middle(config, channels)
-        self.norm_out = _norm(channels)
+        self.norm_out = Norm(channels)
         self.conv_out = nn.Conv2d(channels, 2 * config.z_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -180,7 +181,7 @@ class Decoder(nn.Module):
             levels.append(Level(config, channels, out_channels, config.num_res_blocks + 1, attention, up=level != 0))
             channels = out_channels
         self.up = nn.ModuleList(reversed(levels))  # published order: finest first, run from the last to the first
-        self.norm_out = _norm(channels)
+        self.norm_out = Norm(channels)
         self.conv_out = nn.Conv2d(channels, config.out_ch, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
@@ -246,9 +247,9 @@ class Middle(nn.Module):
 class ResnetBlock(nn.Module):
     def __init__(self, channels: int, out_channels: int, dropout: float) -> None:
         super().__init__()
-        self.norm1 = _norm(channels)
+        self.norm1 = Norm(channels)
         self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
-        self.norm2 = _norm(out_channels)
+        self.norm2 = Norm(out_channels)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         if channels != out_channels:
@@ -267,7 +268,7 @@ class SelfAttention(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.norm = _norm(channels)
+        self.norm = Norm(channels)
         self.q = nn.Conv2d(channels, channels, 1)
         self.k = nn.Conv2d(channels, channels, 1)
         self.v = nn.Conv2d(channels, channels, 1)
@@ -319,8 +320,15 @@ class Upsample(nn.Module):
         return x if self.conv is None else self.conv(x)
 
 
-def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(GROUPS, channels, eps=1e-6)
+class Norm(nn.GroupNorm):
+    """Of images (n, c, h, w); the result has the type of x, under autocast too."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(GROUPS, channels, eps=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with own_precision(x):
+            return F.group_norm(x, self.num_groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
 
 
 def _swish(x: Tensor) -> Tensor:
