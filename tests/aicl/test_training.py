@@ -8,6 +8,7 @@ import time
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 import aicl.tasks  # noqa: F401 (makes the tasks known)
 from aicl.adapter import read_adapter
@@ -86,6 +87,22 @@ def test_recomputing_activations_gives_the_same_gradients(tmp_path, clips):
         gradients.append([p.grad for p in module.trained.parameters()])
     for plain, recomputed in zip(*gradients):
         torch.testing.assert_close(plain, recomputed, rtol=1e-4, atol=1e-7)
+
+
+def test_compiling_gives_the_same_gradients_and_is_done_once(tmp_path, clips):
+    torch._dynamo.reset()
+    gradients, graphs = [], []
+    with torch.compiler.set_stance(force_backend="aot_eager"):  # graphs as in earnest, but no C++ is built
+        for compiled in (False, True):
+            module, data = build(aicl_config(tmp_path, training={"compile": compiled}, prism={"depth": 2}))
+            for _ in range(2):
+                module.zero_grad()
+                loss_of(module, data).backward()
+                graphs.append(counters["stats"]["unique_graphs"])
+            gradients.append([p.grad for p in module.trained.parameters()])
+    assert graphs[0] == graphs[1] < graphs[2] == graphs[3]
+    for plain, other in zip(*gradients):
+        torch.testing.assert_close(plain, other, rtol=1e-4, atol=1e-7)
 
 
 def test_only_trained_parameters_are_registered(tmp_path, clips):
