@@ -24,7 +24,7 @@ setup(
         "numpy>=1.26",
         "scipy>=1.12",
         "pillow>=10",
-        "av>=13",
+        "av>=17",
         "decord>=0.6; platform_machine == 'x86_64' and sys_platform == 'linux'",
         "lemminflect>=0.2.3",
         "tensorboard>=2.16",
