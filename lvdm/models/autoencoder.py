@@ -49,6 +49,8 @@ class DDConfig:
             raise ConfigError("ddconfig.double_z must be true: a KL autoencoder predicts a mean and a variance")
         if not self.ch_mult:
             raise ConfigError("ddconfig.ch_mult must list at least one level")
+        if self.num_res_blocks < 1:
+            raise ConfigError(f"ddconfig.num_res_blocks must be at least 1, got {self.num_res_blocks}")
         for multiple in (1, *self.ch_mult):
             if self.ch * multiple % GROUPS:
                 raise ConfigError(
@@ -57,11 +59,11 @@ class DDConfig:
         if self.use_linear_attn:
             self.attn_type = "linear"
 
-    def levels(self) -> Iterator[tuple[int, int, bool]]:
-        """(input channels, output channels, has attention) of each level, finest first."""
+    def levels(self, resolution: int) -> Iterator[tuple[int, int, bool]]:
+        """(input channels, output channels, has attention) of each level, finest first, which has that resolution."""
         before = self.ch
         for level, multiple in enumerate(self.ch_mult):
-            yield before, self.ch * multiple, self.resolution // 2**level in self.attn_resolutions
+            yield before, self.ch * multiple, resolution // 2**level in self.attn_resolutions
             before = self.ch * multiple
 
 
@@ -151,7 +153,7 @@ class Encoder(nn.Module):
         last = len(config.ch_mult) - 1
         self.down = nn.ModuleList(
             Level(config, channels, out_channels, config.num_res_blocks, attention, down=level != last)
-            for level, (channels, out_channels, attention) in enumerate(config.levels())
+            for level, (channels, out_channels, attention) in enumerate(config.levels(config.resolution))
         )
         channels = config.ch * config.ch_mult[-1]
         self.mid = Middle(config, channels)
@@ -176,8 +178,10 @@ class Decoder(nn.Module):
         channels = config.ch * config.ch_mult[-1]
         self.conv_in = nn.Conv2d(config.z_channels, channels, 3, padding=1)
         self.mid = Middle(config, channels)
+        factor = 2 ** (len(config.ch_mult) - 1)
+        doubled = config.resolution // factor * factor  # as published, resolutions are counted from the coarsest here
         levels = []
-        for level, (_, out_channels, attention) in reversed(list(enumerate(config.levels()))):
+        for level, (_, out_channels, attention) in reversed(list(enumerate(config.levels(doubled)))):
             levels.append(Level(config, channels, out_channels, config.num_res_blocks + 1, attention, up=level != 0))
             channels = out_channels
         self.up = nn.ModuleList(reversed(levels))  # published order: finest first, run from the last to the first

@@ -19,8 +19,9 @@ NORM_GROUPS = 32
 def timestep_embedding(timesteps: Tensor, width: int, max_period: float = 10_000.0) -> Tensor:
     """Sinusoidal features (b, width), float32, cosines first, of timesteps or frame rates (b,), maybe fractions."""
     half = width // 2
-    exponents = torch.arange(half, dtype=torch.float32, device=timesteps.device) / half
-    angles = timesteps.float()[:, None] * torch.exp(-math.log(max_period) * exponents)
+    # In this order, as published: a large timestep would magnify the rounding of another one.
+    exponents = -math.log(max_period) * torch.arange(half, dtype=torch.float32, device=timesteps.device) / half
+    angles = timesteps.float()[:, None] * torch.exp(exponents)
     features = torch.cat([angles.cos(), angles.sin()], dim=-1)
     return F.pad(features, (0, width % 2))
 

@@ -205,9 +205,16 @@ class VideoUNet(nn.Module, ABC):
         if height % factor or width % factor:
             raise ConfigError(f"latent size {height}x{width} must be a multiple of {factor} in height and width")
 
+    def _check_context(self, context: Tensor | None) -> None:
+        width = self.params.context_dim
+        if width is not None and (context is None or context.ndim != 3 or context.shape[-1] != width):
+            got = "none" if context is None else tuple(context.shape)
+            raise ConfigError(f"the UNet needs a context of shape (batch, tokens, {width}), got {got}")
+
     def _run(self, x: Tensor, emb: Tensor, context: Tensor | None) -> Tensor:
         """x (b, c, t, h, w), emb (b, emb_channels), context (b, m, context_dim) -> (b, out_channels, t, h, w)."""
         self._check_size(x.shape)
+        self._check_context(context)
         recompute = self.params.use_checkpoint
         emb = self.activation(emb)  # every residual block begins with it
         context = None if context is None else context.to(self.dtype)

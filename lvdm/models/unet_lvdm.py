@@ -20,13 +20,14 @@ class LVDMParams(UNetParams):
       without one (unconditional models). None: transformers if there is a `context_dim`.
     kernel_size_t, padding_t: frames that convolutions see; a padding that changes the frame count is refused.
     num_classes: learned embeddings of labels, see forward's `y`.
-    legacy: with transformers, heads share the whole width even where `num_head_channels` does not divide it.
-    image_size: without effect in the published code, too.
+    legacy: with transformers, heads share the whole width even where `num_head_channels` does not divide it. Without,
+      there are exactly `num_heads`; otherwise as many as fit of the width that `num_heads` leaves to one.
+    image_size, num_heads_upsample: without effect in the published code, too.
     """
 
     image_size: Any = None
     dims: Literal[3] = 3
-    num_heads_upsample: Literal[-1] = -1  # never read by the published code
+    num_heads_upsample: int = -1
     num_classes: int | None = None
     legacy: bool = True
     kernel_size_t: int = 1
@@ -59,9 +60,11 @@ class LVDMParams(UNetParams):
 
     def heads(self, channels: int) -> tuple[int, int]:
         heads, head_dim = super().heads(channels)
-        if self.legacy and self.use_temporal_transformer:
-            return heads, channels // heads
-        if not self.use_temporal_transformer and heads * head_dim != channels:
+        if self.use_temporal_transformer:
+            return heads, channels // heads if self.legacy else head_dim
+        if not self.legacy:
+            heads = channels // head_dim  # more than `num_heads` where that does not divide the channels
+        if heads * head_dim != channels:
             raise ConfigError(f"unet: {channels} channels do not divide into {heads} heads of {head_dim}")
         return heads, head_dim
 
@@ -92,15 +95,14 @@ class UNetLVDM(VideoUNet):
 
         fps: accepted for the sake of one signature; LVDM knows nothing of frame rates.
         y: labels (b,) of a model with `num_classes`; None leaves them out, as the published code does.
-        Raises ConfigError for a channel count or size that does not fit, a missing context, and unexpected labels.
+        Raises ConfigError for a channel count or size that does not fit, a missing or ill-shaped context, and
+        unexpected labels.
         """
         emb = self._embed(timesteps, self.time_embed)
         if y is not None:
             if self.label_emb is None:
                 raise ConfigError("the UNet has no num_classes, so it takes no labels y")
             emb = emb + self.label_emb(y)
-        if context is None and self.params.use_temporal_transformer:
-            raise ConfigError("the UNet needs a context (b, tokens, context_dim)")
         return self._run(x, emb, context)
 
     def _resblock(self, channels: int, out_channels: int, resample: str | None = None) -> ResBlock:

@@ -25,6 +25,7 @@ class VideoCrafterParams(UNetParams):
     temporal_conv: convolutions along frames after each residual block; tempspatial_aware: some are 3x3x3.
     temporal_attention: temporal transformers after the spatial ones, `temporal_transformer_depth` blocks each.
     temporal_selfatt_only: false lets every second temporal attention attend to the context.
+    use_causal_attention: without effect unless `temporal_selfatt_only`, as in the published code.
     addition_attention: a temporal transformer right after the first convolution.
     use_image_attention: context tokens from number 77 on are an image's, with keys and values of their own.
     fps_cond: the frame rate is a condition.
@@ -47,10 +48,6 @@ class VideoCrafterParams(UNetParams):
         super().__post_init__()
         if self.context_dim is None:
             raise ConfigError("unet: context_dim is missing, the width of the text features")
-        if self.use_causal_attention and not self.temporal_selfatt_only:
-            raise ConfigError(
-                "unet: use_causal_attention has no effect in the published code without temporal_selfatt_only"
-            )
         if self.addition_attention and self.num_head_channels == -1:
             raise ConfigError("unet: addition_attention needs num_head_channels")
         if (self.use_relative_position or self.use_causal_attention) and self.temporal_length is None:
@@ -78,7 +75,7 @@ class UNetVideoCrafter(VideoUNet):
         The result has x's type; in between everything is computed in the type of the weights.
 
         fps: frames per second (b,) or one number for all, 16 if None; a model without `fps_cond` ignores it.
-        Raises ConfigError for a channel count or size that does not fit.
+        Raises ConfigError for a channel count or size that does not fit, and a missing or ill-shaped context.
         """
         emb = self._embed(timesteps, self.time_embed)
         if self.fps_embedding is not None:
@@ -127,10 +124,8 @@ class UNetVideoCrafter(VideoUNet):
     def _temporal_transformer(self, channels: int, heads: int, head_dim: int, depth: int) -> Transformer:
         p, dim = self.params, heads * head_dim
         context_dim = None if p.temporal_selfatt_only else p.context_dim
-        blocks = [
-            TemporalBlock(dim, heads, head_dim, context_dim, p.max_relative, p.use_causal_attention)
-            for _ in range(depth)
-        ]
+        causal = p.use_causal_attention and p.temporal_selfatt_only
+        blocks = [TemporalBlock(dim, heads, head_dim, context_dim, p.max_relative, causal) for _ in range(depth)]
         return Transformer(channels, dim, blocks, rows=1, use_checkpoint=p.use_checkpoint)
 
     def _max_frames(self) -> int | None:

@@ -87,6 +87,15 @@ def test_attention_resolutions_put_attention_behind_every_block_of_a_level():
     assert found == encoder | decoder | {"encoder.mid.attn_1", "decoder.mid.attn_1"}
 
 
+def test_attention_where_the_levels_do_not_divide_the_resolution():
+    """As published, 30 halves to 15, 7 and 3 on the way down, and 3 doubles to 6, 12 and 24 on the way up."""
+    layout = build(resolution=30, ch_mult=[1, 1, 2, 2], attn_resolutions=[15, 12]).state_dict()
+    found = {key.split(".attn.")[0] for key in layout if ".attn." in key}
+    assert found == {"encoder.down.1", "decoder.up.1"} and "decoder.up.1.attn.1.norm.weight" in layout
+    layout = build(resolution=30, ch_mult=[1, 1, 2, 2], attn_resolutions=[30, 6]).state_dict()
+    assert {key.split(".attn.")[0] for key in layout if ".attn." in key} == {"encoder.down.0", "decoder.up.2"}
+
+
 @torch.no_grad()
 def test_attention_of_a_level_is_what_the_middle_has():
     model, x = build(attn_resolutions=[32]), rebuild.inputs("x", (1, 32, 8, 8))
@@ -191,6 +200,7 @@ def test_a_generator_for_each_sample_makes_it_independent_of_its_batch():
         ({"double_z": False}, "double_z must be true"),
         ({"ch": 24}, "multiples of 32"),
         ({"ch_mult": []}, "at least one level"),
+        ({"num_res_blocks": 0}, "num_res_blocks must be at least 1"),
         ({"attn_type": "axial"}, "attn_type"),
     ],
 )

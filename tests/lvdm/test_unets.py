@@ -143,6 +143,19 @@ def test_wrong_channels():
         small("lvdm").check_input((1, 3, 4, 4, 4))
 
 
+@pytest.mark.parametrize("name", rebuild.option_figures())
+@torch.no_grad()
+def test_published_numbers_of_options(name):
+    """What the text-to-video models leave at its default: unconditional models, labels, causal attention and more."""
+    figure, expected = rebuild.option_figures()[name]
+    unet = build_unet(figure["family"], **figure["unet"]).eval()
+    unet.load_state_dict(convert_unet(figure["family"], rebuild.weights_for(figure["state_dict"])))
+    context = None if figure["context"] is None else rebuild.inputs("context", figure["context"])
+    conditions = {name: torch.tensor(figure[name]) for name in ("fps", "y") if figure[name] is not None}
+    y = unet(rebuild.inputs("x", figure["x"]), torch.tensor(figure["timesteps"]), context, **conditions)
+    torch.testing.assert_close(y, torch.from_numpy(expected), atol=3e-5, rtol=0)
+
+
 @torch.no_grad()
 def test_stored_form_of_projections_does_not_matter():
     """`use_linear: false` stores spatial transformers' projections as 2-D, temporal ones' as 1-D convolutions."""
@@ -240,6 +253,18 @@ def test_no_attention_blocks_without_attention_over_time():
     assert not list(small("videocrafter", temporal_attention=False).attention_blocks())
 
 
+@pytest.mark.parametrize(
+    "family, options, idle",
+    [
+        ("lvdm", {}, {"num_heads_upsample": 4, "image_size": 32}),
+        ("videocrafter", {"temporal_selfatt_only": False}, {"use_causal_attention": True}),
+    ],
+)
+@torch.no_grad()
+def test_parameters_without_effect_as_in_the_published_code(family, options, idle):
+    assert run(small(family, **options, **idle)).equal(run(small(family, **options)))
+
+
 REJECTED = {
     "misspelt": ("lvdm", {"use_relative_positions": True}, "did you mean 'use_relative_position'"),
     "of the other family": ("lvdm", {"fps_cond": True}, "unknown key 'fps_cond'"),
@@ -250,13 +275,16 @@ REJECTED = {
     "groups": ("lvdm", {"model_channels": 48}, "multiple of 32"),
     "half": ("videocrafter", {"use_fp16": True}, "use_fp16"),
     "dims": ("videocrafter", {"dims": 3}, "dims must be one of 2"),
-    "dead": ("lvdm", {"num_heads_upsample": 4}, "num_heads_upsample must be one of -1"),
     "padding": ("lvdm", {"kernel_size_t": 1, "padding_t": 1}, "changes the frame count"),
     "no context": ("lvdm", {"context_dim": None, "use_temporal_transformer": True}, "need each other"),
     "no length": ("lvdm", {"temporal_length": None, "use_relative_position": True}, "needs? temporal_length"),
     "no length either": ("videocrafter", {"temporal_length": None}, "need temporal_length"),
     "no text": ("videocrafter", {"context_dim": None}, "context_dim is missing"),
-    "causal": ("videocrafter", {"use_causal_attention": True, "temporal_selfatt_only": False}, "no effect"),
+    "heads of no whole width": (
+        "lvdm",
+        {"num_head_channels": -1, "num_heads": 24, "context_dim": None},
+        "64 channels do not divide into 24 heads of 2",
+    ),
     "first": (
         "videocrafter",
         {"addition_attention": True, "num_head_channels": -1, "num_heads": 2},
@@ -272,10 +300,15 @@ def test_parameters_that_cannot_work(case):
         build_unet(family, **SMALL | options)
 
 
-def test_unknown_family_missing_parameter_and_missing_context():
+def test_unknown_family_and_missing_parameter():
     with pytest.raises(ConfigError, match=r"'vlc'.*lvdm, videocrafter"):
         build_unet("vlc", **SMALL)
     with pytest.raises(ConfigError, match="missing key 'in_channels'"):
         build_unet("lvdm", **{key: value for key, value in SMALL.items() if key != "in_channels"})
-    with pytest.raises(ConfigError, match="needs a context"):
-        small("lvdm")(torch.zeros(1, 4, 4, 4, 4), torch.tensor([1]))
+
+
+@pytest.mark.parametrize("family", ["lvdm", "videocrafter"])
+@pytest.mark.parametrize("context, got", [(None, "none"), (torch.zeros(1, 7, 13), r"\(1, 7, 13\)")])
+def test_missing_or_ill_shaped_context(family, context, got):
+    with pytest.raises(ConfigError, match=rf"context of shape \(batch, tokens, 12\), got {got}"):
+        small(family)(torch.zeros(1, 4, 4, 4, 4), torch.tensor([1]), context)

@@ -1,6 +1,7 @@
 """Rebuilds the weights and inputs behind the compatibility figures: both are drawn from names, so none are stored.
 
 Each figure is NAME.json (constructor parameters, input shapes, state-dict layout) with NAME.npz (the outputs).
+`unet_options.json.gz` and `unet_options.npz` hold small UNets with other options, one output for each.
 Full-size layouts of published checkpoints are in `full_layouts.json.gz`: {model: {entry name: shape}}.
 """
 
@@ -60,3 +61,10 @@ def full_layouts() -> dict[str, dict[str, list[int]]]:
     """Layouts of the four full-size published checkpoints, all their models together."""
     with gzip.open(FOLDER / "full_layouts.json.gz", "rt") as file:
         return json.load(file)
+
+
+@cache
+def option_figures() -> dict[str, tuple[dict, np.ndarray]]:
+    """{name: (family, parameters, inputs and layout; expected output)} of UNets with less common options."""
+    with gzip.open(FOLDER / "unet_options.json.gz", "rt") as file, np.load(FOLDER / "unet_options.npz") as outputs:
+        return {name: (figure, outputs[name]) for name, figure in json.load(file).items()}
