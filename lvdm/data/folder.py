@@ -1,12 +1,11 @@
 """A plain folder of videos with captions: one CSV or JSONL file for all, or a .txt file beside each video."""
 
-import csv
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from lvdm.data.clips import ClipRecord
+from lvdm.data.listing import LISTING_ENDINGS, read_rows
 from lvdm.errors import DataError
 from lvdm.video import VIDEO_ENDINGS
 
@@ -44,37 +43,15 @@ def _beside(root: Path) -> Iterator[ClipRecord]:
 
 
 def _listed(root: Path, listing: Path) -> Iterator[ClipRecord]:
-    readers = {".csv": _csv_rows, ".jsonl": _jsonl_rows}
-    if listing.suffix.lower() not in readers:
+    if listing.suffix.lower() not in LISTING_ENDINGS:
         raise DataError(f"{listing}: is neither .csv nor .jsonl; give captions in one of these")
-    try:
-        for line, row in readers[listing.suffix.lower()](listing):
-            values = {name: row.get(name) for name in ("file", "caption", "label")}
-            empty = [name for name in ("file", "caption") if not str(values[name] or "").strip()]
-            if empty:
-                raise DataError(f"{listing}: line {line} has no '{empty[0]}'; each needs file and caption")
-            path = root / values["file"]
-            if not path.is_file():
-                raise DataError(f"{listing}: line {line} names {values['file']}, which is not in {root}")
-            yield ClipRecord(
-                path, str(values["caption"]).strip(), values["label"] or None, Path(values["file"]).as_posix()
-            )
-    except (OSError, UnicodeDecodeError, csv.Error, json.JSONDecodeError) as error:
-        raise DataError(f"{listing}: cannot be read ({error})") from error
-
-
-def _csv_rows(listing: Path) -> Iterator[tuple[int, dict]]:
-    with open(listing, newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file)
-        for row in rows:
-            yield rows.line_num, row
-
-
-def _jsonl_rows(listing: Path) -> Iterator[tuple[int, dict]]:
-    with open(listing, encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                row = json.loads(line)
-                if not isinstance(row, dict):
-                    raise DataError(f'{listing}: line {number} is not an object like {{"file": ..., "caption": ...}}')
-                yield number, row
+    for line, row in read_rows(listing, '"file": ..., "caption": ...'):
+        values = {name: row.get(name) for name in ("file", "caption", "label")}
+        empty = [name for name in ("file", "caption") if not str(values[name] or "").strip()]
+        if empty:
+            raise DataError(f"{listing}: line {line} has no '{empty[0]}'; each needs file and caption")
+        path = root / values["file"]
+        if not path.is_file():
+            raise DataError(f"{listing}: line {line} names {values['file']}, which is not in {root}")
+        key = Path(values["file"]).as_posix()
+        yield ClipRecord(path, str(values["caption"]).strip(), values["label"] or None, key)

@@ -1,16 +1,14 @@
 """Which videos are compared, and the plan by which each evaluator sees them."""
 
-import csv
 import hashlib
-import json
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
 from lvdm.data.folder import read_folder
+from lvdm.data.listing import LISTING_ENDINGS, read_rows
 from lvdm.errors import DataError
 from lvdm.video import VIDEO_ENDINGS
 
@@ -33,18 +31,14 @@ def read_manifest(path: str | os.PathLike) -> list[Pair]:
     Videos are relative to the manifest's folder. Raises DataError for a missing or repeated row, column or file.
     """
     path = Path(path)
-    readers = {".csv": _csv_rows, ".jsonl": _jsonl_rows}
-    if path.suffix.lower() not in readers:
+    if path.suffix.lower() not in LISTING_ENDINGS:
         raise DataError(f"{path}: is neither .csv nor .jsonl; give the pairs in one of these")
     seen: dict[Pair, int] = {}
-    try:
-        for line, row in readers[path.suffix.lower()](path):
-            pair = _pair(path, line, row)
-            if pair in seen:
-                raise DataError(f"{path}: line {line} repeats line {seen[pair]}; remove one of them")
-            seen[pair] = line
-    except (OSError, UnicodeDecodeError, csv.Error, json.JSONDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error})") from error
+    for line, row in read_rows(path, '"prompt": ..., "ours": ...'):
+        pair = _pair(path, line, row)
+        if pair in seen:
+            raise DataError(f"{path}: line {line} repeats line {seen[pair]}; remove one of them")
+        seen[pair] = line
     if not seen:
         raise DataError(f"{path}: lists no pairs; each line needs prompt, ours and baseline")
     return list(seen)
@@ -110,23 +104,6 @@ def _pair(manifest: Path, line: int, row: dict) -> Pair:
             raise DataError(f"{manifest}: line {line} names {values[name]}, which is not in {manifest.parent}")
     ours, baseline = (manifest.parent / values[name] for name in ("ours", "baseline"))
     return Pair(values["prompt"].strip(), ours, baseline, values["group"].strip())
-
-
-def _csv_rows(path: Path) -> Iterator[tuple[int, dict]]:
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file)
-        for row in rows:
-            yield rows.line_num, row
-
-
-def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict]]:
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                row = json.loads(line)
-                if not isinstance(row, dict):
-                    raise DataError(f'{path}: line {number} is not an object like {{"prompt": ..., "ours": ...}}')
-                yield number, row
 
 
 def _videos(folder: Path) -> set[str]:
