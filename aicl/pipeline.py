@@ -19,7 +19,7 @@ from lvdm.checkpoints.folder import new_folder
 from lvdm.diffusion import Condition, make_generators
 from lvdm.diffusion.samplers import Callback
 from lvdm.errors import CheckpointError, ConfigError
-from lvdm.pipeline import ImageLike, VideoPipeline, progress_bar
+from lvdm.pipeline import ImageLike, VideoPipeline, progress_bar, sample_seeds
 from lvdm.video import frame_indices, load_clip, resize_crop, to_frames
 
 Video = str | os.PathLike | Tensor
@@ -156,10 +156,7 @@ class AICLPipeline:
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         size = tuple(size or self.base.config.defaults.size)
         guidance = self.base.config.defaults.guidance if guidance is None else guidance
-        seeds = list(range(seed, seed + len(prompts))) if isinstance(seed, int) else list(seed)
-        if len(seeds) != len(prompts):
-            raise ConfigError(f"{len(prompts)} prompts need {len(prompts)} seeds, got {len(seeds)}")
-        generators = make_generators(seeds)
+        generators = make_generators(sample_seeds(seed, len(prompts)))
         x_T = self.base.initial_noise(generators, num_frames=num_frames, size=size)
         positive, negative = self.base.conditions(prompts, image, size=size, fps=fps, negative_prompt=negative_prompt)
         clock.lap("text")

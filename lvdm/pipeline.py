@@ -86,7 +86,7 @@ class VideoPipeline:
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         size = tuple(size or defaults.size)
         guidance = defaults.guidance if guidance is None else guidance
-        generators = make_generators(_seeds(seed, len(prompts)))
+        generators = make_generators(sample_seeds(seed, len(prompts)))
         x_T = self.initial_noise(generators, num_frames=num_frames, size=size)
         positive, negative = self.conditions(prompts, image, size=size, fps=fps, negative_prompt=negative_prompt)
         latents = self.sample_latents(
@@ -233,7 +233,8 @@ def progress_bar() -> Callback:
     return update
 
 
-def _seeds(seed: int | Sequence[int], count: int) -> list[int]:
+def sample_seeds(seed: int | Sequence[int], count: int) -> list[int]:
+    """One seed for each of `count` samples: those given, or consecutive ones. Raises ConfigError for another number."""
     if isinstance(seed, int):
         return list(range(seed, seed + count))
     if len(seed) != count:

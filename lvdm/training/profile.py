@@ -13,12 +13,9 @@ from pytorch_lightning.callbacks import Callback
 from torch.profiler import ProfilerActivity, profile
 
 from lvdm import config as configs
-from lvdm.models.attention import set_backend
 from lvdm.training.module import TrainingModule
-from lvdm.training.run import build_trainer
+from lvdm.training.run import build_run, build_trainer
 from lvdm.training.settings import RunSettings, TrainingSettings
-from lvdm.training.strategy import build_strategy
-from lvdm.training.tasks import Recipe, build_task
 
 WARM_UP, MEASURED, TRACED = 3, 5, 2  # steps; measured twice: undisturbed, and waiting for the device between phases
 TOP = 15
@@ -64,11 +61,7 @@ def profile_training(config: dict[str, Any]) -> Profile:
     run = configs.from_mapping(RunSettings, config.get("run", {}), where="run")
     settings = configs.from_mapping(TrainingSettings, config.get("training", {}), where="training")
     settings = replace(settings, steps=WARM_UP + 2 * MEASURED + TRACED)
-    options = build_strategy(settings)
-    set_backend(settings.attention)
-    torch.manual_seed(run.seed)
-    sections = {name: value for name, value in config.items() if name not in ("run", "training", "logging")}
-    module, data = build_task(Recipe(run, settings, sections))
+    options, module, data = build_run(config, run, settings)
     stopwatch = Stopwatch()
     trainer = build_trainer(settings, options, logger=False, callbacks=[stopwatch])
     trainer.fit(module, datamodule=data)

@@ -17,6 +17,7 @@ from lvdm.training.callbacks import Checkpoints, Counter, Previews
 from lvdm.training.checkpoints import Progress, list_checkpoints, read_progress
 from lvdm.training.logs import CSVLog
 from lvdm.training.metrics import Meter
+from lvdm.training.module import TrainingModule
 from lvdm.training.settings import LoggingSettings, RunSettings, TrainingSettings
 from lvdm.training.strategy import build_strategy
 from lvdm.training.tasks import Recipe, build_task
@@ -54,11 +55,7 @@ def train(config: dict[str, Any], resume: str = "none") -> int:
     progress = read_progress(checkpoint) if checkpoint else Progress()
 
     _quieten()
-    options = build_strategy(settings)  # first, since it may refuse
-    set_backend(settings.attention)
-    torch.manual_seed(run.seed)
-    sections = {name: value for name, value in config.items() if name not in ("run", "training", "logging")}
-    module, data = build_task(Recipe(run, settings, sections))
+    options, module, data = build_run(config, run, settings)
     data.start = progress.samples
     if first:
         folder.mkdir(parents=True, exist_ok=True)
@@ -74,6 +71,17 @@ def train(config: dict[str, Any], resume: str = "none") -> int:
     state = None if checkpoint is None else checkpoint / "state.ckpt"
     trainer.fit(module, datamodule=data, ckpt_path=state, weights_only=True)
     return 0 if checkpoints.stopped_by is None else 128 + checkpoints.stopped_by
+
+
+def build_run(
+    config: dict[str, Any], run: RunSettings, settings: TrainingSettings
+) -> tuple[dict[str, Any], TrainingModule, pl.LightningDataModule]:
+    """What `train` needs before anything is written: the options of `build_strategy`, the module and its data."""
+    options = build_strategy(settings)  # first, since it may refuse
+    set_backend(settings.attention)
+    torch.manual_seed(run.seed)
+    sections = {name: value for name, value in config.items() if name not in ("run", "training", "logging")}
+    return options, *build_task(Recipe(run, settings, sections))
 
 
 def build_trainer(settings: TrainingSettings, options: dict[str, Any], **others: Any) -> pl.Trainer:
