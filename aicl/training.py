@@ -6,10 +6,10 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from aicl.adapter import save_adapter
-from aicl.integration import IntegratedUNet, IntegrationConfig, ReferenceAttention, integrate
+from aicl.integration import IntegratedUNet, IntegrationConfig, Memory, ReferenceAttention, integrate
 from aicl.prism import ActionPrism, PrismBlock, PrismConfig
 from aicl.references import VerbIndex, VerbPicker
 from lvdm import config as configs
@@ -21,6 +21,7 @@ from lvdm.models.components import build_components
 from lvdm.pipeline import VideoPipeline
 from lvdm.training.base import DiffusionModule
 from lvdm.training.compile import compile_regions
+from lvdm.training.draws import Draws
 from lvdm.training.module import DTYPES
 from lvdm.training.settings import TrainingSettings
 from lvdm.training.strategy import training_device
@@ -28,34 +29,75 @@ from lvdm.training.tasks import DATA_KINDS, Recipe, build_data, newest_export, r
 from lvdm.video import to_pixels
 
 
+class AICLNetwork(nn.Module):
+    """All that a training step differentiates, as one call: prism, integration and the frozen UNet."""
+
+    def __init__(self, integrated: IntegratedUNet, prism: ActionPrism):
+        super().__init__()
+        self.integrated, self.prism = integrated, prism  # in this order: the first parameter tells the UNet's type
+
+    def forward(
+        self,
+        x: Tensor,
+        timesteps: Tensor,
+        context: Tensor,
+        fps: Tensor | None = None,
+        *,
+        references: list[tuple[slice, tuple[Tensor, Tensor, Tensor | None]]],
+    ) -> Tensor:
+        """The UNet's prediction for x (b, c, t, h, w); references are those of the whole batch: arguments of `memory`.
+
+        They come as the denoiser passes extras, a list of one (rows, value).
+        """
+        [(_, arguments)] = references
+        return self.integrated(x, timesteps, context, fps=fps, references=self.memory(*arguments))
+
+    def memory(self, latents: Tensor, context: Tensor, weights: Tensor | None = None) -> Memory:
+        """R of all references of a batch in one call of the prism (eq. 4-6), ready for the UNet.
+
+        latents (b, k, c, t, h, w), context (b, k, tokens, d), weights (b, k) or None for equal ones.
+        """
+        return self.integrated.memory(self.prism(latents, context), latents.shape[3], weights)
+
+
 class AICLModule(DiffusionModule):
     """Algorithm 1: references -> prism -> R, and the frozen base model learns to read R, eq. 9.
 
-    Batches are text-video-reference triples: see `lvdm.data.ClipDataset` for their keys.
+    Batches are text-video-reference triples: see `lvdm.data.ClipDataset` for their keys. `reference_dropout` is the
+    share of references, the first of each sample apart, that are left out, so that any number of them is familiar.
     """
 
     def __init__(
-        self, pipeline: VideoPipeline, prism: ActionPrism, integrated: IntegratedUNet, settings: TrainingSettings
+        self,
+        pipeline: VideoPipeline,
+        prism: ActionPrism,
+        integrated: IntegratedUNet,
+        settings: TrainingSettings,
+        reference_dropout: float = 0.0,
     ):
         pipeline.components.eval()  # without gradients; the new layers are no part of it
         trained = {"prism": prism, "integration": integrated.blocks}
-        super().__init__(pipeline, settings, integrated, trained)
+        network = AICLNetwork(integrated, prism)
+        super().__init__(pipeline, settings, network, trained)
         if settings.compile:
             compile_regions(self.trained, (PrismBlock, ReferenceAttention))
-        self._integrated = (integrated,)
+        self._network, self.reference_dropout = (network,), reference_dropout
 
     def losses(self, batch: dict[str, Any]) -> Tensor:
         draws = self.draws(batch)
         latents = self.target_latents(batch, draws)
         context, reference_context = self._contexts(batch)
-        memory = self._memory(batch, reference_context)
-        return self.denoising_losses(latents, context, batch, draws, references=memory)
+        shown = self._reference_latents(batch)
+        references = (shown, reference_context, self._weights(draws, shown.shape[1]))
+        return self.denoising_losses(latents, context, batch, draws, references=references)
 
-    def _memory(self, batch: dict[str, Any], context: Tensor) -> Any:
-        """R of all references of the batch in one call of the prism (eq. 4-6), ready for the UNet."""
-        latents = self._reference_latents(batch)
-        features = self.trained["prism"](latents, context)
-        return self._integrated[0].memory(features, latents.shape[3])
+    def _weights(self, draws: Draws, count: int) -> Tensor | None:
+        """1 for references that are shown, 0 for those left out, (b, count); None where all are shown."""
+        if count == 1 or not self.reference_dropout:
+            return None
+        shown = draws.uniform(count) >= self.reference_dropout
+        shown[:, 0] = True
+        return shown.float()
 
     @torch.no_grad()
     def _reference_latents(self, batch: dict[str, Any]) -> Tensor:
@@ -84,8 +126,10 @@ class AICLModule(DiffusionModule):
         frames, size = references.shape[3], tuple(_first_frames(batch).shape[-2:])
         image = to_pixels(_first_frames(batch)[:b].unsqueeze(2))[:, 0] if pipe.takes_image else None
         positive, negative = pipe.conditions(batch["caption"], image, size=size)
-        with_references = replace(positive, extras={"references": self._memory(batch, self._contexts(batch)[1])})
-        patched = VideoPipeline(replace(pipe.components, unet=self._integrated[0]), pipe.config)
+        network = self._network[0]
+        memory = network.memory(references, self._contexts(batch)[1])
+        with_references = replace(positive, extras={"references": memory})
+        patched = VideoPipeline(replace(pipe.components, unet=network.integrated), pipe.config)
         guidance, videos = pipe.config.defaults.guidance, {"reference": pipe.decode(references[:, 0])}
         for label, model, branch in (("base", pipe, positive), ("ours", patched, with_references)):
             generators = make_generators(range(b))
@@ -102,7 +146,8 @@ class AICLModule(DiffusionModule):
 
     def export(self, folder: Path, meta: dict[str, Any]) -> None:
         """adapter.safetensors: the trained parameters, which any pipeline on the same base model can load."""
-        save_adapter(folder / "adapter.safetensors", self.trained["prism"], self._integrated[0], meta)
+        network = self._network[0]
+        save_adapter(folder / "adapter.safetensors", network.prism, network.integrated, meta)
 
 
 def _first_frames(batch: dict[str, Any]) -> Tensor:
@@ -118,7 +163,7 @@ class AICLSections:
 
     base.path is a model folder, or a run of task base (its newest checkpoint); base.config builds a model with random
     weights instead, to measure speed and memory. `references` is how many accompany each target; data that brings its
-    own number of references (puppets) leaves it None.
+    own number of references (puppets) leaves it None. `reference_dropout`: see AICLModule.
     """
 
     @dataclass
@@ -131,6 +176,11 @@ class AICLSections:
     prism: dict[str, Any] = field(default_factory=dict)
     integration: IntegrationConfig = field(default_factory=IntegrationConfig)
     references: int | None = None
+    reference_dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.reference_dropout < 1.0:
+            raise ConfigError(f"reference_dropout = {self.reference_dropout} is a share: choose a number in [0, 1)")
 
 
 def build(recipe: Recipe) -> tuple[AICLModule, pl.LightningDataModule]:
@@ -140,7 +190,7 @@ def build(recipe: Recipe) -> tuple[AICLModule, pl.LightningDataModule]:
     torch.manual_seed(recipe.run.seed)  # the new layers start the same whatever was drawn for the base model
     prism = build_prism(sections.prism, pipeline, recipe.training)
     integrated = integrate(pipeline.components.unet, sections.integration)
-    module = AICLModule(pipeline, prism, integrated, recipe.training)
+    module = AICLModule(pipeline, prism, integrated, recipe.training, sections.reference_dropout)
     if sections.data.get("kind") in DATA_KINDS:
         if sections.references is not None:
             raise ConfigError("this kind of data brings its own references: set data.references, not references")

@@ -39,12 +39,18 @@ def load_pipeline(
     return VideoPipeline(components.eval(), config)
 
 
-def save_pipeline(components: Components, config: ModelConfig, folder: str | os.PathLike) -> None:
+def save_pipeline(
+    components: Components,
+    config: ModelConfig,
+    folder: str | os.PathLike,
+    states: Mapping[str, Mapping[str, torch.Tensor]] | None = None,
+) -> None:
     """Write a model as a folder that `load_pipeline` reads: appears at once, complete, or not at all.
 
+    `states`: state dicts to write in place of those that some parts have now, by the names of `Components.modules`.
     Raises CheckpointError where `folder` exists with content, or a part of the model is missing.
     """
-    states = {part: module.state_dict() for part, module in components.modules().items()}
+    states = {part: module.state_dict() for part, module in components.modules().items()} | dict(states or {})
     if missing := expected_parts(config) - states.keys():
         raise CheckpointError(f"a model folder needs all parts; missing: {', '.join(sorted(missing))}")
     with new_folder(folder) as temporary:

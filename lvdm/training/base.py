@@ -13,6 +13,7 @@ from lvdm.models.transformers import Transformer
 from lvdm.pipeline import VideoPipeline
 from lvdm.training.compile import compile_regions
 from lvdm.training.draws import Draws
+from lvdm.training.graphs import Captured
 from lvdm.training.module import TrainingModule
 from lvdm.training.settings import TrainingSettings
 from lvdm.video import to_pixels
@@ -35,7 +36,8 @@ class DiffusionModule(TrainingModule):
         if settings.compile:
             for module in (unet, components.codec.autoencoder.encoder):
                 compile_regions(module)
-        self._denoiser = Denoiser(unet, components.schedule, components.prediction)
+        network = Captured(unet) if settings.cuda_graphs else unet
+        self._denoiser = Denoiser(network, components.schedule, components.prediction)
 
     @property
     def pipeline(self) -> VideoPipeline:
@@ -86,6 +88,12 @@ class BaseModule(DiffusionModule):
             components.text.requires_grad_(False)
         super().__init__(pipeline, settings, components.unet, trained)
         self.train_text = train_text
+        # Frozen parts are rounded to the precision of the run when it starts; what is exported should not be.
+        self._given = {
+            part: module.state_dict()
+            for part, module in components.modules().items()
+            if not any(parameter.requires_grad for parameter in module.parameters())
+        }
 
     def losses(self, batch: dict[str, Any]) -> Tensor:
         draws = self.draws(batch)
@@ -95,7 +103,7 @@ class BaseModule(DiffusionModule):
     def _context(self, batch: dict[str, Any], draws: Draws) -> Tensor:
         """The captions' context, some of them emptied for classifier-free guidance."""
         captions, text = batch["caption"], self.pipeline.components.text
-        dropped = [u < self.settings.caption_dropout for u in draws.host_uniform()]
+        dropped = [u < self.settings.caption_dropout for [u] in draws.host_uniform()]
         if self.train_text:
             return text.encode(["" if drop else caption for caption, drop in zip(captions, dropped)])
         with torch.no_grad():
@@ -122,7 +130,7 @@ class BaseModule(DiffusionModule):
 
     def export(self, folder: Path, meta: dict[str, Any]) -> None:
         """The whole model as a folder that `lvdm.checkpoints.load_pipeline` reads."""
-        save_pipeline(self.pipeline.components, self.pipeline.config, folder / "pipeline")
+        save_pipeline(self.pipeline.components, self.pipeline.config, folder / "pipeline", self._given)
 
 
 def recompute_activations(unet: nn.Module) -> None:

@@ -29,13 +29,15 @@ class Draws:
             return torch.randn(len(self.seeds), *shape, generator=self._generators[0], device=self.device)
         return self._moved(torch.stack([torch.randn(*shape, generator=generator) for generator in self._generators]))
 
-    def uniform(self) -> Tensor:
-        """One number in [0, 1) for each sample, (b,), float32, on the device; the same each time, in both modes."""
-        return self._moved(torch.tensor(self.host_uniform()))
+    def uniform(self, count: int = 1) -> Tensor:
+        """`count` numbers in [0, 1) for each sample, (b, count), float32, on the device; the same ones each time, in
+        both modes."""
+        return self._moved(torch.tensor(self.host_uniform(count)))
 
-    def host_uniform(self) -> list[float]:
+    def host_uniform(self, count: int = 1) -> list[list[float]]:
         """The numbers of `uniform` for use on the host."""
-        return [random.Random(seed).random() for seed in self.seeds]
+        sources = (random.Random(seed) for seed in self.seeds)
+        return [[source.random() for _ in range(count)] for source in sources]
 
     def _moved(self, values: Tensor) -> Tensor:
         if self.device.type == "cuda":  # pinned, so that the copy does not make the host wait

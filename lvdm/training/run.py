@@ -26,7 +26,8 @@ from lvdm.training.tasks import Recipe, build_task
 FREE = {
     "training": {
         "steps", "max_minutes", "strategy", "accelerator", "devices", "nodes", "accumulate", "checkpointing",
-        "attention", "compile", "checkpoint_every", "keep", "preview_every", "previews", "preview_steps", "stop_factor",
+        "attention", "compile", "cuda_graphs", "checkpoint_every", "keep", "preview_every", "previews",
+        "preview_steps", "stop_factor",
     },
     "run": {"out"},
     "data": {"workers"},

@@ -47,6 +47,7 @@ class TrainingSettings:
     checkpointing: bool = False  # recompute activations in the backward pass instead of storing them
     attention: Literal["sdpa", "xformers", "reference"] = "sdpa"  # see lvdm.models.attention.set_backend
     compile: bool = False  # torch.compile the blocks of the networks, see lvdm.training.compile
+    cuda_graphs: bool = False  # launch the kernels of a step at once, see lvdm.training.graphs
 
     timesteps: Literal["uniform", "sqrt"] = "uniform"  # t = T u, or T sqrt(u), which prefers high noise
     noise: Literal["sample", "device"] = "sample"  # who draws the noise: see lvdm.training.draws
@@ -84,7 +85,11 @@ class TrainingSettings:
                 f"training.ema does not work with training.strategy = {self.strategy}, which spreads the "
                 "full-precision weights over devices: set training.ema to null or the strategy to single or ddp"
             )
-
+        if self.cuda_graphs and (self.uses_deepspeed or self.checkpointing or self.accumulate > 1):
+            raise ConfigError(
+                "training.cuda_graphs works with the strategies single and ddp, without checkpointing and with "
+                "accumulate = 1: change these or set training.cuda_graphs to false"
+            )
         if self.compile and self.strategy == "deepspeed_zero3":
             raise ConfigError(
                 "training.compile does not work with training.strategy = deepspeed_zero3, which gathers the weights of "
@@ -124,3 +129,4 @@ class ConfigSchema:
     integration: dict[str, Any]
     reconstruction: dict[str, Any]
     references: int | None = None
+    reference_dropout: float = 0.0

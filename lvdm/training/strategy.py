@@ -38,6 +38,8 @@ def build_strategy(settings: TrainingSettings) -> dict[str, Any]:
         accelerator = "gpu" if torch.cuda.is_available() else "cpu"
     if accelerator == "gpu":
         _check_gpus(settings)
+    elif settings.cuda_graphs:
+        raise ConfigError("training.cuda_graphs needs a GPU and training runs on the CPU here: set it to false")
     common = {"accelerator": accelerator, "devices": settings.devices, "num_nodes": settings.nodes}
     if settings.uses_deepspeed:
         return {**common, "strategy": _deepspeed(settings, accelerator)}

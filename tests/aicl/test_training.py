@@ -19,6 +19,7 @@ from lvdm.errors import ConfigError
 from lvdm.models.components import build_components
 from lvdm.training import ConfigSchema, Recipe, RunSettings, TrainingSettings, build_task, train
 from lvdm.training.checkpoints import list_checkpoints
+from lvdm.training.draws import Draws
 from lvdm.training.tasks import read_model
 from tests.aicl.tiny_models import randomise
 from tests.lvdm.training_runs import MODEL, ROOT, losses, make_clips, save_config, tiny_config
@@ -87,6 +88,28 @@ def test_recomputing_activations_gives_the_same_gradients(tmp_path, clips):
         gradients.append([p.grad for p in module.trained.parameters()])
     for plain, recomputed in zip(*gradients):
         torch.testing.assert_close(plain, recomputed, rtol=1e-4, atol=1e-7)
+
+
+def test_references_left_out_are_as_if_they_had_never_been_shown(tmp_path, clips):
+    module, data = build(aicl_config(tmp_path, references=2, reference_dropout=0.5))
+    randomise(module.trained, seed=0)  # what reads the references starts at zero
+    batch = next(iter(data.train_dataloader()))
+    losses = {}
+    for share in (0.0, 1.0):
+        module.reference_dropout = share
+        losses[share] = module.losses(batch)
+    assert not torch.allclose(losses[0.0], losses[1.0], rtol=1e-5)
+    module.reference_dropout = 0.0
+    for name in ("references", "reference_captions"):
+        batch[name] = [row[:1] for row in batch[name]] if name == "reference_captions" else batch[name][:, :1]
+    torch.testing.assert_close(module.losses(batch), losses[1.0])
+
+
+def test_the_first_reference_of_a_sample_is_never_left_out(tmp_path, clips):
+    module, _ = build(aicl_config(tmp_path, references=3, reference_dropout=0.3))
+    weights = module._weights(Draws(range(2000), "cpu"), 3)
+    assert weights[:, 0].min() == 1 and set(weights.unique().tolist()) == {0.0, 1.0}
+    assert weights[:, 1:].mean() == pytest.approx(0.7, abs=0.03)
 
 
 def test_compiling_gives_the_same_gradients_and_is_done_once(tmp_path, clips):

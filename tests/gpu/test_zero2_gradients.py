@@ -40,10 +40,13 @@ def test_gradients_are_those_of_one_device(tmp_path, references, checkpointing, 
     spread = gradients(tmp_path, "spread", *common, f"training.strategy={strategy}", "training.devices=2")
     assert plain.keys() == spread.keys()
     largest = max(gradient.norm() for gradient in plain.values())
-    for name, expected in plain.items():
-        # The floor is for biases that a normalisation takes out again: their gradient is rounding and nothing else.
-        error = (spread[name] - expected).norm() / (expected.norm() + 1e-5 * largest)
-        assert error < 1e-3, f"{name}: relative error {error:.2e}"
+    # The floor is for a bias that a normalisation takes out again: its gradient is rounding (1e-7 of the largest) and
+    # nothing else. The smallest true gradient is 9e-5 of the largest.
+    errors = {
+        name: (spread[name] - value).norm() / value.norm().clamp(min=1e-4 * largest) for name, value in plain.items()
+    }
+    worst = sorted(errors, key=errors.get)[-5:]
+    assert errors[worst[-1]] < 1e-3, ", ".join(f"{name}: relative error {errors[name]:.2e}" for name in worst)
 
 
 def test_gradients_in_bf16_point_the_same_way(tmp_path):

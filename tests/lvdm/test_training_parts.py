@@ -24,7 +24,7 @@ def test_a_samples_noise_does_not_depend_on_its_batch():
     together, alone = Draws([5, 6, 7], "cpu"), Draws([6], "cpu")
     for shape in [(4, 2, 3), (5,)]:  # also for the second thing that is drawn
         assert torch.equal(together.normal(shape)[1], alone.normal(shape)[0])
-    assert together.uniform()[1] == alone.uniform()[0]
+    assert torch.equal(together.uniform(2)[1], alone.uniform(2)[0])
 
 
 def test_noise_is_standard_normal_and_new_each_time():
@@ -50,6 +50,9 @@ def test_batch_size_is_split_over_devices_and_accumulation():
         ({"betas": [0.9]}, "betas needs two numbers"),
         ({"precision": "fp8"}, "precision must be one of"),
         ({"stepz": 3}, "unknown key 'stepz' .* did you mean 'steps'"),
+        ({"cuda_graphs": True, "accumulate": 2}, "cuda_graphs to false"),
+        ({"cuda_graphs": True, "checkpointing": True}, "cuda_graphs to false"),
+        ({"cuda_graphs": True, "strategy": "deepspeed_zero2"}, "cuda_graphs to false"),
     ],
 )
 def test_impossible_settings_are_named(changes, message):
@@ -66,6 +69,11 @@ def test_the_papers_optimiser_is_the_default():
 def test_deepspeed_on_a_cpu_says_which_line_to_change(strategy):
     with pytest.raises(ConfigError, match=rf"training.strategy = {strategy} needs DeepSpeed.*set training.strategy to"):
         build_strategy(settings(strategy=strategy, accelerator="cpu"))
+
+
+def test_cuda_graphs_on_a_cpu_say_which_line_to_change():
+    with pytest.raises(ConfigError, match=r"training.cuda_graphs needs a GPU"):
+        build_strategy(settings(cuda_graphs=True, accelerator="cpu"))
 
 
 def test_more_gpus_than_there_are_says_which_line_to_change():
