@@ -1,0 +1,75 @@
+"""Put what training runs made into one folder that can be kept and shared.
+
+examples:
+  python scripts/export_model.py --base runs/puppets_base --adapter runs/puppets_aicl --out checkpoints/mine
+  python scripts/export_model.py --base runs/puppets_base --adapter runs/puppets_aicl --out checkpoints/puppets \\
+      --dtype float16 --instruments runs/puppets_classifier runs/puppets_clip
+
+The folder is what `AICLPipeline.from_pretrained` and `scripts/sample.py --model` load, with a file SHA256SUMS that
+`sha256sum --check` reads. A run means its newest checkpoint. Without --adapter only the base model is written.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from aicl.evaluation.weights import file_hash
+from aicl.puppets.instruments import INSTRUMENTS, load_instrument, save_instrument
+from aicl.sampling_models import load_model
+from lvdm import cli
+from lvdm.checkpoints import save_pipeline
+from lvdm.errors import CheckpointError
+from lvdm.files import atomic_path
+from lvdm.training.tasks import newest_export
+
+SUMS = "SHA256SUMS"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", required=True, help="a model folder, or the run that trained the base model")
+    parser.add_argument("--adapter", help="an adapter file, or the run that trained it")
+    parser.add_argument("--instruments", nargs="+", default=[], help="runs of the puppet world's classifier and CLIP")
+    parser.add_argument("--out", type=Path, required=True, help="a new or empty folder")
+    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="of all weights")
+    args = parser.parse_args()
+    dtype = getattr(torch, args.dtype)
+    instruments = {name: folder for run in args.instruments for name, folder in find_instruments(run).items()}
+
+    pipeline = load_model(base=args.base, adapter=args.adapter, device="cpu", dtype=args.dtype)
+    if args.adapter:
+        pipeline.save_pretrained(args.out)
+    else:
+        save_pipeline(pipeline.base.components, pipeline.base.config, args.out)
+    for name, folder in instruments.items():
+        save_instrument(args.out, name, load_instrument(folder, name), dtype)
+    write_sums(args.out)
+    size = sum(path.stat().st_size for path in args.out.rglob("*") if path.is_file())
+    print(f"{args.out}: {size / 1e6:.1f} MB in {args.dtype}; verify with: cd {args.out} && sha256sum --check {SUMS}")
+
+
+def find_instruments(run: str) -> dict[str, Path]:
+    """The instruments that a run trained, or that lie in a folder: name -> folder. Raises CheckpointError for none."""
+    found = {}
+    for name in INSTRUMENTS:
+        try:
+            found[name] = newest_export(run, f"{name}.safetensors")
+        except CheckpointError:
+            continue
+    if not found:
+        raise CheckpointError(f"{run} holds no instrument: it has neither of {', '.join(INSTRUMENTS)}.safetensors")
+    return found
+
+
+def write_sums(folder: Path) -> None:
+    """Write SHA256SUMS: a line "hash  path" for each weights file below `folder`."""
+    lines = [f"{file_hash(path)}  {path.relative_to(folder).as_posix()}" for path in folder.rglob("*.safetensors")]
+    with atomic_path(folder / SUMS) as temporary:
+        temporary.write_text(
+            "".join(f"{line}\n" for line in sorted(lines, key=lambda line: line[64:])), encoding="utf-8"
+        )
+
+
+if __name__ == "__main__":
+    cli.run(main)
