@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -123,7 +124,7 @@ class AICLPipeline:
         self,
         prompt: str | Sequence[str],
         *,
-        references: Sequence[Reference] | Sequence[Sequence[Video]] = (),
+        references: Reference | Sequence[Reference] | Sequence[Sequence[Video]] = (),
         reference_captions: Sequence[str] | Sequence[Sequence[str]] | None = None,
         reference_fps: float | None = None,
         weights: Sequence[float] | None = None,
@@ -143,7 +144,8 @@ class AICLPipeline:
     ) -> Tensor:
         """Generate one video for each prompt, with its action shown by references: uint8 (b, t, h, w, 3).
 
-        references: for all prompts, or one list for each. reference_captions: likewise; by default the prompt.
+        references: one or several for all prompts, or one list for each. reference_captions: likewise; by default the
+        prompt.
         reference_fps: the rate (1/s) at which reference videos are sampled, by default that of the model's videos.
         weights: w_i >= 0 for each reference, 0 leaves it out. scale: strength of R, 0 gives the base model's video.
         guidance: strength of the text, and of R where `reference_guidance` is None: R belongs to the conditional branch
@@ -161,6 +163,7 @@ class AICLPipeline:
         positive, negative = self.base.conditions(prompts, image, size=size, fps=fps, negative_prompt=negative_prompt)
         clock.lap("text")
         memory = None
+        references = _listed(references)
         if references:
             encoded = self._encoded(references, reference_captions, prompts, x_T.shape[2], size, reference_fps, clock)
             memory = self._memory(encoded, len(prompts), weights, scale)
@@ -186,7 +189,7 @@ class AICLPipeline:
     @torch.no_grad()
     def encode_references(
         self,
-        references: Sequence[Video] | Sequence[Sequence[Video]],
+        references: Video | Sequence[Video] | Sequence[Sequence[Video]],
         captions: str | Sequence[str] | Sequence[Sequence[str]],
         *,
         num_frames: int | None = None,
@@ -203,7 +206,7 @@ class AICLPipeline:
         frames = defaults.num_frames if num_frames is None else num_frames
         fps = defaults.save_fps if fps is None else fps
         clock = _Clock(self.base.device)
-        return self._encode(*_rows(references, captions), frames, tuple(size or defaults.size), fps, clock)
+        return self._encode(*_rows(_listed(references), captions), frames, tuple(size or defaults.size), fps, clock)
 
     def read_clip(self, video: Video, num_frames: int, size: tuple[int, int], fps: float) -> Tensor:
         """What the prism sees of a reference video: frames (3, t, h, w) in [-1, 1], from its middle.
@@ -322,6 +325,11 @@ def _branches(
     if reference_guidance is None:
         return [negative, full], [1 - guidance, guidance]
     return [negative, positive, full], [1 - guidance, guidance - reference_guidance, reference_guidance]
+
+
+def _listed(references: Reference | Sequence[Any]) -> Sequence[Any]:
+    """A single reference as a list of one."""
+    return [references] if isinstance(references, str | os.PathLike | Tensor | EncodedReferences) else references
 
 
 def _rows(

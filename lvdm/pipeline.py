@@ -238,7 +238,12 @@ def progress_bar() -> Callback:
 
 
 def sample_seeds(seed: int | Sequence[int], count: int) -> list[int]:
-    """One seed for each of `count` samples: those given, or consecutive ones. Raises ConfigError for another number."""
+    """One seed for each of `count` samples, at least one: those given, or consecutive ones.
+
+    Raises ConfigError for another number.
+    """
+    if count < 1:
+        raise ConfigError("there is no prompt: give at least one")
     if isinstance(seed, int):
         return list(range(seed, seed + count))
     if len(seed) != count:

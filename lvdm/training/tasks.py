@@ -85,7 +85,7 @@ def newest_export(path: str, file: str, inside: str = "") -> Path:
         if (folder / file).exists() and not (folder / "checkpoints").exists():
             return folder
     raise CheckpointError(
-        f"{path} holds no {file}: give a folder that has one, or that of a run which wrote a checkpoint with it"
+        f"{path} holds no {Path(inside) / file}: give a folder that has one, or that of a run that wrote one"
     )
 
 

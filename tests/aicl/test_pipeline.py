@@ -169,7 +169,15 @@ def test_save_and_load_give_the_same_video(pipe, tmp_path, pointer):
     assert torch.equal(generate(loaded, references=references), expected)
 
 
+def test_a_single_reference_needs_no_list(pipe, tmp_path):
+    path = write_video(tmp_path / "a.mp4", pixels(0), fps=8)
+    for one in (path, str(path), pixels(0), pipe.encode_references(path, PROMPT)):
+        assert torch.equal(generate(pipe, references=one), generate(pipe, references=[one]))
+
+
 def test_says_what_does_not_fit(pipe):
+    with pytest.raises(ConfigError, match="there is no prompt"):
+        generate(pipe, [])
     with pytest.raises(ConfigError, match="got 3 captions for 2 reference"):
         generate(pipe, references=[pixels(0), pixels(1)], reference_captions=["a", "b", "c"])
     with pytest.raises(ConfigError, match="need one list of references or 2"):
