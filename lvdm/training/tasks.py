@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from lvdm import config as configs
 from lvdm.data import DataConfig, build_datamodule
+from lvdm.data.caching import check_encoders
 from lvdm.errors import CheckpointError, ConfigError
 from lvdm.models.components import ModelConfig, build_components
 from lvdm.pipeline import VideoPipeline
@@ -152,5 +153,7 @@ def build_base(recipe: Recipe) -> tuple[TrainingModule, pl.LightningDataModule]:
     components = build_components(config)
     if folder is not None:
         components.codec.autoencoder.load_state_dict(load_file(folder / "autoencoder.safetensors"))
+    if sections.data.get("cache"):
+        check_encoders(sections.data["cache"], components.codec, None if sections.model.train_text else components.text)
     module = BaseModule(VideoPipeline(components, config), recipe.training, sections.model.train_text)
     return module, build_data(sections.data, recipe)
