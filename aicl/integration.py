@@ -11,6 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from aicl.rotary import axial_rotary, check_head_dim, rotate
+from lvdm.config import check_at_least
 from lvdm.errors import ConfigError
 from lvdm.models.attention import RelativePosition, attend
 from lvdm.models.layers import LayerNorm
@@ -32,6 +33,7 @@ class IntegrationConfig:
     spatial_positions: Literal["rotary", "none"] = "rotary"
 
     def __post_init__(self) -> None:
+        check_at_least(self, 1, ("feature_channels", "head_dim", "max_relative_frames"), "integration")
         if self.mode != "temporal" and self.spatial_positions == "rotary":
             check_head_dim(self.head_dim, "integration.head_dim")
 

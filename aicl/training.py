@@ -133,6 +133,10 @@ class AICLSections:
     integration: IntegrationConfig = field(default_factory=IntegrationConfig)
     references: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.references is not None and self.references < 1:
+            raise ConfigError(f"references is {self.references}: each target needs at least 1")
+
 
 def build(recipe: Recipe) -> tuple[AICLModule, pl.LightningDataModule]:
     """Task "aicl": see AICLSections. Raises ConfigError for sections that do not fit together."""
