@@ -11,6 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from aicl.rotary import axial_rotary, check_head_dim, rotate
+from lvdm.config import check_at_least
 from lvdm.errors import ConfigError
 from lvdm.models.attention import RelativePosition, attend
 from lvdm.models.layers import LayerNorm
@@ -32,6 +33,7 @@ class IntegrationConfig:
     spatial_positions: Literal["rotary", "none"] = "rotary"
 
     def __post_init__(self) -> None:
+        check_at_least(self, 1, ("feature_channels", "head_dim", "max_relative_frames"), "integration")
         if self.mode != "temporal" and self.spatial_positions == "rotary":
             check_head_dim(self.head_dim, "integration.head_dim")
 
@@ -261,8 +263,9 @@ class IntegratedUNet(nn.Module):
 
         frames_per_reference: one count for all, or a count each; they add up to m.
         weights: w_i >= 0, one a reference, or a tensor (b, k). They multiply the attention's unnormalised weights,
-        so only their ratios matter, and 0 is as if that reference were absent. scale: factor of the update; 0 is
-        the base model, bit for bit. Returns None if every weight is 0. Raises ConfigError on what does not fit.
+        so only their ratios matter, and 0 is as if that reference were absent. scale: factor of the update, from 0
+        up; 0 is the base model, bit for bit. Returns None if every weight is 0.
+        Raises ConfigError for what does not fit.
         """
         m, channels = features.shape[1], self.config.feature_channels * len(self.config.parts)
         if features.shape[2] != channels:
@@ -276,11 +279,13 @@ class IntegratedUNet(nn.Module):
             frames = tuple(frames_per_reference)
         if sum(frames) != m:
             raise ConfigError(f"R has {m} frames, its references are said to have {list(frames)}")
-        if not math.isfinite(scale):
-            raise ConfigError(f"scale is {scale}: give a finite number, 0 for the base model and 1 for full effect")
+        if not 0 <= scale < math.inf:
+            raise ConfigError(f"scale is {scale}: give a number from 0 up, 0 for the base model and 1 for full effect")
         if weights is not None and not isinstance(weights, Tensor):
             if len(weights) != len(frames) or any(not w >= 0 or math.isinf(w) for w in weights):
-                raise ConfigError(f"weights {list(weights)} must be {len(frames)} numbers from 0 up, one a reference")
+                raise ConfigError(
+                    f"weights {list(weights)} must be numbers from 0 up, one each for {len(frames)} reference(s)"
+                )
             kept = [i for i, w in enumerate(weights) if w > 0]
             if not kept:
                 return None

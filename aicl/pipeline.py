@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,9 +19,9 @@ from lvdm.checkpoints import load_pipeline, save_pipeline
 from lvdm.checkpoints.folder import new_folder
 from lvdm.diffusion import Condition, make_generators
 from lvdm.diffusion.samplers import Callback
-from lvdm.errors import CheckpointError, ConfigError
+from lvdm.errors import CheckpointError, ConfigError, VideoError
 from lvdm.pipeline import ImageLike, VideoPipeline, progress_bar, sample_seeds
-from lvdm.video import frame_indices, load_clip, resize_crop, to_frames
+from lvdm.video import frame_indices, load_clip, probe, resize_crop, to_frames
 
 Video = str | os.PathLike | Tensor
 """A video file, or pixels uint8 (t, h, w, 3)."""
@@ -123,7 +124,7 @@ class AICLPipeline:
         self,
         prompt: str | Sequence[str],
         *,
-        references: Sequence[Reference] | Sequence[Sequence[Video]] = (),
+        references: Reference | Sequence[Reference] | Sequence[Sequence[Video]] = (),
         reference_captions: Sequence[str] | Sequence[Sequence[str]] | None = None,
         reference_fps: float | None = None,
         weights: Sequence[float] | None = None,
@@ -143,7 +144,8 @@ class AICLPipeline:
     ) -> Tensor:
         """Generate one video for each prompt, with its action shown by references: uint8 (b, t, h, w, 3).
 
-        references: for all prompts, or one list for each. reference_captions: likewise; by default the prompt.
+        references: one or several for all prompts, or one list for each. reference_captions: likewise; by default the
+        prompt.
         reference_fps: the rate (1/s) at which reference videos are sampled, by default that of the model's videos.
         weights: w_i >= 0 for each reference, 0 leaves it out. scale: strength of R, 0 gives the base model's video.
         guidance: strength of the text, and of R where `reference_guidance` is None: R belongs to the conditional branch
@@ -161,6 +163,7 @@ class AICLPipeline:
         positive, negative = self.base.conditions(prompts, image, size=size, fps=fps, negative_prompt=negative_prompt)
         clock.lap("text")
         memory = None
+        references = _listed(references)
         if references:
             encoded = self._encoded(references, reference_captions, prompts, x_T.shape[2], size, reference_fps, clock)
             memory = self._memory(encoded, len(prompts), weights, scale)
@@ -186,7 +189,7 @@ class AICLPipeline:
     @torch.no_grad()
     def encode_references(
         self,
-        references: Sequence[Video] | Sequence[Sequence[Video]],
+        references: Video | Sequence[Video] | Sequence[Sequence[Video]],
         captions: str | Sequence[str] | Sequence[Sequence[str]],
         *,
         num_frames: int | None = None,
@@ -200,16 +203,18 @@ class AICLPipeline:
         The result can be saved, and given as a reference, or its file can.
         """
         defaults = self.base.config.defaults
-        shape = (num_frames or defaults.num_frames, tuple(size or defaults.size), fps or defaults.save_fps)
-        return self._encode(*_rows(references, captions), *shape, _Clock(self.base.device))
+        frames = defaults.num_frames if num_frames is None else num_frames
+        fps = defaults.save_fps if fps is None else fps
+        clock = _Clock(self.base.device)
+        return self._encode(*_rows(_listed(references), captions), frames, tuple(size or defaults.size), fps, clock)
 
     def read_clip(self, video: Video, num_frames: int, size: tuple[int, int], fps: float) -> Tensor:
-        """What the prism sees of a reference video: frames (3, t, h, w) in [-1, 1], from its middle."""
+        """What the prism sees of a reference video: frames (3, t, h, w) in [-1, 1], from its middle.
+
+        Raises VideoError or ConfigError for what is no reference, see `check_reference`.
+        """
+        check_reference(video)
         if isinstance(video, Tensor):
-            if video.dtype != torch.uint8 or video.ndim != 4 or video.shape[-1] != 3:
-                raise ConfigError(
-                    f"reference pixels must be uint8 (t, h, w, 3), got {video.dtype} {tuple(video.shape)}"
-                )
             return to_frames(resize_crop(video[frame_indices(len(video), num_frames, source_fps=fps)], size))
         return load_clip(video, num_frames, size, fps=fps)
 
@@ -225,7 +230,7 @@ class AICLPipeline:
     ) -> EncodedReferences:
         """R of whatever kind of references a call was given."""
         self._adapter()
-        kinds = [isinstance(item, EncodedReferences) or _is_encoded_file(item) for item in references]
+        kinds = [isinstance(item, EncodedReferences) or is_encoded_file(item) for item in references]
         if any(kinds):
             if not all(kinds):
                 raise ConfigError("give either videos or encoded references: encode the videos with encode_references")
@@ -238,7 +243,8 @@ class AICLPipeline:
         rows, texts = _rows(references, captions if captions else [[prompt] for prompt in prompts])
         if len(rows) not in (1, len(prompts)):
             raise ConfigError(f"{len(prompts)} prompts need one list of references or {len(prompts)}, got {len(rows)}")
-        return self._encode(rows, texts, num_frames, size, fps or self.base.config.defaults.save_fps, clock)
+        fps = self.base.config.defaults.save_fps if fps is None else fps
+        return self._encode(rows, texts, num_frames, size, fps, clock)
 
     def _encode(
         self,
@@ -294,6 +300,21 @@ class AICLPipeline:
             self._patched = VideoPipeline(replace(self.base.components, unet=integrated), self.base.config)
 
 
+def check_reference(video: Video) -> None:
+    """Raise VideoError for a file that cannot be read, or a still image, however it is called: it shows no action.
+
+    Raises ConfigError for pixels that are not uint8 (t, h, w, 3).
+    """
+    if isinstance(video, Tensor):
+        if video.dtype != torch.uint8 or video.ndim != 4 or video.shape[-1] != 3:
+            raise ConfigError(f"reference pixels must be uint8 (t, h, w, 3), got {video.dtype} {tuple(video.shape)}")
+        name, frames = "reference pixels", len(video)
+    else:
+        name, frames = str(video), probe(video).num_frames
+    if frames < 2:
+        raise VideoError(f"{name}: a single frame shows no action; give a video of it as reference")
+
+
 def _branches(
     negative: Condition, positive: Condition, memory: Memory | None, guidance: float, reference_guidance: float | None
 ) -> tuple[list[Condition], list[float]]:
@@ -304,6 +325,11 @@ def _branches(
     if reference_guidance is None:
         return [negative, full], [1 - guidance, guidance]
     return [negative, positive, full], [1 - guidance, guidance - reference_guidance, reference_guidance]
+
+
+def _listed(references: Reference | Sequence[Any]) -> Sequence[Any]:
+    """A single reference as a list of one."""
+    return [references] if isinstance(references, str | os.PathLike | Tensor | EncodedReferences) else references
 
 
 def _rows(
@@ -323,7 +349,9 @@ def _rows(
     if len(rows) != len(texts) or len(lengths) != 1 or lengths == {0}:
         raise ConfigError(f"every prompt needs the same number of references, got {[len(row) for row in rows]}")
     if [len(text) for text in texts] != [len(row) for row in rows]:
-        raise ConfigError(f"{len(rows[0])} references need one caption or {len(rows[0])}, got {len(texts[0])}")
+        raise ConfigError(
+            f"got {len(texts[0])} captions for {len(rows[0])} reference(s): give one for all of them, or one for each"
+        )
     if all(list(map(_key, row)) == list(map(_key, rows[0])) for row in rows) and all(
         text == texts[0] for text in texts
     ):
@@ -335,7 +363,8 @@ def _key(video: Video) -> str | int:
     return id(video) if isinstance(video, Tensor) else str(video)
 
 
-def _is_encoded_file(item: object) -> bool:
+def is_encoded_file(item: object) -> bool:
+    """Whether a reference is given as a file of `EncodedReferences`."""
     return isinstance(item, str | os.PathLike) and Path(item).suffix == ENDING
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from aicl.rotary import Rotary, axial_rotary, check_head_dim, rotate
+from lvdm.config import check_at_least
 from lvdm.errors import ConfigError
 from lvdm.models.attention import RelativePosition, attend
 from lvdm.models.layers import LayerNorm
@@ -43,6 +44,8 @@ class PrismConfig:
     use_checkpoint: bool = False
 
     def __post_init__(self) -> None:
+        sizes = ("in_channels", "out_channels", "context_dim", "width", "depth", "heads", "head_dim", "text_width")
+        check_at_least(self, 1, (*sizes, "mlp_ratio", "output_ratio", "max_relative_frames"), "prism")
         if self.spatial_positions == "rotary":
             check_head_dim(self.head_dim, "prism.head_dim")
         if self.features not in (1, 2):

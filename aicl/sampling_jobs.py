@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from aicl.pipeline import AICLPipeline
+from aicl.pipeline import AICLPipeline, check_reference, is_encoded_file
 from aicl.references import Library, load_library
 from lvdm import config as configs
 from lvdm.errors import ConfigError, DataError, VideoError
@@ -67,9 +67,14 @@ class Job:
             raise ConfigError("give either references or a library to choose them from, not both")
         if self.num_refs != 1 and not (self.library or self.chosen):
             raise ConfigError("num_refs says how many references to take from a library: name one, or leave it out")
-        for name in ("num_refs", "num_samples", "batch"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        for name in ("num_refs", "num_samples", "batch", "num_frames", "steps", "fps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} is {value}: it must be at least 1")
+        if self.seed < 0:
+            raise ConfigError(f"seed is {self.seed}: it must be at least 0")
+        if self.ref_fps is not None and not self.ref_fps > 0:
+            raise ConfigError(f"ref_fps is {self.ref_fps}: a frame rate must be positive")
         if self.out and Path(self.out).suffix.lower() not in (".mp4", ".gif", ""):
             raise ConfigError(f"out {self.out} must end in .mp4, .gif, or nothing for a folder of frames")
         self.pixels()
@@ -78,7 +83,7 @@ class Job:
         """(height, width) in pixels."""
         if self.size is None:
             return None
-        match = re.fullmatch(r"(\d+)x(\d+)", self.size)
+        match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", self.size)
         if not match:
             raise ConfigError(f"size '{self.size}' must be written as WIDTHxHEIGHT, such as 512x320")
         return int(match[2]), int(match[1])
@@ -125,8 +130,9 @@ def read_jobs(defaults: Mapping[str, Any], prompts_file: str | os.PathLike | Non
                 own = json.loads(line)
             except json.JSONDecodeError as error:
                 raise DataError(f"{where} is not valid JSON: {error}") from error
-        name = folder / own.get("out", f"{number:05d}.mp4")
-        jobs.append(configs.from_mapping(Job, {**defaults, **own, "out": str(name)}, where=where))
+        name = own.get("out") or f"{number:05d}.mp4"
+        own["out"] = str(folder / name) if isinstance(name, str) else name
+        jobs.append(configs.from_mapping(Job, {**defaults, **own}, where=where))
     if not jobs:
         raise DataError(f"prompts file {prompts_file} has no prompts")
     names = Counter(path for job in jobs for path in job.files())
@@ -138,8 +144,8 @@ def read_jobs(defaults: Mapping[str, Any], prompts_file: str | os.PathLike | Non
 def prepare(jobs: list[Job]) -> list[Job]:
     """Find out before anything is computed what can go wrong, and choose references from libraries, saying which.
 
-    Raises VideoError where a job would overwrite a file unasked or a reference is missing, DataError where a library
-    has no reference for a prompt.
+    Raises VideoError where a job would overwrite a file unasked or a reference cannot be read, DataError where a
+    library has no reference for a prompt.
     """
     jobs = [job for job in jobs if not (job.skip_existing and all(path.exists() for path in job.files()))]
     for job in jobs:
@@ -150,7 +156,10 @@ def prepare(jobs: list[Job]) -> list[Job]:
             if not Path(path).exists():
                 raise VideoError(f"{path} does not exist: check the references and the image of '{job.prompt}'")
     libraries = {path: load_library(path) for path in {job.library for job in jobs if job.library}}
-    return [_choose(job, libraries[job.library]) if job.library else job for job in jobs]
+    jobs = [_choose(job, libraries[job.library]) if job.library else job for job in jobs]
+    for path in dict.fromkeys(ref for job in jobs for ref in job.refs if not is_encoded_file(ref)):
+        check_reference(path)
+    return jobs
 
 
 def _choose(job: Job, library: Library) -> Job:
@@ -165,9 +174,13 @@ def _choose(job: Job, library: Library) -> Job:
 
 
 def run_job(pipe: AICLPipeline, job: Job) -> list[Path]:
-    """Generate a job's videos, write them, their records and comparisons; returns the video files."""
+    """Generate a job's videos, write them, their records and comparisons; returns the video files.
+
+    Says first what it uses.
+    """
     defaults = pipe.base.config.defaults
-    frames, size = job.num_frames or defaults.num_frames, job.pixels() or tuple(defaults.size)
+    frames = defaults.num_frames if job.num_frames is None else job.num_frames
+    size = job.pixels() or tuple(defaults.size)
     common = {
         "image": job.image,
         "num_frames": frames,
@@ -179,6 +192,12 @@ def run_job(pipe: AICLPipeline, job: Job) -> list[Path]:
         "eta": job.eta,
         "negative_prompt": job.negative_prompt,
     }
+    chosen = {name: getattr(job, name) for name in ("steps", "guidance", "negative_prompt")}
+    if job.sampler == "ddim":
+        chosen["eta"] = job.eta
+    chosen = {name: getattr(defaults, name) if value is None else value for name, value in chosen.items()}
+    print(f"'{job.prompt}', {frames} frames of {size[1]}x{size[0]}, {chosen['steps']} steps of {job.sampler}, ", end="")
+    print(f"guidance {chosen['guidance']}, seed {job.seed}, {_references(job)}")
     outputs, seeds = job.outputs(), job.seeds()
     for start in range(0, len(seeds), job.batch):
         part = seeds[start : start + job.batch]
@@ -203,18 +222,18 @@ def run_job(pipe: AICLPipeline, job: Job) -> list[Path]:
                 write_video(_compared(path), side_by_side(shown, labels), defaults.save_fps, overwrite=True)
                 with atomic_path(_sheet(path)) as temporary:
                     contact_sheet(shown, labels).save(temporary)
-            used = {
-                "num_frames": frames,
-                "size": f"{size[1]}x{size[0]}",
-                "seed": seed,
-                "num_samples": 1,
-                "out": str(path),
-            }
-            for name in ("steps", "guidance", "negative_prompt", *(["eta"] if job.sampler == "ddim" else [])):
-                used[name] = getattr(defaults, name) if getattr(job, name) is None else getattr(job, name)
+            own = {"num_frames": frames, "size": f"{size[1]}x{size[0]}", "seed": seed, "num_samples": 1}
+            used = chosen | own | {"out": str(path)}
             record = {"job": dataclasses.asdict(job) | used, "model": _describe(pipe), "seconds": timings}
             write_json(_record(path), record)
     return outputs
+
+
+def _references(job: Job) -> str:
+    if not job.refs:
+        return "no references"
+    names = ", ".join(Path(ref).name for ref in job.refs)
+    return f"reference{'s' if len(job.refs) > 1 else ''} {names} at scale {job.scale}"
 
 
 def _compared_videos(
@@ -222,7 +241,7 @@ def _compared_videos(
 ) -> tuple[list[Tensor], list[str]]:
     """The references that are videos, the base model's video and ours, and what they are called."""
     fps = job.ref_fps or pipe.base.config.defaults.save_fps
-    videos = [ref for ref in job.refs if not ref.endswith(".safetensors")]
+    videos = [ref for ref in job.refs if not is_encoded_file(ref)]
     shown = [to_pixels(pipe.read_clip(video, frames, size, fps)) for video in videos]
     return [*shown, base, ours], [*["reference"] * len(shown), "base", "AICL"]
 

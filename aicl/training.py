@@ -15,6 +15,7 @@ from aicl.references import VerbIndex, VerbPicker
 from lvdm import config as configs
 from lvdm.checkpoints import load_pipeline
 from lvdm.data import DataConfig, read_records
+from lvdm.data.caching import check_encoders, load_encoders
 from lvdm.diffusion import make_generators
 from lvdm.errors import ConfigError
 from lvdm.models.components import build_components
@@ -182,6 +183,10 @@ class AICLSections:
         if not 0.0 <= self.reference_dropout < 1.0:
             raise ConfigError(f"reference_dropout = {self.reference_dropout} is a share: choose a number in [0, 1)")
 
+    def __post_init__(self) -> None:
+        if self.references is not None and self.references < 1:
+            raise ConfigError(f"references is {self.references}: each target needs at least 1")
+
 
 def build(recipe: Recipe) -> tuple[AICLModule, pl.LightningDataModule]:
     """Task "aicl": see AICLSections. Raises ConfigError for sections that do not fit together."""
@@ -195,7 +200,11 @@ def build(recipe: Recipe) -> tuple[AICLModule, pl.LightningDataModule]:
         if sections.references is not None:
             raise ConfigError("this kind of data brings its own references: set data.references, not references")
         return module, build_data(sections.data, recipe)
-    records = read_records(configs.from_mapping(DataConfig, sections.data, where="data"))
+    data = configs.from_mapping(DataConfig, sections.data, where="data")
+    if data.cache and sections.base.path is not None:
+        encoders = load_encoders(_base_folder(sections.base.path), "cpu")  # in float32, whatever this run computes in
+        check_encoders(data.cache, encoders.codec, encoders.text)
+    records = read_records(data)
     picker = VerbPicker(VerbIndex([record.caption for record in records]), sections.references or 1)
     return module, build_data(sections.data, recipe, picker=picker, records=records)
 
@@ -206,9 +215,13 @@ def build_base_pipeline(base: AICLSections.Base, settings: TrainingSettings) -> 
         raise ConfigError("give either base.path (a model folder) or base.config (random weights), not both or neither")
     precision = {"device": training_device(settings), "dtype": DTYPES[settings.precision]}
     if base.path is not None:
-        return load_pipeline(newest_export(base.path, "config.yaml", inside="pipeline"), **precision)
+        return load_pipeline(_base_folder(base.path), **precision)
     config = read_model(base.config)
     return VideoPipeline(build_components(config, **precision), config)
+
+
+def _base_folder(path: str) -> Path:
+    return newest_export(path, "config.yaml", inside="pipeline")
 
 
 def build_prism(section: dict[str, Any], pipeline: VideoPipeline, settings: TrainingSettings) -> ActionPrism:

@@ -6,6 +6,7 @@ sentence that names the place and, for a misspelt key, the nearest valid one.
 
 import dataclasses
 import difflib
+import math
 import os
 import types
 import typing
@@ -100,6 +101,17 @@ def check_keys(given: Iterable[str], valid: Iterable[str], where: str) -> None:
             near = difflib.get_close_matches(str(key), valid, n=1)
             hint = f"did you mean '{near[0]}'?" if near else f"valid keys are {', '.join(valid) or 'none'}"
             raise ConfigError(f"unknown key '{key}' in {where}: {hint}")
+
+
+def check_at_least(section: Any, least: float, names: Iterable[str], where: str) -> None:
+    """Raise ConfigError for the first of the fields `names` that is below `least`, infinite or not a number.
+
+    Fields that are None count as left out. `where` names the section.
+    """
+    for name in names:
+        value = getattr(section, name)
+        if value is not None and not least <= value < math.inf:
+            raise ConfigError(f"{where}.{name} is {value}: it must be at least {least}")
 
 
 def _load_file(path: Path, chain: tuple[Path, ...]) -> DictConfig:

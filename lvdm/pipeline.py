@@ -179,6 +179,8 @@ class VideoPipeline:
                 f"size {height}x{width} (height x width) must consist of multiples of {codec.factor} pixels"
             )
         frames = defaults.num_frames if num_frames is None else num_frames
+        if min(height, width, frames) < 1:
+            raise ConfigError(f"a video of {frames} frames of {height}x{width} (height x width) is empty: ask for more")
         shape = (len(generators), codec.autoencoder.embed_dim, frames, height // codec.factor, width // codec.factor)
         self.components.unet.check_input(shape)
         return draw_noise(shape, generators, self.device)
@@ -222,10 +224,12 @@ class VideoPipeline:
 
 def progress_bar() -> Callback:
     """A callback for samplers that shows steps, speed and remaining time on stderr."""
-    bar = tqdm(desc="sampling", unit="step", leave=False)
+    bar = None
 
     def update(step: int, total: int, x: Tensor) -> None:
-        bar.total = total
+        nonlocal bar
+        if bar is None:  # not before: an error about the arguments would follow on the bar's line
+            bar = tqdm(desc="sampling", unit="step", total=total, leave=False)
         bar.update(step - bar.n)
         if step == total:
             bar.close()
@@ -234,7 +238,12 @@ def progress_bar() -> Callback:
 
 
 def sample_seeds(seed: int | Sequence[int], count: int) -> list[int]:
-    """One seed for each of `count` samples: those given, or consecutive ones. Raises ConfigError for another number."""
+    """One seed for each of `count` samples, at least one: those given, or consecutive ones.
+
+    Raises ConfigError for another number.
+    """
+    if count < 1:
+        raise ConfigError("there is no prompt: give at least one")
     if isinstance(seed, int):
         return list(range(seed, seed + count))
     if len(seed) != count:

@@ -36,7 +36,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--out", required=True, help="cache folder, new or to be continued")
     parser.add_argument("--precision", choices=PRECISIONS, help="default: training.precision of the config")
     parser.add_argument("--batch-size", type=int, default=4, help="clips encoded at once (default: %(default)s)")
-    parser.add_argument("--workers", type=int, default=4, help="reading processes (default: %(default)s)")
+    parser.add_argument(
+        "--workers", type=int, default=min(4, os.cpu_count() or 1), help="reading processes (default: %(default)s)"
+    )
     parser.add_argument("--no-text", action="store_true", help="do not cache text features")
     parser.add_argument("--verify", action="store_true", help="first verify what is there, and remove what is damaged")
     parser.add_argument("--device", help="default: the GPU, if there is one")

@@ -78,7 +78,6 @@ def main() -> None:
     pipe = load_model(**model)
     print(f"{pipe.base.config.family} on {pipe.base.device}, {'no adapter' if pipe.prism is None else 'with AICL'}")
     for job in jobs:
-        print(f"'{job.prompt}', {len(job.refs)} references given, seed {job.seed}, scale {job.scale}")
         for path in run_job(pipe, job):
             print(f"wrote {path}")
     seconds = ", ".join(f"{name} {value:.2f}" for name, value in pipe.timings.items())

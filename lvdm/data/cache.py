@@ -30,7 +30,8 @@ from lvdm.errors import ConfigError, DataError, VideoError
 from lvdm.files import atomic_path, write_json
 
 _FORMAT = 1
-_REPAIR = "run scripts/cache_latents.py again, which fills in what is missing"
+_FILL_IN = "run scripts/cache_latents.py again, which fills in what is missing"
+_REPAIR = "run scripts/cache_latents.py --verify, which makes damaged ones anew"
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,7 @@ def _read(path: Path, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:
             about = file.metadata()
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except FileNotFoundError as error:
-        raise DataError(f"{what} is not in the cache; {_REPAIR}") from error
+        raise DataError(f"{what} is not in the cache; {_FILL_IN}") from error
     except (SafetensorError, OSError) as error:
         raise VideoError(f"{path}: the cache entry of {what} is damaged; {_REPAIR}") from error
     if about.get("checksum") != _checksum(tensors):

@@ -43,6 +43,23 @@ def encoder_settings(codec: LatentCodec, text: TextEncoder | None, precision: st
     }
 
 
+def check_encoders(folder: str | os.PathLike, codec: LatentCodec, text: TextEncoder | None = None) -> None:
+    """Raise ConfigError if the cache in `folder` was made with other models than these, in float32.
+
+    Texts are compared only if both are there.
+    """
+    found, other = ClipCache(folder).settings, []
+    if found.get("codec") != fingerprint(codec.autoencoder, codec.scale, codec.shift):
+        other.append("autoencoder")
+    if text is not None and found.get("text") not in (None, fingerprint(text)):
+        other.append("text encoder")
+    if other:
+        raise ConfigError(
+            f"{folder}: was made with another {' and '.join(other)} than this base model's; "
+            "train on the model that scripts/cache_latents.py was given, or make another cache"
+        )
+
+
 def cache_clips(
     cache: ClipCache,
     records: Sequence[ClipRecord],

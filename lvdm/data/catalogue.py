@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from lvdm.config import check_at_least
 from lvdm.data.clips import ClipRecord
 from lvdm.data.dataset import ClipConfig
 from lvdm.data.folder import read_folder
@@ -43,6 +44,10 @@ class DataConfig(Catalogue):
     report: str | None = None
     cache: str | None = None
     workers: int = 4
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_at_least(self, 0, ("workers",), "data")
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The UNet wrapped once: samplers and training never see its dtype, its batching or what its output means."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args
@@ -50,6 +51,8 @@ class Denoiser:
         """
         if len(branches) != len(weights) or not branches:
             raise ConfigError(f"guidance needs one weight for each branch, got {len(weights)} for {len(branches)}")
+        if not all(map(math.isfinite, weights)):
+            raise ConfigError(f"guidance weights {list(weights)} must be finite: choose another guidance strength")
         if abs(sum(weights) - 1) > 1e-6:
             raise ConfigError(f"guidance weights must sum to 1, got {list(weights)}")
         if not 0 <= rescale <= 1:

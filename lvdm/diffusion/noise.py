@@ -9,7 +9,13 @@ from lvdm.errors import ConfigError
 
 
 def make_generators(seeds: Sequence[int]) -> list[Generator]:
-    """One CPU generator for each sample. CPU, so that a seed means the same on every device."""
+    """One CPU generator for each sample. CPU, so that a seed means the same on every device.
+
+    Raises ConfigError for a seed that does not fit into 64 bits.
+    """
+    for seed in seeds:
+        if not -(2**63) <= int(seed) < 2**64:
+            raise ConfigError(f"seed {seed} does not fit into 64 bits: choose a smaller number")
     return [Generator().manual_seed(int(seed)) for seed in seeds]
 
 

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lvdm import config as configs
+from lvdm.errors import ConfigError
 from lvdm.models.autoencoder import AutoencoderKL
 from lvdm.training.compile import compile_regions
 from lvdm.training.module import TrainingModule
@@ -50,6 +51,8 @@ class AutoencoderModule(TrainingModule):
         b, t = frames.shape[0], frames.shape[2]
         images = frames.transpose(1, 2).flatten(0, 1)  # (b * t, 3, h, w)
         autoencoder = self.trained["autoencoder"]
+        if images.shape[2] % autoencoder.factor or images.shape[3] % autoencoder.factor:
+            raise ConfigError(f"data.clip.size {list(images.shape[2:])} must be multiples of {autoencoder.factor}")
         posterior = autoencoder.encode(images)
         mean, logvar = posterior.mean.float(), posterior.logvar.float()
         noise = draws.normal((t, *mean.shape[1:])).flatten(0, 1)

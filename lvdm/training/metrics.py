@@ -81,7 +81,10 @@ class Meter(Callback):
             self._sum, self._count = self._sum + float(losses.double().sum()), self._count + len(losses)
 
     def _explain(self, records: list, losses: Tensor, numbers: list[int], limit: float) -> str:
-        where = f"between steps {records[0].step} and {records[-1].step}" if records else "on another device"
+        where = "on another device"
+        if records:  # which count the steps before their own
+            first, last = records[0].step + 1, records[-1].step + 1
+            where = f"at step {first}" if first == last else f"between steps {first} and {last}"
         kept = "the last checkpoint before it is kept: lower training.lr or look at these samples, then --resume auto"
         broken = (~torch.isfinite(losses)).nonzero().flatten().tolist()
         if broken:

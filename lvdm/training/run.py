@@ -58,6 +58,7 @@ def train(config: dict[str, Any], resume: str = "none") -> int:
     _quieten()
     options, module, data = build_run(config, run, settings)
     data.start = progress.samples
+    loggers = _loggers(reports, run, folder, progress)
     if first:
         folder.mkdir(parents=True, exist_ok=True)
         configs.save(folder / "config.yaml", config)
@@ -66,9 +67,7 @@ def train(config: dict[str, Any], resume: str = "none") -> int:
     callbacks = [Counter(settings, progress), meter, checkpoints]
     if settings.preview_every:
         callbacks.append(Previews(settings, progress, folder / "previews"))
-    trainer = build_trainer(
-        settings, options, logger=_loggers(reports, run, folder, progress), callbacks=callbacks, default_root_dir=folder
-    )
+    trainer = build_trainer(settings, options, logger=loggers, callbacks=callbacks, default_root_dir=folder)
     state = None if checkpoint is None else checkpoint / "state.ckpt"
     trainer.fit(module, datamodule=data, ckpt_path=state, weights_only=True)
     return 0 if checkpoints.stopped_by is None else 128 + checkpoints.stopped_by
@@ -122,8 +121,12 @@ def _checkpoint(folder: Path, resume: str) -> Path | None:
 
 
 def _check_folder(folder: Path, config: dict[str, Any], resume: str) -> None:
-    """Never mix two runs in one folder: raise ConfigError if another run, or the same one, is there already."""
-    if not (folder / "config.yaml").exists():
+    """Never mix two runs in one folder: raise ConfigError if another run, or the same one, is there already.
+
+    A run that ended before its first line of metrics left nothing to keep.
+    """
+    trained = (folder / "metrics.csv").exists() or bool(list_checkpoints(folder / "checkpoints"))
+    if not trained or not (folder / "config.yaml").exists():
         return
     if resume == "none":
         raise ConfigError(f"{folder} holds a run already: continue it with --resume auto, or choose another run.name")

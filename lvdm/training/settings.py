@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from lvdm.config import check_at_least
 from lvdm.errors import ConfigError
 
 DEEPSPEED = ("deepspeed_zero2_offload", "deepspeed_zero2", "deepspeed_zero3")
@@ -61,11 +62,10 @@ class TrainingSettings:
     stop_factor: float = 20.0  # the loss explodes when it exceeds its running average by this factor
 
     def __post_init__(self):
+        counts = ("steps", "batch_size", "devices", "nodes", "accumulate", "checkpoint_every", "keep")
+        check_at_least(self, 1, (*counts, "preview_every", "previews", "preview_steps", "stop_factor"), "training")
+        check_at_least(self, 0, ("lr", "weight_decay", "warmup_steps", "final_lr", "max_minutes", "clip"), "training")
         parts = self.devices * self.nodes * self.accumulate
-        if min(self.steps, self.batch_size, self.devices, self.nodes, self.accumulate, self.checkpoint_every) < 1:
-            raise ConfigError(
-                "training.steps, batch_size, devices, nodes, accumulate and checkpoint_every must each be at least 1"
-            )
         if self.batch_size % parts:
             raise ConfigError(
                 f"training.batch_size = {self.batch_size} cannot be split evenly over {self.devices} devices, "
@@ -76,10 +76,8 @@ class TrainingSettings:
                 f"training.strategy is single but training.devices x training.nodes = {self.devices * self.nodes}: "
                 "use ddp or one of the deepspeed strategies"
             )
-        if len(self.betas) != 2:
-            raise ConfigError(f"training.betas needs two numbers, got {self.betas}")
-        if self.keep < 1:
-            raise ConfigError("training.keep must be at least 1: the newest checkpoint always stays")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"training.betas needs two numbers from 0 to below 1, got {self.betas}")
         if self.ema is not None and self.uses_deepspeed:
             raise ConfigError(
                 f"training.ema does not work with training.strategy = {self.strategy}, which spreads the "
@@ -113,6 +111,9 @@ class LoggingSettings:
     every: int = 50  # steps between two lines; the loss is also checked then
     tensorboard: bool = True
     wandb: str | None = None  # name of a Weights & Biases project
+
+    def __post_init__(self):
+        check_at_least(self, 1, ("every",), "logging")
 
 
 @dataclass

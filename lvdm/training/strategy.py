@@ -83,12 +83,12 @@ def _ddp(settings: TrainingSettings) -> DDPStrategy:
 def _deepspeed(settings: TrainingSettings, accelerator: str) -> Strategy:
     def refuse(reason: str) -> ConfigError:
         return ConfigError(
-            f"training.strategy = {settings.strategy} needs DeepSpeed, {reason}; "
+            f"training.strategy = {settings.strategy} needs DeepSpeed, {reason}, "
             "or set training.strategy to single or ddp"
         )
 
     if accelerator != "gpu":
-        raise refuse("which runs on CUDA devices only and training runs on the CPU here")
+        raise refuse("which runs on CUDA devices only, and training runs on the CPU here: train on a GPU")
     if importlib.util.find_spec("deepspeed") is None:
         raise refuse("which is not installed: pip install deepspeed==0.19.8")
     import deepspeed

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from lvdm import config as configs
 from lvdm.data import DataConfig, build_datamodule
+from lvdm.data.caching import check_encoders
 from lvdm.errors import CheckpointError, ConfigError
 from lvdm.models.components import ModelConfig, build_components
 from lvdm.pipeline import VideoPipeline
@@ -85,7 +86,7 @@ def newest_export(path: str, file: str, inside: str = "") -> Path:
         if (folder / file).exists() and not (folder / "checkpoints").exists():
             return folder
     raise CheckpointError(
-        f"{path} holds no {file}: give a folder that has one, or that of a run which wrote a checkpoint with it"
+        f"{path} holds no {Path(inside) / file}: give a folder that has one, or that of a run that wrote one"
     )
 
 
@@ -152,5 +153,7 @@ def build_base(recipe: Recipe) -> tuple[TrainingModule, pl.LightningDataModule]:
     components = build_components(config)
     if folder is not None:
         components.codec.autoencoder.load_state_dict(load_file(folder / "autoencoder.safetensors"))
+    if sections.data.get("cache"):
+        check_encoders(sections.data["cache"], components.codec, None if sections.model.train_text else components.text)
     module = BaseModule(VideoPipeline(components, config), recipe.training, sections.model.train_text)
     return module, build_data(sections.data, recipe)

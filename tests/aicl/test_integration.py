@@ -206,6 +206,8 @@ def test_says_what_does_not_fit():
     integrated = tiny()
     with pytest.raises(ConfigError, match="already integrated"):
         integrate(integrated.unet, IntegrationConfig(head_dim=16))
+    with pytest.raises(ConfigError, match=r"integration.head_dim is 0"):
+        IntegrationConfig(head_dim=0)
     with pytest.raises(ConfigError, match="head_dim 48 does not divide"):
         integrate(tiny_unet("lvdm"), IntegrationConfig(head_dim=48))
     with pytest.raises(ConfigError, match="8 channels, the integration reads 4"):

@@ -8,7 +8,7 @@ import torch
 
 from aicl import ActionPrism, AICLPipeline, EncodedReferences, IntegrationConfig, PrismConfig, integrate
 from lvdm import config as configs
-from lvdm.errors import CheckpointError, ConfigError
+from lvdm.errors import CheckpointError, ConfigError, VideoError
 from lvdm.models.components import ModelConfig, build_components
 from lvdm.pipeline import VideoPipeline
 from lvdm.video import write_video
@@ -169,8 +169,16 @@ def test_save_and_load_give_the_same_video(pipe, tmp_path, pointer):
     assert torch.equal(generate(loaded, references=references), expected)
 
 
+def test_a_single_reference_needs_no_list(pipe, tmp_path):
+    path = write_video(tmp_path / "a.mp4", pixels(0), fps=8)
+    for one in (path, str(path), pixels(0), pipe.encode_references(path, PROMPT)):
+        assert torch.equal(generate(pipe, references=one), generate(pipe, references=[one]))
+
+
 def test_says_what_does_not_fit(pipe):
-    with pytest.raises(ConfigError, match="2 references need one caption or 2, got 3"):
+    with pytest.raises(ConfigError, match="there is no prompt"):
+        generate(pipe, [])
+    with pytest.raises(ConfigError, match="got 3 captions for 2 reference"):
         generate(pipe, references=[pixels(0), pixels(1)], reference_captions=["a", "b", "c"])
     with pytest.raises(ConfigError, match="need one list of references or 2"):
         generate(pipe, [PROMPT] * 2, [[pixels(0)], [pixels(1)], [pixels(2)]], reference_captions=[["a"]] * 3)
@@ -178,6 +186,10 @@ def test_says_what_does_not_fit(pipe):
         generate(pipe, [PROMPT] * 2, [[pixels(0)], [pixels(1), pixels(2)]])
     with pytest.raises(ConfigError, match="without references"):
         generate(pipe, reference_guidance=2.0)
+    with pytest.raises(ConfigError, match="scale is -1"):
+        generate(pipe, references=[pixels(0)], scale=-1)
+    with pytest.raises(VideoError, match="a single frame shows no action"):
+        generate(pipe, references=[pixels(0)[:1]])
     with pytest.raises(ConfigError, match="uint8"):
         generate(pipe, references=[pixels(0).float()])
     with pytest.raises(CheckpointError, match="no model folder"):

@@ -125,3 +125,5 @@ def test_says_what_does_not_fit():
         PrismConfig(head_dim=6)
     with pytest.raises(ConfigError, match="features"):
         PrismConfig(features=3)
+    with pytest.raises(ConfigError, match=r"prism.depth is 0: it must be at least 1"):
+        PrismConfig(depth=0)

@@ -54,6 +54,7 @@ def test_a_video_its_record_and_its_comparison(call, model):
         call, model, "--prompt", PROMPT, "--refs", "a.mp4", "b.mp4", "--compare", "--scale", 0.5, "--out", "out.mp4"
     )
     assert code == 0 and "wrote out.mp4" in out
+    assert f"'{PROMPT}', 4 frames of 32x32, 2 steps of ddim, guidance 4.0, seed 0, references a.mp4, b.mp4 at" in out
     assert probe("out.mp4").num_frames == 4
     compared = probe("out-compare.mp4")
     assert compared.width >= 4 * 32 and compared.height > 32  # two references, base and ours, under labels
@@ -118,11 +119,38 @@ def test_library_chooses_by_the_action_and_says_why(call, model):
 
 
 @pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"prompt": "a cat runs", "sclae": 1}', "did you mean 'scale'"),
+        ('{"prompt": ', "line 1 is not valid JSON"),
+        ('{"prompt": "a cat runs", "out": 3}', "out must be a string, got 3"),
+        ("", "has no prompts"),
+    ],
+)
+def test_mistakes_in_a_prompts_file_end_in_one_sentence(call, model, line, message):
+    Path("jobs.txt").write_text(line)
+    code, _, err = sample(call, model, "--prompts-file", "jobs.txt")
+    assert code == 2 and message in err and err.startswith("error: ") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("--size", "512"), "WIDTHxHEIGHT"),
         (("--size", "30x32"), "multiple"),
         (("--refs", "none.mp4"), "none.mp4 does not exist"),
+        (("--refs", "still.png"), "a single frame shows no action"),
+        (("--refs", "still.mp4"), "a single frame shows no action"),
+        (("--refs", "text.mp4"), "text.mp4: not a readable video"),
+        (("--refs", "a.mp4", "--scale", "-1"), "from 0 up"),
+        (("--refs", "a.mp4", "--ref-fps", "0"), "must be positive"),
+        (("--refs", "a.mp4", "--ref-guidance", "nan"), "must be finite"),
+        (("--guidance", "nan"), "must be finite"),
+        (("--size", "0x32"), "WIDTHxHEIGHT"),
+        (("--num-frames", "0"), "at least 1"),
+        (("--seed", "-1"), "at least 0"),
+        (("--seed", str(2**64)), "64 bits"),
+        (("--eta", "2"), "eta"),
         (("--out", "video.avi"), "must end in"),
         (("--refs", "a.mp4", "--library", "index.json"), "not both"),
         (("--library", "index.json"), "index_references"),
@@ -135,6 +163,9 @@ def test_library_chooses_by_the_action_and_says_why(call, model):
     ],
 )
 def test_mistakes_end_in_one_sentence(call, model, arguments, message):
+    Image.new("RGB", (40, 40)).save("still.png")
+    shutil.copy("still.png", "still.mp4")
+    Path("text.mp4").write_text("no video")
     code, out, err = sample(call, model, "--prompt", PROMPT, *arguments)
     assert code == 2 and message in err and err.startswith("error: ") and err.count("\n") == 1
     assert "wrote" not in out
@@ -160,7 +191,8 @@ def test_an_untrained_config_can_be_sampled(call):
     models = SCRIPTS.parent / "configs" / "models"
     lines = [f"base: {{config: {models / 'tiny_lvdm.yaml'}}}", "prism: {width: 16, depth: 1, heads: 2, head_dim: 8}"]
     Path("aicl.yaml").write_text("\n".join([*lines, "integration: {head_dim: 16}"]))
-    code, out, _ = call(
-        "sample.py", "--config", "aicl.yaml", "--prompt", PROMPT, "--refs", "a.mp4", "--device", "cpu", "--out", "o.mp4"
-    )
-    assert code == 0 and "lvdm on cpu, with AICL" in out
+    command = ("--config", "aicl.yaml", "--prompt", PROMPT, "--refs", "a.mp4", "--device", "cpu", "--steps", 2)
+    for name in ("one", "again"):
+        code, out, _ = call("sample.py", *command, "--out", name)
+        assert code == 0 and "lvdm on cpu, with AICL" in out
+    assert frames(Path("one")) == frames(Path("again"))  # random weights, but the same ones

@@ -15,6 +15,8 @@ from aicl.adapter import read_adapter
 from aicl.training import AICLSections
 from lvdm import config as configs
 from lvdm.checkpoints import save_pipeline
+from lvdm.data import ClipCache, ClipConfig, cache_settings
+from lvdm.data.caching import encoder_settings, load_encoders
 from lvdm.errors import ConfigError
 from lvdm.models.components import build_components
 from lvdm.training import ConfigSchema, Recipe, RunSettings, TrainingSettings, build_task, train
@@ -198,6 +200,24 @@ def test_full_size_configs_state_the_papers_training(name, batch, size):
 def test_a_base_model_is_needed(tmp_path, clips):
     with pytest.raises(ConfigError, match=r"either base.path .* or base.config"):
         train(aicl_config(tmp_path, base={}))
+
+
+def test_a_cache_of_another_base_model_is_refused(tmp_path, clips):
+    config = aicl_config(tmp_path, data={"cache": str(tmp_path / "cache")})
+    config["data"]["clip"]["view"] = {"random_crop": True, "variants": 1}
+    clip = configs.from_mapping(ClipConfig, config["data"]["clip"])
+    encoders = load_encoders(tmp_path / "base", "cpu")
+    models = encoder_settings(encoders.codec, encoders.text, "fp32")
+    ClipCache.create(tmp_path / "cache", cache_settings(clip, seed=0) | models)
+    build(config)
+    config["training"]["precision"] = "bf16"  # the weights of the run are rounded, but those of the file are the same
+    build(config)
+    torch.nn.init.normal_(encoders.codec.autoencoder.encoder.conv_in.weight)
+    models = encoder_settings(encoders.codec, encoders.text, "fp32")
+    ClipCache.create(tmp_path / "other", cache_settings(clip, seed=0) | models)
+    config["data"]["cache"] = str(tmp_path / "other")
+    with pytest.raises(ConfigError, match="made with another autoencoder than this base model's"):
+        build(config)
 
 
 def start(config_file, *arguments):

@@ -7,7 +7,14 @@ from safetensors.torch import load_file
 from lvdm.checkpoints import save_pipeline
 from lvdm.config import from_mapping, load
 from lvdm.data import CachedClip, ClipCache, ClipConfig, ClipDataset, ViewConfig, cache_settings, collate, fingerprint
-from lvdm.data.caching import cache_clips, cache_texts, encoder_settings, load_encoders, remove_damaged
+from lvdm.data.caching import (
+    cache_clips,
+    cache_texts,
+    check_encoders,
+    encoder_settings,
+    load_encoders,
+    remove_damaged,
+)
 from lvdm.errors import ConfigError, DataError, VideoError
 from lvdm.models.components import ModelConfig, build_components
 from lvdm.pipeline import VideoPipeline
@@ -137,7 +144,7 @@ def test_damage_is_noticed_skipped_and_repaired(videos, pipeline, tmp_path):
     for damage in (lambda data: data[:-100], lambda data: data[:-1] + bytes([data[-1] ^ 1]), lambda data: b"x"):
         path = cache._clip_path(videos[0].key, 1)
         path.write_bytes(damage(path.read_bytes()))
-        with pytest.raises(VideoError, match=r"variant 1 of 0.mp4 is damaged; run scripts/cache_latents.py"):
+        with pytest.raises(VideoError, match=r"variant 1 of 0.mp4 is damaged; run scripts/cache_latents.py --verify"):
             cache.read_clip(videos[0].key, 1)
         dataset = ClipDataset(videos[:2], CONFIG, seed=SEED, cache=cache)
         assert any("is damaged" in error for number in range(12) for error in dataset[number]["skipped"])
@@ -207,3 +214,14 @@ def test_encoders_of_a_model_folder(pipeline, tmp_path):
     assert encoders.unet is None
     expected = encoder_settings(pipeline.components.codec, pipeline.components.text, "fp32")
     assert encoder_settings(encoders.codec, encoders.text, "fp32") == expected
+
+
+def test_a_cache_of_another_model_is_refused(whole, pipeline):
+    codec, text = pipeline.components.codec, pipeline.components.text
+    check_encoders(whole.folder, codec, text)
+    other = build_components(from_mapping(ModelConfig, load(MODEL)))
+    check_encoders(whole.folder, codec)
+    with pytest.raises(ConfigError, match="made with another text encoder than this base model's"):
+        check_encoders(whole.folder, codec, other.text)
+    with pytest.raises(ConfigError, match="made with another autoencoder and text encoder than"):
+        check_encoders(whole.folder, other.codec, other.text)

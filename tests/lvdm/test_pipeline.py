@@ -1,5 +1,6 @@
 """The pipeline on tiny random models: seeds, guidance, image conditions, and one sentence for every wrong argument."""
 
+import math
 import re
 from dataclasses import replace
 
@@ -150,6 +151,10 @@ def test_steps_can_be_composed_with_further_branches(pipes):
         ("tiny_lvdm", {"size": (31, 32)}, "size 31x32 (height x width) must consist of multiples of 2 pixels"),
         ("tiny_lvdm", {"size": (34, 32)}, "latent size 17x16 must be a multiple of 2"),
         ("tiny_lvdm", {"num_frames": 6}, "6 frames are too many"),
+        ("tiny_lvdm", {"num_frames": 0}, "a video of 0 frames of 16x16 (height x width) is empty"),
+        ("tiny_lvdm", {"size": (0, 32)}, "frames of 0x32 (height x width) is empty"),
+        ("tiny_lvdm", {"guidance": math.nan}, "must be finite"),
+        ("tiny_lvdm", {"seed": 2**64}, "does not fit into 64 bits"),
         ("tiny_lvdm", {"fps": 8}, "not conditioned on a frame rate"),
         ("tiny_lvdm", {"image": RED}, "this is a text-to-video model: it takes no image"),
         ("tiny_lvdm", {"sampler": "euler"}, "unknown sampler 'euler': choose from ddim, ddpm, dpmpp_2m"),

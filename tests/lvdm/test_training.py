@@ -50,6 +50,13 @@ def test_an_autoencoder_learns_and_a_base_model_is_built_on_it(tmp_path, clips):
     assert pixels.shape == (1, 2, 16, 16, 3)
 
 
+def test_a_run_that_failed_before_its_first_step_can_be_started_again(tmp_path, clips):
+    with pytest.raises(ConfigError, match="multiples of"):
+        train(autoencoder_config(tmp_path, data={"clip": {"num_frames": 1, "size": [15, 15]}}))
+    assert (tmp_path / "runs/autoencoder/config.yaml").exists()
+    assert train(autoencoder_config(tmp_path, training={"steps": 1})) == 0
+
+
 def test_a_run_is_never_overwritten_and_never_mixed_with_another(tmp_path, clips):
     config = autoencoder_config(tmp_path, training={"steps": 2})
     train(config)
