@@ -67,6 +67,15 @@ class Memory:
         columns = [scores[:, i : i + 1].expand(-1, count) for i, count in enumerate(repeats)]
         return torch.cat(columns, dim=1)[:, None, None]
 
+    def repeat(self, count: int) -> "Memory":
+        """R of a batch in which each sample comes `count` times in a row."""
+        if count == 1:
+            return self
+        features, weights = (
+            None if x is None else x.repeat_interleave(count, dim=0) for x in (self.features, self.weights)
+        )
+        return Memory(features, self.frames, weights, self.scale)
+
     def present(self) -> Tensor | None:
         """(b, 1, 1, 1): 0 for a sample whose references all weigh nothing, else 1."""
         return None if self.weights is None else (self.weights > 0).any(dim=1).float()[:, None, None, None]

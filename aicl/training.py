@@ -46,12 +46,13 @@ class AICLNetwork(nn.Module):
         *,
         references: list[tuple[slice, tuple[Tensor, Tensor, Tensor | None]]],
     ) -> Tensor:
-        """The UNet's prediction for x (b, c, t, h, w); references are those of the whole batch: arguments of `memory`.
+        """The UNet's prediction for x (b * n, c, t, h, w), n rows for each of b samples.
 
-        They come as the denoiser passes extras, a list of one (rows, value).
+        references: the arguments of `memory`, as the denoiser passes extras: a list of one (rows, value).
         """
         [(_, arguments)] = references
-        return self.integrated(x, timesteps, context, fps=fps, references=self.memory(*arguments))
+        memory = self.memory(*arguments)
+        return self.integrated(x, timesteps, context, fps=fps, references=memory.repeat(len(x) // len(memory.features)))
 
     def memory(self, latents: Tensor, context: Tensor, weights: Tensor | None = None) -> Memory:
         """R of all references of a batch in one call of the prism (eq. 4-6), ready for the UNet.
@@ -182,8 +183,6 @@ class AICLSections:
     def __post_init__(self) -> None:
         if not 0.0 <= self.reference_dropout < 1.0:
             raise ConfigError(f"reference_dropout = {self.reference_dropout} is a share: choose a number in [0, 1)")
-
-    def __post_init__(self) -> None:
         if self.references is not None and self.references < 1:
             raise ConfigError(f"references is {self.references}: each target needs at least 1")
 

@@ -1,29 +1,35 @@
 """Tables and experiments as presets, `configs/tables/*.yaml`: what to run, how often, and what to show of it."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
+from tqdm import tqdm
 
 from aicl.evaluation import frechet, intervals
 from aicl.evaluation.accuracy import top1
 from aicl.evaluation.appearance import appearance_hits, leaks
-from aicl.evaluation.figures import attention_sheet, feature_sheet
+from aicl.evaluation.figures import attention_sheet, feature_sheet, sample_sheet, sample_video
 from aicl.evaluation.intervals import Estimate
 from aicl.evaluation.protocol import Protocol, Result, write_result
 from aicl.evaluation.puppet_chunks import Chunk, ModelFiles, Store
 from aicl.evaluation.puppet_rows import Instruments, Measured, Row
-from aicl.evaluation.puppet_set import MAX_REFERENCES, PuppetData, draw_samples
+from aicl.evaluation.puppet_set import MAX_REFERENCES, PuppetData, Samples, draw_samples
 from aicl.evaluation.tables import COLUMNS, Table, latex, markdown
 from aicl.evaluation.weights import text_hash
+from aicl.pipeline import AICLPipeline
+from aicl.puppets.data import FPS
 from aicl.puppets.names import gerund
 from lvdm import config as configs
 from lvdm.errors import ConfigError
 from lvdm.files import atomic_path
-from lvdm.video import to_pixels
+from lvdm.video import to_pixels, write_video
 
+ANIMATED, SHEET_BATCH = 4, 10  # samples in an animation; videos made at once for a sheet
 REAL_SEED = 1_000_003  # of the clips that Frechet distances and real lines are about: no row draws from it
 
 
@@ -60,9 +66,13 @@ class TableSpec:
 
 @dataclass
 class PictureSpec:
-    """One picture for each of `samples` samples of the data: "features" (Fig. 4) or "attention" (Fig. 6)."""
+    """One picture for each of `samples` samples of the data: "features" (Fig. 4) or "attention" (Fig. 6).
 
-    kind: Literal["features", "attention"]
+    "samples" is one sheet of all of them: the first reference, the base model's video and AICL's; and an animation of
+    the first few.
+    """
+
+    kind: Literal["samples", "features", "attention"]
     data: PuppetData = field(default_factory=PuppetData)
     samples: int = 4
     references: int = 2
@@ -197,17 +207,42 @@ class Experiment:
             chunk = Chunk(Row("", references=spec.references), spec.data, 0, 0, self.model(Row("")), self.dtype)
             pipe, samples = chunk.load(self.instruments.device), draw_samples(spec.data, 0, 0, spec.samples)
             clips = to_pixels(self.instruments.render(samples.references.flatten(0, 1)))  # (samples * 3, t, h, w, 3)
+            shown = [list(some) for some in clips.unflatten(0, (-1, MAX_REFERENCES))[:, : spec.references]]
+            if spec.kind == "samples":
+                written += self._draw_samples(self.out / f"{name}-samples", pipe, samples, shown)
+                continue
             for index, (prompt, phrase) in enumerate(zip(samples.prompts, samples.phrases)):
-                shown = list(clips.unflatten(0, (-1, MAX_REFERENCES))[index, : spec.references])
                 if spec.kind == "features":
-                    labels = [f"{phrase}, person {number}" for number in range(1, len(shown) + 1)]
-                    sheet = feature_sheet(pipe, shown, [prompt] * len(shown), labels)
+                    labels = [f"{phrase}, person {number}" for number in range(1, spec.references + 1)]
+                    sheet = feature_sheet(pipe, shown[index], [prompt] * spec.references, labels)
                 else:
-                    sheet = attention_sheet(pipe, prompt, gerund(phrase), shown, seed=samples.noise_seeds[index])
+                    sheet = attention_sheet(pipe, prompt, gerund(phrase), shown[index], seed=samples.noise_seeds[index])
                 written.append(self.out / f"{name}-{spec.kind}-{index}.png")
                 with atomic_path(written[-1]) as temporary:
                     sheet.save(temporary)
         return written
+
+    def _draw_samples(
+        self, path: Path, pipe: AICLPipeline, samples: Samples, shown: list[list[Tensor]]
+    ) -> Sequence[Path]:
+        """Write PATH.png and, of the first samples, PATH.gif: the first reference, the base model and AICL."""
+        base, ours = [], []
+        for start in tqdm(range(0, len(shown), SHEET_BATCH), desc="sampling", unit="batch"):
+            part = slice(start, start + SHEET_BATCH)
+            options = {"seed": samples.noise_seeds[part], "progress": False}
+            base += pipe(samples.prompts[part], **options).cpu()
+            ours += pipe(samples.prompts[part], references=shown[part], **options).cpu()
+        rows = [[clips[0].cpu(), without, with_] for clips, without, with_ in zip(shown, base, ours)]
+        labels = [
+            [f"reference: {gerund(phrase)}", "base model", f"AICL: {prompt}"]
+            for phrase, prompt in zip(samples.phrases, samples.prompts)
+        ]
+        sheet = path.with_suffix(".png")
+        with atomic_path(sheet) as temporary:
+            sample_sheet(rows, labels).save(temporary)
+        short = [[text.split(":")[0] for text in row] for row in labels]
+        video = sample_video(rows[:ANIMATED], short[:ANIMATED])
+        return sheet, write_video(path.with_suffix(".gif"), video, FPS, overwrite=True)
 
     def _shown_metrics(self, spec: TableSpec) -> list[str]:
         return [name for name in spec.metrics if self.instruments.clip is not None or name not in ("cc", "fc")]

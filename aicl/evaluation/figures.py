@@ -1,4 +1,4 @@
-"""Pictures of what AICL does inside: the prism's features (Fig. 4), and where the UNet looks for an action (Fig. 6)."""
+"""Pictures of what AICL does: samples, features of the prism (Fig. 4), where the UNet looks for an action (Fig. 6)."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +12,41 @@ from aicl.pipeline import AICLPipeline
 from lvdm.errors import ConfigError
 from lvdm.models.attention import Attention
 from lvdm.models.transformers import SpatialBlock, SpatioTemporalBlock
-from lvdm.video import contact_sheet
+from lvdm.video import contact_sheet, resize_crop, side_by_side
+
+_GAP = 12  # pixels between the videos of a sample, white
+
+
+def sample_sheet(samples: Sequence[Sequence[Tensor]], labels: Sequence[Sequence[str]], frames: int = 5) -> Image.Image:
+    """One row for each sample: its videos, uint8 (t, h, w, 3), beside each other, `frames` frames of each."""
+    rows = []
+    for videos, texts in zip(samples, labels):
+        strips = [contact_sheet([video], [text], frames) for video, text in zip(videos, texts)]
+        width = sum(strip.width for strip in strips) + _GAP * (len(strips) - 1)
+        row = Image.new("RGB", (width, max(strip.height for strip in strips)), "white")
+        left = 0
+        for strip in strips:
+            row.paste(strip, (left, 0))
+            left += strip.width + _GAP
+        rows.append(row)
+    sheet = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), "white")
+    top = 0
+    for row in rows:
+        sheet.paste(row, (0, top))
+        top += row.height
+    return sheet
+
+
+def sample_video(samples: Sequence[Sequence[Tensor]], labels: Sequence[Sequence[str]], height: int = 128) -> Tensor:
+    """The samples above each other as one video, uint8 (t, h, w, 3), with each one's videos beside each other.
+
+    All videos have one length and one shape, and are enlarged to `height` pixels.
+    """
+    rows = []
+    for videos, texts in zip(samples, labels):
+        width = round(videos[0].shape[2] * height / videos[0].shape[1])
+        rows.append(side_by_side([resize_crop(video, (height, width)) for video in videos], texts))
+    return torch.cat(rows, dim=1)
 
 
 @torch.no_grad()

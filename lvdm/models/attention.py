@@ -107,10 +107,13 @@ def _relative(
 ) -> Tensor:
     """Explicit scores, which relative values need; made for few keys, as along frames."""
     rel_k, rel_v = relative
-    rows = q.shape[:2]
-    q, k, v = (x.flatten(0, 1) for x in (q * q.shape[-1] ** -0.5, k, v))  # (rows*heads, n or m, d)
+    rows, scale = q.shape[:2], q.shape[-1] ** -0.5
+    q, k, v = (x.flatten(0, 1) for x in (q, k, v))  # (rows*heads, n or m, d)
     keys = k.transpose(1, 2)
-    scores = torch.bmm(q, keys) if rel_k is None else torch.baddbmm(_per_query(q, rel_k.transpose(1, 2)), q, keys)
+    if rel_k is None:
+        scores = torch.bmm(q * scale, keys)
+    else:
+        scores = torch.baddbmm(_per_query(q, scale * rel_k.transpose(1, 2)), q, keys, alpha=scale)
     if bias is not None or causal:
         scores = (scores.unflatten(0, rows) + _with_causal(bias, causal, scores)).flatten(0, 1)
     with own_precision(scores):

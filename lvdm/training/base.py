@@ -46,12 +46,20 @@ class DiffusionModule(TrainingModule):
     def denoising_losses(
         self, latents: Tensor, context: Tensor, batch: dict[str, Any], draws: Draws, **extras: Any
     ) -> Tensor:
-        """Eq. 2 for each sample, (b,); eq. 9 with `references` among the extras. Latents (b, c, t, h, w) are scaled."""
-        steps = len(self.pipeline.components.schedule)
-        t = timesteps_from_uniform(batch["timestep_u"], steps, self.settings.timesteps)
-        noise = draws.normal(latents.shape[1:])
-        fps = batch["fps"] if self.pipeline.config.defaults.fps is not None else None
-        return self._denoiser.loss(latents, noise, t, Condition(context, fps, extras))
+        """Eq. 2 for each sample, (b,); eq. 9 with `references` among the extras. Latents (b, c, t, h, w) are scaled.
+
+        With n `training.draws` it is the mean over n timesteps, evenly spread from the sample's own on, each with a
+        noise of its own. The UNet then has b * n rows, those of a sample one after another.
+        """
+        n, steps = self.settings.draws, len(self.pipeline.components.schedule)
+        spread = torch.arange(n, device=latents.device) / n
+        u = ((batch["timestep_u"][:, None] + spread) % 1.0).flatten()
+        t = timesteps_from_uniform(u, steps, self.settings.timesteps)
+        noise = draws.normal((n, *latents.shape[1:])).flatten(0, 1)
+        fps = batch["fps"].repeat_interleave(n) if self.pipeline.config.defaults.fps is not None else None
+        latents, context = (x.repeat_interleave(n, dim=0) if n > 1 else x for x in (latents, context))
+        losses = self._denoiser.loss(latents, noise, t, Condition(context, fps, extras))
+        return losses.unflatten(0, (-1, n)).mean(1)
 
     @torch.no_grad()
     def target_latents(self, batch: dict[str, Any], draws: Draws) -> Tensor:

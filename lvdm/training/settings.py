@@ -51,6 +51,7 @@ class TrainingSettings:
     cuda_graphs: bool = False  # launch the kernels of a step at once, see lvdm.training.graphs
 
     timesteps: Literal["uniform", "sqrt"] = "uniform"  # t = T u, or T sqrt(u), which prefers high noise
+    draws: int = 1  # timesteps and noises for each sample, which is read and encoded once for all of them
     noise: Literal["sample", "device"] = "sample"  # who draws the noise: see lvdm.training.draws
     caption_dropout: float = 0.0  # share of the captions that are emptied, for classifier-free guidance
 

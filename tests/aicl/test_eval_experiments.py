@@ -3,10 +3,13 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from aicl.adapter import save_adapter
+from aicl.evaluation import experiments
 from aicl.evaluation.experiments import Experiment, Preset, load_preset
 from aicl.evaluation.protocol import read_result
 from aicl.evaluation.puppet_set import PuppetData, draw_samples
@@ -21,6 +24,7 @@ from lvdm import config as configs
 from lvdm.checkpoints import save_pipeline
 from lvdm.errors import ConfigError
 from lvdm.models.components import ModelConfig, build_components
+from lvdm.video import to_pixels
 from tests.aicl.tiny_models import randomise
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -147,6 +151,22 @@ def test_without_adapter_or_clip_the_rest_is_run(models, tmp_path):
     manifest = [json.loads(line) for line in (base / "manifest.jsonl").read_text().splitlines()]
     assert [(base / entry["file"]).is_file() for entry in manifest] == [True] * 5
     assert manifest[0]["label"] == UNSEEN[0] and manifest[0]["caption"].startswith("a ")
+
+
+def test_pictures_show_every_sample_with_its_reference(models, tmp_path, monkeypatch):
+    monkeypatch.setattr(experiments, "SHEET_BATCH", 2)
+    kinds = [{"kind": kind, "samples": 3, "references": 2} for kind in ("samples", "features", "attention")]
+    experiment = Experiment(preset(models, tables=[], pictures=kinds), tmp_path, "cpu")
+    written = [path.name for path in experiment.draw("figure")]
+    numbered = [f"figure-{kind}-{i}.png" for kind in ("features", "attention") for i in range(3)]
+    assert written == ["figure-samples.png", "figure-samples.gif", *numbered]
+    sheet = Image.open(tmp_path / "figure-samples.png")
+    assert sheet.width > 3 * FRAMES * SIZE and 3 * SIZE < sheet.height < 4 * SIZE
+    reference = experiment.instruments.render(draw_samples(PuppetData(), 0, 0, 3).references[2, :1])
+    shown = np.asarray(sheet)[-SIZE:, :SIZE]
+    assert (shown == to_pixels(reference)[0, 0].numpy()).all()
+    animation = Image.open(tmp_path / "figure-samples.gif")
+    assert animation.n_frames == FRAMES and animation.height > 3 * 2 * SIZE
 
 
 def test_speed_groups_divide_the_samples(models, tmp_path):

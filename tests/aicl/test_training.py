@@ -17,6 +17,7 @@ from lvdm import config as configs
 from lvdm.checkpoints import save_pipeline
 from lvdm.data import ClipCache, ClipConfig, cache_settings
 from lvdm.data.caching import encoder_settings, load_encoders
+from lvdm.diffusion import Condition, timesteps_from_uniform
 from lvdm.errors import ConfigError
 from lvdm.models.components import build_components
 from lvdm.training import ConfigSchema, Recipe, RunSettings, TrainingSettings, build_task, train
@@ -112,6 +113,24 @@ def test_the_first_reference_of_a_sample_is_never_left_out(tmp_path, clips):
     weights = module._weights(Draws(range(2000), "cpu"), 3)
     assert weights[:, 0].min() == 1 and set(weights.unique().tolist()) == {0.0, 1.0}
     assert weights[:, 1:].mean() == pytest.approx(0.7, abs=0.03)
+
+
+def test_several_draws_of_a_sample_are_rows_of_their_own(tmp_path, clips):
+    module, data = build(aicl_config(tmp_path, references=2, reference_dropout=0.5, training={"draws": 2}))
+    randomise(module.trained, seed=0)
+    batch, called, loss = next(iter(data.train_dataloader())), [], module._denoiser.loss
+    module._denoiser.loss = lambda *arguments: called.append(arguments) or loss(*arguments)
+    losses = module.losses(batch)
+    [(latents, noise, t, condition)] = called
+    u = torch.stack([batch["timestep_u"], (batch["timestep_u"] + 0.5) % 1], dim=1)
+    assert torch.equal(t, timesteps_from_uniform(u.flatten(), 1000))
+    assert len(noise.flatten(1).unique(dim=0)) == 4
+    for row in range(4):
+        sample, one = row // 2, slice(row, row + 1)
+        shown = tuple(x[sample : sample + 1] for x in condition.extras["references"])
+        alone = Condition(condition.context[one], extras={"references": shown})
+        losses[sample] -= 0.5 * loss(latents[one], noise[one], t[one], alone)[0]
+    torch.testing.assert_close(losses, torch.zeros(2), rtol=0, atol=1e-5)
 
 
 def test_compiling_gives_the_same_gradients_and_is_done_once(tmp_path, clips):
