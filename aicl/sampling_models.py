@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from aicl.integration import IntegrationConfig, integrate
-from aicl.pipeline import AICLPipeline
+from aicl.pipeline import FOLDER_FILE, AICLPipeline
 from aicl.prism import ActionPrism, PrismConfig
 from lvdm import cli
 from lvdm import config as configs
@@ -39,7 +39,7 @@ def load_model(
         return _from_config(config, adapter, place, precision)
     if base is not None:
         base = _model_folder(base)
-    if model is None and base is None and not Path(DEFAULT_MODEL).is_dir():
+    if model is None and base is None and not (Path(DEFAULT_MODEL) / FOLDER_FILE).is_file():
         raise CheckpointError(f"there is no model in {DEFAULT_MODEL}, the default: name one with --model or --base")
     return AICLPipeline.from_pretrained(model or base or DEFAULT_MODEL, adapter=adapter, device=place, dtype=precision)
 
