@@ -38,11 +38,7 @@ class Captured(nn.Module):
         constants = [_TENSOR if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         found = (structure, constants, [(tensor.shape, tensor.dtype, tensor.requires_grad) for tensor in tensors])
         if self._call is None:
-            core = _Flat(self.network, structure, constants)
-            samples = tuple(tensor.detach().clone().requires_grad_(tensor.requires_grad) for tensor in tensors)
-            # some parameters may be of no use to a model, as label embeddings without labels
-            self._call = torch.cuda.make_graphed_callables(core, samples, allow_unused_input=True)
-            self._expected = found
+            self._call, self._expected = self._capture(tensors, structure, constants), found
         if found != self._expected:
             raise ConfigError(
                 f"a captured network was first called with {_shapes(self._expected)} and now with {_shapes(found)}: "
@@ -50,19 +46,34 @@ class Captured(nn.Module):
             )
         return self._call(*tensors)
 
+    def _capture(self, tensors: list[Tensor], structure: pytree.TreeSpec, constants: list[Any]) -> Any:
+        device = tensors[0].device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        core = _Flat(self.network, structure, constants, dtype)
+        samples = tuple(tensor.detach().clone().requires_grad_(tensor.requires_grad) for tensor in tensors)
+        with torch.autocast(device, enabled=False):  # for the backward pass, as ever; the forward pass turns it on
+            # some parameters may be of no use to a model, as label embeddings without labels
+            return torch.cuda.make_graphed_callables(core, samples, allow_unused_input=True)
+
 
 class _Flat(nn.Module):
-    """The network as a function of tensors alone, in the order in which they occur in its arguments."""
+    """The network as a function of tensors alone, in the order in which they occur in its arguments, under autocast
+    to `dtype` where that is given."""
 
-    def __init__(self, network: nn.Module, structure: pytree.TreeSpec, constants: list[Any]) -> None:
+    def __init__(
+        self, network: nn.Module, structure: pytree.TreeSpec, constants: list[Any], dtype: torch.dtype | None
+    ) -> None:
         super().__init__()
-        self.network, self._structure, self._constants = network, structure, constants
+        self.network, self._structure, self._constants, self._dtype = network, structure, constants, dtype
 
     def forward(self, *tensors: Tensor) -> Tensor:
         rest = iter(tensors)
         leaves = [next(rest) if constant is _TENSOR else constant for constant in self._constants]
         args, kwargs = pytree.tree_unflatten(leaves, self._structure)
-        return self.network(*args, **kwargs)
+        if self._dtype is None:
+            return self.network(*args, **kwargs)
+        with torch.autocast(tensors[0].device.type, self._dtype, cache_enabled=False):
+            return self.network(*args, **kwargs)
 
 
 def _shapes(found: tuple[Any, ...]) -> str:

@@ -50,6 +50,21 @@ def test_calls_with_gradients_are_captured_once_with_all_their_tensors(captures)
     assert samples[1] is not shift and samples[1].is_leaf  # graphs own the memory that they read
 
 
+def test_the_forward_pass_is_captured_under_autocast_and_the_backward_pass_is_not(captures, monkeypatch):
+    states = []
+
+    def capture(module, samples, allow_unused_input):
+        states.append(torch.is_autocast_enabled("cpu"))
+        states.append(module(*samples).dtype)
+        return module
+
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", capture)
+    layer = nn.Linear(3, 3)
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        assert Captured(layer)(torch.ones(2, 3)).dtype is torch.bfloat16
+    assert states == [False, torch.bfloat16]
+
+
 def test_calls_without_gradients_are_not_captured(captures):
     network = Network()
     args, kwargs = arguments(torch.ones(2, 3))
