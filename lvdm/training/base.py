@@ -96,6 +96,8 @@ class BaseModule(DiffusionModule):
             components.text.requires_grad_(False)
         super().__init__(pipeline, settings, components.unet, trained)
         self.train_text = train_text
+        encode = Captured(components.text) if settings.cuda_graphs and train_text else components.text
+        self._encode = (encode,)  # in a tuple, as it is registered already
         # Frozen parts are rounded to the precision of the run when it starts; what is exported should not be.
         self._given = {
             part: module.state_dict()
@@ -113,7 +115,8 @@ class BaseModule(DiffusionModule):
         captions, text = batch["caption"], self.pipeline.components.text
         dropped = [u < self.settings.caption_dropout for [u] in draws.host_uniform()]
         if self.train_text:
-            return text.encode(["" if drop else caption for caption, drop in zip(captions, dropped)])
+            tokens = text.tokenize(["" if drop else caption for caption, drop in zip(captions, dropped)])
+            return self._encode[0](tokens.to(self.device, non_blocking=True))
         with torch.no_grad():
             if "context" not in batch:
                 return text.encode(["" if drop else caption for caption, drop in zip(captions, dropped)])

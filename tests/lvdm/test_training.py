@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from lvdm import config as configs
 from lvdm.checkpoints import load_pipeline
 from lvdm.errors import CheckpointError, ConfigError
-from lvdm.training import train
+from lvdm.training import Recipe, RunSettings, TrainingSettings, build_task, train
 from lvdm.training.autoencoder import AutoencoderModule
 from lvdm.training.checkpoints import list_checkpoints
 from lvdm.training.metrics import LossError
@@ -55,6 +55,16 @@ def test_a_run_that_failed_before_its_first_step_can_be_started_again(tmp_path, 
         train(autoencoder_config(tmp_path, data={"clip": {"num_frames": 1, "size": [15, 15]}}))
     assert (tmp_path / "runs/autoencoder/config.yaml").exists()
     assert train(autoencoder_config(tmp_path, training={"steps": 1})) == 0
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_what_a_base_model_trains_is_registered_once(tmp_path, clips, graphs):
+    config = base_config(tmp_path, training={"cuda_graphs": graphs})
+    run, training = (config.pop(name) for name in ("run", "training"))
+    recipe = Recipe(RunSettings(**run), TrainingSettings(**training), {n: config[n] for n in ("model", "data")})
+    module, _ = build_task(recipe)
+    assert {name.split(".")[1] for name in module.state_dict()} == {"unet", "text"}
+    assert all(name.startswith("trained.") for name in module.state_dict())
 
 
 def test_a_run_is_never_overwritten_and_never_mixed_with_another(tmp_path, clips):
