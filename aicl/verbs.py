@@ -138,9 +138,11 @@ def verbs(caption: str) -> tuple[str, ...]:
 
 
 def _object(tokens: list[str], i: int) -> str:
-    """The noun that follows token i, determiners skipped; empty if something else follows."""
-    rest = [token for token in tokens[i + 1 : i + 3] if token not in DETERMINERS]
-    return rest[0] if rest and _is_noun(rest[0]) else ""
+    """The noun that follows token i, determiners skipped, "push ups" included; empty if something else follows."""
+    rest = [token for token in tokens[i + 1 : i + 4] if token not in DETERMINERS]
+    if not rest or not _is_noun(rest[0]):
+        return ""
+    return f"{rest[0]} up" if rest[1:2] in (["up"], ["ups"]) else rest[0]
 
 
 def _form(word: str, base: str) -> str:

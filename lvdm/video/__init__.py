@@ -11,7 +11,6 @@ from lvdm.video.reading import (
     open_video,
     probe,
     read_frames,
-    read_image,
 )
 from lvdm.video.writing import write_video
 
@@ -28,7 +27,6 @@ __all__ = [
     "open_video",
     "probe",
     "read_frames",
-    "read_image",
     "resize_crop",
     "side_by_side",
     "to_frames",

@@ -16,7 +16,6 @@ from typing import Literal
 import av
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 
 from lvdm.errors import VideoError
@@ -156,16 +155,6 @@ def load_clip(
         short=short,
     )
     return to_frames(resize_crop(video.read(indices, reader), size, crop))
-
-
-def read_image(path: str | os.PathLike, size: tuple[int, int]) -> Tensor:
-    """An image, upright, resized and centre-cropped to `size` (h, w), in [-1, 1] (3, h, w). Raises VideoError."""
-    try:
-        with Image.open(path) as image:
-            pixels = np.array(ImageOps.exif_transpose(image).convert("RGB"))
-    except OSError as error:  # also what Pillow raises for a file that is not an image
-        raise VideoError(f"{path}: not a readable image ({_reason(error)}); give a PNG or JPEG file") from error
-    return to_frames(resize_crop(torch.from_numpy(pixels)[None], size))[:, 0]
 
 
 def check_video(path: str | os.PathLike) -> VideoInfo:

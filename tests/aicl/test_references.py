@@ -60,6 +60,7 @@ CAPTIONS = {
     "Beijing, China - skyline of the city": "",
     "Swans swimming in a pond": "swim",
     "Woman doing yoga on the beach": "do-yoga",
+    "Man doing push-ups in a gym": "do-push-up",
     "Does not matter": "",
 }
 

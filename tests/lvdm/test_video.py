@@ -19,7 +19,6 @@ from lvdm.video import (
     load_clip,
     probe,
     read_frames,
-    read_image,
     reading,
     resize_crop,
     side_by_side,
@@ -272,7 +271,7 @@ def test_resizing_is_antialiased_and_keeps_the_mean():
     assert (small.float() - 100).abs().max() < 8
 
 
-# -- load_clip and read_image ---------------------------------------------------------------------------------------
+# -- load_clip ------------------------------------------------------------------------------------------------------
 
 
 def test_load_clip(mp4):
@@ -280,20 +279,6 @@ def test_load_clip(mp4):
     assert clip.shape == (3, 4, 16, 16)
     assert_are(to_pixels(clip), [0, 5, 10, 15])
     assert to_pixels(load_clip(mp4, 4, (16, 16), crop=(0.0, 0.0)))[0, 0, 0, 0] > 200  # the white corner
-
-
-def test_read_image(tmp_path):
-    image = Image.new("RGB", (40, 20), (255, 0, 0))
-    exif = image.getexif()
-    exif[0x0112] = 6  # turn clockwise
-    image.save(tmp_path / "a.jpg", exif=exif, quality=95)
-    frame = read_image(tmp_path / "a.jpg", (16, 8))
-    assert frame.shape == (3, 16, 8)
-    torch.testing.assert_close(frame.mean((1, 2)), torch.tensor([1.0, -1.0, -1.0]), atol=0.03, rtol=0)
-    (tmp_path / "b.png").write_text("no image")
-    for name in ("b.png", "missing.png"):
-        with pytest.raises(VideoError, match=name):
-            read_image(tmp_path / name, (8, 8))
 
 
 # -- writing --------------------------------------------------------------------------------------------------------
