@@ -163,6 +163,9 @@ def _quieten() -> None:
         ".*does not have many workers.*",
     ):
         warnings.filterwarnings("ignore", message=message)
+    # DDP is built on a stream of its own, as CUDA graphs need it; newer PyTorch remarks on that.
+    if hasattr(torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch"):
+        torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
 
 
 def _loggers(reports: LoggingSettings, run: RunSettings, folder: Path, progress: Progress) -> list[Logger]:
