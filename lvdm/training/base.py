@@ -25,6 +25,8 @@ class DiffusionModule(TrainingModule):
     `pipeline` is the model being trained or built upon; `unet` is its UNet, or what stands in for it.
     """
 
+    captures = True
+
     def __init__(
         self, pipeline: VideoPipeline, settings: TrainingSettings, unet: nn.Module, trained: Mapping[str, nn.Module]
     ):

@@ -4,12 +4,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from lvdm.errors import ConfigError
 from lvdm.models.ema import EMA
 from lvdm.training.draws import Draws
 from lvdm.training.optim import build_optimizer, learning_rate
@@ -36,8 +37,12 @@ class TrainingModule(pl.LightningModule):
     full precision.
     """
 
+    captures: ClassVar[bool] = False  # whether `training.cuda_graphs` does something here
+
     def __init__(self, settings: TrainingSettings, trained: Mapping[str, nn.Module], frozen: Iterable[nn.Module] = ()):
         super().__init__()
+        if settings.cuda_graphs and not self.captures:
+            raise ConfigError("training.cuda_graphs is for base models and AICL only: set it to false")
         self.settings = settings
         self.trained = nn.ModuleDict(trained)
         self._frozen = tuple(frozen)  # a tuple does not register its modules

@@ -13,6 +13,7 @@ from lvdm.training import Recipe, RunSettings, TrainingSettings, build_task, tra
 from lvdm.training.autoencoder import AutoencoderModule
 from lvdm.training.checkpoints import list_checkpoints
 from lvdm.training.metrics import LossError
+from lvdm.training.module import TrainingModule
 from tests.lvdm.training_runs import MODEL, losses, make_clips, tiny_config
 
 
@@ -55,6 +56,11 @@ def test_a_run_that_failed_before_its_first_step_can_be_started_again(tmp_path, 
         train(autoencoder_config(tmp_path, data={"clip": {"num_frames": 1, "size": [15, 15]}}))
     assert (tmp_path / "runs/autoencoder/config.yaml").exists()
     assert train(autoencoder_config(tmp_path, training={"steps": 1})) == 0
+
+
+def test_graphs_are_refused_where_they_would_do_nothing():
+    with pytest.raises(ConfigError, match=r"training.cuda_graphs is for base models and AICL only"):
+        TrainingModule(TrainingSettings(steps=1, batch_size=1, cuda_graphs=True), {})
 
 
 @pytest.mark.parametrize("graphs", [False, True])
