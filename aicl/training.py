@@ -120,6 +120,20 @@ class AICLModule(DiffusionModule):
         context = self.context(captions, _first_frames(batch), cached)
         return context[:b], context[b:].unflatten(0, (b, -1))
 
+    def gauges(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """reference_gap: how much the loss rises with another sample's references, the same noise given.
+
+        It parts from zero when the model begins to read references, long before videos show it.
+        """
+        if len(batch["caption"]) < 2:
+            return {}
+        wrong = {
+            name: value.roll(1, 0) if isinstance(value, Tensor) else [*value[-1:], *value[:-1]]
+            for name, value in batch.items()
+            if name.startswith("reference")
+        }
+        return {"reference_gap": self.losses(batch | wrong).mean() - self.losses(batch).mean()}
+
     @torch.no_grad()
     def preview(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """The first reference, what the base model makes of the prompt, and what AICL makes of both."""

@@ -63,6 +63,10 @@ class TrainingModule(pl.LightningModule):
         """Videos to look at: label -> pixels uint8 (b, t, h, w, c), the same number for every label. Empty: none."""
         return {}
 
+    def gauges(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Further numbers to log now and then, of one device's batch: name -> scalar. Called without gradients."""
+        return {}
+
     # -- what Lightning calls ---------------------------------------------------------------------------------------
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:

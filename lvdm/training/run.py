@@ -13,7 +13,7 @@ from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from lvdm import config as configs
 from lvdm.errors import CheckpointError, ConfigError
 from lvdm.models import set_backend
-from lvdm.training.callbacks import Checkpoints, Counter, Previews
+from lvdm.training.callbacks import Checkpoints, Counter, Gauges, Previews
 from lvdm.training.checkpoints import Progress, list_checkpoints, read_progress
 from lvdm.training.logs import CSVLog
 from lvdm.training.metrics import Meter
@@ -65,6 +65,8 @@ def train(config: dict[str, Any], resume: str = "none") -> int:
     meter = Meter(settings, reports, progress)
     checkpoints = Checkpoints(settings, progress, meter, folder / "checkpoints")
     callbacks = [Counter(settings, progress), meter, checkpoints]
+    if reports.gauges:
+        callbacks.append(Gauges(reports.gauges, progress))
     if settings.preview_every:
         callbacks.append(Previews(settings, progress, folder / "previews"))
     trainer = build_trainer(settings, options, logger=loggers, callbacks=callbacks, default_root_dir=folder)

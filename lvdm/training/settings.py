@@ -110,11 +110,12 @@ class LoggingSettings:
     """Section `logging`: a CSV file is always written, TensorBoard files unless switched off."""
 
     every: int = 50  # steps between two lines; the loss is also checked then
+    gauges: int | None = None  # steps between two measurements of what a task gauges, see TrainingModule.gauges
     tensorboard: bool = True
     wandb: str | None = None  # name of a Weights & Biases project
 
     def __post_init__(self):
-        check_at_least(self, 1, ("every",), "logging")
+        check_at_least(self, 1, ("every", *(["gauges"] if self.gauges is not None else [])), "logging")
 
 
 @dataclass

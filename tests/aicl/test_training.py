@@ -1,5 +1,6 @@
 """Training AICL on a tiny frozen base model: what learns, what stays, and exact resuming after a crash."""
 
+import csv
 import os
 import signal
 import subprocess
@@ -131,6 +132,26 @@ def test_several_draws_of_a_sample_are_rows_of_their_own(tmp_path, clips):
         alone = Condition(condition.context[one], extras={"references": shown})
         losses[sample] -= 0.5 * loss(latents[one], noise[one], t[one], alone)[0]
     torch.testing.assert_close(losses, torch.zeros(2), rtol=0, atol=1e-5)
+
+
+def test_the_reference_gap_is_zero_until_references_are_read(tmp_path, clips):
+    module, data = build(aicl_config(tmp_path, references=2))
+    batch = next(iter(data.train_dataloader()))
+    assert module.gauges(batch)["reference_gap"] == 0  # what reads references starts at zero
+    randomise(module.trained, seed=0)
+    gap = module.gauges(batch)["reference_gap"]
+    swapped = {name: batch[name][::-1] if isinstance(batch[name], list) else batch[name].flip(0) for name in batch}
+    others = {name: swapped[name] for name in ("references", "reference_captions")}
+    torch.testing.assert_close(gap, module.losses(batch | others).mean() - module.losses(batch).mean())
+    assert gap != 0
+
+
+def test_gauges_are_logged_beside_the_loss(tmp_path, clips):
+    assert train(aicl_config(tmp_path, logging={"gauges": 2}, training={"ema": 0.9})) == 0
+    with (tmp_path / "runs/aicl/metrics.csv").open(newline="") as file:
+        found = [(int(row["step"]), bool(row["loss"]), bool(row["reference_gap"])) for row in csv.DictReader(file)]
+    assert [step for step, _, gauged in found if gauged] == [2, 4]
+    assert [step for step, loss, _ in found if loss] == [1, 2, 3, 4]
 
 
 def test_compiling_gives_the_same_gradients_and_is_done_once(tmp_path, clips):
