@@ -115,7 +115,7 @@ class LoggingSettings:
     wandb: str | None = None  # name of a Weights & Biases project
 
     def __post_init__(self):
-        check_at_least(self, 1, ("every", *(["gauges"] if self.gauges is not None else [])), "logging")
+        check_at_least(self, 1, ("every", "gauges"), "logging")
 
 
 @dataclass
