@@ -87,8 +87,9 @@ class Preset:
     """A file of `configs/tables`: tables, pictures, or both.
 
     videos: of each seed and row; real: how many real clips they are compared with. precision: of the generating model;
-    "auto" is bfloat16 on a GPU and float32 elsewhere. allow_few: compute Frechet distances of fewer videos than
-    features, for a first look only.
+    "auto" is bfloat16 on a GPU and float32 elsewhere. compile: the UNet's blocks, which takes a minute for each size of
+    batch, so `batch_size` should divide `videos`; it pays from a few thousand videos on. allow_few: compute Frechet
+    distances of fewer videos than features, for a first look only.
     """
 
     model: ModelPaths
@@ -98,7 +99,8 @@ class Preset:
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     videos: int = 220
     real: int = 2200
-    batch_size: int = 128
+    batch_size: int = 110
+    compile: bool = False
     precision: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     allow_few: bool = False
 
@@ -133,7 +135,8 @@ class Experiment:
     def chunks(self, spec: TableSpec, row: Row) -> list[Chunk]:
         """What a row needs, one chunk a seed."""
         count, model = self.preset.videos, self.model(row)
-        return [Chunk(row, spec.data, seed, count, model, self.dtype) for seed in self.preset.seeds]
+        compiled = self.preset.compile
+        return [Chunk(row, spec.data, seed, count, model, self.dtype, compiled) for seed in self.preset.seeds]
 
     def real_chunk(self, spec: TableSpec) -> Chunk:
         """The real clips of a table."""

@@ -25,6 +25,7 @@ from lvdm import config as configs
 from lvdm.checkpoints.folder import CONFIG_FILE
 from lvdm.errors import CheckpointError
 from lvdm.files import atomic_path
+from lvdm.training.compile import compile_regions
 from lvdm.training.tasks import newest_export
 
 VERSION = 1
@@ -80,6 +81,7 @@ class Chunk:
     count: int
     model: ModelFiles
     dtype: torch.dtype
+    compile: bool = False
 
     def key(self, model_hashes: dict[str, str], instrument_hashes: dict[str, str]) -> str:
         """A hash of all that its content follows from."""
@@ -94,6 +96,8 @@ class Chunk:
         }
         if self.row.kind != "real":
             what["dtype"] = str(self.dtype)
+            if self.compile:  # fused kernels round differently
+                what["compile"] = True
         return text_hash([json.dumps(what, sort_keys=True)])
 
     def load(self, device: torch.device) -> AICLPipeline | None:
@@ -101,9 +105,12 @@ class Chunk:
         parts = self.model.parts(self.row)
         if not parts:
             return None
-        return AICLPipeline.from_pretrained(
+        pipeline = AICLPipeline.from_pretrained(
             parts["base"], adapter=parts.get("adapter"), device=device, dtype=self.dtype
         )
+        if self.compile:
+            compile_regions(pipeline.base.components.unet)
+        return pipeline
 
 
 class Store:
