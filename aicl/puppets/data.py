@@ -212,7 +212,12 @@ def _as_it_is(batch: dict[str, Any]) -> dict[str, Any]:
 
 
 class PuppetDataModule(pl.LightningDataModule):
-    """Endless batches from `start`, the number of samples consumed before: the only state, as in ClipDataModule."""
+    """Endless batches from `start`, the number of samples consumed before: the only state, as in ClipDataModule.
+
+    `compiled`: whether clips are drawn by fused kernels; trainings that compile set it.
+    """
+
+    compiled = False
 
     def __init__(self, config: PuppetConfig, batch_size: int, seed: int = 0, start: int = 0) -> None:
         super().__init__()
@@ -241,7 +246,7 @@ class PuppetDataModule(pl.LightningDataModule):
         batch = batch | {"action": torch.where(motion < FIRST_RANDOM, motion, -1), "looks": looks(rows)}
         references = batch.get("reference_performances", rows.new_zeros(len(rows), 0, len(FIELDS)))
         together = torch.cat([rows, references.flatten(0, 1)])  # in one go: small batches are slow to launch
-        frames = render(together, self.bank(rows.device), self.config.size, self.config.frames)
+        frames = render(together, self.bank(rows.device), self.config.size, self.config.frames, self.compiled)
         batch["frames"] = frames[: len(rows)]
         if references.shape[1]:
             batch["references"] = frames[len(rows) :].unflatten(0, references.shape[:2])

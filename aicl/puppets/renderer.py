@@ -3,7 +3,8 @@
 Every operation is elementwise over pixels, so a clip's pixels do not depend on the batch it is drawn in.
 """
 
-from functools import lru_cache
+from collections.abc import Callable
+from functools import cache, lru_cache
 
 import torch
 from torch import Tensor
@@ -38,16 +39,26 @@ _SKIN_LIGHT, _SKIN_DARK, _SHOE = (0.93, 0.72, 0.56), (0.45, 0.28, 0.18), (0.16, 
 _FRAMES_AT_ONCE = 1024  # bounds the memory on a GPU: 0.3 GB for each of a few tensors at 64 pixels
 
 
-def render(performances: Tensor, bank: tuple[Tensor, Tensor], size: int = 64, frames: int = 16) -> Tensor:
+def render(
+    performances: Tensor, bank: tuple[Tensor, Tensor], size: int = 64, frames: int = 16, compiled: bool = False
+) -> Tensor:
     """Draw performances (b, FIELDS) of the motions in `bank` (see `programs.program_bank`), all on one device.
 
     A clip spans two seconds however many frames it has; a single frame shows the start, at the performance's phase.
+    compiled: by fused kernels, which are made at the first call with each shape and round a little differently.
     Returns float32 frames in [-1, 1], (b, 3, frames, size, size).
     """
+    draw = _compiled() if compiled else _render
     # On the CPU a clip at a time: vectorised loops round the odd elements at their ends differently.
     step = 1 if performances.device.type == "cpu" else max(1, _FRAMES_AT_ONCE // frames)
-    clips = [_render(part, bank, size, frames) for part in performances.split(step)]
+    table = _part_table(performances.device)
+    clips = [draw(part, table, bank, size, frames) for part in performances.split(step)]
     return torch.cat(clips) if clips else performances.new_zeros(0, 3, frames, size, size)
+
+
+@cache
+def _compiled() -> Callable[..., Tensor]:
+    return torch.compile(_render, dynamic=False)
 
 
 def joint_positions(performances: Tensor, bank: tuple[Tensor, Tensor], frames: int = 16) -> Tensor:
@@ -67,9 +78,10 @@ def joint_positions(performances: Tensor, bank: tuple[Tensor, Tensor], frames: i
     return turn(joints, field(performances, "camera_yaw"), field(performances, "camera_pitch"))
 
 
-def _render(performances: Tensor, bank: tuple[Tensor, Tensor], size: int, frames: int) -> Tensor:
+def _render(
+    performances: Tensor, table: dict[str, Tensor], bank: tuple[Tensor, Tensor], size: int, frames: int
+) -> Tensor:
     joints = joint_positions(performances, bank, frames)
-    table = _part_table(performances.device)
     scale = size * _SCALE * (field(performances, "camera_zoom") * field(performances, "height"))[:, None, None]  # px/m
     ground = size * (_GROUND + field(performances, "camera_pan_y"))
     x = size * (0.5 + field(performances, "camera_pan_x"))[:, None, None] + joints[..., 0] * scale  # (b, t, joints)
@@ -98,7 +110,7 @@ def _render(performances: Tensor, bank: tuple[Tensor, Tensor], size: int, frames
     shade = 1.03 - 0.33 * (distance / radius).clamp(0, 1).square()
     shade = shade * (1 - stripes * (0.5 + 0.5 * torch.tanh(6 * torch.sin(15.7 * along))))
 
-    picture = _background(performances, x[..., JOINT["pelvis"]], ground, row, column)  # (b, t, 3, size, size)
+    picture = _background(performances, table, x[..., JOINT["pelvis"]], ground, row, column)  # (b, t, 3, size, size)
     for part in range(len(_PARTS)):  # far to near
         paint = colours[:, :, part] * shade[:, :, part, None]
         picture = torch.lerp(picture, paint, cover[:, :, part, None])
@@ -121,14 +133,16 @@ def _part_colours(performances: Tensor, table: dict[str, Tensor]) -> Tensor:
     return (palette[:, table["colour"]] * table["brightness"][:, None] * light).clamp(0, 1)
 
 
-def _background(performances: Tensor, pelvis_x: Tensor, ground: Tensor, row: Tensor, column: Tensor) -> Tensor:
+def _background(
+    performances: Tensor, table: dict[str, Tensor], pelvis_x: Tensor, ground: Tensor, row: Tensor, column: Tensor
+) -> Tensor:
     """Wall, floor and a soft shadow under the figure: (b, t, 3, size, size). `ground` (b,) and positions in pixels."""
     size = row.shape[0]
 
     def each(values: Tensor) -> Tensor:
         return values[:, None, None]
 
-    wall = _part_table(performances.device)["wall"][field(performances, "background").long()]
+    wall = table["wall"][field(performances, "background").long()]
     wall = wall * field(performances, "light")[:, None]
     floor = ((row - each(ground) + 0.06 * size) / (0.012 * size)).clamp(0, 1)  # (b, size, 1)
     tone = (1 + each(field(performances, "gradient")) * (0.5 - row / size)) * (1 - 0.24 * floor)

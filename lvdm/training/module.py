@@ -86,6 +86,8 @@ class TrainingModule(pl.LightningModule):
         self.trained.train()
         if self.ema is not None:
             self.ema.to(device)
+        if self.settings.compile and hasattr(self.trainer.datamodule, "compiled"):
+            self.trainer.datamodule.compiled = True  # it prepares batches on the device, see `prepare`
 
     def transfer_batch_to_device(self, batch: dict[str, Any], device: torch.device, dataloader_idx: int) -> Any:
         """Everything but the integers that the host reads, which would make it wait for the device."""

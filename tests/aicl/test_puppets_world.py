@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from aicl.puppets.actions import ACTIONS, INDEX, SEEN_INDICES, UNSEEN, UNSEEN_INDICES, action_programs, pose_distances
 from aicl.puppets.motion import action, keys, peak
@@ -147,6 +148,15 @@ class TestRenderer:
         wall = frames[..., :1]  # the left column shows wall and floor only
         covered = ((frames - wall).abs().amax(1) > 0.25).any(-1)  # (b, t, rows)
         assert (covered.sum(-1).float() / size).mean() == pytest.approx(0.7, abs=0.08)
+
+    def test_compiled_it_is_the_same_picture_in_one_graph(self):
+        torch._dynamo.reset()
+        rows = performances([0, 5, FIRST_RANDOM + 3])
+        with torch.compiler.set_stance(force_backend="aot_eager"):  # graphs as in earnest, but no C++ is built
+            before = counters["stats"]["unique_graphs"]
+            compiled = render(rows, BANK, 32, 4, compiled=True)
+            assert counters["stats"]["unique_graphs"] == before + 1 and not counters["graph_break"]
+        torch.testing.assert_close(compiled, render(rows, BANK, 32, 4), rtol=0, atol=1e-4)
 
     def test_one_frame_is_the_first_of_many(self):
         rows = performances([3, 4])
