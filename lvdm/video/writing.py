@@ -47,7 +47,8 @@ def _write_mp4(path: Path, pixels: np.ndarray, fps: float) -> None:
     with atomic_path(path) as temporary, av.open(os.fspath(temporary), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
         stream.height, stream.width, stream.pix_fmt = *pixels.shape[1:3], "yuv420p"
-        stream.options = {"crf": _QUALITY, "preset": "medium"}
+        # With its macroblock tree, x264 now and then makes another file of the same pixels (seen at 64x64).
+        stream.options = {"crf": _QUALITY, "preset": "medium", "x264-params": "mbtree=0"}
         # Say which colour matrix was used, or players guess it from the size.
         stream.codec_context.colorspace = av.video.reformatter.Colorspace.ITU709
         stream.codec_context.color_primaries = stream.codec_context.color_trc = 1  # BT.709
