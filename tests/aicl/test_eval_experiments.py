@@ -180,6 +180,16 @@ def test_speed_groups_divide_the_samples(models, tmp_path):
     assert [result.metrics["acc"].count for result in results] == [2, 2, 2]
 
 
+def test_too_few_videos_for_a_frechet_distance_are_refused_before_the_work(models, tmp_path):
+    for change, message in (({"seeds": [0]}, "more than 8 videos a row.* got 5 and 20"), ({"real": 8}, "got 10 and 8")):
+        with pytest.raises(ConfigError, match=message):
+            Experiment(preset(models, **change), tmp_path, "cpu").run()
+    assert not list(tmp_path.iterdir())
+    nothing_to_run = preset(models, seeds=[0])
+    nothing_to_run.tables[0].rows = nothing_to_run.tables[0].rows[-1:]
+    assert Experiment(nothing_to_run, tmp_path, "cpu").run() == 0
+
+
 def test_samples_are_what_they_say():
     data = PuppetData()
     samples = draw_samples(data, 3, 0, 30)
@@ -216,6 +226,10 @@ def test_presets_reject_what_does_not_fit(models):
         ({"seeds": [1, 1]}, "different numbers"),
         ({"videos": 1}, "2 or more"),
         ({"vidoes": 9}, "did you mean 'videos'"),
+        (
+            {"tables": [{"title": "t", "metrics": ["acc"], "rows": [{"label": "x", "group": [0, 3]}]}]},
+            "3 groups need 6",
+        ),
     ):
         with pytest.raises(ConfigError, match=message):
             preset(models, **change)
