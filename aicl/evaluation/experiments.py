@@ -223,7 +223,7 @@ class Experiment:
                 continue
             for index, (prompt, phrase) in enumerate(zip(samples.prompts, samples.phrases)):
                 if spec.kind == "features":
-                    labels = [f"{phrase}, person {number}" for number in range(1, spec.references + 1)]
+                    labels = [f"{gerund(phrase)}, person {number}" for number in range(1, spec.references + 1)]
                     sheet = feature_sheet(pipe, shown[index], [prompt] * spec.references, labels)
                 else:
                     sheet = attention_sheet(pipe, prompt, gerund(phrase), shown[index], seed=samples.noise_seeds[index])
@@ -243,15 +243,13 @@ class Experiment:
             base += pipe(samples.prompts[part], **options).cpu()
             ours += pipe(samples.prompts[part], references=shown[part], **options).cpu()
         rows = [[clips[0].cpu(), without, with_] for clips, without, with_ in zip(shown, base, ours)]
-        labels = [
-            [f"reference: {gerund(phrase)}", "base model", f"AICL: {prompt}"]
-            for phrase, prompt in zip(samples.phrases, samples.prompts)
-        ]
+        labels = [[f"reference: {gerund(phrase)}", "base model", "AICL"] for phrase in samples.phrases]
         sheet = path.with_suffix(".png")
         with atomic_path(sheet) as temporary:
-            sample_sheet(rows, labels).save(temporary)
-        short = [[text.split(":")[0] for text in row] for row in labels]
-        video = sample_video(rows[:ANIMATED], short[:ANIMATED])
+            sample_sheet(rows, labels, samples.prompts).save(temporary)
+        video = sample_video(
+            rows[:ANIMATED], [[gerund(phrase), *labels[0][1:]] for phrase in samples.phrases[:ANIMATED]]
+        )
         return sheet, write_video(path.with_suffix(".gif"), video, FPS, overwrite=True)
 
     def _check_counts(self) -> None:
