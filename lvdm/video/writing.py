@@ -62,11 +62,18 @@ def _write_mp4(path: Path, pixels: np.ndarray, fps: float) -> None:
 
 def _write_gif(path: Path, pixels: np.ndarray, fps: float) -> None:
     # A palette of its own for each frame, dithered: no colour is lost to frames that look different.
-    images = [Image.fromarray(image).quantize(256, dither=Image.Dither.FLOYDSTEINBERG) for image in pixels]
+    images = [_dithered(Image.fromarray(image)) for image in pixels]
     ends = [10 * round(100 * (number + 1) / fps) for number in range(len(images))]  # ms
     durations = [max(end - start, 20) for start, end in zip([0, *ends], ends)]  # players slow down shorter ones
     with atomic_path(path) as temporary:
         images[0].save(temporary, format="GIF", save_all=True, append_images=images[1:], duration=durations, loop=0)
+
+
+def _dithered(image: Image.Image) -> Image.Image:
+    palette = image.quantize(256, method=Image.Quantize.FASTOCTREE)
+    return image.quantize(
+        palette=palette, dither=Image.Dither.FLOYDSTEINBERG
+    )  # without a palette Pillow dithers nothing
 
 
 def _write_pngs(path: Path, pixels: np.ndarray, fps: float) -> None:
