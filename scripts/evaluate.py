@@ -22,6 +22,7 @@ from aicl.evaluation.weights import file_hash
 from aicl.puppets.instruments import load_instrument
 from lvdm import cli
 from lvdm.errors import ConfigError
+from lvdm.files import check_writable
 
 
 def parse() -> argparse.Namespace:
@@ -38,7 +39,7 @@ def parse() -> argparse.Namespace:
     score.add_argument("--classifier", type=Path, help="a video classification model of transformers, in a folder")
     score.add_argument("--puppets", type=Path, help="folder of the puppet world's networks, for all of these")
     score.add_argument("--flow", nargs=2, metavar=("RAFT", "WEIGHTS"), help="raft_small or raft_large (torchvision)")
-    score.add_argument("--frames", type=int, help="of each video (default: those of the first)")
+    score.add_argument("--frames", type=int, help="of each video (default: all)")
     score.add_argument("--size", help="WIDTHxHEIGHT in pixels (default: that of the first video)")
     step = score.add_mutually_exclusive_group()
     step.add_argument("--stride", type=float, help="frames from one to the next (default: 1)")
@@ -73,6 +74,7 @@ def score(args: argparse.Namespace) -> folders.Result:
     place = args.result or Path("outputs/results") / f"{row}.json"
     if place.exists() and not args.overwrite:
         raise ConfigError(f"{place} exists already: choose another place with --result, or ask to --overwrite it")
+    check_writable(place)
     listed = args.videos / "manifest.jsonl"
     videos = folders.read_generated(args.videos, args.manifest or (listed if listed.is_file() else None))
     reading = folders.default_reading(

@@ -17,6 +17,7 @@ import torch
 
 from aicl.evaluation.experiments import Experiment, load_preset
 from lvdm import cli
+from lvdm.files import check_writable
 
 PRESETS = Path(__file__).resolve().parent.parent / "configs" / "tables"
 TABLES = {"I": 1, "II": 2, "III": 3, "IV": 4, "V": 5}
@@ -39,6 +40,7 @@ def main() -> None:
     else:
         preset = PRESETS / (f"table_{TABLES[args.table]}.yaml" if args.table else f"experiment_{args.experiment}.yaml")
 
+    check_writable(args.out / f"{preset.stem}.md")
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     experiment = Experiment(load_preset(preset, args.overrides), args.out, cli.device(args.device))
     if world_size > 1:  # only to wait for each other: work is shared through files

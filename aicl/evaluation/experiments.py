@@ -109,6 +109,12 @@ class Preset:
             raise ConfigError(f"seeds must be one or more different numbers other than {REAL_SEED}, got {self.seeds}")
         if self.videos < 2 or self.real < 2 or self.batch_size < 2:
             raise ConfigError("videos, real and batch_size must each be 2 or more")
+        for row in (row for spec in self.tables for row in spec.rows if row.group is not None):
+            if self.videos < 2 * row.group[1]:
+                least = 2 * row.group[1]
+                raise ConfigError(
+                    f"row '{row.label}': {row.group[1]} groups need {least} videos or more, got {self.videos}"
+                )
 
 
 class Experiment:
@@ -144,7 +150,11 @@ class Experiment:
         return Chunk(row, spec.data, REAL_SEED, self.preset.real, self.model(row), self.dtype)
 
     def run(self, rank: int = 0, world_size: int = 1, save_videos: bool = False) -> int:
-        """Measure what is missing, or this process's share of it; returns how many chunks that was."""
+        """Measure what is missing, or this process's share of it; returns how many chunks that was.
+
+        Raises ConfigError, before anything is generated, for Frechet distances of too few videos.
+        """
+        self._check_counts()
         chunks = []
         for spec in self.preset.tables:
             rows = [row for row in spec.rows if self.obstacle(row) is None]
@@ -216,7 +226,7 @@ class Experiment:
                 continue
             for index, (prompt, phrase) in enumerate(zip(samples.prompts, samples.phrases)):
                 if spec.kind == "features":
-                    labels = [f"{phrase}, person {number}" for number in range(1, spec.references + 1)]
+                    labels = [f"{gerund(phrase)}, person {number}" for number in range(1, spec.references + 1)]
                     sheet = feature_sheet(pipe, shown[index], [prompt] * spec.references, labels)
                 else:
                     sheet = attention_sheet(pipe, prompt, gerund(phrase), shown[index], seed=samples.noise_seeds[index])
@@ -236,16 +246,29 @@ class Experiment:
             base += pipe(samples.prompts[part], **options).cpu()
             ours += pipe(samples.prompts[part], references=shown[part], **options).cpu()
         rows = [[clips[0].cpu(), without, with_] for clips, without, with_ in zip(shown, base, ours)]
-        labels = [
-            [f"reference: {gerund(phrase)}", "base model", f"AICL: {prompt}"]
-            for phrase, prompt in zip(samples.phrases, samples.prompts)
-        ]
+        labels = [[f"reference: {gerund(phrase)}", "base model", "AICL"] for phrase in samples.phrases]
         sheet = path.with_suffix(".png")
         with atomic_path(sheet) as temporary:
-            sample_sheet(rows, labels).save(temporary)
-        short = [[text.split(":")[0] for text in row] for row in labels]
-        video = sample_video(rows[:ANIMATED], short[:ANIMATED])
+            sample_sheet(rows, labels, samples.prompts).save(temporary)
+        video = sample_video(
+            rows[:ANIMATED], [[gerund(phrase), *labels[0][1:]] for phrase in samples.phrases[:ANIMATED]]
+        )
         return sheet, write_video(path.with_suffix(".gif"), video, FPS, overwrite=True)
+
+    def _check_counts(self) -> None:
+        """Raise ConfigError for Frechet distances of too few videos."""
+        preset, features = self.preset, self.instruments.classifier.config.features
+        if preset.allow_few:
+            return
+        for spec in (spec for spec in preset.tables if "fvd" in spec.metrics):
+            groups = [row.group[1] if row.group else 1 for row in spec.rows if self.obstacle(row) is None]
+            counts = preset.videos // max(groups, default=1) * len(preset.seeds), preset.real
+            if groups and min(counts) <= features:
+                raise ConfigError(
+                    f"'{spec.title}': a Frechet distance of {features} features needs more than {features} videos a "
+                    f"row, and as many real ones, got {counts[0]} and {counts[1]}: raise videos and real, or set "
+                    "allow_few=true if only trends matter"
+                )
 
     def _shown_metrics(self, spec: TableSpec) -> list[str]:
         return [name for name in spec.metrics if self.instruments.clip is not None or name not in ("cc", "fc")]
@@ -283,6 +306,7 @@ class Experiment:
             seeds=list(preset.seeds),
             prompts=text_hash(prompts),
             real_list=text_hash([f"{spec.data} {REAL_SEED} {preset.real}"]),
+            stride=1.0,
             networks=dict(self.instruments.hashes),
             settings={"precision": str(self.dtype).removeprefix("torch."), "fc_pairs": "consecutive"},
         )

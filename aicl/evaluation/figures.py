@@ -12,21 +12,25 @@ from aicl.pipeline import AICLPipeline
 from lvdm.errors import ConfigError
 from lvdm.models.attention import Attention
 from lvdm.models.transformers import SpatialBlock, SpatioTemporalBlock
-from lvdm.video import contact_sheet, resize_crop, side_by_side
+from lvdm.video import contact_sheet, resize_crop, side_by_side, text_strip
 
 _GAP = 12  # pixels between the videos of a sample, white
+_TITLE = 18  # pixels, the height of a sample's title
 
 
-def sample_sheet(samples: Sequence[Sequence[Tensor]], labels: Sequence[Sequence[str]], frames: int = 5) -> Image.Image:
-    """One row for each sample: its videos, uint8 (t, h, w, 3), beside each other, `frames` frames of each."""
+def sample_sheet(
+    samples: Sequence[Sequence[Tensor]], labels: Sequence[Sequence[str]], titles: Sequence[str], frames: int = 5
+) -> Image.Image:
+    """One row for each sample, under its title: its videos, uint8 (t, h, w, 3), beside each other, `frames` of each."""
     rows = []
-    for videos, texts in zip(samples, labels):
+    for videos, texts, title in zip(samples, labels, titles):
         strips = [contact_sheet([video], [text], frames) for video, text in zip(videos, texts)]
         width = sum(strip.width for strip in strips) + _GAP * (len(strips) - 1)
-        row = Image.new("RGB", (width, max(strip.height for strip in strips)), "white")
+        row = Image.new("RGB", (width, max(strip.height for strip in strips) + _TITLE), "white")
+        row.paste(Image.fromarray(text_strip(title, width, _TITLE).numpy()))
         left = 0
         for strip in strips:
-            row.paste(strip, (left, 0))
+            row.paste(strip, (left, _TITLE))
             left += strip.width + _GAP
         rows.append(row)
     sheet = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), "white")

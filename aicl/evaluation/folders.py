@@ -24,26 +24,27 @@ from aicl.puppets.captions import parse
 from aicl.puppets.classifier import PuppetClassifier
 from aicl.puppets.performance import BACKGROUNDS, COLOURS
 from lvdm.data import read_folder
-from lvdm.errors import DataError, VideoError
+from lvdm.errors import ConfigError, DataError, VideoError
 from lvdm.video import VIDEO_ENDINGS, load_clip, probe
 
 
 @dataclass(frozen=True)
 class Generated:
-    """A generated video: its file, prompt, and where known its class and the reference that was shown."""
+    """A generated video: its file, prompt, and where known its class, the reference that was shown, and its seed."""
 
     path: Path
     prompt: str
     label: str | None = None
     reference: Path | None = None
+    seed: int | None = None
 
 
 @dataclass(frozen=True)
 class ClipReading:
     """Which frames are measured, in every video: `frames` of them, `stride` apart or at `fps`, from the middle.
 
-    size: (height, width) that videos are scaled to cover and cropped to. allow_short: slow down videos that are too
-    short, where otherwise they are an error.
+    Without both, the stride is 1. size: (height, width) that videos are scaled to cover and cropped to. allow_short:
+    slow down videos that are too short, where otherwise they are an error. Raises ConfigError for what is not positive.
     """
 
     frames: int
@@ -52,17 +53,27 @@ class ClipReading:
     fps: float | None = None
     allow_short: bool = False
 
+    def __post_init__(self) -> None:
+        if self.stride is None and self.fps is None:
+            object.__setattr__(self, "stride", 1.0)
+        for name, value in (("frames", self.frames), ("stride", self.stride), ("fps", self.fps)):
+            if value is not None and not value > 0:
+                raise ConfigError(f"{name} is {value:g}: it must be positive")
+        if min(self.size) < 1:
+            raise ConfigError(f"size is {self.size[1]}x{self.size[0]}: both sides must be positive")
+
     def __call__(self, path: str | os.PathLike) -> Tensor:
         """Frames (3, t, h, w) in [-1, 1]. Raises VideoError."""
         short = "stretch" if self.allow_short else "error"
         try:
             return load_clip(path, self.frames, self.size, fps=self.fps, stride=self.stride, short=short)
         except VideoError as error:
-            raise VideoError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
+            known = str(path) in str(error)
+            raise VideoError(str(error) if known else f"{path}: {error}, take fewer frames or allow short") from error
 
     def __str__(self) -> str:
         """In words, for protocols and caches."""
-        step = f"stride {self.stride:g}" if self.stride else f"{self.fps:g} fps" if self.fps else "stride 1"
+        step = f"stride {self.stride:g}" if self.stride else f"{self.fps:g} fps"
         short = ", short ones slowed" if self.allow_short else ""
         return f"{self.frames} frames, {step}, from the middle{short}; antialiased bilinear, centre crop to {self.size}"
 
@@ -102,6 +113,8 @@ def read_generated(folder: str | os.PathLike, manifest: str | os.PathLike | None
 
 def list_videos(folder: str | os.PathLike) -> list[Path]:
     """All videos below a folder, sorted. Raises DataError if there are none."""
+    if not Path(folder).is_dir():
+        raise DataError(f"{folder}: is not a folder; give a folder of videos")
     found = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in VIDEO_ENDINGS)
     if not found:
         raise DataError(f"{folder} holds no videos with an ending of {', '.join(VIDEO_ENDINGS)}")
@@ -109,10 +122,21 @@ def list_videos(folder: str | os.PathLike) -> list[Path]:
 
 
 def default_reading(videos: Sequence[Generated], **changes: Any) -> ClipReading:
-    """All frames, at the size of the first video, with `changes` to that."""
+    """All frames, at the size of the first video, with `changes` to that.
+
+    Raises VideoError for videos of unequal length where the changes do not say how many frames to take.
+    """
     info = probe(videos[0].path)
     values = {"frames": info.num_frames, "size": (info.height, info.width)}
-    return ClipReading(**values | {name: value for name, value in changes.items() if value is not None})
+    changes = {name: value for name, value in changes.items() if value is not None}
+    if "frames" not in changes:
+        other = next((v.path for v in videos if probe(v.path).num_frames != info.num_frames), None)
+        if other is not None:
+            raise VideoError(
+                f"{videos[0].path} has {info.num_frames} frames and {other} {probe(other).num_frames}: say with "
+                "--frames how many to measure of each"
+            )
+    return ClipReading(**values | changes)
 
 
 def score(
@@ -135,6 +159,8 @@ def score(
     """
     if len(videos) < 2:
         raise DataError(f"{len(videos)} videos give no estimate: generate more")
+    if batch_size < 1:
+        raise ConfigError(f"the batch size is {batch_size}: it must be at least 1")
     measured = _measure([v.path for v in videos], videos, reading, networks, pairs, batch_size, device)
     measured |= _hits(measured, videos, networks)
     metrics = {name: intervals.mean(measured[name]) for name in ("cc", "fc", "dynamics") if name in measured}
@@ -157,7 +183,7 @@ def score(
         real=len(real),
         frames=reading.frames,
         size=reading.size,
-        seeds=[],
+        seeds=sorted({video.seed for video in videos if video.seed is not None}),
         prompts=text_hash(video.prompt for video in videos),
         real_list=text_hash(file_hash(path) for path in real),
         stride=reading.stride,
@@ -274,9 +300,9 @@ def _sampled(record: Path) -> Generated | None:
     """The video that scripts/sample.py wrote beside a JSON file of this name, None for any other JSON file."""
     try:
         job = json.loads(record.read_text(encoding="utf-8"))["job"]
-        prompt, refs = job["prompt"], job["refs"]
+        prompt, refs, seed = job["prompt"], job["refs"], job["seed"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     video = next((v for e in VIDEO_ENDINGS if (v := record.with_suffix(e)).is_file()), None)
     references = [Path(ref) for ref in refs if Path(ref).suffix.lower() in VIDEO_ENDINGS]
-    return video and Generated(video, prompt, reference=references[0] if references else None)
+    return video and Generated(video, prompt, reference=references[0] if references else None, seed=seed)

@@ -39,9 +39,10 @@ _DESCRIPTIVE = ("libraries", "device")  # may differ inside a table
 class Protocol:
     """All that a number depends on besides the model and its settings.
 
-    data: which set, in words. generated, real: counts of videos; real_list: hash of the list of real videos.
-    prompts: hash of the list of prompts. stride or fps: how frames were taken, None where every frame was.
-    filter: how videos were resized. networks: SHA-256 of each measuring network. settings: options of the metrics.
+    data: which set, in words. generated, real: counts of videos; real_list: hash of the list of real videos. seeds: of
+    the videos, empty where they are not known. prompts: hash of the list of prompts. stride or fps: how frames were
+    taken, one of them. filter: how videos were resized. networks: SHA-256 of each measuring network. settings: options
+    of the metrics.
     """
 
     data: str
@@ -63,7 +64,10 @@ class Protocol:
 
     def differences(self, other: "Protocol") -> list[str]:
         """The names of the fields that keep two results out of one table."""
-        names = [f.name for f in dataclasses.fields(self) if f.name not in _DESCRIPTIVE]
+        skipped = set(_DESCRIPTIVE)
+        if not (self.seeds and other.seeds):  # videos from elsewhere have no known seeds
+            skipped.add("seeds")
+        names = [f.name for f in dataclasses.fields(self) if f.name not in skipped]
         return [name for name in names if getattr(self, name) != getattr(other, name)]
 
 

@@ -1,7 +1,7 @@
 """Results as tables, in Markdown and LaTeX; those of different protocols refuse to stand in one."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from aicl.evaluation.intervals import Estimate
 from aicl.evaluation.protocol import Result, check_comparable
@@ -50,13 +50,14 @@ _LATEX_ARROWS = {1: r" $\uparrow$", -1: r" $\downarrow$", 0: ""}
 class Table:
     """Rows in order: a label and its result, or None where it was not run. All results share one protocol.
 
-    paper: the paper's values by row label and metric, in the units of the table; only what was read in the paper.
+    paper: the paper's values by row label and metric, in the units of the table; only what was read in the paper. None
+    for a table that the paper does not have.
     """
 
     title: str
     rows: list[tuple[str, Result | None]]
     metrics: Sequence[str]
-    paper: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    paper: Mapping[str, Mapping[str, float]] | None = None
     notes: Sequence[str] = ()
 
     def __post_init__(self) -> None:
@@ -102,7 +103,7 @@ def latex(table: Table) -> str:
 def _cells(table: Table, label: str, result: Result | None) -> list[str]:
     cells = []
     for name in table.metrics:
-        column, paper = COLUMNS[name], table.paper.get(label, {}).get(name)
+        column, paper = COLUMNS[name], (table.paper or {}).get(label, {}).get(name)
         estimate = None if result is None else result.metrics.get(name)
         text = NOT_RUN if result is None else "" if estimate is None else _shown(column, estimate)
         cells.append(text if paper is None else f"{text} (paper {paper:g})")
@@ -131,7 +132,7 @@ def _remarks(table: Table) -> list[str]:
         + f"{protocol.frames} frames of {width}x{height}"
     )
     texts += [f"{name}, SHA-256 {sha[:12]}" for name, sha in protocol.networks.items()]
-    if not table.paper:
+    if table.paper == {}:
         texts.append("the paper's numbers are not entered in this preset")
     return texts
 

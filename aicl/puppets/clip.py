@@ -65,7 +65,15 @@ class PuppetCLIP(nn.Module):
         return self.model.encode_text(tokens, normalize=True)
 
     def encode_frames(self, frames: Tensor) -> Tensor:
-        """Frames in [-1, 1], (b, 3, t, size, size) -> (b, t, embed_dim), of length 1."""
+        """Frames in [-1, 1], (b, 3, t, size, size) -> (b, t, embed_dim), of length 1.
+
+        Raises ConfigError for another size.
+        """
+        if frames.shape[-2:] != (self.config.size,) * 2:
+            raise ConfigError(
+                f"the puppet world's CLIP takes frames of {self.config.size}x{self.config.size} pixels, not "
+                f"{frames.shape[-1]}x{frames.shape[-2]}: choose that size"
+            )
         images = frames.transpose(1, 2).flatten(0, 1)
         return self.model.encode_image(images, normalize=True).unflatten(0, (len(frames), -1))
 

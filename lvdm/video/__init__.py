@@ -1,6 +1,6 @@
 """Files <-> pixels <-> frames: the only home of pixel ranges, resizing, frame sampling and frame rates."""
 
-from lvdm.video.montage import contact_sheet, side_by_side
+from lvdm.video.montage import contact_sheet, side_by_side, text_strip
 from lvdm.video.pixels import ShortRule, frame_indices, frame_step, resize_crop, to_frames, to_pixels
 from lvdm.video.reading import (
     VIDEO_ENDINGS,
@@ -29,6 +29,7 @@ __all__ = [
     "read_frames",
     "resize_crop",
     "side_by_side",
+    "text_strip",
     "to_frames",
     "to_pixels",
     "write_video",

@@ -25,7 +25,7 @@ def side_by_side(videos: Sequence[Tensor], labels: Sequence[str] | None = None) 
         video = torch.cat([video, video[-1:].expand(length - len(video), -1, -1, -1)])
         video = resize_crop(video, (height, max(1, round(video.shape[2] * height / video.shape[1]))))
         if labels is not None:
-            strip = _label(labels[number], video.shape[2], _label_height(height))
+            strip = text_strip(labels[number], video.shape[2], _label_height(height))
             video = torch.cat([strip.expand(length, -1, -1, -1), video], dim=1)
         if number:
             columns.append(torch.full((length, video.shape[1], _GAP, 3), 255, dtype=torch.uint8))
@@ -41,7 +41,7 @@ def contact_sheet(videos: Sequence[Tensor], labels: Sequence[str] | None = None,
         picked = video[torch.linspace(0, len(video) - 1, min(frames, len(video))).round().long()]
         row = side_by_side([frame[None] for frame in picked])[0]
         if labels is not None:
-            row = torch.cat([_label(labels[number], row.shape[1], _label_height(row.shape[0])), row])
+            row = torch.cat([text_strip(labels[number], row.shape[1], _label_height(row.shape[0])), row])
         rows.append(row)
     width = max(row.shape[1] for row in rows)
     sheet = Image.new("RGB", (width, sum(len(row) for row in rows) + _GAP * (len(rows) - 1)), "white")
@@ -63,7 +63,7 @@ def _label_height(height: int) -> int:
     return max(14, height // 12)
 
 
-def _label(text: str, width: int, height: int) -> Tensor:
+def text_strip(text: str, width: int, height: int) -> Tensor:
     """Black on white, uint8 (height, width, 3); a text that is too long ends in dots."""
     font = ImageFont.load_default(size=round(height * 0.75))
     strip = Image.new("RGB", (width, height), "white")

@@ -47,7 +47,8 @@ def _write_mp4(path: Path, pixels: np.ndarray, fps: float) -> None:
     with atomic_path(path) as temporary, av.open(os.fspath(temporary), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
         stream.height, stream.width, stream.pix_fmt = *pixels.shape[1:3], "yuv420p"
-        stream.options = {"crf": _QUALITY, "preset": "medium"}
+        # With its macroblock tree, x264 now and then makes another file of the same pixels (seen at 64x64).
+        stream.options = {"crf": _QUALITY, "preset": "medium", "x264-params": "mbtree=0"}
         # Say which colour matrix was used, or players guess it from the size.
         stream.codec_context.colorspace = av.video.reformatter.Colorspace.ITU709
         stream.codec_context.color_primaries = stream.codec_context.color_trc = 1  # BT.709
@@ -61,11 +62,18 @@ def _write_mp4(path: Path, pixels: np.ndarray, fps: float) -> None:
 
 def _write_gif(path: Path, pixels: np.ndarray, fps: float) -> None:
     # A palette of its own for each frame, dithered: no colour is lost to frames that look different.
-    images = [Image.fromarray(image).quantize(256, dither=Image.Dither.FLOYDSTEINBERG) for image in pixels]
+    images = [_dithered(Image.fromarray(image)) for image in pixels]
     ends = [10 * round(100 * (number + 1) / fps) for number in range(len(images))]  # ms
     durations = [max(end - start, 20) for start, end in zip([0, *ends], ends)]  # players slow down shorter ones
     with atomic_path(path) as temporary:
         images[0].save(temporary, format="GIF", save_all=True, append_images=images[1:], duration=durations, loop=0)
+
+
+def _dithered(image: Image.Image) -> Image.Image:
+    palette = image.quantize(256, method=Image.Quantize.FASTOCTREE)
+    return image.quantize(
+        palette=palette, dither=Image.Dither.FLOYDSTEINBERG
+    )  # without a palette Pillow dithers nothing
 
 
 def _write_pngs(path: Path, pixels: np.ndarray, fps: float) -> None:

@@ -178,7 +178,7 @@ def test_pictures_show_every_sample_with_its_reference(models, tmp_path, monkeyp
     numbered = [f"figure-{kind}-{i}.png" for kind in ("features", "attention") for i in range(3)]
     assert written == ["figure-samples.png", "figure-samples.gif", *numbered]
     sheet = Image.open(tmp_path / "figure-samples.png")
-    assert sheet.width > 3 * FRAMES * SIZE and 3 * SIZE < sheet.height < 4 * SIZE
+    assert sheet.width > 3 * FRAMES * SIZE and sheet.height == 3 * (SIZE + 14 + 18)  # a label and a title each
     reference = experiment.instruments.render(draw_samples(PuppetData(), 0, 0, 3).references[2, :1])
     shown = np.asarray(sheet)[-SIZE:, :SIZE]
     assert (shown == to_pixels(reference)[0, 0].numpy()).all()
@@ -195,6 +195,16 @@ def test_speed_groups_divide_the_samples(models, tmp_path):
     assert experiment.run() == 2  # the groups are of one chunk
     results = [experiment.result(grouped.tables[0], row) for row in grouped.tables[0].rows]
     assert [result.metrics["acc"].count for result in results] == [2, 2, 2]
+
+
+def test_too_few_videos_for_a_frechet_distance_are_refused_before_the_work(models, tmp_path):
+    for change, message in (({"seeds": [0]}, "more than 8 videos a row.* got 5 and 20"), ({"real": 8}, "got 10 and 8")):
+        with pytest.raises(ConfigError, match=message):
+            Experiment(preset(models, **change), tmp_path, "cpu").run()
+    assert not list(tmp_path.iterdir())
+    nothing_to_run = preset(models, seeds=[0])
+    nothing_to_run.tables[0].rows = nothing_to_run.tables[0].rows[-1:]
+    assert Experiment(nothing_to_run, tmp_path, "cpu").run() == 0
 
 
 def test_samples_are_what_they_say():
@@ -233,6 +243,10 @@ def test_presets_reject_what_does_not_fit(models):
         ({"seeds": [1, 1]}, "different numbers"),
         ({"videos": 1}, "2 or more"),
         ({"vidoes": 9}, "did you mean 'videos'"),
+        (
+            {"tables": [{"title": "t", "metrics": ["acc"], "rows": [{"label": "x", "group": [0, 3]}]}]},
+            "3 groups need 6",
+        ),
     ):
         with pytest.raises(ConfigError, match=message):
             preset(models, **change)

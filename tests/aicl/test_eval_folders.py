@@ -15,7 +15,7 @@ from aicl.puppets.clip import CLIPConfig, PuppetCLIP
 from aicl.puppets.instruments import save_instrument
 from aicl.puppets.programs import program_bank
 from aicl.puppets.renderer import render
-from lvdm.errors import ConfigError, DataError, VideoError
+from lvdm.errors import ConfigError, DataError, UserError, VideoError
 from lvdm.video import to_pixels, write_video
 from scripts import evaluate
 
@@ -92,11 +92,48 @@ def test_what_sample_py_wrote_is_understood(world, tmp_path):
     source = (world / "real" / "00.mp4").read_bytes()
     for seed in (1, 0):
         (tmp_path / f"a-{seed}.mp4").write_bytes(source)
-        (tmp_path / f"a-{seed}.json").write_text(json.dumps({"job": {"prompt": f"walks {seed}", "refs": ["r.mp4"]}}))
+        (tmp_path / f"a-{seed}.json").write_text(
+            json.dumps({"job": {"prompt": f"walks {seed}", "refs": [], "seed": seed}})
+        )
     (tmp_path / "notes.json").write_text("{}")
     videos = folders.read_generated(tmp_path)
     assert [video.prompt for video in videos] == ["walks 0", "walks 1"]
-    assert videos[0].path.name == "a-0.mp4" and videos[0].reference == Path("r.mp4")
+    assert videos[0].path.name == "a-0.mp4" and videos[0].reference is None
+    result = folders.score("row", videos, [], folders.default_reading(videos), folders.Networks())
+    assert result.protocol.seeds == [0, 1] and result.protocol.stride == 1.0
+    (tmp_path / "a-0.json").write_text(json.dumps({"job": {"prompt": "walks", "refs": ["r.mp4"], "seed": 0}}))
+    assert folders.read_generated(tmp_path)[0].reference == Path("r.mp4")
+
+
+def test_lengths_that_differ_ask_for_a_choice(world, tmp_path):
+    for number, frames in enumerate((FRAMES, FRAMES + 2)):
+        write_video(tmp_path / f"{number}.mp4", torch.zeros(frames, 64, 64, 3, dtype=torch.uint8), fps=4)
+        (tmp_path / f"{number}.txt").write_text("a person waves")
+    videos = folders.read_generated(tmp_path)
+    with pytest.raises(VideoError, match=r"0\.mp4 has 4 frames and .*1\.mp4 6: say with --frames"):
+        folders.default_reading(videos)
+    assert folders.default_reading(videos, frames=FRAMES).frames == FRAMES
+    with pytest.raises(VideoError, match=r"0\.mp4: a clip spans 6 .*take fewer frames or allow short"):
+        folders.score("row", videos, [], folders.default_reading(videos, frames=6), folders.Networks())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--size", "0x64"], "size is 0x64: both sides must be positive"),
+        (["--size", "32x32"], "takes frames of 64x64 pixels, not 32x32"),
+        (["--frames", "0"], "frames is 0: it must be positive"),
+        (["--fps", "-1"], "fps is -1: it must be positive"),
+        (["--batch-size", "0"], "batch size is 0"),
+        (["--real", "nowhere"], "nowhere: is not a folder"),
+        (["--result", f"{__file__}/result.json"], "result.json: cannot be written .*choose another place"),
+        (["--cache", __file__], "cannot be written .*choose another place"),
+    ],
+)
+def test_options_that_cannot_work_end_in_a_sentence(world, tmp_path, monkeypatch, options, message):
+    with pytest.raises(UserError, match=message):
+        score(monkeypatch, world, tmp_path, "ours", *options)
+    assert not list(tmp_path.glob("*.json"))
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,7 @@ def test_different_protocols_refuse_one_table(change):
 
 def test_machines_may_differ():
     check_comparable([result(), result(device="another", libraries={"torch": "1.0"})])
+    check_comparable([result(), result(seeds=[])])  # videos from elsewhere
 
 
 def test_markdown_shows_intervals_paper_and_missing_rows():
@@ -73,7 +74,8 @@ def test_markdown_shows_intervals_paper_and_missing_rows():
     assert "|  | ACC % ↑ | FVD ↓ |" in text
     assert "FC of a static video: 100.00" in text and "16 frames of 48x64" in text and "seeds 0, 1" in text
     assert "not entered" not in text
-    assert "paper's numbers are not entered" in markdown(Table("Table 0", rows, ["acc"]))
+    assert "paper's numbers are not entered" in markdown(Table("Table 0", rows, ["acc"], paper={}))
+    assert "paper" not in markdown(Table("A folder", rows, ["acc"]))
 
 
 def test_latex_escapes_what_latex_would_read():

@@ -19,7 +19,7 @@ from aicl.puppets.performance import CAMERA_FIELDS, COLOURS, FIELD, MOTION_FIELD
 from aicl.puppets.programs import FIRST_RANDOM
 from lvdm.data import collate, read_folder
 from lvdm.errors import CheckpointError, ConfigError, DataError
-from lvdm.video import load_clip, probe
+from lvdm.video import load_clip, probe, to_pixels, write_video
 
 PAIRS = PuppetConfig(size=16, frames=2, programs=32, references=2, paired=0.5, same_camera=0.5)
 
@@ -139,6 +139,15 @@ class TestFiles:
         for number in range(4):
             name = f"clip_{number:05d}.mp4"
             assert (first.parent / name).read_bytes() == (second.parent / name).read_bytes()
+
+    def test_the_same_pixels_write_the_same_file_whatever_memory_held_before(self, tmp_path):
+        batch = PuppetDataModule(config := PuppetConfig(), 8, 7).prepare(draw_batch(config, 7, np.arange(8)))
+        clip, held, random = to_pixels(batch["frames"])[1], [], np.random.default_rng(0)
+        files = set()
+        for _ in range(60):
+            files.add(write_video(tmp_path / "a.mp4", clip, 8, overwrite=True).read_bytes())
+            held = [*held[-20:], random.integers(0, 255, random.integers(1_000, 200_000), np.uint8)]
+        assert len(files) == 1
 
 
 class TestInstruments:

@@ -313,6 +313,15 @@ def test_gif_keeps_colours_and_time(tmp_path):
     assert sum(durations) == 1250
 
 
+def test_gif_dithers_colours_that_its_palette_lacks(tmp_path):
+    ramp = torch.linspace(0, 255, 128)
+    scene = torch.stack([*torch.meshgrid(ramp, ramp, indexing="ij"), 255 - ramp.expand(128, -1)], -1).byte()[None]
+    with Image.open(write_video(tmp_path / "a.gif", scene, fps=8)) as image:
+        shown = torch.from_numpy(np.array(image.convert("RGB"))).float()
+    means = [x.unflatten(0, (16, 8)).unflatten(2, (16, 8)).mean((1, 3)) for x in (shown, scene[0].float())]
+    assert (means[0] - means[1]).abs().max() < 5
+
+
 def test_png_folder(tmp_path):
     scene = pixels(3, 5, 7)
     path = write_video(tmp_path / "frames", scene, fps=8)
