@@ -1,7 +1,9 @@
 """Scoring a folder of generated videos, against a folder of real ones where a measure needs them."""
 
+import dataclasses
 import json
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,12 +104,17 @@ def read_generated(folder: str | os.PathLike, manifest: str | os.PathLike | None
 
     With a manifest (.jsonl): its lines, {"file": ..., "caption": ..., "label": ..., "reference": ...}, the last two
     optional, files relative to the folder. Without: every video with the JSON file that scripts/sample.py writes beside
-    it, else with a caption in a .txt file. Raises DataError for what is missing.
+    it, else with a caption in a .txt file. Raises DataError for what is missing, but only warns where a reference of
+    sample.py's is: folders are copied without them, and its paths may be relative to another folder.
     """
     folder = Path(folder)
     if manifest is not None:
         return list(_listed(folder, Path(manifest)))
     sampled = [video for path in sorted(folder.glob("*.json")) if (video := _sampled(path)) is not None]
+    lost = [v.reference for v in sampled if v.reference is not None and not v.reference.is_file()]
+    if lost:
+        warnings.warn(f"{lost[0]} is not there: nothing is compared with references", stacklevel=2)
+        sampled = [dataclasses.replace(video, reference=None) for video in sampled]
     return sampled or [Generated(Path(r.path), r.caption, r.label) for r in read_folder(folder)]
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from aicl.evaluation.protocol import VERSIONS
-from aicl.evaluation.puppet_rows import Instruments, Measured, Row, measure_row
+from aicl.evaluation.puppet_rows import MANIFEST, Instruments, Measured, Row, measure_row
 from aicl.evaluation.puppet_set import PuppetData
 from aicl.evaluation.weights import file_hash, files_hash, text_hash
 from aicl.pipeline import FOLDER_FILE, AICLPipeline, FolderConfig
@@ -158,7 +158,7 @@ class Store:
             videos = None
             if save_videos is not None and chunk.row.kind != "real":
                 videos = save_videos / f"{re.sub(r'[^A-Za-z0-9]+', '-', chunk.row.label)}-{path.stem[:8]}"
-            if self.read(chunk) is None or (videos is not None and not videos.is_dir()):
+            if self.read(chunk) is None or (videos is not None and not _all_saved(videos, chunk.count)):
                 mine.append((path, chunk, videos))
         pipeline, loaded = None, None
         for path, chunk, videos in tqdm(mine, desc="measuring", unit="chunk", disable=rank > 0 or not mine):
@@ -177,6 +177,12 @@ class Store:
         if path not in self._hashes:
             self._hashes[path] = file_hash(path) if path.is_file() else files_hash(path)
         return self._hashes[path]
+
+
+def _all_saved(folder: Path, count: int) -> bool:
+    """Whether the manifest lists all videos: it grows with every batch, so an interrupted run leaves a shorter one."""
+    manifest = folder / MANIFEST
+    return manifest.is_file() and len(manifest.read_text(encoding="utf-8").splitlines()) == count
 
 
 def _files(chunk: Chunk) -> list[str]:

@@ -33,6 +33,7 @@ from lvdm.video import to_frames, to_pixels, write_video
 
 Kind = Literal["generated", "real", "autoencoder"]
 Measured = dict[str, Tensor]
+MANIFEST = "manifest.jsonl"
 
 
 @dataclass(frozen=True)
@@ -200,7 +201,7 @@ def _save(folder: Path, start: int, videos: Tensor, samples: Samples) -> None:
     for number, (pixels, prompt, action) in enumerate(zip(videos, samples.prompts, samples.actions.tolist()), start):
         path = write_video(folder / f"{number:05d}.mp4", pixels, fps=FPS * len(pixels) / 16, overwrite=True)
         lines.append(json.dumps({"file": path.name, "caption": prompt, "label": ACTIONS[action].name}) + "\n")
-    with open(folder / "manifest.jsonl", "a" if start else "w", encoding="utf-8") as manifest:
+    with open(folder / MANIFEST, "a" if start else "w", encoding="utf-8") as manifest:
         manifest.writelines(lines)
 
 

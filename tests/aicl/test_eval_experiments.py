@@ -167,6 +167,9 @@ def test_without_adapter_or_clip_the_rest_is_run(models, tmp_path):
     (base,) = (tmp_path / "videos").glob("base-*")
     manifest = [json.loads(line) for line in (base / "manifest.jsonl").read_text().splitlines()]
     assert [(base / entry["file"]).is_file() for entry in manifest] == [True] * 5
+    (base / "manifest.jsonl").write_text(json.dumps(manifest[0]) + "\n")  # as if interrupted after one video
+    assert experiment.run(save_videos=True) == 1 and experiment.run(save_videos=True) == 0
+    assert len((base / "manifest.jsonl").read_text().splitlines()) == 5
     assert manifest[0]["label"] == UNSEEN[0] and manifest[0]["caption"].startswith("a ")
 
 

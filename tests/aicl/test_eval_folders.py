@@ -101,8 +101,13 @@ def test_what_sample_py_wrote_is_understood(world, tmp_path):
     assert videos[0].path.name == "a-0.mp4" and videos[0].reference is None
     result = folders.score("row", videos, [], folders.default_reading(videos), folders.Networks())
     assert result.protocol.seeds == [0, 1] and result.protocol.stride == 1.0
-    (tmp_path / "a-0.json").write_text(json.dumps({"job": {"prompt": "walks", "refs": ["r.mp4"], "seed": 0}}))
-    assert folders.read_generated(tmp_path)[0].reference == Path("r.mp4")
+
+    shown = world / "references" / "00.mp4"
+    (tmp_path / "a-0.json").write_text(json.dumps({"job": {"prompt": "walks", "refs": [str(shown)], "seed": 0}}))
+    assert [video.reference for video in folders.read_generated(tmp_path)] == [shown, None]
+    (tmp_path / "a-1.json").write_text(json.dumps({"job": {"prompt": "walks", "refs": ["gone.mp4"], "seed": 1}}))
+    with pytest.warns(UserWarning, match=r"gone\.mp4 is not there: nothing is compared"):
+        assert [video.reference for video in folders.read_generated(tmp_path)] == [None, None]
 
 
 def test_lengths_that_differ_ask_for_a_choice(world, tmp_path):
