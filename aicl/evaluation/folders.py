@@ -270,17 +270,34 @@ def _against_references(
     batch_size: int,
     device: torch.device | str,
 ) -> dict[str, Estimate]:
-    """Motion and looks against each video's own reference and against another's, where all have references."""
+    """Motion and looks against each video's own reference and against others, where all have references.
+
+    Against others only where there are any: videos may all have been shown the same one.
+    """
     if any(video.reference is None for video in videos):
         return {}
     references = [video.reference for video in videos]
     shown = _measure(references, None, reading, networks, "consecutive", batch_size, device)
-    own, other = (motion_similarity(measured["motion"], shown["motion"].roll(shift, 0)) for shift in (0, 1))
-    found = {"motion": intervals.mean(own), "motion_other": intervals.mean(other)}
+    others = [_other(videos, index) for index in range(len(videos))]
+    found = {"motion": intervals.mean(motion_similarity(measured["motion"], shown["motion"]))}
+    if None not in others:
+        found["motion_other"] = intervals.mean(motion_similarity(measured["motion"], shown["motion"][others]))
     if networks.clip is not None:
         own, other = similarity_margin(measured["clip"], shown["clip"])
-        found |= {"similarity": intervals.mean(own), "similarity_others": intervals.mean(other)}
+        found["similarity"] = intervals.mean(own)
+        if None not in others:
+            found["similarity_others"] = intervals.mean(other)
     return found
+
+
+def _other(videos: Sequence[Generated], index: int) -> int | None:
+    """The next video with another reference and, where its class is known, another class; None where there is none."""
+    own = videos[index]
+    for number in range(index + 1, index + len(videos)):
+        other = videos[number % len(videos)]
+        if other.reference != own.reference and (own.label is None or other.label != own.label):
+            return number % len(videos)
+    return None
 
 
 def _listed(folder: Path, manifest: Path) -> Iterator[Generated]:

@@ -88,6 +88,17 @@ def test_short_videos_are_errors_unless_allowed(world):
     assert set(result.metrics) == {"dynamics", "motion", "motion_other"}
 
 
+def test_other_motion_is_that_of_another_reference_and_class(world):
+    videos = folders.read_generated(world / "generated", world / "generated" / "manifest.jsonl")
+    reading = folders.default_reading(videos)
+    # 10 classes in turn: the first is compared with the second, and, of two of one class, nothing is left to compare
+    assert [folders._other(videos, index) for index in (0, 11)] == [1, 0]
+    assert set(folders.score("row", [videos[0], videos[10]], [], reading, folders.Networks()).metrics) == {
+        "dynamics",
+        "motion",
+    }
+
+
 def test_what_sample_py_wrote_is_understood(world, tmp_path):
     source = (world / "real" / "00.mp4").read_bytes()
     for seed in (1, 0):
