@@ -1,6 +1,5 @@
 """Scoring a folder of generated videos, against a folder of real ones where a measure needs them."""
 
-import dataclasses
 import json
 import os
 import warnings
@@ -104,17 +103,13 @@ def read_generated(folder: str | os.PathLike, manifest: str | os.PathLike | None
 
     With a manifest (.jsonl): its lines, {"file": ..., "caption": ..., "label": ..., "reference": ...}, the last two
     optional, files relative to the folder. Without: every video with the JSON file that scripts/sample.py writes beside
-    it, else with a caption in a .txt file. Raises DataError for what is missing, but only warns where a reference of
-    sample.py's is: folders are copied without them, and its paths may be relative to another folder.
+    it, else with a caption in a .txt file. Raises DataError for what is missing, other than references of sample.py:
+    folders are copied without them, and its paths may be relative to another folder.
     """
     folder = Path(folder)
     if manifest is not None:
         return list(_listed(folder, Path(manifest)))
     sampled = [video for path in sorted(folder.glob("*.json")) if (video := _sampled(path)) is not None]
-    lost = [v.reference for v in sampled if v.reference is not None and not v.reference.is_file()]
-    if lost:
-        warnings.warn(f"{lost[0]} is not there: nothing is compared with references", stacklevel=2)
-        sampled = [dataclasses.replace(video, reference=None) for video in sampled]
     return sampled or [Generated(Path(r.path), r.caption, r.label) for r in read_folder(folder)]
 
 
@@ -272,11 +267,15 @@ def _against_references(
 ) -> dict[str, Estimate]:
     """Motion and looks against each video's own reference and against others, where all have references.
 
-    Against others only where there are any: videos may all have been shown the same one.
+    Against others only where there are any: videos may all have been shown the same one. Only warns of references
+    that are gone.
     """
     if any(video.reference is None for video in videos):
         return {}
     references = [video.reference for video in videos]
+    if lost := [path for path in references if not path.is_file()]:
+        warnings.warn(f"{lost[0]} is not there: nothing is compared with references", stacklevel=3)
+        return {}
     shown = _measure(references, None, reading, networks, "consecutive", batch_size, device)
     others = [_other(videos, index) for index in range(len(videos))]
     found = {"motion": intervals.mean(motion_similarity(measured["motion"], shown["motion"]))}
