@@ -163,14 +163,15 @@ def score(
         raise DataError(f"{len(videos)} videos give no estimate: generate more")
     if batch_size < 1:
         raise ConfigError(f"the batch size is {batch_size}: it must be at least 1")
-    measured = _measure([v.path for v in videos], videos, reading, networks, pairs, batch_size, device)
+    compare = all(video.reference is not None for video in videos)
+    measured = _measure([v.path for v in videos], videos, reading, networks, pairs, batch_size, device, compare)
     measured |= _hits(measured, videos, networks)
     metrics = {name: intervals.mean(measured[name]) for name in ("cc", "fc", "dynamics") if name in measured}
     metrics |= {name: intervals.share(measured[name]) for name in ("acc", "looks") if name in measured}
     metrics |= _against_references(videos, measured, reading, networks, batch_size, device)
     lines: dict[str, float] = {"fc_static": 100.0} if networks.clip is not None else {}
     if real:
-        of_real = _measure(real, None, reading, networks, pairs, batch_size, device)
+        of_real = _measure(real, None, reading, networks, pairs, batch_size, device, compare=False)
         lines |= {f"{name}_real": of_real[name].mean().item() for name in ("fc", "dynamics") if name in of_real}
     if real and networks.fvd is not None:
         store = FeatureCache(cache, networks.fvd, str(reading))
@@ -211,18 +212,26 @@ def _measure(
     pairs: Pairs,
     batch_size: int,
     device: torch.device | str,
+    compare: bool,
 ) -> dict[str, Tensor]:
-    """Per-video values; those that need a prompt or a class only for generated `videos`."""
+    """Per-video values; those that need a prompt or a class only for generated `videos`.
+
+    `compare` keeps what videos are compared by, which is large: the features of all frames, and motion histograms.
+    """
     parts: dict[str, list[Tensor]] = {}
     for number, frames in enumerate(_batches(paths, reading, batch_size, device)):
         batch = videos and videos[number * batch_size : (number + 1) * batch_size]
         flow = video_flow(frames, networks.flow)
-        values = {"dynamics": dynamic_degree(flow), "motion": motion_histogram(flow)}
+        values = {"dynamics": dynamic_degree(flow)}
+        if compare:
+            values["motion"] = motion_histogram(flow)
         if networks.clip is not None:
-            values["clip"] = networks.clip.encode_frames(frames)
-            values["fc"] = frame_consistency(values["clip"], pairs)
+            features = networks.clip.encode_frames(frames)
+            values["fc"] = frame_consistency(features, pairs)
             if batch:
-                values["cc"] = clip_consistency(networks.clip.encode_text([v.prompt for v in batch]), values["clip"])
+                values["cc"] = clip_consistency(networks.clip.encode_text([v.prompt for v in batch]), features)
+            if compare:
+                values["clip"] = features
         if batch and networks.puppet_classifier is not None:
             verdict = puppet_verdict(networks.puppet_classifier, frames)
             values |= {"classes": verdict.action, "looks_logits": verdict.looks}
@@ -276,7 +285,7 @@ def _against_references(
     if lost := [path for path in references if not path.is_file()]:
         warnings.warn(f"{lost[0]} is not there: nothing is compared with references", stacklevel=3)
         return {}
-    shown = _measure(references, None, reading, networks, "consecutive", batch_size, device)
+    shown = _measure(references, None, reading, networks, "consecutive", batch_size, device, compare=True)
     others = [_other(videos, index) for index in range(len(videos))]
     found = {"motion": intervals.mean(motion_similarity(measured["motion"], shown["motion"]))}
     if None not in others:
