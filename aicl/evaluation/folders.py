@@ -1,6 +1,5 @@
 """Scoring a folder of generated videos, against a folder of real ones where a measure needs them."""
 
-import dataclasses
 import json
 import os
 import warnings
@@ -104,17 +103,13 @@ def read_generated(folder: str | os.PathLike, manifest: str | os.PathLike | None
 
     With a manifest (.jsonl): its lines, {"file": ..., "caption": ..., "label": ..., "reference": ...}, the last two
     optional, files relative to the folder. Without: every video with the JSON file that scripts/sample.py writes beside
-    it, else with a caption in a .txt file. Raises DataError for what is missing, but only warns where a reference of
-    sample.py's is: folders are copied without them, and its paths may be relative to another folder.
+    it, else with a caption in a .txt file. Raises DataError for what is missing, other than references of sample.py:
+    folders are copied without them, and its paths may be relative to another folder.
     """
     folder = Path(folder)
     if manifest is not None:
         return list(_listed(folder, Path(manifest)))
     sampled = [video for path in sorted(folder.glob("*.json")) if (video := _sampled(path)) is not None]
-    lost = [v.reference for v in sampled if v.reference is not None and not v.reference.is_file()]
-    if lost:
-        warnings.warn(f"{lost[0]} is not there: nothing is compared with references", stacklevel=2)
-        sampled = [dataclasses.replace(video, reference=None) for video in sampled]
     return sampled or [Generated(Path(r.path), r.caption, r.label) for r in read_folder(folder)]
 
 
@@ -168,14 +163,15 @@ def score(
         raise DataError(f"{len(videos)} videos give no estimate: generate more")
     if batch_size < 1:
         raise ConfigError(f"the batch size is {batch_size}: it must be at least 1")
-    measured = _measure([v.path for v in videos], videos, reading, networks, pairs, batch_size, device)
+    compare = all(video.reference is not None for video in videos)
+    measured = _measure([v.path for v in videos], videos, reading, networks, pairs, batch_size, device, compare)
     measured |= _hits(measured, videos, networks)
     metrics = {name: intervals.mean(measured[name]) for name in ("cc", "fc", "dynamics") if name in measured}
     metrics |= {name: intervals.share(measured[name]) for name in ("acc", "looks") if name in measured}
     metrics |= _against_references(videos, measured, reading, networks, batch_size, device)
     lines: dict[str, float] = {"fc_static": 100.0} if networks.clip is not None else {}
     if real:
-        of_real = _measure(real, None, reading, networks, pairs, batch_size, device)
+        of_real = _measure(real, None, reading, networks, pairs, batch_size, device, compare=False)
         lines |= {f"{name}_real": of_real[name].mean().item() for name in ("fc", "dynamics") if name in of_real}
     if real and networks.fvd is not None:
         store = FeatureCache(cache, networks.fvd, str(reading))
@@ -216,18 +212,26 @@ def _measure(
     pairs: Pairs,
     batch_size: int,
     device: torch.device | str,
+    compare: bool,
 ) -> dict[str, Tensor]:
-    """Per-video values; those that need a prompt or a class only for generated `videos`."""
+    """Per-video values; those that need a prompt or a class only for generated `videos`.
+
+    `compare` keeps what videos are compared by, which is large: the features of all frames, and motion histograms.
+    """
     parts: dict[str, list[Tensor]] = {}
     for number, frames in enumerate(_batches(paths, reading, batch_size, device)):
         batch = videos and videos[number * batch_size : (number + 1) * batch_size]
         flow = video_flow(frames, networks.flow)
-        values = {"dynamics": dynamic_degree(flow), "motion": motion_histogram(flow)}
+        values = {"dynamics": dynamic_degree(flow)}
+        if compare:
+            values["motion"] = motion_histogram(flow)
         if networks.clip is not None:
-            values["clip"] = networks.clip.encode_frames(frames)
-            values["fc"] = frame_consistency(values["clip"], pairs)
+            features = networks.clip.encode_frames(frames)
+            values["fc"] = frame_consistency(features, pairs)
             if batch:
-                values["cc"] = clip_consistency(networks.clip.encode_text([v.prompt for v in batch]), values["clip"])
+                values["cc"] = clip_consistency(networks.clip.encode_text([v.prompt for v in batch]), features)
+            if compare:
+                values["clip"] = features
         if batch and networks.puppet_classifier is not None:
             verdict = puppet_verdict(networks.puppet_classifier, frames)
             values |= {"classes": verdict.action, "looks_logits": verdict.looks}
@@ -270,17 +274,38 @@ def _against_references(
     batch_size: int,
     device: torch.device | str,
 ) -> dict[str, Estimate]:
-    """Motion and looks against each video's own reference and against another's, where all have references."""
+    """Motion and looks against each video's own reference and against others, where all have references.
+
+    Against others only where there are any: videos may all have been shown the same one. Only warns of references
+    that are gone.
+    """
     if any(video.reference is None for video in videos):
         return {}
     references = [video.reference for video in videos]
-    shown = _measure(references, None, reading, networks, "consecutive", batch_size, device)
-    own, other = (motion_similarity(measured["motion"], shown["motion"].roll(shift, 0)) for shift in (0, 1))
-    found = {"motion": intervals.mean(own), "motion_other": intervals.mean(other)}
+    if lost := [path for path in references if not path.is_file()]:
+        warnings.warn(f"{lost[0]} is not there: nothing is compared with references", stacklevel=3)
+        return {}
+    shown = _measure(references, None, reading, networks, "consecutive", batch_size, device, compare=True)
+    others = [_other(videos, index) for index in range(len(videos))]
+    found = {"motion": intervals.mean(motion_similarity(measured["motion"], shown["motion"]))}
+    if None not in others:
+        found["motion_other"] = intervals.mean(motion_similarity(measured["motion"], shown["motion"][others]))
     if networks.clip is not None:
         own, other = similarity_margin(measured["clip"], shown["clip"])
-        found |= {"similarity": intervals.mean(own), "similarity_others": intervals.mean(other)}
+        found["similarity"] = intervals.mean(own)
+        if None not in others:
+            found["similarity_others"] = intervals.mean(other)
     return found
+
+
+def _other(videos: Sequence[Generated], index: int) -> int | None:
+    """The next video with another reference and, where its class is known, another class; None where there is none."""
+    own = videos[index]
+    for number in range(index + 1, index + len(videos)):
+        other = videos[number % len(videos)]
+        if other.reference != own.reference and (own.label is None or other.label != own.label):
+            return number % len(videos)
+    return None
 
 
 def _listed(folder: Path, manifest: Path) -> Iterator[Generated]:

@@ -88,6 +88,17 @@ def test_short_videos_are_errors_unless_allowed(world):
     assert set(result.metrics) == {"dynamics", "motion", "motion_other"}
 
 
+def test_other_motion_is_that_of_another_reference_and_class(world):
+    videos = folders.read_generated(world / "generated", world / "generated" / "manifest.jsonl")
+    reading = folders.default_reading(videos)
+    # 10 classes in turn: the first is compared with the second, and, of two of one class, nothing is left to compare
+    assert [folders._other(videos, index) for index in (0, 11)] == [1, 0]
+    assert set(folders.score("row", [videos[0], videos[10]], [], reading, folders.Networks()).metrics) == {
+        "dynamics",
+        "motion",
+    }
+
+
 def test_what_sample_py_wrote_is_understood(world, tmp_path):
     source = (world / "real" / "00.mp4").read_bytes()
     for seed in (1, 0):
@@ -106,8 +117,10 @@ def test_what_sample_py_wrote_is_understood(world, tmp_path):
     (tmp_path / "a-0.json").write_text(json.dumps({"job": {"prompt": "walks", "refs": [str(shown)], "seed": 0}}))
     assert [video.reference for video in folders.read_generated(tmp_path)] == [shown, None]
     (tmp_path / "a-1.json").write_text(json.dumps({"job": {"prompt": "walks", "refs": ["gone.mp4"], "seed": 1}}))
+    videos = folders.read_generated(tmp_path)
     with pytest.warns(UserWarning, match=r"gone\.mp4 is not there: nothing is compared"):
-        assert [video.reference for video in folders.read_generated(tmp_path)] == [None, None]
+        result = folders.score("row", videos, [], folders.default_reading(videos), folders.Networks())
+    assert set(result.metrics) == {"dynamics"}
 
 
 def test_lengths_that_differ_ask_for_a_choice(world, tmp_path):

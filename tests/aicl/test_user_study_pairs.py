@@ -69,6 +69,19 @@ def test_two_folders_pair_equal_names_with_the_captions_of_ours(tmp_path):
     assert [(pair.prompt, pair.group) for pair in pairs] == [("second", "b"), ("first", "a")]
 
 
+def test_prompts_are_found_in_what_our_scripts_write(tmp_path):
+    for folder in ("ours", "base"):
+        for number in range(2):
+            write_sample(tmp_path / folder / f"{number}.mp4", number)
+            record = {"job": {"prompt": f"sampled {number}", "refs": ["gone.mp4"], "seed": 0}}
+            (tmp_path / folder / f"{number}.json").write_text(json.dumps(record))
+    assert [pair.prompt for pair in read_folders(tmp_path / "ours", tmp_path / "base")] == ["sampled 0", "sampled 1"]
+    lines = [{"file": f"{number}.mp4", "caption": f"listed {number}", "label": "run"} for number in range(2)]
+    (tmp_path / "ours" / "manifest.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    pairs = read_folders(tmp_path / "ours", tmp_path / "base")
+    assert [(pair.prompt, pair.group) for pair in pairs] == [("listed 0", "run"), ("listed 1", "run")]
+
+
 def test_folders_that_do_not_fit_together_are_refused(tmp_path):
     for name in ("ours/1.mp4", "ours/2.mp4", "base/1.mp4"):
         write_sample(tmp_path / name, 0)

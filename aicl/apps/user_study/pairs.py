@@ -7,6 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
+from aicl.evaluation.folders import read_generated
 from lvdm.data.folder import read_folder
 from lvdm.data.listing import LISTING_ENDINGS, read_rows
 from lvdm.errors import DataError
@@ -49,8 +50,9 @@ def read_folders(
 ) -> list[Pair]:
     """Videos of the same name in two folders, at any depth; a caption's label becomes the pair's group.
 
-    Prompts stand in .txt files beside our videos, or in a `captions` file as `lvdm.data.read_folder` takes it.
-    Raises DataError where a video lacks its partner or its prompt.
+    Prompts stand in a `captions` file as `lvdm.data.read_folder` takes it. Without one they are found as
+    `scripts/evaluate.py` finds them: in our folder's manifest.jsonl, in what scripts/sample.py wrote beside our videos,
+    or in .txt files. Raises DataError where a video lacks its partner or its prompt.
     """
     ours, baseline = Path(ours), Path(baseline)
     names = {folder: _videos(folder) for folder in (ours, baseline)}
@@ -60,10 +62,20 @@ def read_folders(
                 f"{there}: lacks {alone[0]}, which is in {here} ({_times(len(alone), 'such file')}); "
                 "both folders need the same names"
             )
-    records = {record.key: record for record in read_folder(ours, captions)}
-    if missing := sorted(names[ours] - set(records)):
-        raise DataError(f"{captions}: has no caption for {missing[0]} ({_times(len(missing), 'such file')})")
-    return [Pair(records[name].caption, ours / name, baseline / name, records[name].label or "") for name in records]
+    prompts = _prompts(ours, captions)
+    if missing := sorted(names[ours] - set(prompts)):
+        where = captions or ours
+        raise DataError(f"{where}: has no caption for {missing[0]} ({_times(len(missing), 'such file')})")
+    return [Pair(prompt, ours / name, baseline / name, group or "") for name, (prompt, group) in prompts.items()]
+
+
+def _prompts(folder: Path, captions: str | os.PathLike | None) -> dict[str, tuple[str, str | None]]:
+    """(prompt, label) by the names of videos, relative to their folder."""
+    if captions is not None:
+        return {record.key: (record.caption, record.label) for record in read_folder(folder, captions)}
+    manifest = folder / "manifest.jsonl"
+    found = read_generated(folder, manifest if manifest.is_file() else None)
+    return {video.path.relative_to(folder).as_posix(): (video.prompt, video.label) for video in found}
 
 
 @lru_cache(maxsize=1024)
