@@ -63,7 +63,7 @@ class TrainingSettings:
     stop_factor: float = 20.0  # the loss explodes when it exceeds its running average by this factor
 
     def __post_init__(self):
-        counts = ("steps", "batch_size", "devices", "nodes", "accumulate", "checkpoint_every", "keep")
+        counts = ("steps", "batch_size", "devices", "nodes", "accumulate", "draws", "checkpoint_every", "keep")
         check_at_least(self, 1, (*counts, "preview_every", "previews", "preview_steps", "stop_factor"), "training")
         check_at_least(self, 0, ("lr", "weight_decay", "warmup_steps", "final_lr", "max_minutes", "clip"), "training")
         parts = self.devices * self.nodes * self.accumulate

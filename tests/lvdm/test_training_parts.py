@@ -56,6 +56,7 @@ def test_batch_size_is_split_over_devices_and_accumulation():
         ({"precision": "fp8"}, "precision must be one of"),
         ({"stepz": 3}, "unknown key 'stepz' .* did you mean 'steps'"),
         ({"cuda_graphs": True, "accumulate": 2}, "cuda_graphs to false"),
+        ({"draws": 0}, "training.draws is 0: it must be at least 1"),
         ({"cuda_graphs": True, "checkpointing": True}, "cuda_graphs to false"),
         ({"cuda_graphs": True, "strategy": "deepspeed_zero2"}, "cuda_graphs to false"),
     ],
