@@ -67,12 +67,8 @@ class Job:
             raise ConfigError("give either references or a library to choose them from, not both")
         if self.num_refs != 1 and not (self.library or self.chosen):
             raise ConfigError("num_refs says how many references to take from a library: name one, or leave it out")
-        for name in ("num_refs", "num_samples", "batch", "num_frames", "steps", "fps"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} is {value}: it must be at least 1")
-        if self.seed < 0:
-            raise ConfigError(f"seed is {self.seed}: it must be at least 0")
+        configs.check_at_least(self, 1, ("num_refs", "num_samples", "batch", "num_frames", "steps", "fps"))
+        configs.check_at_least(self, 0, ("seed",))
         if self.ref_fps is not None and not self.ref_fps > 0:
             raise ConfigError(f"ref_fps is {self.ref_fps}: a frame rate must be positive")
         if self.out and Path(self.out).suffix.lower() not in (".mp4", ".gif", ""):

@@ -64,9 +64,8 @@ def _from_config(path: str, adapter: str | Path | None, device: torch.device, dt
     from lvdm.training.tasks import read_model
 
     sections = configs.load(path)
-    torch.manual_seed(
-        (sections.get("run") or {}).get("seed", 0)
-    )  # weights that are not read from files, as in training
+    seed = (sections.get("run") or {}).get("seed", 0)
+    torch.manual_seed(seed)  # for weights that are not read from files, as in training
     base = sections.get("base") or {}
     if base.get("path"):
         pipeline = load_pipeline(_model_folder(base["path"]), device, dtype)

@@ -103,15 +103,15 @@ def check_keys(given: Iterable[str], valid: Iterable[str], where: str) -> None:
             raise ConfigError(f"unknown key '{key}' in {where}: {hint}")
 
 
-def check_at_least(section: Any, least: float, names: Iterable[str], where: str) -> None:
+def check_at_least(section: Any, least: float, names: Iterable[str], where: str = "") -> None:
     """Raise ConfigError for the first of the fields `names` that is below `least`, infinite or not a number.
 
-    Fields that are None count as left out. `where` names the section.
+    Fields that are None count as left out. `where` names the section, if it has a name.
     """
     for name in names:
         value = getattr(section, name)
         if value is not None and not least <= value < math.inf:
-            raise ConfigError(f"{where}.{name} is {value}: it must be at least {least}")
+            raise ConfigError(f"{where and where + '.'}{name} is {value}: it must be at least {least}")
 
 
 def _load_file(path: Path, chain: tuple[Path, ...]) -> DictConfig:

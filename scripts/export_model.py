@@ -64,11 +64,10 @@ def find_instruments(run: str) -> dict[str, Path]:
 
 def write_sums(folder: Path) -> None:
     """Write SHA256SUMS: a line "hash  path" for each weights file below `folder`."""
-    lines = [f"{file_hash(path)}  {path.relative_to(folder).as_posix()}" for path in folder.rglob("*.safetensors")]
+    paths = sorted(folder.rglob("*.safetensors"))
+    lines = [f"{file_hash(path)}  {path.relative_to(folder).as_posix()}\n" for path in paths]
     with atomic_path(folder / SUMS) as temporary:
-        temporary.write_text(
-            "".join(f"{line}\n" for line in sorted(lines, key=lambda line: line[64:])), encoding="utf-8"
-        )
+        temporary.write_text("".join(lines), encoding="utf-8")
 
 
 if __name__ == "__main__":

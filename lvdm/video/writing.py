@@ -70,10 +70,8 @@ def _write_gif(path: Path, pixels: np.ndarray, fps: float) -> None:
 
 
 def _dithered(image: Image.Image) -> Image.Image:
-    palette = image.quantize(256, method=Image.Quantize.FASTOCTREE)
-    return image.quantize(
-        palette=palette, dither=Image.Dither.FLOYDSTEINBERG
-    )  # without a palette Pillow dithers nothing
+    palette = image.quantize(256, method=Image.Quantize.FASTOCTREE)  # without one Pillow dithers nothing
+    return image.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
 
 
 def _write_pngs(path: Path, pixels: np.ndarray, fps: float) -> None:
