@@ -75,8 +75,7 @@ def score(args: argparse.Namespace) -> folders.Result:
     if place.exists() and not args.overwrite:
         raise ConfigError(f"{place} exists already: choose another place with --result, or ask to --overwrite it")
     check_writable(place)
-    listed = args.videos / "manifest.jsonl"
-    videos = folders.read_generated(args.videos, args.manifest or (listed if listed.is_file() else None))
+    videos = folders.read_generated(args.videos, args.manifest)
     reading = folders.default_reading(
         videos,
         frames=args.frames,

@@ -28,6 +28,8 @@ from lvdm.data import read_folder
 from lvdm.errors import ConfigError, DataError, VideoError
 from lvdm.video import VIDEO_ENDINGS, load_clip, probe
 
+MANIFEST = "manifest.jsonl"  # lists the videos of a folder
+
 
 @dataclass(frozen=True)
 class Generated:
@@ -101,14 +103,16 @@ class Networks:
 def read_generated(folder: str | os.PathLike, manifest: str | os.PathLike | None = None) -> list[Generated]:
     """The generated videos of a folder.
 
-    With a manifest (.jsonl): its lines, {"file": ..., "caption": ..., "label": ..., "reference": ...}, the last two
-    optional, files relative to the folder. Without: every video with the JSON file that scripts/sample.py writes beside
-    it, else with a caption in a .txt file. Raises DataError for what is missing, other than references of sample.py:
-    folders are copied without them, and its paths may be relative to another folder.
+    With a manifest (.jsonl), by default manifest.jsonl in the folder where that is there: its lines, {"file": ...,
+    "caption": ..., "label": ..., "reference": ...}, the last two optional, files relative to the folder. Without: every
+    video with the JSON file that scripts/sample.py writes beside it, else with a caption in a .txt file. Raises
+    DataError for what is missing, other than references of sample.py: folders are copied without them, and its paths
+    may be relative to another folder.
     """
     folder = Path(folder)
-    if manifest is not None:
-        return list(_listed(folder, Path(manifest)))
+    own = folder / MANIFEST
+    if manifest is not None or own.is_file():
+        return list(_listed(folder, Path(manifest or own)))
     sampled = [video for path in sorted(folder.glob("*.json")) if (video := _sampled(path)) is not None]
     return sampled or [Generated(Path(r.path), r.caption, r.label) for r in read_folder(folder)]
 

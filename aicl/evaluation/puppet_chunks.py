@@ -16,8 +16,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
+from aicl.evaluation.folders import MANIFEST
 from aicl.evaluation.protocol import VERSIONS
-from aicl.evaluation.puppet_rows import MANIFEST, Instruments, Measured, Row, measure_row
+from aicl.evaluation.puppet_rows import Instruments, Measured, Row, measure_row
 from aicl.evaluation.puppet_set import PuppetData
 from aicl.evaluation.weights import file_hash, files_hash, text_hash
 from aicl.pipeline import FOLDER_FILE, AICLPipeline, FolderConfig

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from aicl.evaluation.accuracy import puppet_verdict
 from aicl.evaluation.clip_scores import PuppetCLIPScorer, clip_consistency, frame_consistency
+from aicl.evaluation.folders import MANIFEST
 from aicl.evaluation.motion import dynamic_degree, motion_histogram, motion_similarity, video_flow
 from aicl.evaluation.puppet_set import MAX_REFERENCES, PuppetData, Samples, draw_samples
 from aicl.evaluation.weights import file_hash
@@ -33,7 +34,6 @@ from lvdm.video import to_frames, to_pixels, write_video
 
 Kind = Literal["generated", "real", "autoencoder"]
 Measured = dict[str, Tensor]
-MANIFEST = "manifest.jsonl"
 
 
 @dataclass(frozen=True)

@@ -73,8 +73,7 @@ def _prompts(folder: Path, captions: str | os.PathLike | None) -> dict[str, tupl
     """(prompt, label) by the names of videos, relative to their folder."""
     if captions is not None:
         return {record.key: (record.caption, record.label) for record in read_folder(folder, captions)}
-    manifest = folder / "manifest.jsonl"
-    found = read_generated(folder, manifest if manifest.is_file() else None)
+    found = read_generated(folder)
     return {video.path.relative_to(folder).as_posix(): (video.prompt, video.label) for video in found}
 
 
