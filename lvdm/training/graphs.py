@@ -5,6 +5,7 @@ batches, and with them many optimiser steps, are as fast a sample as large ones.
 """
 
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -52,8 +53,16 @@ class Captured(nn.Module):
         core = _Flat(self.network, structure, constants, dtype)
         samples = tuple(tensor.detach().clone().requires_grad_(tensor.requires_grad) for tensor in tensors)
         with torch.autocast(device, enabled=False):  # for the backward pass, as ever; the forward pass turns it on
-            # some parameters may be of no use to a model, as label embeddings without labels
-            return torch.cuda.make_graphed_callables(core, samples, allow_unused_input=True)
+            with mock.patch.object(torch.cuda, "CUDAGraph", _Graph):  # which says for itself what breaks a capture
+                # some parameters may be of no use to a model, as label embeddings without labels
+                return torch.cuda.make_graphed_callables(core, samples, allow_unused_input=True)
+
+
+class _Graph(torch.cuda.CUDAGraph):
+    """A graph whose capture other threads do not break: loaders pin memory meanwhile, and NCCL watches its events."""
+
+    def capture_begin(self, *args: Any, **kwargs: Any) -> None:
+        super().capture_begin(*args, **kwargs | {"capture_error_mode": "thread_local"})
 
 
 class _Flat(nn.Module):

@@ -1,11 +1,15 @@
 """Training with CUDA graphs is the same training."""
 
+from threading import Event, Thread
+
 import pytest
 import torch
+from torch import nn
 
 import aicl.tasks  # noqa: F401 (makes the tasks known)
 from lvdm.training import train
 from lvdm.training.checkpoints import list_checkpoints
+from lvdm.training.graphs import Captured
 from tests.aicl.test_training import aicl_config, save_base
 from tests.lvdm.training_runs import MODEL, make_clips, tiny_config
 
@@ -37,3 +41,26 @@ def test_parameters_move_as_without_graphs(tmp_path, task, compiled):
     # Adam's steps have the size of the rate however small a gradient is, so a few that are rounding go astray.
     far = torch.cat([((plain[name] - graphs[name]).abs() > 0.2 * STEPS * LR).flatten() for name in plain])
     assert far.float().mean() < 0.01
+
+
+def test_another_thread_pins_memory_during_the_capture():
+    stop, errors, pinned = Event(), [], []
+
+    def pin():
+        try:
+            while not stop.is_set():
+                pinned.append(torch.empty(1000 + len(pinned)).pin_memory())
+        except Exception as error:
+            errors.append(error)
+
+    network = nn.Sequential(*[nn.Linear(16, 16) for _ in range(500)]).cuda()
+    captured, x = Captured(network), torch.randn(4, 16, device="cuda")
+    thread = Thread(target=pin)
+    thread.start()
+    try:
+        y = captured(x)
+    finally:
+        stop.set()
+        thread.join()
+    assert not errors and pinned
+    torch.testing.assert_close(y, network(x))
