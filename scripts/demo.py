@@ -4,8 +4,7 @@ examples:
   python scripts/demo.py
   python scripts/demo.py --action cartwheel --seed 3
 
-Uses the models in checkpoints/puppets. Where they are not there, tiny ones are trained for a few steps: that shows that
-every part works on this machine, not what AICL can do. The folder outputs/demo is made anew each time.
+Uses the models in checkpoints/puppets. The folder outputs/demo is made anew each time.
 """
 
 import argparse
@@ -17,22 +16,19 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
-
+from aicl.pipeline import FOLDER_FILE
 from aicl.puppets.actions import ACTIONS, INDEX, UNSEEN
 from aicl.puppets.captions import Description, caption
-from aicl.puppets.data import FPS, PuppetConfig, PuppetDataModule, draw_batch
-from aicl.puppets.performance import BACKGROUNDS, COLOURS, looks
 from lvdm import cli
 from lvdm.data import read_folder
-from lvdm.video import probe, read_frames, to_pixels, write_video
+from lvdm.errors import CheckpointError
+from lvdm.video import probe, read_frames, write_video
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL, OUT = Path("checkpoints/puppets"), Path("outputs/demo")
 PERSON = {"shirt": "red", "trousers": "blue", "background": "green"}
 REFERENCES = 2
 PYTHON = ".venv/bin/python" if Path(sys.prefix) == ROOT / ".venv" else "python"
-UNTRAINED = "The weights are untrained: the video is noise, and only shows that everything works."
 
 
 def main() -> None:
@@ -46,17 +42,12 @@ def main() -> None:
 
 
 def show(action: str, seed: int, model: Path, out: Path) -> None:
-    """Make the demo's files in `out`, with `model` if it is there, and say what they are."""
-    start, trained = time.perf_counter(), (model / "aicl.yaml").is_file()
-    if trained:
-        options = ["--model", str(model)]
-    else:
-        print(f"There are no trained models in {model}: training tiny ones for a few steps instead. {UNTRAINED}\n")
-        options = train_tiny(out)
+    """Make the demo's files in `out` with `model`, and say what they are."""
+    start = time.perf_counter()
     prompt = caption(Description(ACTIONS[INDEX[action]].phrase, **PERSON))
-    shown = reference_clips(action, model / "examples", out)
+    shown = reference_clips(action, model)
     files = ["--refs", *map(str, shown), "--compare", "--out", str(out / "aicl.mp4")]
-    call("sample.py", *options, "--prompt", prompt, *files, "--seed", str(seed))
+    call("sample.py", "--model", str(model), "--prompt", prompt, *files, "--seed", str(seed))
     compared = out / "aicl-compare.mp4"
     info = probe(compared)
     write_video(compared.with_suffix(".gif"), read_frames(compared, list(range(info.num_frames))), info.fps)
@@ -64,46 +55,24 @@ def show(action: str, seed: int, model: Path, out: Path) -> None:
     print(f"\n{time.perf_counter() - start:.0f} s. '{prompt}'")
     print(f"  {out}/aicl.mp4          the video; how it was made stands in aicl.json")
     print(f"  {out}/aicl-compare.gif  references | base model | AICL, also as .mp4 and frame by frame as .png")
-    if not trained:
-        print(UNTRAINED)
     other = caption(Description(ACTIONS[INDEX[action]].phrase, "yellow", "black", "purple", height="tall"))
     print("\nWhat to try next:")
     print(f"  {command('demo.py', '--action', next(name for name in UNSEEN if name != action))}")
-    print(f"  {command('sample.py', *options, '--prompt', other, '--refs', *map(str, shown))}")
-    print(f"  {command('sample.py', *options, '--prompt', other, '--refs', 'YOUR_VIDEO.mp4', '--compare')}")
+    print(f"  {command('sample.py', '--prompt', other, '--refs', *map(str, shown))}")
+    print(f"  {command('sample.py', '--prompt', other, '--refs', 'YOUR_VIDEO.mp4', '--compare')}")
     print("  README.md: your own data, larger models, training")
 
 
-def train_tiny(out: Path) -> list[str]:
-    """Train autoencoder, base model and AICL at tiny size; returns the options that make sample.py use them."""
-    runs, clips = out / "runs", out / "clips"
-    call("make_puppets.py", str(clips), "--clips", "24", "--size", "32", "--actions", "seen")
-    for name, setting in (
-        ("autoencoder", None),
-        ("base", f"model.autoencoder={runs / 'tiny_autoencoder'}"),
-        ("aicl", f"base.path={runs / 'tiny_base'}"),
-    ):
-        settings = [f"run.out={runs}", f"data.path={clips}", "logging.tensorboard=false", *filter(None, [setting])]
-        call("train.py", "--config", f"configs/tiny/{name}.yaml", *settings)
-    return ["--base", str(runs / "tiny_base"), "--adapter", str(runs / "tiny_aicl")]
-
-
-def reference_clips(action: str, examples: Path, out: Path) -> list[Path]:
-    """Clips of an action: those in `examples`, a folder of make_puppets.py, or else drawn now, of unlike people."""
-    if examples.is_dir():
-        found = [Path(record.path) for record in read_folder(examples) if record.label == action]
-        if len(found) >= REFERENCES:
-            return found[:REFERENCES]
-    config = PuppetConfig(actions="unseen", in_turn=True, program_share=0.0, free_captions=0.0, bare_captions=0.0)
-    batch = draw_batch(config, 0, UNSEEN.index(action) + len(UNSEEN) * np.arange(20))
-    clothes, walls = list(COLOURS), list(BACKGROUNDS)
-    person = [clothes.index(PERSON["shirt"]), clothes.index(PERSON["trousers"]), walls.index(PERSON["background"])]
-    unlike = (looks(batch["performances"]).numpy() != person).all(axis=1)
-    batch["performances"] = batch["performances"][unlike][:REFERENCES]
-    frames = PuppetDataModule(config, REFERENCES, seed=0).prepare(batch)["frames"]
-    return [
-        write_video(out / f"reference-{number}.mp4", pixels, FPS) for number, pixels in enumerate(to_pixels(frames), 1)
-    ]
+def reference_clips(action: str, model: Path) -> list[Path]:
+    """The model's example clips of an action. Raises CheckpointError where the folder is not as it was checked out."""
+    if not (model / FOLDER_FILE).is_file():
+        raise CheckpointError(f"there is no model in {model}, which is part of the repository: check it out again")
+    found = [Path(record.path) for record in read_folder(model / "examples") if record.label == action]
+    if len(found) < REFERENCES:
+        raise CheckpointError(
+            f"{model}/examples has {len(found)} clips of {action}, not {REFERENCES}: check it out again"
+        )
+    return found[:REFERENCES]
 
 
 def command(script: str, *arguments: str) -> str:

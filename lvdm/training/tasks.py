@@ -77,12 +77,13 @@ def read_model(source: str | Mapping[str, Any]) -> ModelConfig:
 
 
 def newest_export(path: str, file: str, inside: str = "") -> Path:
-    """The folder that holds `file`: `path` itself, or what is `inside` it or inside its newest checkpoint.
+    """The folder that holds `file`: `path` itself or the newest checkpoint in it, or what is `inside` one of them.
 
     Raises CheckpointError if there is none.
     """
     root = Path(path)
-    for folder in (root, root / inside, *(each / inside for each in reversed(list_checkpoints(root / "checkpoints")))):
+    for each in (root, *reversed(list_checkpoints(root / "checkpoints"))):
+        folder = each if (each / file).exists() else each / inside
         if (folder / file).exists() and not (folder / "checkpoints").exists():
             return folder
     raise CheckpointError(
@@ -126,7 +127,8 @@ def build_autoencoder(recipe: Recipe) -> tuple[TrainingModule, pl.LightningDataM
 
 @dataclass
 class BaseSections:
-    """`model.autoencoder` is a finished run of task autoencoder, or one of its checkpoints; None leaves it random.
+    """`model.autoencoder` is a finished run of task autoencoder, one of its checkpoints, or a model folder whose
+    autoencoder is taken; None leaves it random.
 
     `model.train_text` trains the text encoder too.
     """
@@ -147,8 +149,10 @@ def build_base(recipe: Recipe) -> tuple[TrainingModule, pl.LightningDataModule]:
     config = read_model(sections.model.config)
     folder = None
     if sections.model.autoencoder is not None:
-        folder = newest_export(sections.model.autoencoder, "autoencoder.yaml")
-        trained = configs.load(folder / "autoencoder.yaml")
+        folder = newest_export(sections.model.autoencoder, "autoencoder.safetensors", inside="pipeline")
+        alone = folder / "autoencoder.yaml"
+        trained = configs.load(alone if alone.exists() else folder / "config.yaml")
+        trained = {name: trained[name] for name in ("autoencoder", "latents")}
         config = configs.from_mapping(ModelConfig, configs.to_mapping(config) | trained)
     components = build_components(config)
     if folder is not None:

@@ -50,6 +50,12 @@ def test_an_autoencoder_learns_and_a_base_model_is_built_on_it(tmp_path, clips):
     pixels = pipeline("a red person walks", num_frames=2, size=(16, 16), steps=2, progress=False)
     assert pixels.shape == (1, 2, 16, 16, 3)
 
+    of_another = {"autoencoder": str(tmp_path / "runs/base")}  # a model's, as of the models that the repository ships
+    assert train(base_config(tmp_path, run={"name": "other"}, model=of_another, training={"steps": 1})) == 0
+    codec = load_pipeline(tmp_path / "runs/other/checkpoints/step_00000001/pipeline").components.codec
+    assert codec.scale == described["latents"]["scale"]
+    assert all(torch.equal(value, trained[name]) for name, value in codec.autoencoder.state_dict().items())
+
 
 def test_a_run_that_failed_before_its_first_step_can_be_started_again(tmp_path, clips):
     with pytest.raises(ConfigError, match="multiples of"):
