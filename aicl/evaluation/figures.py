@@ -41,15 +41,23 @@ def sample_sheet(
     return sheet
 
 
-def sample_video(samples: Sequence[Sequence[Tensor]], labels: Sequence[Sequence[str]], height: int = 128) -> Tensor:
-    """The samples above each other as one video, uint8 (t, h, w, 3), with each one's videos beside each other.
+def sample_video(
+    samples: Sequence[Sequence[Tensor]], labels: Sequence[Sequence[str]], height: int = 128, columns: int = 2
+) -> Tensor:
+    """The samples as one video, uint8 (t, h, w, 3), `columns` in a row and each one's videos beside each other.
 
     All videos have one length and one shape, and are enlarged to `height` pixels.
     """
-    rows = []
+    cells = []
     for videos, texts in zip(samples, labels):
         width = round(videos[0].shape[2] * height / videos[0].shape[1])
-        rows.append(side_by_side([resize_crop(video, (height, width)) for video in videos], texts))
+        cells.append(side_by_side([resize_crop(video, (height, width)) for video in videos], texts))
+    cells += [torch.full_like(cells[0], 255)] * (-len(cells) % columns)
+    gap = torch.full_like(cells[0][:, :, :_GAP], 255)
+    rows = []
+    for start in range(0, len(cells), columns):
+        row = [part for cell in cells[start : start + columns] for part in (cell, gap)]
+        rows.append(torch.cat(row[:-1], dim=2))
     return torch.cat(rows, dim=1)
 
 
@@ -102,7 +110,8 @@ def attention_sheet(
 ) -> Image.Image:
     """The base model's video and AICL's, each above a map of how much it attends to `words` of the prompt.
 
-    references: clips, uint8 (t, h, w, 3). Maps are the mean over steps, heads and layers; both have one scale.
+    references: clips, uint8 (t, h, w, 3). Maps are the mean over steps, heads and layers. Both have one scale, from the
+    least to the greatest value of the two, which their labels name in percent of all attention to the text.
     Raises ConfigError where the prompt does not hold the words.
     """
     tokens, factor = token_positions(pipe, prompt, words), pipe.base.components.codec.factor
@@ -113,9 +122,9 @@ def attention_sheet(
         videos.append(pixels)
         frames_shown, height, width, _ = pixels.shape
         maps.append(record.mean((frames_shown, height // factor, width // factor)))
-    top = max(float(each.max()) for each in maps)
-    heat = [_enlarged(_heat(each / top), tuple(videos[0].shape[1:3])) for each in maps]
-    what = f"attention to '{words}'"
+    low, top = min(float(each.min()) for each in maps), max(float(each.max()) for each in maps)
+    heat = [_enlarged(_heat((each - low) / max(top - low, 1e-12)), tuple(videos[0].shape[1:3])) for each in maps]
+    what = f"attention to '{words}', {100 * low:.0f}% (black) to {100 * top:.0f}% (white)"
     return contact_sheet([videos[0], heat[0], videos[1], heat[1]], ["base", what, "AICL", what], frames)
 
 

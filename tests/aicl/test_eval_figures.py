@@ -9,6 +9,7 @@ from aicl.evaluation.figures import (
     feature_sheet,
     principal_colours,
     recorded_attention,
+    sample_video,
     text_attentions,
     token_positions,
 )
@@ -74,3 +75,13 @@ def test_sheets_show_all_rows(pipe):
     other = attention_sheet(pipe, PROMPT, "walks", [clip(0)], steps=1, frames=3)
     for image in (sheet, other):
         assert image.width == 3 * 32 + 2 * 4 and image.height >= 4 * 32
+
+
+def test_samples_stand_in_a_grid_row_after_row():
+    videos = [[torch.full((2, 8, 8, 3), 20 * i + j, dtype=torch.uint8) for j in range(3)] for i in range(3)]
+    whole = sample_video(videos, [["a", "b", "c"]] * 3, height=16)
+    alone = [sample_video([row], [["a", "b", "c"]], height=16, columns=1) for row in videos]
+    _, height, width, _ = alone[0].shape
+    assert whole.shape[:2] == (2, 2 * height) and whole.shape[2] >= 2 * width
+    assert torch.equal(whole[:, :height, :width], alone[0]) and torch.equal(whole[:, :height, -width:], alone[1])
+    assert torch.equal(whole[:, height:, :width], alone[2]) and (whole[:, height:, -width:] == 255).all()
