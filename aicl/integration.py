@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -49,6 +50,7 @@ class Memory:
 
     features: (b, m, channels, h, w) with the frames of all references on one axis, m = sum(frames);
     frames: frame count of each reference; weights: (b, k) or None for equal ones; scale: factor of the update.
+    lead_from: from this timestep on (up to the noisiest) the first reference is read alone; None: never.
     Without gradients, each block keeps its keys and values here, so they are computed once per video.
     """
 
@@ -56,7 +58,20 @@ class Memory:
     frames: tuple[int, ...]
     weights: Tensor | None = None
     scale: float = 1.0
+    lead_from: int | None = None
     cache: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def first(self) -> "Memory":
+        """The first reference alone."""
+        weights = None if self.weights is None else self.weights[:, :1]
+        return Memory(self.features[:, : self.frames[0]], self.frames[:1], weights, self.scale)
+
+    def at(self, timesteps: Tensor) -> "Memory":
+        """What is read at these timesteps (b,), all alike where a reference leads."""
+        if self.lead_from is None or len(self.frames) == 1 or int(timesteps[0]) < self.lead_from:
+            return self
+        return self.first
 
     def bias(self, repeats: Sequence[int]) -> Tensor | None:
         """log of the weights as a score bias (b, 1, 1, sum(repeats)): weight 0 removes a reference exactly."""
@@ -74,7 +89,7 @@ class Memory:
         features, weights = (
             None if x is None else x.repeat_interleave(count, dim=0) for x in (self.features, self.weights)
         )
-        return Memory(features, self.frames, weights, self.scale)
+        return Memory(features, self.frames, weights, self.scale, self.lead_from)
 
     def present(self) -> Tensor | None:
         """(b, 1, 1, 1): 0 for a sample whose references all weigh nothing, else 1."""
@@ -255,7 +270,7 @@ class IntegratedUNet(nn.Module):
             references = ()
         elif isinstance(references, Memory):
             references = ((slice(None), references),)
-        self._state.announced = tuple(references)
+        self._state.announced = tuple((rows, memory.at(timesteps)) for rows, memory in references)
         output = self.unet(x, timesteps, context, fps=fps)
         if not torch.is_grad_enabled():  # with gradients, checkpointed blocks still need them in backward
             self._state.references = ()
@@ -267,13 +282,14 @@ class IntegratedUNet(nn.Module):
         frames_per_reference: int | Sequence[int],
         weights: Sequence[float] | Tensor | None = None,
         scale: float = 1.0,
+        lead_from: int | None = None,
     ) -> Memory | None:
         """Prepare R for `forward`: features (b, m, parts * feature_channels, h, w), all references on the frame axis.
 
         frames_per_reference: one count for all, or a count each; they add up to m.
         weights: w_i >= 0, one a reference, or a tensor (b, k). They multiply the attention's unnormalised weights,
         so only their ratios matter, and 0 is as if that reference were absent. scale: factor of the update, from 0
-        up; 0 is the base model, bit for bit. Returns None if every weight is 0.
+        up; 0 is the base model, bit for bit. lead_from: see Memory. Returns None if every weight is 0.
         Raises ConfigError for what does not fit.
         """
         m, channels = features.shape[1], self.config.feature_channels * len(self.config.parts)
@@ -303,7 +319,7 @@ class IntegratedUNet(nn.Module):
             weights = None if len({weights[i] for i in kept}) == 1 else [weights[i] for i in kept]
             if weights is not None:
                 weights = torch.tensor(weights, device=features.device).expand(features.shape[0], -1)
-        return Memory(features, frames, weights, scale)
+        return Memory(features, frames, weights, scale, lead_from)
 
     def unpatch(self) -> nn.Module:
         """Take the new layers off and give the UNet back as it was, `requires_grad` included."""

@@ -1,7 +1,6 @@
 """Generating with reference videos (Algorithm 2): lvdm's pipeline, with R in its conditional branch."""
 
 import os
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from aicl.adapter import AdapterInfo, Fingerprint, load_adapter, save_adapter
+from aicl.clock import Clock
 from aicl.encoded import ENDING, EncodedReferences, concatenate
 from aicl.integration import IntegratedUNet, Memory
 from aicl.prism import ActionPrism
@@ -18,7 +18,6 @@ from lvdm import config as configs
 from lvdm.checkpoints import load_pipeline, save_pipeline
 from lvdm.checkpoints.folder import new_folder
 from lvdm.diffusion import Condition, make_generators
-from lvdm.diffusion.samplers import Callback
 from lvdm.errors import CheckpointError, ConfigError, VideoError
 from lvdm.pipeline import ImageLike, VideoPipeline, progress_bar, sample_seeds
 from lvdm.video import frame_indices, load_clip, probe, resize_crop, to_frames
@@ -33,16 +32,21 @@ FOLDER_FILE = "aicl.yaml"
 
 @dataclass
 class FolderConfig:
-    """`aicl.yaml` of a model folder: where the base model and the adapter lie, relative to it."""
+    """`aicl.yaml` of a model folder: where the base model and the adapter lie, relative to it, and the default lead."""
 
     base: str = "base"
     adapter: str = "adapter.safetensors"
+    lead: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_lead(self.lead)
 
 
 class AICLPipeline:
     """A frozen base model and what lets it read references. Without an adapter it is the base model alone.
 
     `base` is lvdm's pipeline and stays usable: called directly, it reads no references.
+    `lead`: the default of a call's `lead`, which belongs to an adapter: a folder may bring one.
     `timings`: seconds of the last call's phases, in order: text, references (reading and encoding the videos), prism,
     first_step (of sampling; it makes the keys and values of R), sampling (all other steps), decode.
     """
@@ -56,6 +60,7 @@ class AICLPipeline:
     ) -> None:
         self.base, self.info = base, info
         self.timings: dict[str, float] = {}
+        self.lead = 0.0
         self._use(prism, integrated)
 
     @classmethod
@@ -74,13 +79,14 @@ class AICLPipeline:
         """
         if dtype is None and torch.device(device or "cpu").type == "cpu":
             dtype = torch.float32
-        path, own = Path(path), None
+        path, own, lead = Path(path), None, 0.0
         if (path / FOLDER_FILE).is_file():
             config = configs.from_mapping(FolderConfig, configs.load(path / FOLDER_FILE), where=str(path / FOLDER_FILE))
-            path, own = path / config.base, path / config.adapter
+            path, own, lead = path / config.base, path / config.adapter, config.lead
         pipeline = cls(load_pipeline(path, device=device, dtype=dtype))
         if adapter or own:
             pipeline.load_adapter(adapter or own)
+        pipeline.lead = 0.0 if adapter else lead
         return pipeline
 
     def load_adapter(self, path: str | os.PathLike) -> AdapterInfo:
@@ -94,7 +100,7 @@ class AICLPipeline:
         """Give the base model back as it was."""
         if self.integrated is not None:
             self.integrated.unpatch()
-        self.info = None
+        self.info, self.lead = None, 0.0
         self._use(None, None)
 
     def save_pretrained(self, folder: str | os.PathLike, base: str | os.PathLike | None = None) -> None:
@@ -103,7 +109,9 @@ class AICLPipeline:
         Raises CheckpointError if `folder` has content already, ConfigError if there is no adapter to save.
         """
         prism, integrated = self._adapter()
-        pointer = FolderConfig() if base is None else FolderConfig(base=str(Path(base).resolve()))
+        pointer = FolderConfig(lead=self.lead)
+        if base is not None:
+            pointer.base = str(Path(base).resolve())
         meta = {} if self.info is None else {"step": self.info.step, **self.info.notes}
         with new_folder(folder) as temporary:
             if base is None:
@@ -129,6 +137,7 @@ class AICLPipeline:
         reference_fps: float | None = None,
         weights: Sequence[float] | None = None,
         scale: float = 1.0,
+        lead: float | None = None,
         image: ImageLike | Sequence[ImageLike] | None = None,
         num_frames: int | None = None,
         size: tuple[int, int] | None = None,
@@ -148,13 +157,16 @@ class AICLPipeline:
         prompt.
         reference_fps: the rate (1/s) at which reference videos are sampled, by default that of the model's videos.
         weights: w_i >= 0 for each reference, 0 leaves it out. scale: strength of R, 0 gives the base model's video.
+        lead: share of the noise levels, from the noisiest on, at which the first of several references is read alone.
+        There the course of a motion is decided, and a mixture of two courses is neither. 0, the paper's way, reads all
+        references always, whose order then does not matter.
         guidance: strength of the text, and of R where `reference_guidance` is None: R belongs to the conditional branch
         only. A number adds a third branch: e = e(none) + guidance * (e(text) - e(none)) + reference_guidance *
         (e(text, R) - e(text)). The others are those of `lvdm.pipeline.VideoPipeline`.
 
         Raises UserError for arguments that the model cannot take, and files that cannot be read.
         """
-        clock = _Clock(self.base.device)
+        clock = Clock(self.base.device)
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         size = tuple(size or self.base.config.defaults.size)
         guidance = self.base.config.defaults.guidance if guidance is None else guidance
@@ -166,9 +178,11 @@ class AICLPipeline:
         references = _listed(references)
         if references:
             encoded = self._encoded(references, reference_captions, prompts, x_T.shape[2], size, reference_fps, clock)
-            memory = self._memory(encoded, len(prompts), weights, scale)
-        elif reference_guidance is not None or reference_captions or weights is not None:
-            raise ConfigError("reference captions, weights and guidance mean nothing without references: give some")
+            memory = self._memory(encoded, len(prompts), weights, scale, self.lead if lead is None else lead)
+        elif reference_guidance is not None or reference_captions or weights is not None or lead is not None:
+            raise ConfigError(
+                "reference captions, weights, guidance and lead mean nothing without references: give some"
+            )
         branches, branch_weights = _branches(negative, positive, memory, guidance, reference_guidance)
         latents = self._patched.sample_latents(
             branches,
@@ -205,7 +219,7 @@ class AICLPipeline:
         defaults = self.base.config.defaults
         frames = defaults.num_frames if num_frames is None else num_frames
         fps = defaults.save_fps if fps is None else fps
-        clock = _Clock(self.base.device)
+        clock = Clock(self.base.device)
         return self._encode(*_rows(_listed(references), captions), frames, tuple(size or defaults.size), fps, clock)
 
     def read_clip(self, video: Video, num_frames: int, size: tuple[int, int], fps: float) -> Tensor:
@@ -226,7 +240,7 @@ class AICLPipeline:
         num_frames: int,
         size: tuple[int, int],
         fps: float | None,
-        clock: "_Clock",
+        clock: Clock,
     ) -> EncodedReferences:
         """R of whatever kind of references a call was given."""
         self._adapter()
@@ -253,7 +267,7 @@ class AICLPipeline:
         num_frames: int,
         size: tuple[int, int],
         fps: float,
-        clock: "_Clock",
+        clock: Clock,
     ) -> EncodedReferences:
         prism, _ = self._adapter()
         clips, numbers = [], {}  # each different video is read and encoded once
@@ -276,12 +290,13 @@ class AICLPipeline:
         return EncodedReferences(features, (num_frames,) * shape[1], Fingerprint.of(prism), sources)
 
     def _memory(
-        self, encoded: EncodedReferences, samples: int, weights: Sequence[float] | None, scale: float
+        self, encoded: EncodedReferences, samples: int, weights: Sequence[float] | None, scale: float, lead: float
     ) -> Memory | None:
         _, integrated = self._adapter()
+        lead_from = round((1 - check_lead(lead)) * len(self.base.components.schedule)) if lead else None
         if len(encoded.features) not in (1, samples):
             raise ConfigError(f"these references were encoded for {len(encoded.features)} prompts, not for {samples}")
-        return integrated.memory(encoded.features.to(self.base.device), encoded.frames, weights, scale)
+        return integrated.memory(encoded.features.to(self.base.device), encoded.frames, weights, scale, lead_from)
 
     def _adapter(self) -> tuple[ActionPrism, IntegratedUNet]:
         if self.prism is None:
@@ -298,6 +313,13 @@ class AICLPipeline:
             for module in (prism, integrated.blocks):
                 module.to(device=self.base.device, dtype=unet.dtype).eval().requires_grad_(False)
             self._patched = VideoPipeline(replace(self.base.components, unet=integrated), self.base.config)
+
+
+def check_lead(lead: float) -> float:
+    """`lead`, if it is a share. Raises ConfigError if not."""
+    if not 0 <= lead <= 1:
+        raise ConfigError(f"lead is {lead}: give the share of the noise levels that one reference leads, from 0 to 1")
+    return lead
 
 
 def check_reference(video: Video) -> None:
@@ -366,32 +388,3 @@ def _key(video: Video) -> str | int:
 def is_encoded_file(item: object) -> bool:
     """Whether a reference is given as a file of `EncodedReferences`."""
     return isinstance(item, str | os.PathLike) and Path(item).suffix == ENDING
-
-
-class _Clock:
-    """Seconds of consecutive phases; waits for the device at the end of each."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device, self.laps = device, {}
-        self.last = self._now()
-
-    def lap(self, name: str) -> None:
-        """The phase since the last lap is called `name`."""
-        now = self._now()
-        self.laps[name], self.last = now - self.last, now
-
-    def steps(self, callback: Callback | None) -> Callback:
-        """A sampler's callback that ends the phase "first_step" and calls `callback`."""
-
-        def update(step: int, total: int, x: Tensor) -> None:
-            if step == 1:
-                self.lap("first_step")
-            if callback is not None:
-                callback(step, total, x)
-
-        return update
-
-    def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()

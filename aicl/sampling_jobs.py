@@ -51,6 +51,7 @@ class Job:
     guidance: float | None = None
     ref_guidance: float | None = None
     scale: float = 1.0
+    lead: float | None = None
     seed: int = 0
     num_samples: int = 1
     batch: int = 1
@@ -191,9 +192,10 @@ def run_job(pipe: AICLPipeline, job: Job) -> list[Path]:
     chosen = {name: getattr(job, name) for name in ("steps", "guidance", "negative_prompt")}
     if job.sampler == "ddim":
         chosen["eta"] = job.eta
+    lead = pipe.lead if job.lead is None else job.lead
     chosen = {name: getattr(defaults, name) if value is None else value for name, value in chosen.items()}
     print(f"'{job.prompt}', {frames} frames of {size[1]}x{size[0]}, {chosen['steps']} steps of {job.sampler}, ", end="")
-    print(f"guidance {chosen['guidance']}, seed {job.seed}, {_references(job)}")
+    print(f"guidance {chosen['guidance']}, seed {job.seed}, {_references(job, lead)}")
     outputs, seeds = job.outputs(), job.seeds()
     for start in range(0, len(seeds), job.batch):
         part = seeds[start : start + job.batch]
@@ -205,6 +207,7 @@ def run_job(pipe: AICLPipeline, job: Job) -> list[Path]:
             reference_fps=job.ref_fps,
             weights=job.ref_weights or None,
             scale=job.scale,
+            lead=job.lead,
             reference_guidance=job.ref_guidance,
             seed=part,
             **common,
@@ -218,18 +221,20 @@ def run_job(pipe: AICLPipeline, job: Job) -> list[Path]:
                 write_video(_compared(path), side_by_side(shown, labels), defaults.save_fps, overwrite=True)
                 with atomic_path(_sheet(path)) as temporary:
                     contact_sheet(shown, labels).save(temporary)
-            own = {"num_frames": frames, "size": f"{size[1]}x{size[0]}", "seed": seed, "num_samples": 1}
+            own = {"lead": lead} if job.refs else {}
+            own |= {"num_frames": frames, "size": f"{size[1]}x{size[0]}", "seed": seed, "num_samples": 1}
             used = chosen | own | {"out": str(path)}
             record = {"job": dataclasses.asdict(job) | used, "model": _describe(pipe), "seconds": timings}
             write_json(_record(path), record)
     return outputs
 
 
-def _references(job: Job) -> str:
+def _references(job: Job, lead: float) -> str:
     if not job.refs:
         return "no references"
     names = ", ".join(Path(ref).name for ref in job.refs)
-    return f"reference{'s' if len(job.refs) > 1 else ''} {names} at scale {job.scale}"
+    leading = f", the first leading for {lead:.0%} of the noise" if len(job.refs) > 1 and lead else ""
+    return f"reference{'s' if len(job.refs) > 1 else ''} {names} at scale {job.scale}{leading}"
 
 
 def _compared_videos(

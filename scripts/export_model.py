@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from aicl.evaluation.weights import file_hash
+from aicl.pipeline import check_lead
 from aicl.puppets.instruments import INSTRUMENTS, load_instrument, save_instrument
 from aicl.sampling_models import load_model
 from lvdm import cli
@@ -30,6 +31,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", required=True, help="a model folder, or the run that trained the base model")
     parser.add_argument("--adapter", help="an adapter file, or the run that trained it")
+    parser.add_argument(
+        "--lead", type=float, default=0.0, help="the model's default of sample.py's --lead (default: 0)"
+    )
     parser.add_argument("--instruments", nargs="+", default=[], help="runs of the puppet world's classifier and CLIP")
     parser.add_argument("--out", type=Path, required=True, help="a new or empty folder")
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="of all weights")
@@ -39,6 +43,7 @@ def main() -> None:
 
     pipeline = load_model(base=args.base, adapter=args.adapter, device="cpu", dtype=args.dtype)
     if args.adapter:
+        pipeline.lead = check_lead(args.lead)
         pipeline.save_pretrained(args.out)
     else:
         save_pipeline(pipeline.base.components, pipeline.base.config, args.out)

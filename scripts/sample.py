@@ -44,6 +44,9 @@ def parser() -> argparse.ArgumentParser:
     refs.add_argument("--library", help="take references from this index (see scripts/index_references.py)")
     refs.add_argument("--num-refs", type=int, help="how many to take from the library (default: 1)")
     refs.add_argument("--scale", type=float, help="strength of the references; 0 is the base model (default: 1)")
+    refs.add_argument(
+        "--lead", type=float, help="share of the noise levels, the noisiest, at which the first reference is read alone"
+    )
     refs.add_argument("--ref-guidance", type=float, help="guidance strength of R apart from the text's")
     how = p.add_argument_group("sampling (defaults: the model's)")
     how.add_argument("--image", help="first frame, for image-to-video models")

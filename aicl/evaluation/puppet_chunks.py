@@ -51,9 +51,8 @@ class ModelFiles:
         """
         if row.kind == "real":
             return {}
-        base, adapter = self.path, self.adapter
-        if (base / FOLDER_FILE).is_file():
-            found = configs.from_mapping(FolderConfig, configs.load(base / FOLDER_FILE), where=str(base))
+        base, adapter, found = self.path, self.adapter, self._folder()
+        if found is not None:
             base, adapter = base / found.base, adapter or base / found.adapter
         parts = {"base": newest_export(str(base), CONFIG_FILE, inside="pipeline")}
         if row.references:
@@ -63,6 +62,12 @@ class ModelFiles:
             parts["adapter"] = adapter if folder is None else folder / ADAPTER_FILE
         return parts
 
+    @property
+    def lead(self) -> float:
+        """The model's own `lead`, see AICLPipeline: the folder's, if its own adapter is used."""
+        found = self._folder()
+        return 0.0 if found is None or self.adapter is not None else found.lead
+
     def obstacle(self, row: Row) -> str | None:
         """Why `row` cannot be made with this model, or None."""
         try:
@@ -70,6 +75,10 @@ class ModelFiles:
         except CheckpointError as error:
             return str(error)
         return None
+
+    def _folder(self) -> FolderConfig | None:
+        path = self.path / FOLDER_FILE
+        return configs.from_mapping(FolderConfig, configs.load(path), where=str(path)) if path.is_file() else None
 
 
 @dataclass(frozen=True)
@@ -97,6 +106,9 @@ class Chunk:
         }
         if self.row.kind != "real":
             what["dtype"] = str(self.dtype)
+            lead = self.model.lead if self.row.lead is None else self.row.lead
+            if lead and self.row.references > 1:
+                what["lead"] = lead
             if self.compile:  # fused kernels round differently
                 what["compile"] = True
         return text_hash([json.dumps(what, sort_keys=True)])
@@ -109,6 +121,7 @@ class Chunk:
         pipeline = AICLPipeline.from_pretrained(
             parts["base"], adapter=parts.get("adapter"), device=device, dtype=self.dtype
         )
+        pipeline.lead = self.model.lead
         if self.compile:
             compile_regions(pipeline.base.components.unet)
         return pipeline

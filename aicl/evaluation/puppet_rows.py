@@ -42,7 +42,8 @@ class Row:
 
     kind: "real" are clips that do what the prompt says, "autoencoder" the same after encoding and decoding, which no
     model can beat. references: how many are shown; `wrong` ones do another action. reference_captions: the prompt,
-    their own with looks, or the action alone ("bare"). guidance, reference_guidance, steps: None is the model's own.
+    their own with looks, or the action alone ("bare"). guidance, reference_guidance, lead, steps: None is the model's
+    own.
     model, adapter: of this row, where they are not the preset's. missing: why this row cannot be run yet.
     group: (i, n) keeps the i-th of n equal groups, by how much the references move, from slow (0) to fast.
     """
@@ -55,6 +56,7 @@ class Row:
     guidance: float | None = None
     reference_guidance: float | None = None
     scale: float = 1.0
+    lead: float | None = None
     steps: int | None = None
     model: str | None = None
     adapter: str | None = None
@@ -179,7 +181,7 @@ def _videos(
     options = {}
     if row.references:
         options["references"] = [list(clips) for clips in to_pixels(references)]
-        options["reference_guidance"], options["scale"] = row.reference_guidance, row.scale
+        options |= {"reference_guidance": row.reference_guidance, "scale": row.scale, "lead": row.lead}
         if row.reference_captions != "prompt":
             options["reference_captions"] = samples.reference_captions(shown, row.reference_captions)
     pixels = pipeline(

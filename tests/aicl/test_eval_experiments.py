@@ -136,7 +136,8 @@ def test_batches_do_not_matter(models, tmp_path):
         experiment.store.fill([chunk], batch_size=size)
         measured.append(experiment.store.read(chunk))
     for name, value in measured[0].items():
-        torch.testing.assert_close(value, measured[1][name], rtol=1e-2, atol=2e-2, msg=name)
+        atol = 1.0 if name.startswith("motion") else 2e-2  # in percent; a rounded pixel can turn a flow around
+        torch.testing.assert_close(value, measured[1][name], rtol=1e-2, atol=atol, msg=name)
 
 
 def test_a_compiled_model_measures_the_same_apart_from_rounding(models, tmp_path):
@@ -186,7 +187,30 @@ def test_pictures_show_every_sample_with_its_reference(models, tmp_path, monkeyp
     shown = np.asarray(sheet)[-SIZE:, :SIZE]
     assert (shown == to_pixels(reference)[0, 0].numpy()).all()
     animation = Image.open(tmp_path / "figure-samples.gif")
-    assert animation.n_frames == FRAMES and animation.height > 3 * 2 * SIZE
+    assert animation.n_frames == FRAMES and animation.width > 6 * 2 * SIZE and animation.height > 2 * 2 * SIZE
+
+
+def test_a_leading_reference_makes_other_videos_of_several_references_only(models, tmp_path):
+    """With the folder's own lead or the row's: one reference, or a lead of 0, is what it was before."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    where = f"base: {models / 'base'}\nadapter: {models / 'adapter.safetensors'}\n"
+    settings = [{}, {"lead": 0.0}, {"lead": 0.5}]
+    rows = [{"label": f"{k} {i}", "references": k, **row} for k in (1, 2) for i, row in enumerate(settings)]
+    tables = [{"title": "A table", "metrics": ["acc"], "rows": rows}]
+
+    def paths(lead: str) -> list[Path]:
+        (folder / "aicl.yaml").write_text(where + lead)
+        some = preset(models, tables=tables, model={"path": str(folder)}, seeds=[0])
+        experiment = Experiment(some, tmp_path / "out", "cpu")
+        chunks = [experiment.chunks(some.tables[0], row)[0] for row in some.tables[0].rows]
+        assert chunks[3].load(torch.device("cpu")).lead == (0.5 if lead else 0.0)
+        return [experiment.store.path(chunk) for chunk in chunks]
+
+    plain, leading = paths(""), paths("lead: 0.5\n")
+    assert len(set(plain[:3])) == 1 and plain[:3] == leading[:3]
+    assert plain[3] == plain[4] == leading[4]
+    assert plain[5] == leading[3] == leading[5] != plain[3]
 
 
 def test_speed_groups_divide_the_samples(models, tmp_path):

@@ -75,6 +75,18 @@ def test_order_of_references_does_not_matter(mode):
     torch.testing.assert_close(integrated(*inputs, references=one), integrated(*inputs, references=other))
 
 
+def test_the_first_reference_leads_where_it_is_noisy():
+    integrated, (x, _, context) = tiny(), unet_inputs()
+    one, other = features(frames=10).split([4, 6], dim=1)
+    both = torch.cat([one, other], 1)
+    leading = integrated.memory(both, [4, 6], weights=[1, 2], lead_from=500)
+    for t, alone in ((499, False), (500, True), (999, True), (0, False)):
+        steps = torch.full((len(x),), t)
+        expected = integrated.memory(one, 4) if alone else integrated.memory(both, [4, 6], weights=[1, 2])
+        read = integrated(x, steps, context, references=leading)
+        torch.testing.assert_close(read, integrated(x, steps, context, references=expected))
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_a_reference_of_weight_zero_is_absent(mode):
     integrated, inputs = tiny(mode=mode), unet_inputs()

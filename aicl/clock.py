@@ -1,0 +1,37 @@
+"""How long the phases of a call take."""
+
+import time
+
+import torch
+from torch import Tensor
+
+from lvdm.diffusion.samplers import Callback
+
+
+class Clock:
+    """Seconds of consecutive phases; waits for the device at the end of each."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.laps = device, {}
+        self.last = self._now()
+
+    def lap(self, name: str) -> None:
+        """The phase since the last lap is called `name`."""
+        now = self._now()
+        self.laps[name], self.last = now - self.last, now
+
+    def steps(self, callback: Callback | None) -> Callback:
+        """A sampler's callback that ends the phase "first_step" and calls `callback`."""
+
+        def update(step: int, total: int, x: Tensor) -> None:
+            if step == 1:
+                self.lap("first_step")
+            if callback is not None:
+                callback(step, total, x)
+
+        return update
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
