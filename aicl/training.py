@@ -26,7 +26,7 @@ from lvdm.training.draws import Draws
 from lvdm.training.module import DTYPES
 from lvdm.training.settings import TrainingSettings
 from lvdm.training.strategy import training_device
-from lvdm.training.tasks import DATA_KINDS, Recipe, build_data, newest_export, read_model
+from lvdm.training.tasks import DATA_KINDS, Recipe, build_data, model_folder, read_model
 from lvdm.video import to_pixels
 
 
@@ -215,7 +215,7 @@ def build(recipe: Recipe) -> tuple[AICLModule, pl.LightningDataModule]:
         return module, build_data(sections.data, recipe)
     data = configs.from_mapping(DataConfig, sections.data, where="data")
     if data.cache and sections.base.path is not None:
-        encoders = load_encoders(_base_folder(sections.base.path), "cpu")  # in float32, whatever this run computes in
+        encoders = load_encoders(model_folder(sections.base.path), "cpu")  # in float32, whatever this run computes in
         check_encoders(data.cache, encoders.codec, encoders.text)
     records = read_records(data)
     picker = VerbPicker(VerbIndex([record.caption for record in records]), sections.references or 1)
@@ -228,13 +228,9 @@ def build_base_pipeline(base: AICLSections.Base, settings: TrainingSettings) -> 
         raise ConfigError("give either base.path (a model folder) or base.config (random weights), not both or neither")
     precision = {"device": training_device(settings), "dtype": DTYPES[settings.precision]}
     if base.path is not None:
-        return load_pipeline(_base_folder(base.path), **precision)
+        return load_pipeline(model_folder(base.path), **precision)
     config = read_model(base.config)
     return VideoPipeline(build_components(config, **precision), config)
-
-
-def _base_folder(path: str) -> Path:
-    return newest_export(path, "config.yaml", inside="pipeline")
 
 
 def build_prism(section: dict[str, Any], pipeline: VideoPipeline, settings: TrainingSettings) -> ActionPrism:

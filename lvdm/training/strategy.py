@@ -69,6 +69,8 @@ def whole_parameters(strategy: Strategy, parameters: Iterable[nn.Parameter]) -> 
 
 def _check_gpus(settings: TrainingSettings) -> None:
     available = torch.cuda.device_count()
+    if not available:
+        raise ConfigError("training.accelerator is gpu but this machine has no CUDA device: set it to cpu or auto")
     if available < settings.devices:
         raise ConfigError(
             f"training.devices = {settings.devices} but this machine has {available} CUDA devices: "

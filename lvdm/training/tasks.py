@@ -93,9 +93,10 @@ def newest_export(path: str, file: str, inside: str = "") -> Path:
 
 def model_folder(path: str) -> Path:
     """The folder of a base model: `path` itself, or the newest one that the run at `path` wrote."""
-    return (
-        newest_export(path, "config.yaml", inside="pipeline") if (Path(path) / "checkpoints").is_dir() else Path(path)
-    )
+    try:
+        return newest_export(path, "config.yaml", inside="pipeline")
+    except CheckpointError:
+        return Path(path)  # what is missing there, its loader says
 
 
 # -- autoencoder ----------------------------------------------------------------------------------------------------

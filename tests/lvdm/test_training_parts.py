@@ -82,10 +82,14 @@ def test_cuda_graphs_on_a_cpu_say_which_line_to_change():
         build_strategy(settings(cuda_graphs=True, accelerator="cpu"))
 
 
-def test_more_gpus_than_there_are_says_which_line_to_change():
-    devices = torch.cuda.device_count() + 1
-    with pytest.raises(ConfigError, match=f"training.devices = {devices} but this machine has {devices - 1}"):
-        build_strategy(settings(strategy="ddp", accelerator="gpu", devices=devices, batch_size=devices))
+@pytest.mark.parametrize(
+    ("there", "said"),
+    [(0, "accelerator is gpu but this machine has no CUDA"), (2, "devices = 3 but this machine has 2")],
+)
+def test_more_gpus_than_there_are_says_which_line_to_change(monkeypatch, there, said):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
+    with pytest.raises(ConfigError, match=said):
+        build_strategy(settings(strategy="ddp", accelerator="gpu", devices=there + 1, batch_size=there + 1))
 
 
 def test_only_the_papers_strategy_offloads_the_optimiser():
