@@ -2,7 +2,7 @@
 
 examples:
   python scripts/export_model.py --base runs/puppets_base --adapter runs/puppets_aicl --out checkpoints/mine
-  python scripts/export_model.py --base runs/puppets_base --adapter runs/puppets_aicl --out checkpoints/puppets \\
+  python scripts/export_model.py --base runs/puppets_base --adapter runs/puppets_aicl --out checkpoints/small \\
       --dtype float16 --instruments runs/puppets_classifier runs/puppets_clip
 
 The folder is what `AICLPipeline.from_pretrained` and `scripts/sample.py --model` load, with a file SHA256SUMS that
