@@ -258,16 +258,16 @@ class Experiment:
     def _check_counts(self) -> None:
         """Raise ConfigError for Frechet distances of too few videos."""
         preset, features = self.preset, self.instruments.classifier.config.features
-        if preset.allow_few:
-            return
+        most, advice = features, "or set allow_few=true if only trends matter"
+        if preset.allow_few:  # its interval leaves out one of three or more
+            most, advice = 2, "or leave fvd out of its metrics"
         for spec in (spec for spec in preset.tables if "fvd" in spec.metrics):
             groups = [row.group[1] if row.group else 1 for row in spec.rows if self.obstacle(row) is None]
             counts = preset.videos // max(groups, default=1) * len(preset.seeds), preset.real
-            if groups and min(counts) <= features:
+            if groups and min(counts) <= most:
                 raise ConfigError(
-                    f"'{spec.title}': a Frechet distance of {features} features needs more than {features} videos a "
-                    f"row, and as many real ones, got {counts[0]} and {counts[1]}: raise videos and real, or set "
-                    "allow_few=true if only trends matter"
+                    f"'{spec.title}': a Frechet distance of {features} features needs more than {most} videos a "
+                    f"row, and as many real ones, got {counts[0]} and {counts[1]}: raise videos and real, {advice}"
                 )
 
     def _shown_metrics(self, spec: TableSpec) -> list[str]:

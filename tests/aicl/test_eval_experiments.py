@@ -228,6 +228,8 @@ def test_too_few_videos_for_a_frechet_distance_are_refused_before_the_work(model
     for change, message in (({"seeds": [0]}, "more than 8 videos a row.* got 5 and 20"), ({"real": 8}, "got 10 and 8")):
         with pytest.raises(ConfigError, match=message):
             Experiment(preset(models, **change), tmp_path, "cpu").run()
+    with pytest.raises(ConfigError, match=r"more than 2 videos a row.* got 2 and 20"):
+        Experiment(preset(models, seeds=[0], videos=2, allow_few=True), tmp_path, "cpu").run()
     assert not list(tmp_path.iterdir())
     nothing_to_run = preset(models, seeds=[0])
     nothing_to_run.tables[0].rows = nothing_to_run.tables[0].rows[-1:]

@@ -81,8 +81,8 @@ def markdown(report: dict[str, Any]) -> str:
     lines = [
         "# User study",
         "",
-        f"{study['pairs']} pairs, {report['evaluators']} evaluators ({report['finished']} finished), "
-        f"{report['answers']} answers ({report['changed_answers']} changed afterwards), "
+        f"Pairs: {study['pairs']}. Evaluators: {report['evaluators']} ({report['finished']} finished). "
+        f"Answers: {report['answers']} ({report['changed_answers']} changed afterwards), "
         f"from {report['first_answer'] or '-'} to {report['last_answer'] or '-'}.",
         "",
         f"Ours: the share of decided answers that prefer ours, with Wilson's {study['level']:.0%} interval. "
