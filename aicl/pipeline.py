@@ -41,6 +41,12 @@ class FolderConfig:
     def __post_init__(self) -> None:
         check_lead(self.lead)
 
+    @classmethod
+    def read(cls, folder: Path) -> "FolderConfig | None":
+        """That of `folder`, None where it has none. Raises ConfigError for one that does not fit."""
+        path = folder / FOLDER_FILE
+        return configs.from_mapping(cls, configs.load(path), where=str(path)) if path.is_file() else None
+
 
 class AICLPipeline:
     """A frozen base model and what lets it read references. Without an adapter it is the base model alone.
@@ -80,8 +86,7 @@ class AICLPipeline:
         if dtype is None and torch.device(device or "cpu").type == "cpu":
             dtype = torch.float32
         path, own, lead = Path(path), None, 0.0
-        if (path / FOLDER_FILE).is_file():
-            config = configs.from_mapping(FolderConfig, configs.load(path / FOLDER_FILE), where=str(path / FOLDER_FILE))
+        if (config := FolderConfig.read(path)) is not None:
             path, own, lead = path / config.base, path / config.adapter, config.lead
         pipeline = cls(load_pipeline(path, device=device, dtype=dtype))
         if adapter or own:

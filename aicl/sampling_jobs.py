@@ -221,8 +221,8 @@ def run_job(pipe: AICLPipeline, job: Job) -> list[Path]:
                 write_video(_compared(path), side_by_side(shown, labels), defaults.save_fps, overwrite=True)
                 with atomic_path(_sheet(path)) as temporary:
                     contact_sheet(shown, labels).save(temporary)
-            own = {"lead": lead} if job.refs else {}
-            own |= {"num_frames": frames, "size": f"{size[1]}x{size[0]}", "seed": seed, "num_samples": 1}
+            own = {"num_frames": frames, "size": f"{size[1]}x{size[0]}", "seed": seed, "num_samples": 1}
+            own["lead"] = lead if job.refs else None
             used = chosen | own | {"out": str(path)}
             record = {"job": dataclasses.asdict(job) | used, "model": _describe(pipe), "seconds": timings}
             write_json(_record(path), record)

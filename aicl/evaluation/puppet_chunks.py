@@ -21,7 +21,7 @@ from aicl.evaluation.protocol import VERSIONS
 from aicl.evaluation.puppet_rows import Instruments, Measured, Row, measure_row
 from aicl.evaluation.puppet_set import PuppetData
 from aicl.evaluation.weights import file_hash, files_hash, text_hash
-from aicl.pipeline import FOLDER_FILE, AICLPipeline, FolderConfig
+from aicl.pipeline import AICLPipeline, FolderConfig
 from lvdm import config as configs
 from lvdm.checkpoints.folder import CONFIG_FILE
 from lvdm.errors import CheckpointError
@@ -51,7 +51,7 @@ class ModelFiles:
         """
         if row.kind == "real":
             return {}
-        base, adapter, found = self.path, self.adapter, self._folder()
+        base, adapter, found = self.path, self.adapter, FolderConfig.read(self.path)
         if found is not None:
             base, adapter = base / found.base, adapter or base / found.adapter
         parts = {"base": newest_export(str(base), CONFIG_FILE, inside="pipeline")}
@@ -65,7 +65,7 @@ class ModelFiles:
     @property
     def lead(self) -> float:
         """The model's own `lead`, see AICLPipeline: the folder's, if its own adapter is used."""
-        found = self._folder()
+        found = FolderConfig.read(self.path)
         return 0.0 if found is None or self.adapter is not None else found.lead
 
     def obstacle(self, row: Row) -> str | None:
@@ -75,10 +75,6 @@ class ModelFiles:
         except CheckpointError as error:
             return str(error)
         return None
-
-    def _folder(self) -> FolderConfig | None:
-        path = self.path / FOLDER_FILE
-        return configs.from_mapping(FolderConfig, configs.load(path), where=str(path)) if path.is_file() else None
 
 
 @dataclass(frozen=True)
@@ -106,8 +102,7 @@ class Chunk:
         }
         if self.row.kind != "real":
             what["dtype"] = str(self.dtype)
-            lead = self.model.lead if self.row.lead is None else self.row.lead
-            if lead and self.row.references > 1:
+            if self.row.references > 1 and (lead := self.model.lead if self.row.lead is None else self.row.lead):
                 what["lead"] = lead
             if self.compile:  # fused kernels round differently
                 what["compile"] = True

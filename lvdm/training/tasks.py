@@ -14,6 +14,7 @@ import pytorch_lightning as pl
 from safetensors.torch import load_file
 
 from lvdm import config as configs
+from lvdm.checkpoints.folder import CONFIG_FILE, read_model_config
 from lvdm.data import DataConfig, build_datamodule
 from lvdm.data.caching import check_encoders
 from lvdm.errors import CheckpointError, ConfigError
@@ -92,11 +93,12 @@ def newest_export(path: str, file: str, inside: str = "") -> Path:
 
 
 def model_folder(path: str) -> Path:
-    """The folder of a base model: `path` itself, or the newest one that the run at `path` wrote."""
-    try:
-        return newest_export(path, "config.yaml", inside="pipeline")
-    except CheckpointError:
-        return Path(path)  # what is missing there, its loader says
+    """The folder of a base model: `path` itself, or the newest one that the run, or the one that the
+    checkpoint, at `path` wrote. Raises CheckpointError for a run that wrote none."""
+    if (Path(path) / "checkpoints").is_dir():
+        return newest_export(path, CONFIG_FILE, inside="pipeline")
+    inside = Path(path) / "pipeline"  # of a single checkpoint
+    return inside if inside.is_dir() else Path(path)
 
 
 # -- autoencoder ----------------------------------------------------------------------------------------------------
@@ -152,7 +154,7 @@ def build_base(recipe: Recipe) -> tuple[TrainingModule, pl.LightningDataModule]:
     if sections.model.autoencoder is not None:
         folder = newest_export(sections.model.autoencoder, "autoencoder.safetensors", inside="pipeline")
         alone = folder / "autoencoder.yaml"
-        trained = configs.load(alone if alone.exists() else folder / "config.yaml")
+        trained = configs.load(alone) if alone.exists() else configs.to_mapping(read_model_config(folder))
         trained = {name: trained[name] for name in ("autoencoder", "latents")}
         config = configs.from_mapping(ModelConfig, configs.to_mapping(config) | trained)
     components = build_components(config)

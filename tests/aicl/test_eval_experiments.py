@@ -127,7 +127,16 @@ def test_references_change_what_is_generated_and_only_then(experiment):
     assert (measured["ours"]["shown_looks"][:, 2] == -1).all() and (measured["ours"]["shown_looks"][:, :2] >= 0).all()
 
 
-def test_batches_do_not_matter(models, tmp_path):
+@pytest.fixture
+def one_thread():
+    """Several share out a batch by its size, and a pixel that rounds otherwise can turn a flow around."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_batches_do_not_matter(models, tmp_path, one_thread):
     measured = []
     for size in (2, 3):
         experiment = Experiment(preset(models, seeds=[0], batch_size=size), tmp_path / str(size), "cpu")
@@ -136,8 +145,7 @@ def test_batches_do_not_matter(models, tmp_path):
         experiment.store.fill([chunk], batch_size=size)
         measured.append(experiment.store.read(chunk))
     for name, value in measured[0].items():
-        atol = 1.0 if name.startswith("motion") else 2e-2  # in percent; a rounded pixel can turn a flow around
-        torch.testing.assert_close(value, measured[1][name], rtol=1e-2, atol=atol, msg=name)
+        torch.testing.assert_close(value, measured[1][name], rtol=1e-2, atol=2e-2, msg=name)
 
 
 def test_a_compiled_model_measures_the_same_apart_from_rounding(models, tmp_path):

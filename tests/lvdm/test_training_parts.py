@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from lvdm import config as configs
-from lvdm.errors import ConfigError
+from lvdm.errors import CheckpointError, ConfigError
 from lvdm.training import TrainingSettings, train
 from lvdm.training.draws import Draws
 from lvdm.training.logs import CSVLog
 from lvdm.training.optim import learning_rate
 from lvdm.training.strategy import build_strategy, deepspeed_config
+from lvdm.training.tasks import model_folder
 
 
 def settings(**changes) -> TrainingSettings:
@@ -138,3 +139,17 @@ def test_a_run_that_asks_for_a_missing_attention_backend_says_so_before_anything
     with pytest.raises(ConfigError, match=r"xformers.*use attention backend 'sdpa'"):
         train({"run": {"name": "a", "task": "base", "out": str(tmp_path)}, "training": settings})
     assert not list(tmp_path.iterdir())
+
+
+def test_a_base_model_is_found_in_its_folder_its_checkpoint_or_its_run(tmp_path):
+    run = tmp_path / "run"
+    exported = run / "checkpoints/step_00000010/pipeline"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "config.yaml").touch()
+    with pytest.raises(CheckpointError, match=r"run holds no pipeline/config\.yaml"):
+        model_folder(str(run))
+    exported.mkdir(parents=True)
+    for file in (exported / "config.yaml", exported.parent / "progress.json"):
+        file.write_text("{}")
+    assert {model_folder(str(path)) for path in (run, exported.parent, exported)} == {exported}
+    assert model_folder(str(tmp_path / "none")) == tmp_path / "none"  # what is missing there, its loader says
