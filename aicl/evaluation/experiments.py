@@ -1,7 +1,7 @@
 """Tables and experiments as presets, `configs/tables/*.yaml`: what to run, how often, and what to show of it."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -51,17 +51,24 @@ class InstrumentPaths:
 
 @dataclass
 class TableSpec:
-    """One table of a preset. paper: the paper's values by row label and metric, only what was read in the paper."""
+    """One table of a preset.
+
+    baseline: the label of a row; generated rows are then also compared with it sample by sample. paper: the paper's
+    values by row label and metric, only what was read in the paper.
+    """
 
     title: str
     metrics: list[str]
     rows: list[Row]
     data: PuppetData = field(default_factory=PuppetData)
+    baseline: str | None = None
     paper: dict[str, dict[str, float]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         configs.check_keys(self.metrics, COLUMNS, f"the metrics of '{self.title}'")
+        if self.baseline is not None and self.baseline not in (labels := [row.label for row in self.rows]):
+            raise ConfigError(f"the baseline of '{self.title}' is '{self.baseline}': name one of its rows, {labels}")
 
 
 @dataclass
@@ -169,21 +176,19 @@ class Experiment:
         """The estimates of one row, or None where it was not run."""
         if self.obstacle(row) is not None:
             return None
-        chunks = self.chunks(spec, row)
-        parts, real = [self.store.read(chunk) for chunk in chunks], self.store.read(self.real_chunk(spec))
-        if real is None or any(part is None for part in parts):
+        parts, real = self._parts(spec, row), self.store.read(self.real_chunk(spec))
+        if real is None or parts is None:
             return None
-        if row.group is not None:
-            parts = [_group(part, *row.group) for part in parts]
-        measured = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        wanted = [name for name in spec.metrics if name in _METRICS or name == "fvd"]
+        chunks, measured = self.chunks(spec, row), _joined(parts)
+        wanted = [name for name in spec.metrics if name in _VALUES or name == "fvd"]
         estimates, by_seed = {}, {}
         for name in wanted:
             if (estimate := self._estimate(name, measured, real, spec)) is None:
                 continue
             estimates[name] = estimate
-            if name in _METRICS:
+            if name in _VALUES:
                 by_seed[name] = [e.value for part in parts if (e := self._estimate(name, part, real, spec))]
+        differences = self._differences(spec, row, measured)
         model = {"files": str(self.model(row).path), **self.store.model_hashes(chunks[0])}
         model["settings"] = configs.to_mapping(row)
         return Result(
@@ -194,6 +199,8 @@ class Experiment:
             lines=self._lines(spec, real, len(measured["actions"])),
             videos=text_hash(self.store.path(chunk).stem for chunk in chunks),
             by_seed=by_seed,
+            baseline=spec.baseline if differences else None,
+            differences=differences,
         )
 
     def write(self, name: str) -> str:
@@ -270,6 +277,27 @@ class Experiment:
                     f"row, and as many real ones, got {counts[0]} and {counts[1]}: raise videos and real, {advice}"
                 )
 
+    def _parts(self, spec: TableSpec, row: Row) -> list[Measured] | None:
+        """The samples of a row, seed by seed, or None where some are missing."""
+        parts = [self.store.read(chunk) for chunk in self.chunks(spec, row)]
+        if any(part is None for part in parts):
+            return None
+        return parts if row.group is None else [_group(part, *row.group) for part in parts]
+
+    def _differences(self, spec: TableSpec, row: Row, measured: Measured) -> dict[str, Estimate]:
+        """To the table's baseline on the same samples, of what is measured of each video."""
+        other = next((other for other in spec.rows if other.label == spec.baseline), None)
+        if other is None or other is row or {row.kind, other.kind} != {"generated"} or row.group != other.group:
+            return {}
+        if self.obstacle(other) is not None or (parts := self._parts(spec, other)) is None:
+            return {}
+        theirs, found = _joined(parts), {}
+        for name in (name for name in spec.metrics if name in _VALUES and name != "leak"):
+            ours = _values(name, measured, spec.data)
+            if ours is not None:
+                found[name] = intervals.difference(ours, _values(name, theirs, spec.data))
+        return found
+
     def _shown_metrics(self, spec: TableSpec) -> list[str]:
         return [name for name in spec.metrics if self.instruments.clip is not None or name not in ("cc", "fc")]
 
@@ -281,9 +309,10 @@ class Experiment:
             return frechet.distance_with_interval(
                 measured["features"], real["features"], allow_few=self.preset.allow_few
             )
-        if name in ("cc", "fc") and name not in measured:
+        values = _values(name, measured, spec.data)
+        if values is None:
             return None
-        return _METRICS[name](measured, spec.data)
+        return intervals.share(values) if values.dtype == torch.bool else intervals.mean(values)
 
     def _lines(self, spec: TableSpec, real: Measured, count: int) -> dict[str, float]:
         lines = {"dynamics_real": real["dynamics"].mean().item()}
@@ -325,19 +354,25 @@ def _group(measured: Measured, index: int, groups: int) -> Measured:
     return {name: value[chosen] for name, value in measured.items()}
 
 
-def _choice(measured: Measured, data: PuppetData) -> Estimate:
-    return intervals.share(top1(measured["action_logits"], measured["actions"], data.pool))
+def _joined(parts: list[Measured]) -> Measured:
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-_METRICS = {
-    "cc": lambda m, data: intervals.mean(m["cc"]),
-    "fc": lambda m, data: intervals.mean(m["fc"]),
-    "acc": lambda m, data: intervals.share(top1(m["action_logits"], m["actions"])),
-    "choice": _choice,
-    "reference_acc": lambda m, data: intervals.share(top1(m["action_logits"], m["shown_actions"])),
-    "looks": lambda m, data: intervals.share(appearance_hits(m["looks_logits"], m["looks"])),
-    "leak": lambda m, data: intervals.share(leaks(m["looks_logits"], m["looks"], m["shown_looks"])),
-    "dynamics": lambda m, data: intervals.mean(m["dynamics"]),
-    "motion": lambda m, data: intervals.mean(m["motion"]),
-    "motion_other": lambda m, data: intervals.mean(m["motion_other"]),
+# What is measured of each video, (n,), or judged, bool (n,) or (n, k); copies that could leak differ in number.
+_VALUES: dict[str, Callable[[Measured, PuppetData], Tensor]] = {
+    "cc": lambda m, data: m["cc"],
+    "fc": lambda m, data: m["fc"],
+    "acc": lambda m, data: top1(m["action_logits"], m["actions"]),
+    "choice": lambda m, data: top1(m["action_logits"], m["actions"], data.pool),
+    "reference_acc": lambda m, data: top1(m["action_logits"], m["shown_actions"]),
+    "looks": lambda m, data: appearance_hits(m["looks_logits"], m["looks"]),
+    "leak": lambda m, data: leaks(m["looks_logits"], m["looks"], m["shown_looks"]),
+    "dynamics": lambda m, data: m["dynamics"],
+    "motion": lambda m, data: m["motion"],
+    "motion_other": lambda m, data: m["motion_other"],
 }
+
+
+def _values(name: str, measured: Measured, data: PuppetData) -> Tensor | None:
+    """One of `_VALUES`, or None for what needs a CLIP where there was none."""
+    return None if name in ("cc", "fc") and name not in measured else _VALUES[name](measured, data)

@@ -75,9 +75,9 @@ class Protocol:
 class Result:
     """One row of a table. model: what made the videos, with its hash and settings; a real set has a name only.
 
-    metrics: estimates by their short name (see `tables.COLUMNS`); by_seed: their values of each seed. lines: values to
-    be read beside them (floors, static and real videos), not of this row's model. videos: hash of the list of generated
-    videos, or of what they follow from.
+    metrics: estimates by their short name (see `tables.COLUMNS`); by_seed: their values of each seed. differences: to
+    the row `baseline` on the same samples. lines: values to be read beside them (floors, static and real videos), not
+    of this row's model. videos: hash of the list of generated videos, or of what they follow from.
     """
 
     row: str
@@ -86,6 +86,8 @@ class Result:
     protocol: Protocol
     lines: dict[str, float] = field(default_factory=dict)
     by_seed: dict[str, list[float]] = field(default_factory=dict)
+    baseline: str | None = None
+    differences: dict[str, Estimate] = field(default_factory=dict)
     videos: str = ""
     format: int = FORMAT_VERSION
 

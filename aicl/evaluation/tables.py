@@ -65,11 +65,15 @@ class Table:
 
 
 def markdown(table: Table) -> str:
-    """The table with its lines and protocol, as Markdown; intervals of 95% stand in brackets."""
+    """The table with its lines and protocol, as Markdown; intervals of 95% stand in brackets.
+
+    Beneath it stand the differences to a baseline of the rows that have them.
+    """
     columns = [COLUMNS[name] for name in table.metrics]
     head = ["", *(column.title + _ARROWS[column.better] for column in columns)]
     lines = [f"### {table.title}", "", _row(head), _row(["---"] + ["---:"] * len(columns))]
     lines += [_row([label, *_cells(table, label, result)]) for label, result in table.rows]
+    lines += _differences(table)
     lines += ["", *(f"- {text}" for text in _remarks(table))]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -110,11 +114,28 @@ def _cells(table: Table, label: str, result: Result | None) -> list[str]:
     return cells
 
 
-def _shown(column: Column, estimate: Estimate) -> str:
+def _shown(column: Column, estimate: Estimate, sign: str = "") -> str:
     value, low, high = (
-        f"{column.factor * x:.{column.decimals}f}" for x in (estimate.value, estimate.low, estimate.high)
+        f"{column.factor * x:{sign}.{column.decimals}f}" for x in (estimate.value, estimate.low, estimate.high)
     )
     return f"{value} [{low}, {high}]"
+
+
+def _differences(table: Table) -> list[str]:
+    """The lines of a second table: what is measured of each video, against the same samples of the baseline."""
+    results = [(label, result) for label, result in table.rows if result is not None and result.differences]
+    names = [name for name in table.metrics if any(name in result.differences for _, result in results)]
+    lines = []
+    for baseline in dict.fromkeys(result.baseline for _, result in results):
+        head = [f"minus {baseline}", *(COLUMNS[name].title for name in names)]
+        lines += ["", _row(head), _row(["---"] + ["---:"] * len(names))]
+        for label, result in results:
+            if result.baseline == baseline:
+                found = [(COLUMNS[name], result.differences.get(name)) for name in names]
+                lines.append(
+                    _row([label, *("" if value is None else _shown(column, value, "+") for column, value in found)])
+                )
+    return lines
 
 
 def _remarks(table: Table) -> list[str]:

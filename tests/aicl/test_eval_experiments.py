@@ -67,7 +67,7 @@ def preset(models: Path, **changes) -> Preset:
     ]
     metrics = ["cc", "fc", "fvd", "acc", "choice", "reference_acc", "looks", "leak", "dynamics", "motion"]
     mapping = {
-        "tables": [{"title": "A table", "metrics": metrics, "rows": rows}],
+        "tables": [{"title": "A table", "metrics": metrics, "rows": rows, "baseline": "base"}],
         "model": {"path": str(models / "base"), "adapter": str(models / "adapter.safetensors")},
         "instruments": {"classifier": str(models), "clip": str(models)},
         "seeds": [0, 1],
@@ -112,6 +112,22 @@ def test_a_table_from_nothing_and_again_from_what_is_stored(models, experiment):
     gone.unlink()
     assert experiment.run() == 2
     assert experiment.write("table") == text
+
+
+def test_rows_are_compared_with_the_baseline_sample_by_sample(models, experiment):
+    spec = experiment.preset.tables[0]
+    base, ours, wrong = (experiment.result(spec, row) for row in spec.rows[2:5])
+    assert ours.baseline == "base" and wrong.differences
+    assert set(ours.differences) == set(spec.metrics) - {"fvd", "leak"}  # copies that could leak differ in number
+    for name, difference in ours.differences.items():
+        expected = ours.metrics[name].value - base.metrics[name].value
+        assert difference.value == pytest.approx(expected, abs=1e-6) and difference.count == 10
+    for row in spec.rows[:3]:  # real clips, the codec's, and the baseline itself
+        assert experiment.result(spec, row).baseline is None and not experiment.result(spec, row).differences
+    text = experiment.write("table")
+    second = text[text.index("| minus base |") :]
+    assert second.count("| ours | ") == 1 and "| real |" not in second and "FVD |" not in second
+    assert f"{ours.differences['dynamics'].value:+.2f} [" in second
 
 
 def test_references_change_what_is_generated_and_only_then(experiment):
@@ -280,6 +296,10 @@ def test_presets_reject_what_does_not_fit(models):
         ({"seeds": [1, 1]}, "different numbers"),
         ({"videos": 1}, "2 or more"),
         ({"vidoes": 9}, "did you mean 'videos'"),
+        (
+            {"tables": [{"title": "t", "metrics": ["acc"], "rows": [{"label": "x"}], "baseline": "y"}]},
+            r"baseline of 't' is 'y': name one of its rows, \['x'\]",
+        ),
         (
             {"tables": [{"title": "t", "metrics": ["acc"], "rows": [{"label": "x", "group": [0, 3]}]}]},
             "3 groups need 6",

@@ -9,7 +9,6 @@ from aicl.evaluation.frechet import (
     merged,
     real_floor,
 )
-from aicl.evaluation.intervals import mean, share, wilson
 from lvdm.errors import DataError
 
 
@@ -133,27 +132,3 @@ def test_the_interval_does_not_depend_on_the_order_of_classes():
     )
     assert in_turn.value == pytest.approx(in_blocks.value)
     assert in_turn.high - in_turn.low == pytest.approx(in_blocks.high - in_blocks.low, rel=0.5)
-
-
-def test_wilson_against_published_values():
-    # Newcombe 1998, table I: 81 of 263, and 0 of 20
-    estimate = wilson(81, 263)
-    assert (estimate.low, estimate.high) == (pytest.approx(0.2553, abs=1e-4), pytest.approx(0.3662, abs=1e-4))
-    assert wilson(0, 20).low == 0.0
-    assert wilson(0, 20).high == pytest.approx(0.1611, abs=1e-4)
-    with pytest.raises(DataError, match="no share"):
-        wilson(0, 0)
-
-
-def test_judgements_of_one_video_do_not_count_as_videos():
-    agreeing = torch.tensor([[True] * 3, [False] * 3] * 50)
-    assert share(agreeing) == share(agreeing[:, 0]) == wilson(50, 100)
-    mixed = share(torch.tensor([[True, True, False]] * 30))
-    assert (mixed.value, mixed.low) == (pytest.approx(2 / 3), pytest.approx(wilson(20, 30).low))
-
-
-def test_a_mean_has_a_normal_interval():
-    estimate = mean(torch.tensor([1.0, 3.0]))
-    assert (estimate.value, estimate.high) == (2.0, pytest.approx(2.0 + 1.96, abs=1e-3))
-    with pytest.raises(DataError, match="two or more"):
-        mean(torch.tensor([1.0]))
