@@ -209,8 +209,11 @@ class Experiment:
         for number, spec in enumerate(self.preset.tables):
             results = [(row.label, self.result(spec, row)) for row in spec.rows]
             for index, (_, result) in enumerate(results):
+                path = self.out / "results" / f"{name}-{number}-{index}.json"
                 if result is not None:
-                    write_result(self.out / "results" / f"{name}-{number}-{index}.json", result)
+                    write_result(path, result)
+                else:
+                    path.unlink(missing_ok=True)  # of a row that stood here before
             notes = [*spec.notes, *self._obstacles(spec)]
             table = Table(spec.title, results, self._shown_metrics(spec), spec.paper, notes)
             shown["md"].append(markdown(table))

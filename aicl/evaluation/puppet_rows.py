@@ -16,7 +16,7 @@ from torch import Tensor
 
 from aicl.evaluation.accuracy import puppet_verdict
 from aicl.evaluation.clip_scores import PuppetCLIPScorer, clip_consistency, frame_consistency
-from aicl.evaluation.folders import MANIFEST
+from aicl.evaluation.folders import MANIFEST, REFERENCE
 from aicl.evaluation.motion import dynamic_degree, motion_histogram, motion_similarity, video_flow
 from aicl.evaluation.puppet_set import MAX_REFERENCES, PuppetData, Samples, draw_samples
 from aicl.evaluation.weights import file_hash
@@ -146,7 +146,8 @@ def measure_row(
     Returns, beside what `Instruments.measure` tells, the truth: actions, looks, shown_actions and shown_looks
     (n, 3 references, 3), -1 for absent ones. Rows without references are compared with the first that others show:
     what they have in common with it is chance. Motion is also compared with a clip of the other of the two actions,
-    the right and the wrong one. `save_videos`: a folder for mp4 files and their manifest.jsonl (file, caption, label).
+    the right and the wrong one. `save_videos`: a folder for mp4 files, the references that they are compared with, and
+    their manifest.jsonl (file, caption, label, reference, seed).
     """
     parts = []
     for start in range(0, count, batch_size):
@@ -156,7 +157,7 @@ def measure_row(
         references = instruments.render(shown.flatten(0, 1)).unflatten(0, shown.shape[:2])  # (n, k, 3, t, h, w)
         frames = _videos(row, samples, shown, references, instruments, pipeline)
         if save_videos is not None:
-            _save(save_videos, start, to_pixels(frames).cpu(), samples)
+            _save(save_videos, start, to_pixels(frames).cpu(), to_pixels(references[:, 0]).cpu(), samples)
         others = instruments.render(other[:, 0])
         measured = instruments.measure(frames, references[:, 0], others, samples.prompts)
         parts.append(measured | _truth(row, samples, shown))
@@ -197,12 +198,17 @@ def _videos(
     return to_frames(pixels.to(instruments.device))
 
 
-def _save(folder: Path, start: int, videos: Tensor, samples: Samples) -> None:
-    """Write videos uint8 (n, t, h, w, 3), numbered from `start`, and append to the manifest that evaluate.py reads."""
-    lines = []
-    for number, (pixels, prompt, action) in enumerate(zip(videos, samples.prompts, samples.actions.tolist()), start):
-        path = write_video(folder / f"{number:05d}.mp4", pixels, fps=FPS * len(pixels) / 16, overwrite=True)
-        lines.append(json.dumps({"file": path.name, "caption": prompt, "label": ACTIONS[action].name}) + "\n")
+def _save(folder: Path, start: int, videos: Tensor, references: Tensor, samples: Samples) -> None:
+    """Write videos and a reference of each, uint8 (n, t, h, w, 3), numbered from `start`; append to the manifest."""
+    lines, fps = [], FPS * videos.shape[1] / 16
+    for index, prompt in enumerate(samples.prompts):
+        path = folder / f"{start + index:05d}.mp4"
+        reference = path.with_stem(path.stem + REFERENCE)
+        write_video(path, videos[index], fps=fps, overwrite=True)
+        write_video(reference, references[index], fps=fps, overwrite=True)
+        label, seed = ACTIONS[samples.actions[index]].name, int(samples.noise_seeds[index])
+        entry = {"file": path.name, "caption": prompt, "label": label, "reference": reference.name, "seed": seed}
+        lines.append(json.dumps(entry) + "\n")
     with open(folder / MANIFEST, "a" if start else "w", encoding="utf-8") as manifest:
         manifest.writelines(lines)
 

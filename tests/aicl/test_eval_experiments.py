@@ -12,6 +12,7 @@ from torch._dynamo.utils import counters
 from aicl.adapter import save_adapter
 from aicl.evaluation import experiments
 from aicl.evaluation.experiments import Experiment, Preset, load_preset
+from aicl.evaluation.folders import read_generated
 from aicl.evaluation.protocol import read_result
 from aicl.evaluation.puppet_set import PuppetData, draw_samples
 from aicl.integration import IntegrationConfig, integrate
@@ -26,6 +27,7 @@ from lvdm.checkpoints import save_pipeline
 from lvdm.errors import ConfigError
 from lvdm.models.components import ModelConfig, build_components
 from lvdm.video import to_pixels
+from lvdm.video.reading import read_frames
 from tests.aicl.tiny_models import randomise
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -88,7 +90,11 @@ def experiment(models, tmp_path_factory) -> Experiment:
 
 def test_a_table_from_nothing_and_again_from_what_is_stored(models, experiment):
     assert experiment.run() == 0
-    text, out = experiment.write("table"), experiment.out
+    out = experiment.out
+    (out / "results").mkdir()
+    (out / "results" / "table-0-5.json").write_text("of a row that was run once")
+    text = experiment.write("table")
+    assert not (out / "results" / "table-0-5.json").exists()
     assert text == (out / "table.md").read_text(encoding="utf-8")
     rows = {line.split(" | ")[0].removeprefix("| "): line for line in text.splitlines() if line.startswith("| ")}
     assert rows["other"].count("not run") == 10
@@ -196,6 +202,13 @@ def test_without_adapter_or_clip_the_rest_is_run(models, tmp_path):
     assert experiment.run(save_videos=True) == 1 and experiment.run(save_videos=True) == 0
     assert len((base / "manifest.jsonl").read_text().splitlines()) == 5
     assert manifest[0]["label"] == UNSEEN[0] and manifest[0]["caption"].startswith("a ")
+    samples = draw_samples(PuppetData(), 0, 0, 5)
+    assert [entry["seed"] for entry in manifest] == list(samples.noise_seeds)
+    saved = read_generated(base)  # with its references, as evaluate.py reads it
+    shown = to_pixels(experiment.instruments.render(samples.references[:, 0]))
+    for video, reference in zip(saved, shown):
+        difference = read_frames(video.reference, range(FRAMES)).float() - reference.float()
+        assert difference.abs().mean() < 6  # the mp4's own loss
 
 
 def test_pictures_show_every_sample_with_its_reference(models, tmp_path, monkeypatch):

@@ -69,6 +69,17 @@ def test_two_folders_pair_equal_names_with_the_captions_of_ours(tmp_path):
     assert [(pair.prompt, pair.group) for pair in pairs] == [("second", "b"), ("first", "a")]
 
 
+def test_what_our_scripts_write_beside_a_video_is_no_video_of_the_study(tmp_path):
+    for name in ("ours/1.mp4", "ours/1-compare.mp4", "base/1.mp4", "base/1-reference.mp4", "ours/a-compare.mp4"):
+        write_sample(tmp_path / name, 0)
+    with pytest.raises(DataError, match=r"base: lacks a-compare\.mp4"):  # there is no a.mp4 that it could belong to
+        read_folders(tmp_path / "ours", tmp_path / "base")
+    (tmp_path / "ours" / "a-compare.mp4").unlink()
+    record = {"job": {"prompt": "sampled", "refs": ["gone.mp4"], "seed": 0}}
+    (tmp_path / "ours" / "1.json").write_text(json.dumps(record))
+    assert [pair.ours.name for pair in read_folders(tmp_path / "ours", tmp_path / "base")] == ["1.mp4"]
+
+
 def test_prompts_are_found_in_what_our_scripts_write(tmp_path):
     for folder in ("ours", "base"):
         for number in range(2):

@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from aicl.evaluation.folders import read_generated
+from aicl.evaluation.folders import is_companion, read_generated
 from lvdm.data.folder import read_folder
 from lvdm.data.listing import LISTING_ENDINGS, read_rows
 from lvdm.errors import DataError
@@ -49,6 +49,8 @@ def read_folders(
     ours: str | os.PathLike, baseline: str | os.PathLike, captions: str | os.PathLike | None = None
 ) -> list[Pair]:
     """Videos of the same name in two folders, at any depth; a caption's label becomes the pair's group.
+
+    NAME-compare.mp4 and NAME-reference.mp4 beside NAME.mp4, which our scripts write, are none of them.
 
     Prompts stand in a `captions` file as `lvdm.data.read_folder` takes it. Without one they are found as
     `scripts/evaluate.py` finds them: in our folder's manifest.jsonl, in what scripts/sample.py wrote beside our videos,
@@ -121,6 +123,7 @@ def _videos(folder: Path) -> set[str]:
     if not folder.is_dir():
         raise DataError(f"{folder}: is not a folder; give a folder of videos")
     files = {file for file in folder.rglob("*") if file.suffix.lower() in VIDEO_ENDINGS and file.is_file()}
+    files = {file for file in files if not is_companion(file)}
     if not files:
         raise DataError(f"{folder}: holds no videos; known endings are {', '.join(VIDEO_ENDINGS)}")
     return {file.relative_to(folder).as_posix() for file in files}
