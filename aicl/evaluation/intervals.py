@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, replace
 from statistics import NormalDist
 
+import torch
 from torch import Tensor
 
 from lvdm.errors import DataError
@@ -58,14 +59,23 @@ def mean(values: Tensor, level: float = 0.95) -> Estimate:
 
 
 def difference(ours: Tensor, theirs: Tensor, level: float = 0.95) -> Estimate:
-    """The mean of ours - theirs, values (n,) or judgements (n, k) of the same n samples, with a normal interval.
+    """The mean of ours - theirs for the same n samples, which varies much less than two that are apart.
 
-    Much narrower than the two intervals apart where the samples vary alike. Raises DataError for other shapes or n < 2.
+    Values (n,) have a normal interval. Judgements, bool (n,) or (n, k), have Agresti and Min's (2005), which adds half
+    a sample to each of the two ways to differ: few or no differences do not make it vanish. Raises DataError for other
+    shapes or n < 2.
     """
     if ours.shape != theirs.shape:
         raise DataError(
             f"a paired difference needs the same samples, got {tuple(ours.shape)} and {tuple(theirs.shape)}"
         )
     differences = ours.double() - theirs.double()
-    found = mean(differences if differences.ndim == 1 else differences.mean(1), level)
-    return replace(found, method="paired normal")
+    if ours.dtype != torch.bool:
+        return replace(mean(differences, level), method="paired normal")
+    differences = differences if differences.ndim == 1 else differences.mean(1)
+    count, total, squares = len(differences), float(differences.sum()), float((differences**2).sum())
+    if count < 2:
+        raise DataError("a paired difference needs two or more samples")
+    centre = total / (count + 2)
+    reach = normal_quantile(level) * math.sqrt(((squares + 1) / (count + 2) - centre**2) / (count + 2))
+    return Estimate(total / count, max(centre - reach, -1.0), min(centre + reach, 1.0), count, "Agresti-Min")

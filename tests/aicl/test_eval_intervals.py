@@ -42,9 +42,25 @@ def test_a_paired_difference_knows_that_samples_vary_alike():
 
 
 def test_a_paired_difference_of_judgements_counts_videos():
-    lost, won = torch.tensor([[True, True]] * 3 + [[False, False]] * 97), torch.tensor([[False, False]] * 100)
-    found = difference(won, lost)
-    assert (found.value, found.count) == (pytest.approx(-0.03), 100)
-    assert found.high - found.value == pytest.approx(1.96 * (0.03 * 0.97 / 99) ** 0.5, rel=1e-3)
-    with pytest.raises(DataError, match="same samples"):
-        difference(torch.zeros(3), torch.zeros(4))
+    lost = torch.tensor([[True, True]] * 3 + [[False, False]] * 97)
+    nothing = torch.zeros(100, 2, dtype=torch.bool)
+    found = difference(nothing, lost)
+    assert found == difference(nothing[:, 0], lost[:, 0])
+    assert (found.value, found.count, found.method) == (pytest.approx(-0.03), 100, "Agresti-Min")
+    none_differs = difference(nothing, nothing)
+    assert none_differs.value == 0 and none_differs.low == -none_differs.high < -0.01
+    assert difference(nothing[:2], ~nothing[:2]).low == -1.0  # never beyond what a share can be
+    for few, message in ((nothing[:1], "two or more"), (nothing[:5], "same samples")):
+        with pytest.raises(DataError, match=message):
+            difference(few, nothing[:1])
+
+
+def test_the_interval_of_a_paired_difference_covers_the_truth():
+    torch.manual_seed(0)
+    lost, won, n = 0.06, 0.02, 100  # chances that only theirs, and only ours, is a hit
+    covered = 0
+    for _ in range(400):
+        u = torch.rand(n)
+        found = difference((u > lost) & (u < lost + won), u < lost)
+        covered += found.low <= won - lost <= found.high
+    assert 0.92 <= covered / 400 <= 0.99
