@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from aicl.evaluation.folders import COMPARED
+from aicl.companions import COMPARISON, companion
 from aicl.pipeline import AICLPipeline, check_reference, is_encoded_file
 from aicl.references import Library, load_library
 from lvdm import config as configs
@@ -261,7 +261,7 @@ def _record(path: Path) -> Path:
 
 
 def _compared(path: Path) -> Path:
-    return path.with_name(f"{path.stem}{COMPARED}{path.suffix}")
+    return companion(path, COMPARISON)
 
 
 def _sheet(path: Path) -> Path:

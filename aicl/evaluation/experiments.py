@@ -17,7 +17,7 @@ from aicl.evaluation.figures import attention_sheet, feature_sheet, sample_sheet
 from aicl.evaluation.intervals import Estimate
 from aicl.evaluation.protocol import Protocol, Result, write_result
 from aicl.evaluation.puppet_chunks import Chunk, ModelFiles, Store
-from aicl.evaluation.puppet_rows import Instruments, Measured, Row
+from aicl.evaluation.puppet_rows import Instruments, Measured, Row, joined
 from aicl.evaluation.puppet_set import MAX_REFERENCES, PuppetData, Samples, draw_samples
 from aicl.evaluation.tables import COLUMNS, Table, latex, markdown
 from aicl.evaluation.weights import text_hash
@@ -179,15 +179,14 @@ class Experiment:
         parts, real = self._parts(spec, row), self.store.read(self.real_chunk(spec))
         if real is None or parts is None:
             return None
-        chunks, measured = self.chunks(spec, row), _joined(parts)
-        wanted = [name for name in spec.metrics if name in _VALUES or name == "fvd"]
-        estimates, by_seed = {}, {}
-        for name in wanted:
-            if (estimate := self._estimate(name, measured, real, spec)) is None:
-                continue
-            estimates[name] = estimate
-            if name in _VALUES:
-                by_seed[name] = [e.value for part in parts if (e := self._estimate(name, part, real, spec))]
+        chunks, measured = self.chunks(spec, row), joined(parts)
+        shown = self._shown_metrics(spec)
+        estimates = {
+            name: self._estimate(name, measured, real, spec) for name in shown if name in _VALUES or name == "fvd"
+        }
+        by_seed = {
+            name: [self._estimate(name, part, real, spec).value for part in parts] for name in shown if name in _VALUES
+        }
         differences = self._differences(spec, row, measured)
         model = {"files": str(self.model(row).path), **self.store.model_hashes(chunks[0])}
         model["settings"] = configs.to_mapping(row)
@@ -294,27 +293,26 @@ class Experiment:
             return {}
         if self.obstacle(other) is not None or (parts := self._parts(spec, other)) is None:
             return {}
-        theirs, found = _joined(parts), {}
-        for name in (name for name in spec.metrics if name in _VALUES and name != "leak"):
-            ours = _values(name, measured, spec.data)
-            if ours is not None:
-                found[name] = intervals.difference(ours, _values(name, theirs, spec.data))
-        return found
+        theirs, shown = joined(parts), self._shown_metrics(spec)
+        return {
+            name: intervals.difference(_VALUES[name](measured, spec.data), _VALUES[name](theirs, spec.data))
+            for name in shown
+            if name in _VALUES and name != "leak"  # copies that could leak differ in number
+        }
 
     def _shown_metrics(self, spec: TableSpec) -> list[str]:
+        """The table's metrics without those that need a CLIP, where there is none."""
         return [name for name in spec.metrics if self.instruments.clip is not None or name not in ("cc", "fc")]
 
     def _obstacles(self, spec: TableSpec) -> list[str]:
         return [f"{row.label}: not run, {why}" for row in spec.rows if (why := self.obstacle(row)) is not None]
 
-    def _estimate(self, name: str, measured: Measured, real: Measured, spec: TableSpec) -> Estimate | None:
+    def _estimate(self, name: str, measured: Measured, real: Measured, spec: TableSpec) -> Estimate:
         if name == "fvd":
             return frechet.distance_with_interval(
                 measured["features"], real["features"], allow_few=self.preset.allow_few
             )
-        values = _values(name, measured, spec.data)
-        if values is None:
-            return None
+        values = _VALUES[name](measured, spec.data)
         return intervals.share(values) if values.dtype == torch.bool else intervals.mean(values)
 
     def _lines(self, spec: TableSpec, real: Measured, count: int) -> dict[str, float]:
@@ -357,11 +355,7 @@ def _group(measured: Measured, index: int, groups: int) -> Measured:
     return {name: value[chosen] for name, value in measured.items()}
 
 
-def _joined(parts: list[Measured]) -> Measured:
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-
-
-# What is measured of each video, (n,), or judged, bool (n,) or (n, k); copies that could leak differ in number.
+# What is measured of each video, (n,), or judged, bool (n,) or (n, k).
 _VALUES: dict[str, Callable[[Measured, PuppetData], Tensor]] = {
     "cc": lambda m, data: m["cc"],
     "fc": lambda m, data: m["fc"],
@@ -374,8 +368,3 @@ _VALUES: dict[str, Callable[[Measured, PuppetData], Tensor]] = {
     "motion": lambda m, data: m["motion"],
     "motion_other": lambda m, data: m["motion_other"],
 }
-
-
-def _values(name: str, measured: Measured, data: PuppetData) -> Tensor | None:
-    """One of `_VALUES`, or None for what needs a CLIP where there was none."""
-    return None if name in ("cc", "fc") and name not in measured else _VALUES[name](measured, data)

@@ -29,7 +29,6 @@ from lvdm.errors import ConfigError, DataError, VideoError
 from lvdm.video import VIDEO_ENDINGS, load_clip, probe
 
 MANIFEST = "manifest.jsonl"  # lists the videos of a folder
-COMPARED, REFERENCE = "-compare", "-reference"  # NAME-compare.mp4 and NAME-reference.mp4 may lie beside NAME.mp4
 
 
 @dataclass(frozen=True)
@@ -126,12 +125,6 @@ def list_videos(folder: str | os.PathLike) -> list[Path]:
     if not found:
         raise DataError(f"{folder} holds no videos with an ending of {', '.join(VIDEO_ENDINGS)}")
     return found
-
-
-def is_companion(path: Path) -> bool:
-    """Whether a file belongs to a video beside it: the comparison of scripts/sample.py, or a reference it was shown."""
-    own = next((path.stem.removesuffix(end) for end in (COMPARED, REFERENCE) if path.stem.endswith(end)), None)
-    return own is not None and path.with_name(own + path.suffix).is_file()
 
 
 def default_reading(videos: Sequence[Generated], **changes: Any) -> ClipReading:

@@ -14,9 +14,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from aicl.companions import REFERENCE, companion
 from aicl.evaluation.accuracy import puppet_verdict
 from aicl.evaluation.clip_scores import PuppetCLIPScorer, clip_consistency, frame_consistency
-from aicl.evaluation.folders import MANIFEST, REFERENCE
+from aicl.evaluation.folders import MANIFEST
 from aicl.evaluation.motion import dynamic_degree, motion_histogram, motion_similarity, video_flow
 from aicl.evaluation.puppet_set import MAX_REFERENCES, PuppetData, Samples, draw_samples
 from aicl.evaluation.weights import file_hash
@@ -161,6 +162,11 @@ def measure_row(
         others = instruments.render(other[:, 0])
         measured = instruments.measure(frames, references[:, 0], others, samples.prompts)
         parts.append(measured | _truth(row, samples, shown))
+    return joined(parts)
+
+
+def joined(parts: Sequence[Measured]) -> Measured:
+    """Measurements of several batches or seeds as one."""
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -203,10 +209,10 @@ def _save(folder: Path, start: int, videos: Tensor, references: Tensor, samples:
     lines, fps = [], FPS * videos.shape[1] / 16
     for index, prompt in enumerate(samples.prompts):
         path = folder / f"{start + index:05d}.mp4"
-        reference = path.with_stem(path.stem + REFERENCE)
+        reference = companion(path, REFERENCE)
         write_video(path, videos[index], fps=fps, overwrite=True)
         write_video(reference, references[index], fps=fps, overwrite=True)
-        label, seed = ACTIONS[samples.actions[index]].name, int(samples.noise_seeds[index])
+        label, seed = ACTIONS[samples.actions[index]].name, samples.noise_seeds[index]
         entry = {"file": path.name, "caption": prompt, "label": label, "reference": reference.name, "seed": seed}
         lines.append(json.dumps(entry) + "\n")
     with open(folder / MANIFEST, "a" if start else "w", encoding="utf-8") as manifest:

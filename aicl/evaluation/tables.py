@@ -71,7 +71,7 @@ def markdown(table: Table) -> str:
     """
     columns = [COLUMNS[name] for name in table.metrics]
     head = ["", *(column.title + _ARROWS[column.better] for column in columns)]
-    lines = [f"### {table.title}", "", _row(head), _row(["---"] + ["---:"] * len(columns))]
+    lines = [f"### {table.title}", "", *_head(head)]
     lines += [_row([label, *_cells(table, label, result)]) for label, result in table.rows]
     lines += _differences(table)
     lines += ["", *(f"- {text}" for text in _remarks(table))]
@@ -127,14 +127,10 @@ def _differences(table: Table) -> list[str]:
     names = [name for name in table.metrics if any(name in result.differences for _, result in results)]
     lines = []
     for baseline in dict.fromkeys(result.baseline for _, result in results):
-        head = [f"minus {baseline}", *(COLUMNS[name].title for name in names)]
-        lines += ["", _row(head), _row(["---"] + ["---:"] * len(names))]
-        for label, result in results:
-            if result.baseline == baseline:
-                found = [(COLUMNS[name], result.differences.get(name)) for name in names]
-                lines.append(
-                    _row([label, *("" if value is None else _shown(column, value, "+") for column, value in found)])
-                )
+        lines += ["", *_head([f"minus {baseline}", *(COLUMNS[name].title for name in names)])]
+        for label, differences in ((label, r.differences) for label, r in results if r.baseline == baseline):
+            cells = [_shown(COLUMNS[name], differences[name], "+") if name in differences else "" for name in names]
+            lines.append(_row([label, *cells]))
     return lines
 
 
@@ -156,6 +152,11 @@ def _remarks(table: Table) -> list[str]:
     if table.paper == {}:
         texts.append("the paper's numbers are not entered in this preset")
     return texts
+
+
+def _head(cells: Sequence[str]) -> list[str]:
+    """The head of a Markdown table whose columns but the first are numbers."""
+    return [_row(cells), _row(["---"] + ["---:"] * (len(cells) - 1))]
 
 
 def _row(cells: Sequence[str]) -> str:

@@ -7,7 +7,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from aicl.evaluation.folders import is_companion, read_generated
+from aicl.companions import is_companion
+from aicl.evaluation.folders import read_generated
 from lvdm.data.folder import read_folder
 from lvdm.data.listing import LISTING_ENDINGS, read_rows
 from lvdm.errors import DataError
@@ -50,7 +51,7 @@ def read_folders(
 ) -> list[Pair]:
     """Videos of the same name in two folders, at any depth; a caption's label becomes the pair's group.
 
-    NAME-compare.mp4 and NAME-reference.mp4 beside NAME.mp4, which our scripts write, are none of them.
+    Comparisons and references that our scripts wrote beside a video are none of them.
 
     Prompts stand in a `captions` file as `lvdm.data.read_folder` takes it. Without one they are found as
     `scripts/evaluate.py` finds them: in our folder's manifest.jsonl, in what scripts/sample.py wrote beside our videos,
