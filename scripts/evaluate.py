@@ -16,9 +16,9 @@ from pathlib import Path
 
 from aicl.evaluation import clip_scores, features, folders, motion
 from aicl.evaluation.accuracy import TransformersClassifier
+from aicl.evaluation.evaluators.files import file_hash
 from aicl.evaluation.protocol import read_result, write_result
 from aicl.evaluation.tables import COLUMNS, Table, latex, markdown
-from aicl.evaluation.weights import file_hash
 from aicl.puppets.evaluators import load_evaluator
 from lvdm import cli
 from lvdm.errors import ConfigError

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from aicl.evaluation.weights import file_hash
+from aicl.evaluation.evaluators.files import file_hash
 from aicl.pipeline import check_lead
 from aicl.puppets.evaluators import INSTRUMENTS, load_evaluator, save_evaluator
 from aicl.sampling_models import load_model

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from aicl.evaluation.weights import files_hash, import_transformers, pretrained
+from aicl.evaluation.evaluators.files import files_hash, import_transformers, pretrained
 from aicl.puppets.classifier import Prediction, PuppetClassifier
 from lvdm.errors import DataError
 from lvdm.video import to_pixels

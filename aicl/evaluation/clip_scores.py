@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aicl.evaluation.weights import file_hash
+from aicl.evaluation.evaluators.files import file_hash
 from aicl.puppets.clip import PuppetCLIP
 from lvdm.errors import CheckpointError, ConfigError, DataError
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from aicl.evaluation.intervals import Estimate, normal_quantile
+from aicl.evaluation.statistics import Estimate, normal_quantile
 from lvdm.errors import DataError
 
 VERSION = 1

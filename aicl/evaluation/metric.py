@@ -16,7 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from aicl.evaluation.intervals import Estimate
+from aicl.evaluation.statistics import Estimate
 from lvdm.config import check_keys
 from lvdm.errors import ConfigError, DataError
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from aicl.evaluation import accuracy, appearance, clip_scores, features, frechet, motion
-from aicl.evaluation.intervals import Estimate
+from aicl.evaluation.statistics import Estimate
 from lvdm import config as configs
 from lvdm.errors import DataError
 from lvdm.files import write_json

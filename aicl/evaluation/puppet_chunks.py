@@ -16,11 +16,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
+from aicl.evaluation.evaluators.files import file_hash, files_hash, text_hash
 from aicl.evaluation.folders import MANIFEST
 from aicl.evaluation.protocol import VERSIONS
 from aicl.evaluation.puppet_rows import Evaluators, Measured, Row, measure_row
 from aicl.evaluation.puppet_set import PuppetData
-from aicl.evaluation.weights import file_hash, files_hash, text_hash
 from aicl.pipeline import AICLPipeline, FolderConfig
 from lvdm import config as configs
 from lvdm.checkpoints.folder import CONFIG_FILE

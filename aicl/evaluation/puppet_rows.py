@@ -16,10 +16,10 @@ from torch import Tensor
 
 from aicl.evaluation.accuracy import puppet_verdict
 from aicl.evaluation.clip_scores import PuppetCLIPScorer, clip_consistency, frame_consistency
+from aicl.evaluation.evaluators.files import file_hash
 from aicl.evaluation.folders import MANIFEST
 from aicl.evaluation.motion import dynamic_degree, motion_histogram, motion_similarity, video_flow
 from aicl.evaluation.puppet_set import MAX_REFERENCES, PuppetData, Samples, draw_samples
-from aicl.evaluation.weights import file_hash
 from aicl.pipeline import AICLPipeline
 from aicl.puppets.actions import ACTIONS
 from aicl.puppets.classifier import PuppetClassifier

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from aicl.evaluation.intervals import Estimate
 from aicl.evaluation.protocol import Result, check_comparable
+from aicl.evaluation.statistics import Estimate
 
 NOT_RUN = "not run"
 

@@ -1,4 +1,4 @@
-"""A number is never reported alone: estimates with their intervals."""
+"""What a sample says of the whole: estimates with their intervals, since a number is never reported alone."""
 
 import math
 from dataclasses import dataclass, replace
