@@ -20,10 +20,10 @@ from aicl.evaluation.statistics import Estimate
 from lvdm.config import check_keys
 from lvdm.errors import ConfigError, DataError
 
-CONTEXT = ("prompt", "label", "reference", "other", "target", "real", "pool", "shown_labels", "study")
+CONTEXT = ("prompt", "label", "reference", "other", "target", "real", "pool", "shown_labels")
 """What a metric may need beside evaluators: each video's prompt, its class, the first reference that was shown to it
 (or that other rows show), a clip of another action, a real clip of its own action; the set of real videos, the classes
-of the benchmark, the class of what each reference shows, and what people answered in a user study."""
+of the benchmark, and the class of what each reference shows."""
 
 
 @runtime_checkable
@@ -78,7 +78,7 @@ class Observed:
     there is none. texts: of the prompts. real: of the set of real videos, with their own texts and labels; None without
     a set, and for real videos themselves. labels, shown_labels: the class of each prompt and of what its reference
     shows. pool: the classes of the benchmark, among which a forced choice is made.
-    facts: further truths of a benchmark, by name, (n, ...). study: the row's shares of a user study, by metric.
+    facts: further truths of a benchmark, by name, (n, ...).
     classifier: gives labels their numbers. allow_few: measure a set though it has too few videos.
     """
 
@@ -92,7 +92,6 @@ class Observed:
     shown_labels: Sequence[str] | None = None
     pool: Sequence[str] | None = None
     real: "Observed | None" = None
-    study: Mapping[str, Estimate] = field(default_factory=dict)
     classifier: Classifier | None = None
     allow_few: bool = False
 
@@ -101,7 +100,7 @@ class Observed:
 
     def has(self, need: str) -> bool:
         """Whether an evaluator's observations, a kind of CONTEXT or a fact ("facts.looks") are there."""
-        if need in ("reference", "other", "target", "study"):
+        if need in ("reference", "other", "target"):
             return bool(getattr(self, need))
         if need == "prompt":
             return bool(self.texts)

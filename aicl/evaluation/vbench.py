@@ -26,7 +26,7 @@ PROMPTS_FILE = "prompts.json"
 _LONGEST = 200  # bytes of a prompt in a file's name; with number and ending it stays below 255
 
 
-def export_for_vbench(videos: Sequence[tuple[Path, str]], folder: str | os.PathLike[str]) -> dict[str, str]:
+def export_vbench(videos: Sequence[tuple[Path, str]], folder: str | os.PathLike[str]) -> dict[str, str]:
     """Copy (file, prompt) pairs into an empty folder, as VBench names them; returns the prompts by file name.
 
     Videos that are not .mp4 are converted at their own rate. Several videos of one prompt are numbered from 0. Raises

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from aicl.evaluation.vbench import PROMPTS_FILE, export_for_vbench, vbench_names
+from aicl.evaluation.vbench import PROMPTS_FILE, export_vbench, vbench_names
 from lvdm.errors import DataError
 from lvdm.video import probe, write_video
 
@@ -38,7 +38,7 @@ def test_prompts_that_no_name_can_hold_still_get_names():
 
 def test_a_folder_is_copied_with_its_prompts(videos, tmp_path):
     folder, prompts = tmp_path / "vbench", ["a cat", "a cat", "a/b"]
-    said = export_for_vbench(list(zip(videos, prompts)), folder)
+    said = export_vbench(list(zip(videos, prompts)), folder)
     assert said == {"a cat-0.mp4": "a cat", "a cat-1.mp4": "a cat", "a b-0.mp4": "a/b"}
     assert json.loads((folder / PROMPTS_FILE).read_text()) == said
     assert {path.name for path in folder.iterdir()} == {*said, PROMPTS_FILE}
@@ -46,13 +46,13 @@ def test_a_folder_is_copied_with_its_prompts(videos, tmp_path):
     converted = probe(folder / "a b-0.mp4")
     assert (converted.num_frames, converted.fps) == (4, pytest.approx(4))
     with pytest.raises(DataError, match="not empty"):
-        export_for_vbench(list(zip(videos, prompts)), folder)
+        export_vbench(list(zip(videos, prompts)), folder)
 
 
 def test_nothing_is_copied_where_something_is_missing(videos, tmp_path):
     folder = tmp_path / "vbench"
     with pytest.raises(DataError, match=r"gone\.mp4 is not there: nothing was copied"):
-        export_for_vbench([(videos[0], "a"), (tmp_path / "gone.mp4", "b")], folder)
+        export_vbench([(videos[0], "a"), (tmp_path / "gone.mp4", "b")], folder)
     with pytest.raises(DataError, match="no prompt"):
-        export_for_vbench([(videos[0], " ")], folder)
+        export_vbench([(videos[0], " ")], folder)
     assert not folder.exists()
