@@ -22,8 +22,8 @@ from aicl.evaluation.puppet_set import MAX_REFERENCES, PuppetData, Samples, draw
 from aicl.evaluation.statistics import Estimate
 from aicl.evaluation.tables import COLUMNS, Table, latex, markdown
 from aicl.pipeline import AICLPipeline
+from aicl.pseudo_words import gerund
 from aicl.puppets.data import FPS
-from aicl.puppets.names import gerund
 from lvdm import config as configs
 from lvdm.errors import ConfigError
 from lvdm.files import atomic_path

@@ -13,10 +13,11 @@ from random import Random
 from torch import Tensor
 
 from aicl.puppets.actions import ACTIONS, SEEN_INDICES
-from aicl.puppets.names import GENERIC, gerund, made_up_phrase, third_person
+from aicl.pseudo_words import gerund, made_up_phrase, third_person
 from aicl.puppets.scene_parameters import BACKGROUNDS, COLOURS, FIELD, HEIGHTS, PACES, kind_of
 from lvdm.errors import DataError
 
+GENERIC = ("move", "do something", "perform an action")
 PEOPLE = ("person", "man", "woman")
 # What a caption may add and no picture shows; a model has to learn to ignore it.
 SETTINGS = (

@@ -17,8 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from aicl.puppets.actions import ACTIONS, SEEN_INDICES, UNSEEN_INDICES
-from aicl.puppets.captions import Description, Wording, caption, describe, made_up, random_wording
-from aicl.puppets.names import GENERIC
+from aicl.puppets.captions import GENERIC, Description, Wording, caption, describe, made_up, random_wording
 from aicl.puppets.programs import FIRST_RANDOM, program_bank
 from aicl.puppets.renderer import render
 from aicl.puppets.scene_parameters import CAMERA_FIELDS, FIELDS, MOTION_FIELDS, draw_scene_parameters, looks, uniforms

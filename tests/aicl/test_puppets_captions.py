@@ -9,6 +9,7 @@ import torch
 
 from aicl.puppets.actions import ACTIONS, SEEN_INDICES, UNSEEN_INDICES
 from aicl.puppets.captions import (
+    GENERIC,
     Description,
     Wording,
     all_words,
@@ -20,7 +21,7 @@ from aicl.puppets.captions import (
     unseen_words,
     vocabulary,
 )
-from aicl.puppets.names import GENERIC, gerund, third_person
+from aicl.pseudo_words import gerund, third_person
 from aicl.puppets.scene_parameters import FIELD, FIELDS
 from lvdm import config
 from lvdm.errors import DataError
