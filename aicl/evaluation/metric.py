@@ -20,9 +20,10 @@ from aicl.evaluation.statistics import Estimate
 from lvdm.config import check_keys
 from lvdm.errors import ConfigError, DataError
 
-CONTEXT = ("prompt", "label", "reference", "other", "target", "real")
+CONTEXT = ("prompt", "label", "reference", "other", "target", "real", "pool", "shown_labels")
 """What a metric may need beside evaluators: each video's prompt, its class, the first reference that was shown to it
-(or that other rows show), a clip of another action, a real clip of its own action; and the set of real videos."""
+(or that other rows show), a clip of another action, a real clip of its own action; the set of real videos, the classes
+of the benchmark, and the class of what each reference shows."""
 
 
 @runtime_checkable
@@ -105,8 +106,8 @@ class Observed:
             return bool(self.texts)
         if need == "label":
             return self.labels is not None and all(label is not None for label in self.labels)
-        if need == "real":
-            return self.real is not None
+        if need in ("real", "pool", "shown_labels"):
+            return getattr(self, need) is not None
         if need.startswith("facts."):
             return need.removeprefix("facts.") in self.facts
         return any(name.partition(".")[0] == need for name in self.videos)
@@ -216,7 +217,11 @@ def build_evaluators(specs: Mapping[str, Any], device: torch.device | str) -> di
         kind = options.pop("kind", role)
         check_keys([kind], _EVALUATORS, "evaluators")
         build = _EVALUATORS[kind]
-        check_keys(options, list(inspect.signature(build).parameters)[1:], f"evaluators.{role}")
+        parameters = list(inspect.signature(build).parameters.values())[1:]
+        check_keys(options, [parameter.name for parameter in parameters], f"evaluators.{role}")
+        for parameter in parameters:
+            if parameter.default is parameter.empty and parameter.name not in options:
+                raise ConfigError(f"evaluators.{role}: a '{kind}' needs the option {parameter.name}")
         built[role] = build(device, **options)
         if built[role].role != role:
             raise ConfigError(f"evaluators.{role}: a '{kind}' is no {role} but a {built[role].role}")

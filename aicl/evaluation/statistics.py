@@ -58,6 +58,15 @@ def mean(values: Tensor, level: float = 0.95) -> Estimate:
     return Estimate(centre, centre - reach, centre + reach, len(values), "normal")
 
 
+def random_groups(values: Tensor, count: int) -> tuple[Tensor, ...]:
+    """Values (n, ...) in `count` groups of nearly equal size, always the same ones; for jackknives and halves.
+
+    Random, since evaluation sets are in a regular order of classes.
+    """
+    order = torch.randperm(len(values), generator=torch.Generator().manual_seed(0))
+    return tuple(values[part] for part in order.to(values.device).tensor_split(count))
+
+
 def difference(ours: Tensor, theirs: Tensor, level: float = 0.95) -> Estimate:
     """The mean of ours - theirs for the same n samples, which varies much less than two that are apart.
 

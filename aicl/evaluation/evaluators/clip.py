@@ -12,13 +12,14 @@ import warnings
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from aicl.evaluation.evaluators.files import file_hash, files_hash, import_transformers, pretrained, require_file
+from aicl.evaluation.metric import register_evaluator
 from lvdm.errors import CheckpointError, ConfigError
 
 Activation = Literal["GELU", "QuickGELU"]
@@ -26,33 +27,31 @@ _QUICK, _PLAIN = "-quickgelu", "-gelu"
 _OPENAI_MEAN, _OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
-class FrameTextEncoder(Protocol):
-    """A CLIP model with its preprocessing; `hash` identifies the weights, `name` the model and its activation."""
+class CLIP:
+    """What both kinds of CLIP share: "frames" (b, t, d) and, of prompts, "prompt" (b, d), unit vectors, float32."""
 
+    role, version, min_frames = "clip", 1, 1
     name: str
     hash: str
 
     def encode_text(self, captions: Sequence[str]) -> Tensor:
         """Captions -> unit vectors (b, d), float32."""
-        ...
+        raise NotImplementedError
 
     def encode_frames(self, frames: Tensor) -> Tensor:
         """Frames in [-1, 1], (b, 3, t, h, w) -> unit vectors (b, t, d), float32."""
-        ...
+        raise NotImplementedError
+
+    def observe(self, frames: Tensor) -> dict[str, Tensor]:
+        """Frames (b, 3, t, h, w) in [-1, 1] -> "frames" (b, t, d)."""
+        return {"frames": self.encode_frames(frames)}
+
+    def observe_text(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """Prompts -> "prompt" (b, d)."""
+        return {"prompt": self.encode_text(prompts)}
 
 
-def load_clip(model: str, weights: str | os.PathLike[str], device: torch.device | str = "cpu") -> FrameTextEncoder:
-    """A CLIP by its open_clip name and a file of weights, or a `transformers` CLIP where `weights` is a folder of one.
-
-    Raises ConfigError for an unknown model or an activation that cannot be told, CheckpointError for weights that are
-    missing or do not fit.
-    """
-    if Path(weights).is_dir():
-        return TransformersCLIP(weights, device)
-    return OpenCLIP(model, weights, device)
-
-
-class OpenCLIP:
+class OpenCLIP(CLIP):
     """A model of open_clip by its name ("ViT-L-14"), with weights from a local file: nothing is fetched.
 
     The activation is the file's, see `choose_model`; `name` says which. Frames are resized (bicubic, antialiased) to
@@ -60,13 +59,13 @@ class OpenCLIP:
     for an unknown model or an activation that cannot be told, CheckpointError for weights that do not fit.
     """
 
-    def __init__(self, model: str, weights: str | os.PathLike[str], device: torch.device | str = "cpu") -> None:
+    def __init__(self, device: torch.device | str, path: str | os.PathLike[str], model: str) -> None:
         import open_clip  # slow to import
 
         if model not in open_clip.list_models() and model.removesuffix(_PLAIN) not in open_clip.list_models():
             raise ConfigError(f"open_clip has no model '{model}': choose one of open_clip.list_models()")
         path = require_file(
-            weights,
+            path,
             f"weights of the CLIP model {model}",
             "download them (open_clip's list of pretrained models says where they are) and give the file",
         )
@@ -75,7 +74,7 @@ class OpenCLIP:
         try:
             self.model = open_clip.create_model(model, pretrained=None, device=device)
             _load(self.model, path)
-        except (RuntimeError, KeyError, ValueError, AttributeError, StopIteration, OSError, EOFError) as error:
+        except Exception as error:  # open_clip and torch raise many kinds for files that are no weights, or others'
             line = (str(error).splitlines() or [type(error).__name__])[0]
             raise CheckpointError(f"{path} does not hold the weights of {model}: {line}") from error
         self.model.eval().requires_grad_(False)
@@ -99,21 +98,21 @@ class OpenCLIP:
         return self.model.encode_image(images, normalize=True).float().unflatten(0, (len(frames), -1))
 
 
-class TransformersCLIP:
+class TransformersCLIP(CLIP):
     """A CLIP of `transformers` in a local folder, whose config says its activation.
 
     Frames are prepared as for `OpenCLIP`. Raises ConfigError where transformers is missing, CheckpointError where the
     folder holds no CLIP.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], device: torch.device | str = "cpu") -> None:
+    def __init__(self, device: torch.device | str, path: str | os.PathLike[str]) -> None:
         transformers = import_transformers()
-        self.model = pretrained(transformers.CLIPModel, folder).to(device).eval().requires_grad_(False)
-        self.tokenizer = pretrained(transformers.CLIPTokenizer, folder)
+        self.model = pretrained(transformers.CLIPModel, path).to(device).eval().requires_grad_(False)
+        self.tokenizer = pretrained(transformers.CLIPTokenizer, path)
         config = self.model.config.vision_config
         self.size, self.device = config.image_size, torch.device(device)
-        self.name, self.hash = f"transformers CLIP {Path(folder).name}, {config.hidden_act}", files_hash(folder)
-        said = _read_json(Path(folder) / "preprocessor_config.json")
+        self.name, self.hash = f"transformers CLIP {Path(path).name}, {config.hidden_act}", files_hash(path)
+        said = _read_json(Path(path) / "preprocessor_config.json")
         self.mean, self.std = _normalisation(said.get("image_mean"), said.get("image_std"), device)
 
     @torch.no_grad()
@@ -129,6 +128,19 @@ class TransformersCLIP:
         images = clip_images(frames.to(self.device), self.size, self.mean, self.std)
         pooled = self.model.vision_model(pixel_values=images).pooler_output
         return F.normalize(self.model.visual_projection(pooled).float(), dim=-1).unflatten(0, (len(frames), -1))
+
+
+def build_clip(device: torch.device | str, path: str | os.PathLike[str], model: str | None = None) -> CLIP:
+    """The evaluator "clip": a file of weights with open_clip's name of the model, or a folder of a `transformers` CLIP.
+
+    Raises ConfigError for a file without a model, an unknown model or an activation that cannot be told,
+    CheckpointError for weights that are missing or do not fit.
+    """
+    if Path(path).is_dir():
+        return TransformersCLIP(device, path)
+    if model is None:
+        raise ConfigError(f"{path}: say with `model` which CLIP this is, by open_clip's name, such as ViT-L-14")
+    return OpenCLIP(device, path, model)
 
 
 def clip_images(frames: Tensor, size: int, mean: Tensor, std: Tensor) -> Tensor:
@@ -238,3 +250,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+register_evaluator("clip", build_clip)

@@ -5,16 +5,9 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any
 
 from lvdm.errors import CheckpointError, ConfigError
-
-
-class Evaluator(Protocol):
-    """What every network that measures has: a name, and the SHA-256 of its weights in hexadecimal."""
-
-    name: str
-    hash: str
 
 
 def file_hash(path: str | os.PathLike[str]) -> str:
