@@ -173,7 +173,10 @@ def frechet_metric(name: str, column: str, role: str, about: str) -> Metric:
         floor = real_floor(real, count, allow_few=observed.allow_few)
         return {f"{column} of {count} real videos against other real ones": floor}
 
-    return Metric(name, column, -1, (role, "real"), about, VERSION, estimate=estimate, lines=lines)
+    def least(evaluators: Mapping[str, Evaluator]) -> int:
+        return int(getattr(evaluators[role], "dim", 1)) + 1
+
+    return Metric(name, column, -1, (role, "real"), about, VERSION, estimate=estimate, lines=lines, least=least)
 
 
 def _groups(features: Tensor, count: int) -> list[FeatureStats]:

@@ -133,7 +133,7 @@ def test_the_model_config_has_this_vocabulary():
         assert set(spoken.split()) <= known
 
 
-def test_a_performance_is_described_by_its_numbers():
+def test_a_scene_is_described_by_its_numbers():
     row = torch.zeros(len(FIELDS))
     for name, value in {
         "shirt": 3,
