@@ -1,14 +1,18 @@
+<<<<<<< HEAD:aicl/evaluation/evaluators/files.py
 """Files of evaluators: found locally, never fetched, and known by their SHA-256."""
+=======
+"""Weights of measuring networks: found locally, never fetched."""
+>>>>>>> main:aicl/evaluation/weights.py
 
-import hashlib
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from lvdm.errors import CheckpointError, ConfigError
+from lvdm.hashing import file_hash, files_hash, text_hash
 
+<<<<<<< HEAD:aicl/evaluation/evaluators/files.py
 
 def file_hash(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a file, in hexadecimal. Raises CheckpointError where it cannot be read."""
@@ -32,6 +36,9 @@ def files_hash(folder: str | os.PathLike[str]) -> str:
 def text_hash(lines: Iterable[str]) -> str:
     """SHA-256 of lines of text, in hexadecimal: what identifies a list of prompts or of videos."""
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+=======
+__all__ = ["file_hash", "files_hash", "import_transformers", "pretrained", "text_hash"]
+>>>>>>> main:aicl/evaluation/weights.py
 
 
 def require_file(path: str | os.PathLike[str], what: str, advice: str) -> Path:
