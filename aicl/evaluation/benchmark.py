@@ -18,9 +18,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from aicl.evaluation.evaluators.files import file_hash
 from lvdm.config import check_keys
 from lvdm.errors import ConfigError, VideoError
+from lvdm.hashing import file_hash
 from lvdm.video import load_clip, probe, to_pixels
 
 MAX_REFERENCES = 3

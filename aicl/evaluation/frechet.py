@@ -5,12 +5,12 @@ several processes can share the work. With FVD the features are those of a video
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from aicl.evaluation.metric import Metric, Observed
+from aicl.evaluation.metric import Evaluator, Metric, Observed
 from aicl.evaluation.statistics import Estimate, normal_quantile, random_groups
 from lvdm.errors import DataError
 

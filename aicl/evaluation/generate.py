@@ -89,7 +89,7 @@ class VideoStore:
             for batch in mine:
                 source = batch[0].source
                 bar.set_description(
-                    f"generating '{source.row.label}' with {source.files.path.name}, seed {batch[0].seed}"
+                    f"generating '{source.row.label}' with {source.files.base.name}, seed {batch[0].seed}"
                 )
                 parts = (source.parts(), source.dtype, source.compile)
                 if parts != loaded:

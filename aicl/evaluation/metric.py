@@ -10,7 +10,7 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -69,15 +69,17 @@ class Classifier(Evaluator, Protocol):
 Seen = Mapping[str, Tensor]
 """What evaluators saw of n videos: "role.name" -> (n, ...), on the CPU."""
 
+_SEEN = ("videos", "reference", "other", "target", "texts", "facts")  # fields of Observed with a row a video
+
 
 @dataclass
 class Observed:
     """All that a metric may ask about the n videos of one row, and about the real ones.
 
     videos, reference, other, target: what was seen of the videos, and of one clip beside each, see CONTEXT; empty where
-    there is none. texts: of the `prompts`. real: of the set of real videos, with their own texts and labels; None without
-    a set, and for real videos themselves. labels, shown_labels: the class of each prompt and of what its reference
-    shows. pool: the classes of the benchmark, among which a forced choice is made.
+    there is none. texts: of the `prompts`. real: of the set of real videos, with their own texts and labels; None
+    without a set, and for real videos themselves. labels, shown_labels: the class of each prompt and of what its
+    reference shows. pool: the classes of the benchmark, among which a forced choice is made.
     facts: further truths of a benchmark, by name, (n, ...).
     classifier: gives labels their numbers. allow_few: measure a set though it has too few videos.
     """
@@ -113,6 +115,33 @@ class Observed:
         if need.startswith("facts."):
             return need.removeprefix("facts.") in self.facts
         return need in self.videos or any(name.partition(".")[0] == need for name in self.videos)
+
+    def select(self, rows: Tensor) -> "Observed":
+        """The videos with these numbers (k,), in this order."""
+        numbers = rows.tolist()
+        chosen = {name: {key: x[rows] for key, x in getattr(self, name).items()} for name in _SEEN}
+        texts = {
+            name: None if getattr(self, name) is None else [getattr(self, name)[number] for number in numbers]
+            for name in ("labels", "shown_labels")
+        }
+        prompts = [self.prompts[number] for number in numbers] if self.prompts else ()
+        return replace(self, **chosen, **texts, prompts=prompts)
+
+    @staticmethod
+    def joined(parts: "Sequence[Observed]") -> "Observed":
+        """Several sets, of the same benchmark and evaluators, as one."""
+        first = parts[0]
+        if len(parts) == 1:
+            return first
+        seen = {
+            name: {key: torch.cat([getattr(part, name)[key] for part in parts]) for key in getattr(first, name)}
+            for name in _SEEN
+        }
+        texts = {
+            name: None if getattr(first, name) is None else [text for part in parts for text in getattr(part, name)]
+            for name in ("labels", "shown_labels")
+        }
+        return replace(first, **seen, **texts, prompts=[text for part in parts for text in part.prompts])
 
     def index(self, labels: Sequence[str] | None) -> Tensor:
         """The classifier's numbers (n,) of class names. Raises DataError where there is no classifier or no class."""

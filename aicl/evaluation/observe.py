@@ -19,12 +19,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from aicl.evaluation.benchmark import Benchmark, Clip
-from aicl.evaluation.evaluators.files import file_hash, text_hash
 from aicl.evaluation.generate import Estimate
 from aicl.evaluation.lossless import read_lossless
 from aicl.evaluation.metric import Evaluator, TextEvaluator
 from lvdm.errors import DataError, VideoError
 from lvdm.files import atomic_path
+from lvdm.hashing import file_hash, text_hash
 from lvdm.video import frame_indices, resize_crop, to_frames
 
 RATE = "rate"  # of each video's own frames (1/s), kept beside what is seen of it

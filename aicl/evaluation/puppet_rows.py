@@ -16,7 +16,6 @@ from torch import Tensor
 
 from aicl.evaluation.accuracy import puppet_verdict
 from aicl.evaluation.clip_scores import PuppetCLIPScorer, clip_consistency, frame_consistency
-from aicl.evaluation.evaluators.files import file_hash
 from aicl.evaluation.folders import MANIFEST
 from aicl.evaluation.motion import dynamic_degree, motion_histogram, motion_similarity, video_flow
 from aicl.evaluation.puppet_set import MAX_REFERENCES, PuppetData, Samples, draw_samples
@@ -31,6 +30,7 @@ from aicl.puppets.scene_parameters import looks
 from aicl.sidecar_files import REFERENCE, companion
 from lvdm.checkpoints import find_export
 from lvdm.errors import ConfigError
+from lvdm.hashing import file_hash
 from lvdm.video import to_frames, to_pixels, write_video
 
 Kind = Literal["generated", "real", "autoencoder"]

@@ -9,13 +9,12 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from aicl.evaluation.benchmark import MAX_REFERENCES, Clip, Sample
-from aicl.evaluation.evaluators.files import file_hash, files_hash, text_hash
-from aicl.pipeline import AICLPipeline, FolderConfig
-from lvdm.checkpoints.folder import CONFIG_FILE, read_model_config
+from aicl.model_files import ModelFiles
+from aicl.pipeline import AICLPipeline
+from lvdm.checkpoints.folder import read_model_config
 from lvdm.errors import CheckpointError, ConfigError
-from lvdm.training.tasks import newest_export
+from lvdm.hashing import file_hash, files_hash, text_hash
 
-ADAPTER_FILE = "adapter.safetensors"
 VERSION = 1  # of how videos are made; raised when the same row comes to give other ones
 
 Kind = Literal["generated", "real", "autoencoder"]
@@ -83,39 +82,6 @@ class Row:
 
 
 @dataclass(frozen=True)
-class ModelFiles:
-    """Where a model lies: a model folder or that of a training run, and an adapter in place of the folder's own.
-
-    The adapter is a file, or the folder of a run, of which the newest checkpoint's is taken.
-    """
-
-    path: Path
-    adapter: Path | None = None
-
-    def parts(self, references: bool) -> dict[str, Path]:
-        """The folder of the base model as "base" and, for `references`, the adapter's file as "adapter".
-
-        Raises CheckpointError where one is not there.
-        """
-        base, adapter, found = self.path, self.adapter, FolderConfig.read(self.path)
-        if found is not None:
-            base, adapter = base / found.base, adapter or base / found.adapter
-        parts = {"base": newest_export(str(base), CONFIG_FILE, inside="pipeline")}
-        if references:
-            if adapter is None:
-                raise CheckpointError(f"{self.path} has no adapter to read references with")
-            folder = None if adapter.is_file() else newest_export(str(adapter), ADAPTER_FILE)
-            parts["adapter"] = adapter if folder is None else folder / ADAPTER_FILE
-        return parts
-
-    @property
-    def first_reference_until(self) -> float:
-        """The model's own setting of this name, see AICLPipeline: the folder's, if its own adapter is used."""
-        found = FolderConfig.read(self.path)
-        return 0.0 if found is None or self.adapter is not None else found.lead
-
-
-@dataclass(frozen=True)
 class Source:
     """What makes the videos of a row: the files of its model, its settings, and the precision; None for real clips.
 
@@ -128,8 +94,21 @@ class Source:
     compile: bool = False
 
     def parts(self) -> dict[str, Path]:
-        """See ModelFiles. Raises CheckpointError."""
-        return self.files.parts(references=self.row.references > 0)
+        """The folder of the base model as "base" and, for references, the adapter's file as "adapter".
+
+        Raises CheckpointError where one is not there.
+        """
+        read_model_config(self.files.base)
+        parts = {"base": self.files.base}
+        if self.row.references:
+            if self.files.adapter is None:
+                raise CheckpointError(
+                    f"{self.files.base} has no adapter to read references with: give adapter.NAME=FILE"
+                )
+            if not self.files.adapter.is_file():
+                raise CheckpointError(f"there is no adapter {self.files.adapter}")
+            parts["adapter"] = self.files.adapter
+        return parts
 
     def takes_target(self) -> bool:
         """Whether the videos depend on a real clip: an image-to-video model's, or those through the autoencoder."""
@@ -142,7 +121,7 @@ class Source:
         settings = {name: getattr(row, name) for name in (*names, "num_inference_steps")}
         settings["dtype"] = str(self.dtype).removeprefix("torch.")
         if row.references > 1:
-            own = self.files.first_reference_until
+            own = self.files.lead
             settings["first_reference_until"] = own if row.first_reference_until is None else row.first_reference_until
         if self.compile:  # fused kernels round differently
             settings["compile"] = True
@@ -158,7 +137,7 @@ class Source:
         pipeline = AICLPipeline.from_pretrained(
             parts["base"], adapter=parts.get("adapter"), device=device, dtype=self.dtype
         )
-        pipeline.lead = self.files.first_reference_until
+        pipeline.lead = self.files.lead
         if self.compile:
             from lvdm.training.compile import compile_regions
 

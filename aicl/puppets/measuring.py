@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from aicl.evaluation.evaluators.clip import CLIP
-from aicl.evaluation.evaluators.files import file_hash
 from aicl.puppets.actions import INDEX, NAMES
 from aicl.puppets.evaluators import load_evaluator
+from lvdm.checkpoints.resolve import find_export
 from lvdm.errors import DataError
-from lvdm.training.tasks import newest_export
+from lvdm.hashing import file_hash
 
 
 class PuppetClassifierEvaluator:
@@ -23,7 +23,7 @@ class PuppetClassifierEvaluator:
     role, version = "classifier", 1
 
     def __init__(self, device: torch.device | str, path: str | os.PathLike[str]) -> None:
-        folder = newest_export(os.fspath(path), "classifier.safetensors")
+        folder = find_export(path, "classifier.safetensors")
         self.model = load_evaluator(folder, "classifier", device)
         self.name, self.hash = "puppet classifier", file_hash(folder / "classifier.safetensors")
         self.classes: Sequence[str] = NAMES
@@ -47,7 +47,7 @@ class PuppetCLIPEvaluator(CLIP):
     """The small CLIP; path as for the classifier. Raises CheckpointError for missing weights."""
 
     def __init__(self, device: torch.device | str, path: str | os.PathLike[str]) -> None:
-        folder = newest_export(os.fspath(path), "clip.safetensors")
+        folder = find_export(path, "clip.safetensors")
         self.model = load_evaluator(folder, "clip", device)
         self.name, self.hash = "puppet CLIP", file_hash(folder / "clip.safetensors")
 
