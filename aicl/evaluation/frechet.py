@@ -153,13 +153,16 @@ def distance_with_interval(
     return Estimate(value, max(value - reach, 0.0), value + reach, len(features), "delete-a-group jackknife")
 
 
-def frechet_metric(name: str, column: str, role: str, about: str) -> Metric:
-    """A metric of the Frechet distance of an evaluator's "features" to those of real videos."""
+def frechet_metric(name: str, column: str, role: str, about: str, key: str = "features") -> Metric:
+    """A metric of the Frechet distance between an evaluator's features of generated and of real videos.
+
+    role, key: the features are what the evaluator of this role sees under this name.
+    """
 
     def sets(observed: Observed) -> tuple[Tensor, Tensor]:
         if observed.real is None:
             raise DataError("a distance between sets needs real videos")
-        return observed.videos[f"{role}.features"], observed.real.videos[f"{role}.features"]
+        return observed.videos[f"{role}.{key}"], observed.real.videos[f"{role}.{key}"]
 
     def estimate(observed: Observed) -> Estimate:
         features, real = sets(observed)

@@ -5,6 +5,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from safetensors import SafetensorError
+
 from lvdm.errors import CheckpointError, ConfigError
 
 
@@ -31,6 +33,6 @@ def pretrained(kind: Any, folder: str | os.PathLike[str]) -> Any:
         raise CheckpointError(f"{folder} is no folder: download the model's files into it first")
     try:
         return kind.from_pretrained(os.fspath(folder), local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, SafetensorError) as error:
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"{folder} cannot be loaded as {kind.__name__}: {first_line}") from error

@@ -13,7 +13,7 @@ def clip_consistency(text: Tensor, frames: Tensor) -> Tensor:
 
 
 def _values(observed: Observed) -> Tensor:
-    return clip_consistency(observed.texts["clip.prompt"], observed.videos["clip.frames"])
+    return clip_consistency(observed.texts["clip.prompt"], observed.videos["clip.frames"]).float()
 
 
 register(

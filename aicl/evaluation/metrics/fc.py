@@ -31,7 +31,7 @@ def frame_consistency(frames: Tensor, pairs: Pairs = "consecutive") -> Tensor:
 
 
 def _values(observed: Observed, pairs: Pairs) -> Tensor:
-    return frame_consistency(observed.videos["clip.frames"], pairs)
+    return frame_consistency(observed.videos["clip.frames"], pairs).float()
 
 
 def _metric(name: str, column: str, pairs: Pairs, about: str) -> Metric:

@@ -4,7 +4,8 @@ Every point track of one video is compared with all of the other's, by the mean 
 time, and counts with its best match; the score is the mean over the tracks of both. Displacements have one length, so
 speed does not enter, and neither does place; the moment does. So it rewards a copied trajectory: two clips of one
 action, out of phase, are hardly more alike by it than clips of two actions. Hence the lines and the column beside it.
-Tracks come from chained optical flow here, where the authors use CoTracker, and those that never move are left out.
+Tracks come from chained optical flow here, where the authors use CoTracker. Since these can stand still, tracks that
+never move are left out, and the mean is over the steps in which one of the two moves.
 """
 
 from collections.abc import Callable
@@ -33,14 +34,16 @@ def motion_fidelity(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _score(first: Tensor, second: Tensor) -> Tensor:
-    directions = []
+    directions, moves = [], []
     for tracks in (first, second):  # (n, t, 2)
         steps = tracks.diff(dim=1)
-        moving = steps.abs().flatten(1).amax(1) > 0
-        if not moving.any():
+        steps = steps[steps.abs().flatten(1).amax(1) > 0]
+        if not len(steps):
             return first.new_zeros(())
-        directions.append(F.normalize(steps[moving], dim=-1))  # of no length stays so: a pause is like nothing
-    likeness = torch.einsum("ntc,mtc->nm", *directions) / first.new_tensor(first.shape[1] - 1)
+        directions.append(F.normalize(steps, dim=-1))
+        moves.append(steps.abs().amax(-1) > 0)  # (n, t - 1)
+    either = (moves[0][:, None] | moves[1]).sum(-1)  # (n, m) steps in which one of the two moves, or both
+    likeness = torch.einsum("ntc,mtc->nm", *directions) / either
     return 50 * (likeness.amax(1).mean() + likeness.amax(0).mean())
 
 

@@ -36,11 +36,11 @@ def motion_similarity(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _to_reference(observed: Observed) -> Tensor:
-    return motion_similarity(observed.videos["flow.histogram"], observed.reference["flow.histogram"])
+    return motion_similarity(observed.videos["flow.histogram"], observed.reference["flow.histogram"]).float()
 
 
 def _to_another_action(observed: Observed) -> Tensor:
-    return motion_similarity(observed.videos["flow.histogram"], observed.other["flow.histogram"])
+    return motion_similarity(observed.videos["flow.histogram"], observed.other["flow.histogram"]).float()
 
 
 register(
