@@ -10,7 +10,7 @@ import math
 import os
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
@@ -24,8 +24,12 @@ from lvdm.files import atomic_path
 T = TypeVar("T")
 
 
-def load(path: str | os.PathLike, overrides: Iterable[str] = (), schema: type | None = None) -> dict[str, Any]:
+def load(
+    path: str | os.PathLike | Sequence[str | os.PathLike], overrides: Iterable[str] = (), schema: type | None = None
+) -> dict[str, Any]:
     """Read a YAML file and everything it `extends`, apply overrides, resolve interpolations; return plain containers.
+
+    Of several files, later ones win, as if one extended those before it.
 
     `extends: other.yaml` (or a list of files, later ones winning) is relative to the file that says it. Mappings are
     merged key by key, lists and scalars are replaced. An override is `dotted.key=value`, its value written as in YAML;
@@ -34,7 +38,12 @@ def load(path: str | os.PathLike, overrides: Iterable[str] = (), schema: type | 
 
     Raises ConfigError for a missing or malformed file, a circular `extends`, an unknown key, a bad interpolation.
     """
-    config = _load_file(Path(path), ())
+    paths = [path] if isinstance(path, str | os.PathLike) else list(path)
+    path = paths[-1]
+    try:
+        config = OmegaConf.merge(*(_load_file(find(each), ()) for each in paths))
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"the config files {', '.join(map(str, paths))} do not fit: {_first_line(error)}") from error
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key:
@@ -48,6 +57,26 @@ def load(path: str | os.PathLike, overrides: Iterable[str] = (), schema: type | 
         return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{path}: {_first_line(error)}") from error
+
+
+def find(path: str | os.PathLike) -> Path:
+    """A config file: `path` itself or, where that is not there, the shipped config of this name.
+
+    So `configs/aicl_lvdm.yaml`, `aicl_lvdm` and `models/puppets` mean the same in a checkout and in any other folder.
+    """
+    path = Path(path)
+    name = path.relative_to("configs") if path.parts[:1] == ("configs",) else path
+    if not path.is_file() and not path.is_absolute():
+        for shipped in (shipped_configs() / name, shipped_configs() / f"{name}.yaml"):
+            if shipped.is_file():
+                return shipped
+    return path
+
+
+def shipped_configs() -> Path:
+    """The folder of the configs that come with the library: inside the installed package, or the checkout's."""
+    installed = Path(__file__).with_name("configs")
+    return installed if installed.is_dir() else Path(__file__).resolve().parents[1] / "configs"
 
 
 def from_mapping(cls: type[T], mapping: Mapping[str, Any], where: str = "config") -> T:

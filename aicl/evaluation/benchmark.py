@@ -10,6 +10,7 @@ import inspect
 import os
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,19 +18,20 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from aicl.evaluation.evaluators.files import file_hash
 from lvdm.config import check_keys
 from lvdm.errors import ConfigError, VideoError
+from lvdm.hashing import file_hash
 from lvdm.video import load_clip, probe, to_pixels
 
 MAX_REFERENCES = 3
+_READERS = 8  # threads
 
 
 @dataclass(frozen=True)
 class Clip:
-    """A real clip. key: names it within its benchmark. caption: its own; bare: of its action alone, where that is known.
+    """A real clip. key: names it within its benchmark. path: its file; or drawn: what the benchmark draws it from.
 
-    path: its file; or drawn: what the benchmark draws it from.
+    caption: its own; bare: of its action alone, where that is known.
     """
 
     key: str
@@ -62,7 +64,8 @@ class Benchmark(Protocol):
     """A data set to evaluate on. `str(benchmark)` says in words what it is, and tells two apart.
 
     frames, fps, size: (height, width); at which all videos are compared, generated and real alike. pool: the classes of
-    its samples. count: how many samples a seed has, None for any number. paper: which data set of the paper it is ("ucf101", "webvid"), None for others.
+    its samples. count: how many samples a seed has, None for any number. paper: which of the paper's data sets it is,
+    "ucf101" or "webvid", None for others.
     """
 
     frames: int
@@ -98,13 +101,16 @@ class Benchmark(Protocol):
 
 
 class FileBenchmark:
-    """What benchmarks of video files have in common. Clips are taken from the middle, scaled to cover and cropped."""
+    """What benchmarks of video files have in common. Clips are taken from the middle, scaled to cover and cropped.
+
+    They are read on the CPU, whatever the device.
+    """
 
     pool: tuple[str, ...] | None = None
     count: int | None = None
     paper: str | None = None
 
-    def __init__(self, frames: int, fps: float, size: tuple[int, int]) -> None:
+    def __init__(self, device: torch.device | str, frames: int, fps: float, size: tuple[int, int]) -> None:
         if frames < 2 or not fps > 0 or min(size) < 1:
             raise ConfigError(
                 f"videos of {frames} frames at {fps:g} a second and {size[1]}x{size[0]} pixels cannot be compared: "
@@ -122,8 +128,14 @@ class FileBenchmark:
 
     def load(self, clips: Sequence[Clip]) -> tuple[Tensor, list[float]]:
         """See `Benchmark`. Shorter videos are slowed down, as a model that is shown them sees them."""
-        pixels = [to_pixels(load_clip(_path(clip), self.frames, self.size, fps=self.fps)) for clip in clips]
-        return torch.stack(pixels), [probe(_path(clip)).fps for clip in clips]
+
+        def read(clip: Clip) -> tuple[Tensor, float]:
+            frames = load_clip(_path(clip), self.frames, self.size, fps=self.fps)
+            return to_pixels(frames), probe(_path(clip)).fps
+
+        with ThreadPoolExecutor(_READERS) as readers:
+            pixels, rates = zip(*readers.map(read, clips))
+        return torch.stack(pixels), list(rates)
 
     def shown(self, clips: Sequence[Clip]) -> list[str | os.PathLike]:
         """Their files."""

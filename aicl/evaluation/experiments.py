@@ -13,7 +13,6 @@ from tqdm import tqdm
 from aicl.evaluation import frechet, statistics
 from aicl.evaluation.accuracy import top1
 from aicl.evaluation.appearance import appearance_hits, leaks
-from aicl.evaluation.evaluators.files import text_hash
 from aicl.evaluation.figures import attention_sheet, feature_sheet, sample_sheet, sample_video
 from aicl.evaluation.protocol import Protocol, Result, write_result
 from aicl.evaluation.puppet_chunks import Chunk, ModelFiles, Store
@@ -22,11 +21,12 @@ from aicl.evaluation.puppet_set import MAX_REFERENCES, PuppetData, Samples, draw
 from aicl.evaluation.statistics import Estimate
 from aicl.evaluation.tables import COLUMNS, Table, latex, markdown
 from aicl.pipeline import AICLPipeline
+from aicl.pseudo_words import gerund
 from aicl.puppets.data import FPS
-from aicl.puppets.names import gerund
 from lvdm import config as configs
 from lvdm.errors import ConfigError
 from lvdm.files import atomic_path
+from lvdm.hashing import text_hash
 from lvdm.video import to_pixels, write_video
 
 ANIMATED, SHEET_BATCH = 4, 10  # samples in an animation; videos made at once for a sheet

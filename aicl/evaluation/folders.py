@@ -15,7 +15,6 @@ from aicl.evaluation import frechet, motion, statistics
 from aicl.evaluation.accuracy import TransformersClassifier, puppet_verdict, top1
 from aicl.evaluation.appearance import appearance_hits, similarity_margin
 from aicl.evaluation.clip_scores import FrameTextEncoder, Pairs, clip_consistency, frame_consistency
-from aicl.evaluation.evaluators.files import file_hash, text_hash
 from aicl.evaluation.features import Backbone, FeatureCache
 from aicl.evaluation.motion import FlowModel, dynamic_degree, motion_histogram, motion_similarity, video_flow
 from aicl.evaluation.protocol import Protocol, Result
@@ -26,6 +25,7 @@ from aicl.puppets.classifier import PuppetClassifier
 from aicl.puppets.scene_parameters import BACKGROUNDS, COLOURS
 from lvdm.data import read_folder
 from lvdm.errors import ConfigError, DataError, VideoError
+from lvdm.hashing import file_hash, text_hash
 from lvdm.video import VIDEO_ENDINGS, load_clip, probe
 
 MANIFEST = "manifest.jsonl"  # lists the videos of a folder

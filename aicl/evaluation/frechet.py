@@ -5,12 +5,12 @@ several processes can share the work. With FVD the features are those of a video
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from aicl.evaluation.metric import Metric, Observed
+from aicl.evaluation.metric import Evaluator, Metric, Observed
 from aicl.evaluation.statistics import Estimate, normal_quantile, random_groups
 from lvdm.errors import DataError
 
@@ -176,7 +176,10 @@ def frechet_metric(name: str, column: str, role: str, about: str, key: str = "fe
         floor = real_floor(real, count, allow_few=observed.allow_few)
         return {f"{column} of {count} real videos against other real ones": floor}
 
-    return Metric(name, column, -1, (role, "real"), about, VERSION, estimate=estimate, lines=lines)
+    def least(evaluators: Mapping[str, Evaluator]) -> int:
+        return int(getattr(evaluators[role], "dim", 1)) + 1
+
+    return Metric(name, column, -1, (role, "real"), about, VERSION, estimate=estimate, lines=lines, least=least)
 
 
 def _groups(features: Tensor, count: int) -> list[FeatureStats]:

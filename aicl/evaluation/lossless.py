@@ -35,7 +35,7 @@ def write_lossless(path: str | os.PathLike, pixels: Tensor, fps: float) -> None:
 
 
 def read_lossless(path: str | os.PathLike) -> tuple[Tensor, float]:
-    """uint8 pixels (t, h, w, 3) and the rate (1/s) of a file of `write_lossless`. Raises VideoError for a broken one."""
+    """uint8 pixels (t, h, w, 3) and the rate (1/s) of a file of `write_lossless`. Raises VideoError if it is broken."""
     try:
         with av.open(os.fspath(path)) as file:
             stream = file.streams.video[0]

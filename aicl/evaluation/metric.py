@@ -10,7 +10,7 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -69,15 +69,17 @@ class Classifier(Evaluator, Protocol):
 Seen = Mapping[str, Tensor]
 """What evaluators saw of n videos: "role.name" -> (n, ...), on the CPU."""
 
+_SEEN = ("videos", "reference", "other", "target", "texts", "facts")  # fields of Observed with a row a video
+
 
 @dataclass
 class Observed:
     """All that a metric may ask about the n videos of one row, and about the real ones.
 
     videos, reference, other, target: what was seen of the videos, and of one clip beside each, see CONTEXT; empty where
-    there is none. texts: of the prompts. real: of the set of real videos, with their own texts and labels; None without
-    a set, and for real videos themselves. labels, shown_labels: the class of each prompt and of what its reference
-    shows. pool: the classes of the benchmark, among which a forced choice is made.
+    there is none. texts: of the `prompts`. real: of the set of real videos, with their own texts and labels; None
+    without a set, and for real videos themselves. labels, shown_labels: the class of each prompt and of what its
+    reference shows. pool: the classes of the benchmark, among which a forced choice is made.
     facts: further truths of a benchmark, by name, (n, ...).
     classifier: gives labels their numbers. allow_few: measure a set though it has too few videos.
     """
@@ -88,6 +90,7 @@ class Observed:
     target: Seen = field(default_factory=dict)
     texts: Seen = field(default_factory=dict)
     facts: Seen = field(default_factory=dict)
+    prompts: Sequence[str] = ()
     labels: Sequence[str] | None = None
     shown_labels: Sequence[str] | None = None
     pool: Sequence[str] | None = None
@@ -99,7 +102,8 @@ class Observed:
         return len(next(iter(self.videos.values()))) if self.videos else 0
 
     def has(self, need: str) -> bool:
-        """Whether an evaluator's observations, a kind of CONTEXT or a fact ("facts.looks") are there."""
+        """Whether an evaluator's observations, all ("clip") or one ("clip.frames"), a kind of CONTEXT or a fact
+        ("facts.looks") are there."""
         if need in ("reference", "other", "target"):
             return bool(getattr(self, need))
         if need == "prompt":
@@ -110,7 +114,34 @@ class Observed:
             return getattr(self, need) is not None
         if need.startswith("facts."):
             return need.removeprefix("facts.") in self.facts
-        return any(name.partition(".")[0] == need for name in self.videos)
+        return need in self.videos or any(name.partition(".")[0] == need for name in self.videos)
+
+    def select(self, rows: Tensor) -> "Observed":
+        """The videos with these numbers (k,), in this order."""
+        numbers = rows.tolist()
+        chosen = {name: {key: x[rows] for key, x in getattr(self, name).items()} for name in _SEEN}
+        texts = {
+            name: None if getattr(self, name) is None else [getattr(self, name)[number] for number in numbers]
+            for name in ("labels", "shown_labels")
+        }
+        prompts = [self.prompts[number] for number in numbers] if self.prompts else ()
+        return replace(self, **chosen, **texts, prompts=prompts)
+
+    @staticmethod
+    def joined(parts: "Sequence[Observed]") -> "Observed":
+        """Several sets, of the same benchmark and evaluators, as one."""
+        first = parts[0]
+        if len(parts) == 1:
+            return first
+        seen = {
+            name: {key: torch.cat([getattr(part, name)[key] for part in parts]) for key in getattr(first, name)}
+            for name in _SEEN
+        }
+        texts = {
+            name: None if getattr(first, name) is None else [text for part in parts for text in getattr(part, name)]
+            for name in ("labels", "shown_labels")
+        }
+        return replace(first, **seen, **texts, prompts=[text for part in parts for text in part.prompts])
 
     def index(self, labels: Sequence[str] | None) -> Tensor:
         """The classifier's numbers (n,) of class names. Raises DataError where there is no classifier or no class."""
@@ -124,9 +155,9 @@ class Metric:
     """One column of a table.
 
     name: in presets and result files. column: its heading. better: 1 where more is better, -1 where less is, 0 where
-    neither is. needs: roles of evaluators, kinds of CONTEXT and "facts.NAME"; where one is missing, the metric is left
-    out and the table says why. version: raised when the same videos come to have another value; results of two versions
-    never stand in one table.
+    neither is. needs: roles of evaluators, or names of what they see, kinds of CONTEXT and "facts.NAME"; where one is
+    missing, the metric is left out and the table says why. version: raised when the same videos come to have another
+    value; results of two versions never stand in one table.
 
     Exactly one of: values, a number or judgement of each video: float (n,), or bool (n,) or (n, k) for k judgements,
     of which the engine makes means or shares with intervals, values of each seed and paired differences; estimate, of
@@ -135,7 +166,8 @@ class Metric:
     unpaired: a metric with `values` that differ in number between rows, so that no paired difference is made.
     lines: what is to be read beside it, as text -> number, such as {"FC of a static video": 100.0}: floors, ceilings,
     chance levels. The engine itself adds that of real videos to metrics with `values`.
-    factor, decimals: how a value is shown; 100 makes percents of shares. about: one sentence that defines it.
+    least: how many videos a set must have, given the evaluators; fewer are refused before the work, unless few are
+    allowed. factor, decimals: how a value is shown; 100 makes percents of shares. about: one sentence that defines it.
     """
 
     name: str
@@ -148,6 +180,7 @@ class Metric:
     estimate: Callable[[Observed], Estimate] | None = None
     unpaired: bool = False
     lines: Callable[[Observed], dict[str, float]] | None = None
+    least: Callable[[Mapping[str, Evaluator]], int] | None = None
     factor: float = 1.0
     decimals: int = 1
 
@@ -156,6 +189,14 @@ class Metric:
             raise ConfigError(f"metric '{self.name}' needs either values of each video or an estimate of the set")
         if self.better not in (-1, 0, 1):
             raise ConfigError(f"metric '{self.name}': better is {self.better}, give 1, -1 or 0")
+
+    def roles(self) -> set[str]:
+        """The roles of the evaluators that it needs."""
+        return {need.partition(".")[0] for need in self.needs} - {*CONTEXT, "facts"}
+
+    def context(self) -> set[str]:
+        """The kinds of CONTEXT that it needs."""
+        return set(self.needs) & set(CONTEXT)
 
     def missing(self, observed: Observed) -> list[str]:
         """What it needs and does not get."""

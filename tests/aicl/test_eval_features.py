@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from aicl.evaluation.accuracy import TransformersClassifier
-from aicl.evaluation.evaluators.files import file_hash
+from lvdm.hashing import file_hash
 from aicl.evaluation.features import I3D_FILE, FeatureCache, I3DBackbone, PuppetBackbone, VideoMAEBackbone, extract
 from aicl.evaluation.frechet import FeatureStats, frechet_distance
 from aicl.evaluation.puppet_set import PuppetData, draw_samples

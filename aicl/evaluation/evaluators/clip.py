@@ -18,9 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aicl.evaluation.evaluators.files import file_hash, files_hash, import_transformers, pretrained, require_file
+from aicl.evaluation.evaluators.files import import_transformers, pretrained, require_file
 from aicl.evaluation.metric import register_evaluator
 from lvdm.errors import CheckpointError, ConfigError
+from lvdm.hashing import file_hash, files_hash
 
 Activation = Literal["GELU", "QuickGELU"]
 _QUICK, _PLAIN = "-quickgelu", "-gelu"

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aicl.evaluation.evaluators.files import file_hash, require_file
+from aicl.evaluation.evaluators.files import require_file
 from aicl.evaluation.metric import register_evaluator
 from lvdm.errors import CheckpointError, ConfigError, DataError
+from lvdm.hashing import file_hash
 
 FlowModel = Callable[[Tensor, Tensor], Tensor]
 """Images (n, 3, h, w) in [-1, 1], twice -> flow (n, 2, h, w) in pixels, (x, y), that takes the first to the second."""

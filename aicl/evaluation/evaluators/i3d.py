@@ -7,9 +7,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from aicl.evaluation.evaluators.files import file_hash, require_file
+from aicl.evaluation.evaluators.files import require_file
 from aicl.evaluation.metric import register_evaluator
 from lvdm.errors import CheckpointError
+from lvdm.hashing import file_hash
 from lvdm.video import to_pixels
 
 I3D_FILE = "i3d_torchscript.pt"

@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aicl.evaluation.evaluators.files import files_hash, import_transformers, pretrained
+from aicl.evaluation.evaluators.files import import_transformers, pretrained
 from aicl.evaluation.metric import register_evaluator
+from lvdm.hashing import files_hash
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as VideoMAE was trained
 
