@@ -1,7 +1,8 @@
-"""Pictures of what AICL does: samples, features of the prism (Fig. 4), where the UNet looks for an action (Fig. 6)."""
+"""Pictures of what AICL does: samples, features of the UNet (Fig. 4) and the prism, where the UNet looks (Fig. 6)."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -65,7 +66,7 @@ def sample_video(
 def feature_sheet(
     pipe: AICLPipeline, clips: Sequence[Tensor], captions: Sequence[str], labels: Sequence[str], frames: int = 8
 ) -> Image.Image:
-    """Each clip, uint8 (t, h, w, 3), above the features R that the prism makes of it, as colours.
+    """Each clip, uint8 (t, h, w, 3), above the features R that the prism makes of it, as colours (not in the paper).
 
     Red, green and blue are the first three principal components of the features of all clips together, so that like
     features have like colours in every row.
@@ -77,6 +78,93 @@ def feature_sheet(
     for clip, colours, label in zip(clips, principal_colours(features), labels):
         rows += [(clip.cpu(), label), (_enlarged(colours, size), f"R of: {label}")]
     return contact_sheet([row for row, _ in rows], [label for _, label in rows], frames)
+
+
+@torch.no_grad()
+def generated_feature_sheet(
+    pipe: AICLPipeline,
+    prompt: str,
+    references: Sequence[Tensor],
+    *,
+    seed: int = 0,
+    steps: int | None = None,
+    noise: float = 0.5,
+    frames: int = 8,
+) -> Image.Image:
+    """The paper's Fig. 4: the base model's video and AICL's, each above the UNet's features while it was generated.
+
+    references: clips, uint8 (t, h, w, 3), of which the first stands on top. Both videos start from the same noise, and
+    their features are coloured together (see `principal_colours`), so like colours mean like features: where the
+    colours of ground and figure lie alike in both, AICL has kept the base model's layout. Features are those after the
+    block in the middle of the UNet's decoder, at the step that is nearest to `noise`, a share of the noise levels.
+    """
+    videos, features = [], []
+    for shown in ((), references):
+        with recorded_features(pipe, noise) as record:
+            videos.append(pipe(prompt, references=shown, seed=seed, steps=steps, progress=False)[0])
+        features.append(record.grid())
+    size = tuple(videos[0].shape[1:3])
+    colours = [_enlarged(each, size) for each in principal_colours(torch.stack(features))]
+    rows = [resize_crop(references[0].cpu(), size), videos[0], colours[0], videos[1], colours[1]]
+    labels = ["reference", "base model", "its features in the UNet", "AICL", "its features in the UNet"]
+    return contact_sheet(rows, labels, frames)
+
+
+class FeatureRecord:
+    """A block's output tokens at one step: the one whose timestep is nearest to `target`."""
+
+    def __init__(self, target: float) -> None:
+        self.target = target
+        self.distance = float("inf")
+        self._timestep = 0.0
+        self._tokens: Tensor | None = None
+        self._size = (0, 0)
+
+    def begin(self, timestep: float) -> None:
+        """A call of the UNet begins."""
+        self._timestep = timestep
+
+    def take(self, tokens: Tensor, size: tuple[int, int]) -> None:
+        """Tokens (t, h*w, c) of the block, h and w being `size`; kept where no step before was nearer."""
+        distance = abs(self._timestep - self.target)
+        if distance < self.distance:
+            self.distance, self._tokens, self._size = distance, tokens.float().cpu(), size
+
+    def grid(self) -> Tensor:
+        """The features (t, c, h, w). Raises ConfigError where the UNet was not called."""
+        if self._tokens is None:
+            raise ConfigError("no features were recorded: the UNet was not called")
+        return self._tokens.unflatten(1, self._size).movedim(-1, 1)
+
+
+@contextmanager
+def recorded_features(pipe: AICLPipeline, noise: float = 0.5) -> Iterator[FeatureRecord]:
+    """Inside, calls of the UNet record the conditional branch's features in the middle of its decoder.
+
+    noise: the noise level wanted, from 0 (clean) to 1. What an adapter adds to the block is included. Raises
+    ConfigError for a UNet without attention blocks in its decoder.
+    """
+    unet, schedule = pipe.base.components.unet, pipe.base.components.schedule
+    decoder = [block for name, block in unet.attention_blocks() if name.startswith("output_blocks.")]
+    if not decoder:
+        raise ConfigError("this UNet has no attention blocks in its decoder, whose features could be shown")
+    record = FeatureRecord(noise * (len(schedule) - 1))
+
+    def begin(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        record.begin(float(args[1][-1]))
+
+    def take(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any], tokens: Tensor) -> None:
+        record.take(tokens[-1], kwargs["size"])  # the last row is the conditional branch's
+
+    handles = [
+        unet.register_forward_pre_hook(begin),
+        decoder[len(decoder) // 2].register_forward_hook(take, with_kwargs=True),
+    ]
+    try:
+        yield record
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def principal_colours(features: Tensor) -> Tensor:
