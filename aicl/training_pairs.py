@@ -13,8 +13,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from aicl.reference_retrieval import VerbIndex
-from lvdm.data import Changed, ClipRecord, SelfPairConfig, change_clips, reference_seed
+from aicl.reference_retrieval import VerbIndex, VerbPairSampler
+from lvdm.data import Changed, ClipRecord, PairSampler, SelfPairConfig, change_clips, reference_seed
 from lvdm.errors import ConfigError, DataError
 
 _STREAM = 15  # of the choice between kinds for data that is made on the device
@@ -24,8 +24,9 @@ _STREAM = 15  # of the choice between kinds for data that is made on the device
 class ReferenceSettings:
     """Section `references` of an AICL training; a plain number is short for its `count`.
 
-    count: references of each sample. kind: "same_action", another video whose caption shares an action (eq. 8);
-    "self", the target's own clip, changed, for which any folder of videos will do; "mixed", both.
+    count: references of each sample.
+    kind: "same_action", another video whose caption shares an action (eq. 8), targets being the videos that have enough
+    of them; "self", the target's own clip, changed, for which any folder of videos will do; "mixed", both.
     self_share: for "mixed", the share of self-pairs: a number, or a schedule [[sample number, share], ...], linear
     between its points and constant outside, so that [[0, 1], [24000, 1], [32000, 0]] begins with self-pairs alone.
     A video of which no other shares an action is paired with itself.
@@ -49,6 +50,8 @@ class ReferenceSettings:
             raise ConfigError("references.self_share needs points in ascending order of sample numbers")
         if not all(0.0 <= share <= 1.0 for _, share in [*points, (0.0, self.wrong_share)]):
             raise ConfigError("references.self_share and references.wrong_share are shares: choose numbers in [0, 1]")
+        if self.wrong_share and self.kind == "same_action":
+            raise ConfigError("references.wrong_share needs references.kind = self or mixed")
 
     def share_of_self_pairs(self, number: int) -> float:
         """How likely a reference of sample `number` is its own clip."""
@@ -61,49 +64,37 @@ class ReferenceSettings:
 
 
 class ReferenceSampler:
-    """A pair sampler for `lvdm.data`: targets with the references that `ReferenceSettings` describe.
+    """A pair sampler for `lvdm.data` that takes any video as a target: with itself, with others, or both by shares.
 
-    Any video can be a target, except for kind "same_action", which needs `count` others that share an action.
-    Raises DataError if there are none.
+    Raises DataError where other videos are asked for and there are none.
     """
 
     def __init__(self, settings: ReferenceSettings, records: Sequence[ClipRecord]) -> None:
         self.settings, self._size = settings, len(records)
-        self._targets = np.arange(len(records))
-        self._index: VerbIndex | None = None
-        if settings.kind != "self":
-            self._index = VerbIndex([record.caption for record in records])
-        if settings.kind == "same_action":
-            assert self._index is not None
-            self._targets = self._index.targets(settings.count)
-            if not len(self._targets):
-                raise DataError(
-                    f"none of the {len(records)} captions shares a verb with {settings.count} others: the data has no "
-                    "pairs; set references.kind to self, which pairs every video with itself"
-                )
+        mixed = settings.kind == "mixed"
+        self._index = VerbIndex([record.caption for record in records]) if mixed else None
         if settings.wrong_share and len(records) < 2:
             raise DataError("references.wrong_share takes references from other videos: the data has only one")
 
-    def __call__(
-        self, rng: np.random.Generator, records: Sequence[ClipRecord], number: int = 0
-    ) -> list[int | Changed]:
-        """[target, reference, ...] for sample `number`, as indices of `records`; `Changed` ones are to be changed."""
+    def __call__(self, rng: np.random.Generator, records: Sequence[ClipRecord], number: int = 0) -> list[int | Changed]:
+        """[target, reference, ...] of sample `number`, as indices of `records`, which must be those of the start."""
         if len(records) != self._size:
             raise DataError(f"references were indexed for {self._size} videos, the data set has {len(records)}")
-        settings = self.settings
-        target = int(self._targets[rng.integers(len(self._targets))])
-        count, share = settings.count, settings.share_of_self_pairs(number)
-        own = rng.random(count) < share
-        wrong = bool(rng.random() < settings.wrong_share)
-        others: list[int] = []
-        if wrong:
-            others = [(target + 1 + int(n)) % self._size for n in rng.integers(self._size - 1, size=count)]
-        elif self._index is not None and not own.all():
-            others = [choice.index for choice in self._index.positives(target, count, rng)]
-        if not wrong:
-            own[len(others) :] = True
-        references = [others[i] if wrong or not own[i] else target for i in range(count)]
-        return [target, *(Changed(r) if own[i] else r for i, r in enumerate(references))]
+        count, target = self.settings.count, int(rng.integers(self._size))
+        own = rng.random(count) < self.settings.share_of_self_pairs(number)
+        if rng.random() < self.settings.wrong_share:
+            others = (target + 1 + rng.integers(self._size - 1, size=count)) % self._size
+            return [target, *(Changed(int(i)) if change else int(i) for i, change in zip(others, own, strict=True))]
+        others = [] if self._index is None or own.all() else self._index.positives(target, count, rng)
+        own[len(others) :] = True  # where no other video shows the action
+        return [target, *(Changed(target) if own[i] else others[i].index for i in range(count))]
+
+
+def build_pair_sampler(settings: ReferenceSettings, records: Sequence[ClipRecord]) -> PairSampler:
+    """The pair sampler that the settings describe. Raises DataError where the data has no such pairs."""
+    if settings.kind == "same_action":
+        return VerbPairSampler(VerbIndex([record.caption for record in records]), settings.count)
+    return ReferenceSampler(settings, records)
 
 
 class PairMaker:
@@ -120,7 +111,7 @@ class PairMaker:
         (b, k, 3, t, h, w), and for each of them, as lists of k, reference_changed (change it) or reference_wrong (it
         is none of this action: leave the clip as it is chosen). Without references the targets become self-pairs.
         """
-        if "frames" not in batch or batch.get("reference_finished"):
+        if "frames" not in batch or batch.get("pairs_finished"):
             return batch
         b, seeds = len(batch["caption"]), batch["noise_seed"].tolist()
         if "references" in batch:
@@ -146,7 +137,7 @@ class PairMaker:
                 new = change_clips(references[places], numbers, self.settings.changes)
                 references = references.index_copy(0, places, new)
             batch["references"] = references.unflatten(0, (b, count))
-        return batch | {"reference_finished": True}
+        return batch | {"pairs_finished": True}
 
     def _own(self, batch: dict[str, Any], count: int) -> list[list[bool]] | None:
         """Which references become self-pairs, (b, k); None where none does."""

@@ -67,6 +67,18 @@ class SelfPairConfig:
                 raise ConfigError(f"references.changes.{each.name} = {value}: choose a number from 0 to {most:g}")
 
 
+@dataclass(frozen=True)
+class CachedChanges:
+    """What a latent cache holds beside the clips themselves: `count` changed versions of each cached crop."""
+
+    changes: SelfPairConfig
+    count: int = 4
+
+    def entry(self, cached_crop: int, changed: int, cached_crops: int) -> int:
+        """The number in the cache of changed version `changed` of a crop; the crops themselves have the first ones."""
+        return cached_crops + cached_crop * self.count + changed
+
+
 @dataclass
 class _Numbers:
     """The random numbers of n clips: `unit` (n, _UNIFORMS) in [0, 1), of which `next` takes one column after another;
@@ -190,7 +202,7 @@ def _looks(clips: Tensor, numbers: _Numbers, config: SelfPairConfig) -> Tensor:
     spread, level = 0.25 + 0.35 * numbers.next(3), numbers.next(3) - 0.5
     if not any((config.colour, config.convolution, config.contrast, config.brightness)):
         return clips
-    n, _, t, h, w = clips.shape
+    n = len(clips)
     mean, std = _moments(clips)
     matrix = (1 - config.colour) * torch.eye(3, device=clips.device) + config.colour * numbers.matrix / 3**0.5
     kernel = mix * numbers.kernel / 27**0.5
@@ -215,7 +227,7 @@ def _partial(clips: Tensor, numbers: _Numbers, config: SelfPairConfig) -> Tensor
     chosen, which = numbers.next()[:, 0] < config.partial, numbers.next()[:, 0]
     if not config.partial:
         return clips
-    n, _, t, h, w = clips.shape
+    t, h, w = clips.shape[2:]
     places = [torch.arange(size, device=clips.device) < size // 2 for size in (t, h, w)]
     halves = []
     for axis, first in enumerate(places):
