@@ -56,7 +56,7 @@ def test_each_file_keeps_the_import_rule_and_the_size_limit(path):
     ("module", "source", "found"),
     [
         ("lvdm.pipeline", "import aicl.action_prism", ["aicl.action_prism"]),
-        ("lvdm.pipeline", "def f():\n    from aicl import prism", ["aicl", "aicl.action_prism"]),
+        ("lvdm.pipeline", "def f():\n    from aicl import action_prism", ["aicl", "aicl.action_prism"]),
         ("lvdm.models.unet", "from lvdm import data", ["lvdm.data"]),
         ("lvdm.models.unet", "from ..training import run", ["lvdm.training", "lvdm.training.run"]),
         ("lvdm.models.unet", "from . import layers\nfrom lvdm.diffusion import schedule\nimport lvdm.database", []),
