@@ -26,6 +26,7 @@ VERBS = {
     "make-puppets": "write clips of the puppet world, a data set like any other",
     "benchmark": "measure what the library costs on this machine",
     "demo": "show what AICL does, with the shipped models",
+    "doctor": "say what this machine can do, and what will not work and why",
     "user-study": "let people compare videos in a browser, and count",
 }
 
