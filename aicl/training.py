@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from aicl.action_integration import IntegratedUNet, IntegrationConfig, ReferenceAttention, ReferenceContext, integrate
 from aicl.action_prism import ActionPrism, PrismBlock, PrismConfig
 from aicl.adapter import save_adapter
+from aicl.model_files import base_folder
 from aicl.training_pairs import PairMaker, ReferenceSettings, build_pair_sampler
 from lvdm import config as configs
-from lvdm.checkpoints import load_pipeline
-from lvdm.data import CachedChanges, DataConfig, read_records
+from lvdm.checkpoints import load_pipeline, read_model
+from lvdm.data import DataConfig, read_records
 from lvdm.data.caching import check_encoders, load_encoders
 from lvdm.diffusion import make_generators
 from lvdm.errors import ConfigError
@@ -26,7 +27,7 @@ from lvdm.training.module import DTYPES
 from lvdm.training.randomness import BatchRandomness
 from lvdm.training.settings import TrainingSettings
 from lvdm.training.strategy import training_device
-from lvdm.training.tasks import DATA_KINDS, Recipe, build_data, model_folder, read_model
+from lvdm.training.tasks import DATA_KINDS, Recipe, build_data
 from lvdm.video import to_pixels
 
 
@@ -204,9 +205,7 @@ class AICLSections:
     @property
     def pairs(self) -> ReferenceSettings:
         """Section `references` in full. Raises ConfigError for what it cannot be."""
-        given = self.references
-        section = {} if given is None else {"count": given} if isinstance(given, int) else given
-        return configs.from_mapping(ReferenceSettings, section, where="references")
+        return ReferenceSettings.read(self.references)
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.reference_dropout < 1.0:
@@ -233,12 +232,11 @@ def build(recipe: Recipe) -> tuple[AICLModule, pl.LightningDataModule]:
         return module, build_data(sections.data, recipe)
     data = configs.from_mapping(DataConfig, sections.data, where="data")
     if data.cache and sections.base.path is not None:
-        encoders = load_encoders(model_folder(sections.base.path), "cpu")  # in float32, whatever this run computes in
+        encoders = load_encoders(base_folder(sections.base.path), "cpu")  # in float32, whatever this run computes in
         check_encoders(data.cache, encoders.codec, encoders.text)
     records = read_records(data)
-    changes = None if pairs.kind == "same_action" else CachedChanges(pairs.changes, pairs.cached_changes)
-    pair_sampler = build_pair_sampler(pairs, records)
-    return module, build_data(sections.data, recipe, pair_sampler=pair_sampler, records=records, changes=changes)
+    options = {"pair_sampler": build_pair_sampler(pairs, records), "changes": pairs.changes_to_cache}
+    return module, build_data(sections.data, recipe, records=records, **options)
 
 
 def build_base_pipeline(base: AICLSections.Base, settings: TrainingSettings) -> VideoPipeline:
@@ -247,7 +245,7 @@ def build_base_pipeline(base: AICLSections.Base, settings: TrainingSettings) -> 
         raise ConfigError("give either base.path (a model folder) or base.config (random weights), not both or neither")
     precision = {"device": training_device(settings), "dtype": DTYPES[settings.precision]}
     if base.path is not None:
-        return load_pipeline(model_folder(base.path), **precision)
+        return load_pipeline(base_folder(base.path), **precision)
     config = read_model(base.config)
     return VideoPipeline(build_components(config, **precision), config)
 

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from aicl.reference_retrieval import VerbIndex, VerbPairSampler
-from lvdm.data import Changed, ClipRecord, PairSampler, SelfPairConfig, change_clips, reference_seed
+from lvdm.config import from_mapping
+from lvdm.data import CachedChanges, Changed, ClipRecord, PairSampler, SelfPairConfig, change_clips, reference_seed
 from lvdm.errors import ConfigError, DataError
 
 _STREAM = 15  # of the choice between kinds for data that is made on the device
@@ -52,6 +53,20 @@ class ReferenceSettings:
             raise ConfigError("references.self_share and references.wrong_share are shares: choose numbers in [0, 1]")
         if self.wrong_share and self.kind == "same_action":
             raise ConfigError("references.wrong_share needs references.kind = self or mixed")
+
+    @classmethod
+    def read(cls, section: Any) -> "ReferenceSettings":
+        """From section `references` of a config: a mapping, a number of references, or None for the defaults.
+
+        Raises ConfigError.
+        """
+        mapping = {} if section is None else {"count": section} if isinstance(section, int) else section
+        return from_mapping(cls, mapping, where="references")
+
+    @property
+    def changes_to_cache(self) -> CachedChanges | None:
+        """The changed clips that a latent cache for such references holds."""
+        return None if self.kind == "same_action" else CachedChanges(self.changes, self.cached_changes)
 
     def share_of_self_pairs(self, number: int) -> float:
         """How likely a reference of sample `number` is its own clip."""
