@@ -78,7 +78,8 @@ def cache_clips(
 ) -> int:
     """Cache every augmentation of every video that is not yet cached; returns how many were broken in this call.
 
-    With `changes` that many changed versions of each cached crop follow, see `CachedChanges.entry`. `part` = (rank, world size) does every world-size-th of the augmentations that are left. The codec is cast to
+    With `changes` as many changed versions of each cached crop follow as it says, see `CachedChanges.entry`.
+    `part` = (rank, world size) does every world-size-th of the augmentations that are left. The codec is cast to
     `precision` and run under autocast, as training runs it.
     """
     if config.augmentation.cached_crops is None:
