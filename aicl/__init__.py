@@ -4,12 +4,14 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
+    "action_integration": ("IntegrationConfig",),
+    "action_prism": ("ActionPrism", "PrismConfig", "build_prism"),
     "adapter": ("load_adapter", "save_adapter"),
-    "encoded": ("MotionFeatures",),
-    "integration": ("IntegratedUNet", "IntegrationConfig", "ReferenceContext", "integrate"),
+    "integrated_backbone": ("IntegratedBackbone", "integrate"),
+    "motion_features": ("MotionFeatures",),
     "pipeline": ("AICLPipeline",),
-    "prism": ("ActionPrism", "PrismConfig"),
-    "references": ("Library", "VerbIndex", "VerbPairSampler", "load_library", "save_library"),
+    "reference_context": ("ReferenceContext",),
+    "reference_retrieval": ("Library", "VerbIndex", "VerbPairSampler", "load_library", "save_library"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

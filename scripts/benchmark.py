@@ -22,7 +22,7 @@ from lvdm import benchmarks, cli
 from lvdm import config as configs
 from lvdm.files import write_json
 from lvdm.models.components import ModelConfig
-from lvdm.training import ConfigSchema
+from lvdm.training import config_schema
 from lvdm.training.profile import profile_training
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -129,7 +129,7 @@ def overhead(args: argparse.Namespace) -> Iterator[dict]:
 
 
 def profile(args: argparse.Namespace) -> Iterator[dict]:
-    found = profile_training(configs.load(args.config, args.overrides, schema=ConfigSchema))
+    found = profile_training(configs.load(args.config, args.overrides, schema=config_schema()))
     print("\n".join(found.lines()))
     phases = {f"{name.replace(' ', '_')}_ms": round(ms, 2) for name, ms in found.phases.items()}
     yield {"config": args.config, "step_ms": round(found.step_ms, 2), **phases}

@@ -15,7 +15,7 @@ import argparse
 
 import aicl.tasks  # noqa: F401 (makes the tasks known)
 from lvdm import cli, config
-from lvdm.training import ConfigSchema, train
+from lvdm.training import config_schema, train
 
 
 def main() -> int:
@@ -29,7 +29,7 @@ def main() -> int:
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that differ from the file")
     args = parser.parse_intermixed_args()
-    return train(config.load(args.config, args.overrides, schema=ConfigSchema), resume=args.resume)
+    return train(config.load(args.config, args.overrides, schema=config_schema()), resume=args.resume)
 
 
 if __name__ == "__main__":
