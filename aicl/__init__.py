@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import Any
 
+__version__ = "0.2.0"
+
 _HOMES = {
     "action_integration": ("IntegrationConfig",),
     "action_prism": ("ActionPrism", "PrismConfig", "build_prism"),

@@ -31,9 +31,9 @@ class ClassifierModule(TrainingModule):
         super().__init__(settings, {"classifier": classifier})
 
     def losses(self, batch: dict[str, Any]) -> Tensor:
-        draws, frames = self.draws(batch), batch["frames"]
-        amount = draws.normal((1,))[:, 0].clamp(0, 1)  # half of the clips stay as they are
-        prediction = self.trained["classifier"](soften(frames, amount, draws.normal(frames.shape[1:])))
+        randomness, frames = self.randomness(batch), batch["frames"]
+        amount = randomness.normal((1,))[:, 0].clamp(0, 1)  # half of the clips stay as they are
+        prediction = self.trained["classifier"](soften(frames, amount, randomness.normal(frames.shape[1:])))
         action = F.cross_entropy(
             prediction.action.float(), batch["action"], ignore_index=-1, label_smoothing=0.05, reduction="none"
         )

@@ -5,10 +5,11 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from lvdm.checkpoints import read_model
 from lvdm.models.components import build_components
 from lvdm.training.autoencoder import AutoencoderModule, ReconstructionLoss
 from lvdm.training.module import TrainingModule
-from lvdm.training.tasks import Recipe, build_data, read_model, register_task
+from lvdm.training.tasks import Recipe, build_data, register_task
 
 
 @dataclass

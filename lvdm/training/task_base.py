@@ -7,13 +7,15 @@ import pytorch_lightning as pl
 from safetensors.torch import load_file
 
 from lvdm import config as configs
+from lvdm.checkpoints import find_export, read_model
 from lvdm.checkpoints.folder import read_model_config
+from lvdm.checkpoints.resolve import PIPELINE
 from lvdm.data.caching import check_encoders
 from lvdm.models.components import ModelConfig, build_components
 from lvdm.pipeline import VideoPipeline
 from lvdm.training.base import BaseModule
 from lvdm.training.module import TrainingModule
-from lvdm.training.tasks import Recipe, build_data, newest_export, read_model, register_task
+from lvdm.training.tasks import Recipe, build_data, register_task
 
 
 @dataclass
@@ -41,7 +43,7 @@ def build(recipe: Recipe) -> tuple[TrainingModule, pl.LightningDataModule]:
     config = read_model(sections.model.config)
     folder = None
     if sections.model.autoencoder is not None:
-        folder = newest_export(sections.model.autoencoder, "autoencoder.safetensors", inside="pipeline")
+        folder = find_export(sections.model.autoencoder, "autoencoder.safetensors", inside=PIPELINE)
         alone = folder / "autoencoder.yaml"
         trained = configs.load(alone) if alone.exists() else configs.to_mapping(read_model_config(folder))
         trained = {name: trained[name] for name in ("autoencoder", "latents")}

@@ -6,18 +6,13 @@ Ours are the modules `lvdm.training.task_*`; other packages register theirs when
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytorch_lightning as pl
 
 from lvdm import config as configs
-from lvdm.checkpoints.folder import CONFIG_FILE
 from lvdm.data import DataConfig, build_datamodule
-from lvdm.errors import CheckpointError
-from lvdm.models.components import ModelConfig
 from lvdm.registry import Registry
-from lvdm.training.checkpoints import list_checkpoints
 from lvdm.training.module import TrainingModule
 from lvdm.training.settings import LoggingSettings, RunSettings, TrainingSettings
 
@@ -86,33 +81,3 @@ def build_data(section: Mapping[str, Any], recipe: Recipe, **options: Any) -> pl
     if kind in DATA_MODULES:
         return DATA_MODULES[kind](section, batch_size=batch_size, seed=seed)
     return build_datamodule(configs.from_mapping(DataConfig, section, where="data"), batch_size, seed, **options)
-
-
-def read_model(source: str | Mapping[str, Any]) -> ModelConfig:
-    """A model config, given as the path of a YAML file or in place."""
-    mapping, where = (configs.load(source), source) if isinstance(source, str) else (source, "the model's config")
-    return configs.from_mapping(ModelConfig, mapping, where=where)
-
-
-def newest_export(path: str, file: str, inside: str = "") -> Path:
-    """The folder that holds `file`: `path` itself or the newest checkpoint in it, or what is `inside` one of them.
-
-    Raises CheckpointError if there is none.
-    """
-    root = Path(path)
-    for each in (root, *reversed(list_checkpoints(root / "checkpoints"))):
-        folder = each if (each / file).exists() else each / inside
-        if (folder / file).exists() and not (folder / "checkpoints").exists():
-            return folder
-    raise CheckpointError(
-        f"{path} holds no {Path(inside) / file}: give a folder that has one, or that of a run that wrote one"
-    )
-
-
-def model_folder(path: str) -> Path:
-    """The folder of a base model: `path` itself, or the newest one that the run, or the one that the
-    checkpoint, at `path` wrote. Raises CheckpointError for a run that wrote none."""
-    if (Path(path) / "checkpoints").is_dir():
-        return newest_export(path, CONFIG_FILE, inside="pipeline")
-    inside = Path(path) / "pipeline"  # of a single checkpoint
-    return inside if inside.is_dir() else Path(path)

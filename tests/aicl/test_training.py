@@ -16,7 +16,7 @@ from aicl.adapter import read_adapter
 from aicl.reference_context import ReferenceContext
 from aicl.training_task import AICLSections
 from lvdm import config as configs
-from lvdm.checkpoints import save_pipeline
+from lvdm.checkpoints import read_model, save_pipeline
 from lvdm.data import ClipCache, ClipConfig, cache_settings
 from lvdm.data.caching import encoder_settings, load_encoders
 from lvdm.diffusion import Condition, timesteps_from_uniform
@@ -25,7 +25,6 @@ from lvdm.models.components import build_components
 from lvdm.training import Recipe, RunSettings, TrainingSettings, build_task, config_schema, train
 from lvdm.training.checkpoints import list_checkpoints
 from lvdm.training.randomness import BatchRandomness
-from lvdm.training.tasks import read_model
 from tests.aicl.tiny_models import randomise
 from tests.lvdm.training_runs import MODEL, ROOT, losses, make_clips, save_config, tiny_config
 

@@ -91,10 +91,10 @@ def test_bad_settings():
 @pytest.mark.parametrize(
     ("world", "batch", "gradient_accumulation_steps"), [(1, 12, 1), (1, 3, 4), (2, 6, 1), (3, 2, 2), (4, 3, 1)]
 )
-def test_a_step_takes_the_same_samples_on_any_number_of_devices(world, batch, accumulate):
+def test_a_step_takes_the_same_samples_on_any_number_of_devices(world, batch, gradient_accumulation_steps):
     ranks = [iter(NumberSampler(batch, rank, world, start=24)) for rank in range(world)]
     for step in range(5):
-        taken = [number for rank in ranks for _ in range(accumulate) for number in next(rank)]
+        taken = [number for rank in ranks for _ in range(gradient_accumulation_steps) for number in next(rank)]
         assert sorted(taken) == list(range(24 + 12 * step, 24 + 12 * (step + 1)))
 
 
