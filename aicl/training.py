@@ -11,6 +11,7 @@ from aicl.action_integration import ReferenceAttention
 from aicl.action_prism import ActionPrism
 from aicl.adapter import save_adapter
 from aicl.integrated_backbone import IntegratedBackbone
+from aicl.training_pairs import PairMaker, ReferenceSettings
 from lvdm.diffusion import make_generators
 from lvdm.pipeline import VideoPipeline
 from lvdm.training.base import DiffusionModule
@@ -26,6 +27,7 @@ class AICLModule(DiffusionModule):
 
     Batches are text-video-reference triples: see `lvdm.data.ClipDataset` for their keys. `reference_dropout` is the
     share of references, the first of each sample apart, that are left out, so that any number of them is familiar.
+    `pairs` finishes the references of a batch, see PairMaker.
     """
 
     phases: ClassVar[dict[str, str]] = DiffusionModule.phases | {"encode_references": "encode"}
@@ -37,16 +39,18 @@ class AICLModule(DiffusionModule):
         integrated: IntegratedBackbone,
         settings: TrainingSettings,
         reference_dropout: float = 0.0,
+        pairs: PairMaker | None = None,
     ) -> None:
         pipeline.components.eval()  # without gradients; the new layers are no part of it
         super().__init__(pipeline, settings, integrated, {"prism": prism, "integration": integrated.blocks})
         if settings.compile:
             compile_regions(self.trained, (type(prism.blocks[0]), ReferenceAttention))
-        self.reference_dropout = reference_dropout
+        self.reference_dropout, self._pairs = reference_dropout, pairs or PairMaker(ReferenceSettings())
         self._parts = (self.captured(prism), prism, integrated)  # in a tuple, since they are registered already
 
     def losses(self, batch: Batch) -> Tensor:
         """Algorithm 1: the loss of each sample, (b,), whose mean the optimiser descends."""
+        batch = self._pairs(batch)
         randomness = self.randomness(batch)
         target = self.encode_target(batch, randomness)  # (b, c, t, h, w)
         references = self.encode_references(batch)  # (b, k, c, t, h, w)
@@ -101,6 +105,7 @@ class AICLModule(DiffusionModule):
         """
         if len(batch["caption"]) < 2:
             return {}
+        batch = self._pairs(batch)
         wrong = {
             name: value.roll(1, 0) if isinstance(value, Tensor) else [*value[-1:], *value[:-1]]
             for name, value in batch.items()
@@ -111,7 +116,7 @@ class AICLModule(DiffusionModule):
     @torch.no_grad()
     def preview(self, batch: Batch) -> dict[str, Tensor]:
         """The first reference, what the base model makes of the prompt, and what AICL makes of both."""
-        pipe, b = self.pipeline, len(batch["caption"])
+        batch, pipe, b = self._pairs(batch), self.pipeline, len(batch["caption"])
         references = self.encode_references(batch)
         frames, size = references.shape[3], tuple(_first_frames(batch).shape[-2:])
         image = to_pixels(_first_frames(batch)[:b].unsqueeze(2))[:, 0] if pipe.takes_image else None
