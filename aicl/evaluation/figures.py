@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from aicl.pipeline import AICLPipeline
 from lvdm.errors import ConfigError
 from lvdm.models.attention import Attention
+from lvdm.models.backbone import Grid
 from lvdm.models.transformers import SpatialBlock, SpatioTemporalBlock
 from lvdm.video import contact_sheet, resize_crop, side_by_side, text_strip
 
@@ -95,14 +96,14 @@ def generated_feature_sheet(
 
     references: clips, uint8 (t, h, w, 3), of which the first stands on top. Both videos start from the same noise, and
     their features are coloured together (see `principal_colours`), so like colours mean like features: where the
-    colours of ground and figure lie alike in both, AICL has kept the base model's layout. Features are those after the
-    block in the middle of the UNet's decoder, at the step that is nearest to `noise`, a share of the noise levels.
+    colours of ground and figure lie alike in both, AICL has kept the base model's layout. `recorded_features` says
+    which features they are; `noise` is the share of the noise levels at which they are taken.
     """
     videos, features = [], []
     for shown in ((), references):
         with recorded_features(pipe, noise) as record:
             videos.append(pipe(prompt, references=shown, seed=seed, steps=steps, progress=False)[0])
-        features.append(record.grid())
+        features.append(record.features())
     size = tuple(videos[0].shape[1:3])
     colours = [_enlarged(each, size) for each in principal_colours(torch.stack(features))]
     rows = [resize_crop(references[0].cpu(), size), videos[0], colours[0], videos[1], colours[1]]
@@ -116,50 +117,50 @@ class FeatureRecord:
     def __init__(self, target: float) -> None:
         self.target = target
         self.distance = float("inf")
-        self._timestep = 0.0
-        self._tokens: Tensor | None = None
-        self._size = (0, 0)
+        self.timestep = 0.0
+        self.latents: Grid = (0, 0, 0)
+        self._features: Tensor | None = None
 
-    def begin(self, timestep: float) -> None:
-        """A call of the UNet begins."""
-        self._timestep = timestep
+    def begin(self, timestep: float, latents: Grid) -> None:
+        """A call of the network begins, on latents of this grid."""
+        self.timestep, self.latents = timestep, latents
 
-    def take(self, tokens: Tensor, size: tuple[int, int]) -> None:
-        """Tokens (t, h*w, c) of the block, h and w being `size`; kept where no step before was nearer."""
-        distance = abs(self._timestep - self.target)
+    def take(self, tokens: Tensor, grid: Grid) -> None:
+        """Tokens (t, h*w, c) of the block, on their grid (t, h, w); kept where no step before was nearer."""
+        distance = abs(self.timestep - self.target)
         if distance < self.distance:
-            self.distance, self._tokens, self._size = distance, tokens.float().cpu(), size
+            self.distance = distance
+            self._features = tokens.float().cpu().unflatten(1, grid[1:]).movedim(-1, 1)
 
-    def grid(self) -> Tensor:
-        """The features (t, c, h, w). Raises ConfigError where the UNet was not called."""
-        if self._tokens is None:
-            raise ConfigError("no features were recorded: the UNet was not called")
-        return self._tokens.unflatten(1, self._size).movedim(-1, 1)
+    def features(self) -> Tensor:
+        """The features (t, c, h, w). Raises ConfigError where the network was not called."""
+        if self._features is None:
+            raise ConfigError("no features were recorded: the network was not called")
+        return self._features
 
 
 @contextmanager
 def recorded_features(pipe: AICLPipeline, noise: float = 0.5) -> Iterator[FeatureRecord]:
-    """Inside, calls of the UNet record the conditional branch's features in the middle of its decoder.
+    """Inside, the network's calls record the conditional branch's features at three quarters of its depth.
 
-    noise: the noise level wanted, from 0 (clean) to 1. What an adapter adds to the block is included. Raises
-    ConfigError for a UNet without attention blocks in its decoder.
+    In a UNet that is the middle of the decoder. noise: the noise level wanted, from 0 (clean) to 1. What an adapter
+    adds to the block is included. Raises ConfigError for a network without blocks that AICL extends.
     """
-    unet, schedule = pipe.base.components.unet, pipe.base.components.schedule
-    decoder = [block for name, block in unet.attention_blocks() if name.startswith("output_blocks.")]
-    if not decoder:
-        raise ConfigError("this UNet has no attention blocks in its decoder, whose features could be shown")
-    record = FeatureRecord(noise * (len(schedule) - 1))
+    network, levels = pipe.base.components.unet, len(pipe.base.components.schedule)
+    blocks = network.extensible_blocks()
+    if not blocks:
+        raise ConfigError("this network has no blocks that AICL extends, whose features could be shown")
+    block, record = blocks[3 * len(blocks) // 4], FeatureRecord(noise * (levels - 1))
 
     def begin(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        record.begin(float(args[1][-1]))
+        t, h, w = args[0].shape[2:]
+        record.begin(float(args[1][-1]), (t, h, w))
 
-    def take(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any], tokens: Tensor) -> None:
-        record.take(tokens[-1], kwargs["size"])  # the last row is the conditional branch's
+    def take(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        grid = block.grid(record.latents)
+        record.take(block.layout.read(output, grid)[-1], grid)  # the last row is the conditional branch's
 
-    handles = [
-        unet.register_forward_pre_hook(begin),
-        decoder[len(decoder) // 2].register_forward_hook(take, with_kwargs=True),
-    ]
+    handles = [network.register_forward_pre_hook(begin), block.module.register_forward_hook(take)]
     try:
         yield record
     finally:

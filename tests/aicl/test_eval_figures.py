@@ -75,10 +75,11 @@ def test_recorded_attention_is_that_of_the_layers(pipe):
 def test_recorded_features_are_the_decoders_at_the_step_asked_for(pipe):
     """Each call's features are compared with those that a hook of the test sees, and no hook stays behind."""
     unet = pipe.base.components.unet
-    blocks = [block for name, block in unet.attention_blocks() if name.startswith("output_blocks.")]
-    seen, times = [], []
+    blocks, seen, times = unet.extensible_blocks(), [], []
+    block = blocks[3 * len(blocks) // 4]
+    assert block.name.startswith("output_blocks.")  # in the decoder
     hooks = [
-        blocks[len(blocks) // 2].register_forward_hook(lambda module, args, tokens: seen.append(tokens[-1])),
+        block.module.register_forward_hook(lambda module, args, tokens: seen.append(tokens[-1])),
         unet.register_forward_pre_hook(lambda module, args: times.append(float(args[1][-1]))),
     ]
     for noise in (1.0, 0.4, 0.0):
@@ -86,14 +87,14 @@ def test_recorded_features_are_the_decoders_at_the_step_asked_for(pipe):
         with recorded_features(pipe, noise) as record:
             recorded = pipe(PROMPT, references=[clip(0)], steps=4, progress=False)
         nearest = min(range(len(times)), key=lambda i: abs(times[i] - noise * 999))
-        grid = record.grid()
+        grid = record.features()
         assert torch.equal(grid.movedim(1, -1).flatten(1, 2), seen[nearest])
         assert grid.shape[0] == 4 and grid.shape[2] == grid.shape[3]
     for hook in hooks:
         hook.remove()
     assert times == sorted(times, reverse=True) and len(times) == 4
     with recorded_features(pipe) as record, pytest.raises(ConfigError, match="was not called"):
-        record.grid()
+        record.features()
     assert torch.equal(recorded, pipe(PROMPT, references=[clip(0)], steps=4, progress=False))
     assert not unet._forward_pre_hooks or len(unet._forward_pre_hooks) == 1  # the integration's own
 
@@ -107,7 +108,7 @@ def test_features_of_a_generated_video_are_those_that_aicl_changed(pipe):
 def recorded(pipe, references):
     with recorded_features(pipe) as record:
         pipe(PROMPT, references=references, steps=2, progress=False)
-    return record.grid()
+    return record.features()
 
 
 def test_sheets_show_all_rows(pipe):
