@@ -63,7 +63,9 @@ class TableRun:
         self._samples: dict[int, list[Sample]] = {}
         self._observed: dict[Row, list[Observed]] = {}
         if benchmark.count is not None and preset.videos > benchmark.count:
-            raise ConfigError(f"{benchmark} has {benchmark.count} samples, videos={preset.videos} are wanted: set fewer")
+            raise ConfigError(
+                f"{benchmark} has {benchmark.count} samples, videos={preset.videos} are wanted: set fewer"
+            )
 
     # -- what is measured
 
@@ -100,8 +102,8 @@ class TableRun:
         for role, evaluator in self.evaluators.items():
             if evaluator.min_frames > benchmark.frames and any(role in metric.roles() for metric in self.metrics):
                 raise ConfigError(
-                    f"{evaluator.name} needs {evaluator.min_frames} frames or more, and {benchmark.frames} are compared: "
-                    "set benchmark.frames higher, or leave its metrics out"
+                    f"{evaluator.name} needs {evaluator.min_frames} frames or more, and {benchmark.frames} are "
+                    "compared: set benchmark.frames higher, or leave its metrics out"
                 )
         rows = [row for row in self.rows if self.obstacle(row) is None]
         groups = max((row.group[1] if row.group else 1 for row in rows), default=1)
