@@ -27,6 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from lvdm.checkpoints.integrity import tensor_bytes, tensors_hash
 from lvdm.errors import ConfigError, DataError, VideoError
 from lvdm.files import atomic_path, write_json
 
@@ -51,7 +52,7 @@ def fingerprint(module: nn.Module, *settings: Any) -> str:
     digest = hashlib.sha256(repr(settings).encode())
     for name, value in sorted(module.state_dict().items()):
         digest.update(f"{name} {tuple(value.shape)}".encode())
-        digest.update(_bytes(value.float() if value.is_floating_point() else value))
+        digest.update(tensor_bytes(value.float() if value.is_floating_point() else value))
     return digest.hexdigest()[:16]
 
 
@@ -159,22 +160,10 @@ class ClipCache:
         return self.folder / kind / digest[:2] / f"{digest}.safetensors"
 
 
-def _bytes(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-
-
-def _checksum(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
-        digest.update(_bytes(tensors[name]))
-    return digest.hexdigest()
-
-
 def _write(path: Path, tensors: dict[str, Tensor], about: dict[str, str]) -> None:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata=about | {"checksum": _checksum(tensors)})
+        save_file(tensors, temporary, metadata=about | {"checksum": tensors_hash(tensors)})
 
 
 def _read(path: Path, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -186,7 +175,7 @@ def _read(path: Path, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise DataError(f"{what} is not in the cache; {_FILL_IN}") from error
     except (SafetensorError, OSError) as error:
         raise VideoError(f"{path}: the cache entry of {what} is damaged; {_REPAIR}") from error
-    if about.get("checksum") != _checksum(tensors):
+    if about.get("checksum") != tensors_hash(tensors):
         raise VideoError(f"{path}: the cache entry of {what} is damaged; {_REPAIR}")
     return tensors, about
 
