@@ -55,7 +55,17 @@ def check_writable(path: str | os.PathLike[str]) -> None:
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write `value` as indented JSON, atomically."""
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_text(json_text(value, indent=2) + "\n", encoding="utf-8")
+
+
+def json_text(value: Any, **options: Any) -> str:
+    """`value` as JSON that can be written as UTF-8, with letters as they are.
+
+    Names of files that are no UTF-8 have halves of characters in them; then all letters beyond ASCII are escaped.
+    """
+    text = json.dumps(value, ensure_ascii=False, **options)
+    halves = any("\ud800" <= letter <= "\udfff" for letter in text)
+    return json.dumps(value, **options) if halves else text
 
 
 def make_folder(folder: str | os.PathLike[str]) -> Path:

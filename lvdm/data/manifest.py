@@ -68,8 +68,11 @@ def read_records(manifest: Manifest) -> list[ClipRecord]:
 
 
 def read_report(path: str | Path) -> list[str]:
-    """The keys of the broken videos in a report of scripts/check_data.py."""
+    """The keys of the broken videos in a report of scripts/check_data.py. Raises DataError for anything else."""
     try:
-        return list(json.loads(Path(path).read_text(encoding="utf-8"))["broken"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        broken = json.loads(Path(path).read_text(encoding="utf-8"))["broken"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{path}: is not a report of scripts/check_data.py; run it to make one") from error
+    if not isinstance(broken, dict) or not all(isinstance(reason, str) for reason in broken.values()):
+        raise DataError(f"{path}: its 'broken' is no map from videos to reasons; run scripts/check_data.py anew")
+    return list(broken)
