@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lvdm.errors import CheckpointError
+from lvdm.finite import is_finite
 
 HASH_KEY = "sha256"  # in the metadata of a safetensors file: the hash of its tensors
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -52,14 +53,6 @@ def check_values(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], wh
             f"{what}: {len(broken)} hold NaN or infinity ({shown}); the file is damaged or its training went wrong: "
             "get it again, or take an earlier checkpoint"
         )
-
-
-def is_finite(tensor: Tensor) -> bool:
-    """Whether no number of a tensor is NaN or infinite. Reads it once, without a copy."""
-    if not tensor.is_floating_point() or tensor.is_meta or not tensor.numel():
-        return True
-    least, most = torch.aminmax(tensor.detach())  # which pass NaN on
-    return bool(torch.isfinite(least) & torch.isfinite(most))
 
 
 def _same_kind(expected: torch.dtype, found: torch.dtype) -> bool:

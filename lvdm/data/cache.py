@@ -28,9 +28,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lvdm.checkpoints.integrity import is_finite, tensor_bytes, tensors_hash
+from lvdm.checkpoints.integrity import tensor_bytes, tensors_hash
 from lvdm.errors import ConfigError, DataError, VideoError
 from lvdm.files import atomic_path, write_json
+from lvdm.finite import is_finite
 
 _FORMAT = 1
 _FILL_IN = "run aicl cache again, which fills in what is missing"

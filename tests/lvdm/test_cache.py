@@ -155,7 +155,7 @@ def test_damage_is_noticed_skipped_and_repaired(videos, pipeline, tmp_path):
     for damage in (lambda data: data[:-100], lambda data: data[:-1] + bytes([data[-1] ^ 1]), lambda data: b"x"):
         path = cache._clip_path(videos[0].key, 1)
         path.write_bytes(damage(path.read_bytes()))
-        with pytest.raises(VideoError, match=r"cached_crop 1 of 0.mp4 is damaged; run aicl cache --verify"):
+        with pytest.raises(VideoError, match=r"cached crop 1 of 0.mp4 is damaged; run aicl cache --verify"):
             cache.read_clip(videos[0].key, 1)
         dataset = ClipDataset(videos[:2], CONFIG, seed=SEED, cache=cache)
         assert any("is damaged" in error for number in range(12) for error in dataset[number]["skipped"])
