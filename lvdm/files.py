@@ -212,8 +212,8 @@ def _disk_errno(error: BaseException) -> int | None:
     number = error.errno if isinstance(error, OSError) else None
     if isinstance(error, SafetensorError) and (found := re.search(r"os error (\d+)", str(error))):
         number = int(found[1])
-    if isinstance(error, RuntimeError) and "PytorchStreamWriter" in str(error):  # which keeps the number to itself
-        number = errno.ENOSPC
+    if isinstance(error, RuntimeError) and "inline_container" in str(error) and "Reader" not in str(error):
+        number = errno.ENOSPC  # PyTorch's writer keeps the number to itself
     return number if number in _DISK_ERRORS else None
 
 

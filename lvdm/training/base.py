@@ -88,6 +88,8 @@ class DiffusionModule(TrainingModule):
 class BaseModule(DiffusionModule):
     """A text-to-video model from scratch, eq. 2; with `train_text` its text encoder learns along with the UNet."""
 
+    drops_captions = True
+
     def __init__(self, pipeline: VideoPipeline, settings: TrainingSettings, train_text: bool = False):
         components = pipeline.components
         components.codec.requires_grad_(False)

@@ -72,13 +72,14 @@ def read_metrics(path: Path) -> tuple[list[str], list[dict[str, str]], int]:
     A last line without an end, which a killed run was writing, is neither a row nor damage.
     """
     text = path.read_bytes().decode("utf-8", "replace")
-    whole, _, _ = text.rpartition("\n")
-    first, *lines = whole.splitlines() or [""]
+    *complete, rest = text.split("\n")
+    first, *lines = [line.removesuffix("\r") for line in complete] or [""]
     columns = first.split(",")
     if columns[0] != "step" or not all(re.fullmatch(r"[\w./-]+", name) for name in columns):
         return [], [], text.count("\n") + 1
     rows = [dict(zip(columns, line.split(","))) for line in lines if _is_row(line.split(","), len(columns))]
-    return columns, rows, len(lines) - len(rows)
+    cut = re.fullmatch(r"[\w.,+-]*", rest, re.ASCII) is not None
+    return columns, rows, len(lines) - len(rows) + (not cut)
 
 
 def _is_row(values: list[str], count: int) -> bool:
