@@ -80,7 +80,7 @@ def make_folder(folder: str | os.PathLike[str]) -> Path:
 
 @contextmanager
 def disk_errors(place: str | os.PathLike[str], then: str = "then do it again") -> Iterator[None]:
-    """Raise DiskError, one sentence about `place`, where what is done inside cannot write: a full disk, a read-only one.
+    """Raise DiskError, one sentence about `place`, where what is done inside cannot write to the disk.
 
     `then` says what to do once there is room. What else goes wrong passes through.
     """

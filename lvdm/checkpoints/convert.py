@@ -8,8 +8,8 @@ import torch
 from lvdm import config as configs
 from lvdm.checkpoints.families import FAMILIES, Family, detect_family, split_parts
 from lvdm.checkpoints.folder import CONFIG_FILE, expected_parts, new_folder, write_part
-from lvdm.checkpoints.reader import State, read_checkpoint
 from lvdm.checkpoints.integrity import check_values
+from lvdm.checkpoints.reader import State, read_checkpoint
 from lvdm.checkpoints.strict import check_entries
 from lvdm.checkpoints.text_layouts import (
     convert_autoencoder,

@@ -58,7 +58,8 @@ class Counter(Callback):
 class Checkpoints(Callback):
     """Writes checkpoints every so often, and a last one at the end, on a signal of SIGNALS, or when the time is up.
 
-    A second signal is not caught any more, and one that was ignored before (SIGHUP, by nohup) stays so. `stopped_by` tells which signal ended the run, if one did.
+    A second signal is not caught any more, and one that was ignored before (SIGHUP, by nohup) stays so.
+    `stopped_by` tells which signal ended the run, if one did.
     """
 
     def __init__(self, settings: TrainingSettings, progress: Progress, meter: Meter, folder: Path):

@@ -56,7 +56,9 @@ class CSVLog(Logger):
             if damaged:
                 aside = self.path.with_name(f"{self.path.stem}.damaged{self.path.suffix}")
                 shutil.copyfile(self.path, aside)
-                warnings.warn(f"{self.path}: {damaged} damaged lines are left out; {aside.name} keeps them", stacklevel=2)
+                warnings.warn(
+                    f"{self.path}: {damaged} damaged lines are left out; {aside.name} keeps them", stacklevel=2
+                )
             rows = [row for row in read if self.columns or int(row["step"]) <= self.resumed_at]
             columns = list(dict.fromkeys([*known, *columns]))
         self.columns = columns

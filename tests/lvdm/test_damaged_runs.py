@@ -1,4 +1,4 @@
-"""Runs that were killed, damaged, started twice or ran out of disk: what was learned is kept, and one sentence says it."""
+"""Runs that were killed, damaged, started twice or ran out of disk: what was learned is kept, in one sentence."""
 
 import os
 import pty
@@ -112,14 +112,14 @@ def test_checkpoints_without_sums_are_held_against_those_of_their_archive(run, t
         (step / "SHA256SUMS").unlink()
     state = run / "checkpoints/step_00000006/state.ckpt"
     overwrite(state, _flipped(state.read_bytes()))
-    with pytest.warns(UserWarning, match="state.ckpt is damaged"):
+    with pytest.warns(UserWarning, match=r"state.ckpt is damaged"):
         assert train(config_in(tmp_path, clips), resume="auto") == 0
     assert losses(run) == losses(finished)
 
 
 def test_a_damaged_checkpoint_that_was_named_is_an_error(run, tmp_path, clips):
     overwrite(run / "checkpoints/step_00000004/state.ckpt", b"\0" * 100)
-    with pytest.raises(CheckpointError, match="state.ckpt is damaged"):
+    with pytest.raises(CheckpointError, match=r"state.ckpt is damaged"):
         train(config_in(tmp_path, clips, run={"name": "b"}), resume=str(run / "checkpoints/step_00000004"))
     assert not (tmp_path / "runs/b").exists()
 
@@ -211,8 +211,8 @@ def test_a_damaged_config_of_a_run_is_not_taken_for_another(run, tmp_path, clips
 
 @pytest.mark.parametrize(
     "settings",
-    [{"seed": -1}, {"seed": 2**63}, {"name": ""}, {"name": "../x"}, {"name": "/x"}, {"name": "a\0b"}, {"name": "x" * 300},
-     {"name": "\ud800"}, {"name": "."}, {"out": ""}, {"out": "a\0"}],
+    [{"seed": -1}, {"seed": 2**63}, {"name": ""}, {"name": "../x"}, {"name": "/x"}, {"name": "a\0b"},
+     {"name": "x" * 300}, {"name": "\ud800"}, {"name": "."}, {"out": ""}, {"out": "a\0"}],
 )  # fmt: skip
 def test_runs_that_have_no_place(tmp_path, clips, settings):
     with pytest.raises(ConfigError, match=rf"run\.{next(iter(settings))} is "):
@@ -265,7 +265,8 @@ def test_a_terminal_that_is_closed_saves_before_it_ends(tmp_path, clips):
         fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
 
     process = start(
-        save_config(tmp_path / "config.yaml", config), stdin=theirs, stdout=theirs, stderr=theirs, preexec_fn=take_terminal
+        save_config(tmp_path / "config.yaml", config),
+        stdin=theirs, stdout=theirs, stderr=theirs, preexec_fn=take_terminal,
     )  # fmt: skip
     os.close(theirs)
     wait_for(process, run, 3)
