@@ -226,8 +226,8 @@ def test_cache_entries_that_lack_something_or_are_no_numbers(tmp_path):
 @pytest.mark.parametrize(
     "content",
     [b"", b"\0" * 40, b"{", b"[]", b"1", b"null", b"[" * 100_000, b"{}", b'{"format": 1}',
-     b'{"format": 1, "settings": []}', b'{"format": 1, "settings": "a"}', b'{"format": 99, "settings": {}}', b'{"format": [], "settings": {}}',
-     b"\xff\xfe"],
+     b'{"format": 1, "settings": []}', b'{"format": 1, "settings": "a"}', b'{"format": 99, "settings": {}}',
+     b'{"format": [], "settings": {}}', b"\xff\xfe"],
 )  # fmt: skip
 def test_cache_settings_of_other_shapes_are_one_sentence(tmp_path, content):
     (tmp_path / "cache.json").write_bytes(content)
