@@ -67,7 +67,7 @@ CAPTIONS = {
     "Beijing, China - skyline of the city": "",
     "Swans swimming in a pond": "swim",
     "Woman doing yoga on the beach": "do-yoga",
-    "Man doing push-ups in a gym": "do-push-up",
+    "Man doing push-ups in a gym": "do-push-ups",
     "Does not matter": "",
 }
 
