@@ -12,7 +12,7 @@ from aicl.action_integration import IntegratedUNet, IntegrationConfig, Reference
 from aicl.action_prism import ActionPrism, PrismBlock, PrismConfig
 from aicl.adapter import save_adapter
 from aicl.model_files import base_folder
-from aicl.reference_retrieval import VerbIndex, VerbPairSampler
+from aicl.training_pairs import PairMaker, ReferenceSettings, build_pair_sampler
 from lvdm import config as configs
 from lvdm.checkpoints import load_pipeline, read_model
 from lvdm.data import DataConfig, read_records
@@ -68,6 +68,7 @@ class AICLModule(DiffusionModule):
 
     Batches are text-video-reference triples: see `lvdm.data.ClipDataset` for their keys. `reference_dropout` is the
     share of references, the first of each sample apart, that are left out, so that any number of them is familiar.
+    `pairs` finishes the references of a batch, see PairMaker.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class AICLModule(DiffusionModule):
         integrated: IntegratedUNet,
         settings: TrainingSettings,
         reference_dropout: float = 0.0,
+        pairs: PairMaker | None = None,
     ):
         pipeline.components.eval()  # without gradients; the new layers are no part of it
         trained = {"prism": prism, "integration": integrated.blocks}
@@ -85,8 +87,10 @@ class AICLModule(DiffusionModule):
         if settings.compile:
             compile_regions(self.trained, (PrismBlock, ReferenceAttention))
         self._network, self.reference_dropout = (network,), reference_dropout
+        self._pairs = pairs or PairMaker(ReferenceSettings())
 
     def losses(self, batch: dict[str, Any]) -> Tensor:
+        batch = self._pairs(batch)
         randomness = self.randomness(batch)
         latents = self.target_latents(batch, randomness)
         context, reference_context = self._contexts(batch)
@@ -128,6 +132,7 @@ class AICLModule(DiffusionModule):
         """
         if len(batch["caption"]) < 2:
             return {}
+        batch = self._pairs(batch)
         wrong = {
             name: value.roll(1, 0) if isinstance(value, Tensor) else [*value[-1:], *value[:-1]]
             for name, value in batch.items()
@@ -138,7 +143,7 @@ class AICLModule(DiffusionModule):
     @torch.no_grad()
     def preview(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """The first reference, what the base model makes of the prompt, and what AICL makes of both."""
-        pipe, b = self.pipeline, len(batch["caption"])
+        batch, pipe, b = self._pairs(batch), self.pipeline, len(batch["caption"])
         references = self._reference_latents(batch)
         frames, size = references.shape[3], tuple(_first_frames(batch).shape[-2:])
         image = to_pixels(_first_frames(batch)[:b].unsqueeze(2))[:, 0] if pipe.takes_image else None
@@ -179,8 +184,10 @@ class AICLSections:
     """The config of task "aicl".
 
     base.path is a model folder, or a run of task base (its newest checkpoint); base.config builds a model with random
-    weights instead, to measure speed and memory. `references` is how many accompany each target; data that brings its
-    own number of references (puppets) leaves it None. `reference_dropout`: see AICLModule.
+    weights instead, to measure speed and memory. `references` says what accompanies each target, see ReferenceSettings;
+    a number is short for {count: number}, None for {count: 1}. Data that is made as it is needed (puppets) brings its
+    own number of clips of the same action, data.references; its `references` may say which of them become self-pairs.
+    `reference_dropout`: see AICLModule.
     """
 
     @dataclass
@@ -192,14 +199,18 @@ class AICLSections:
     data: dict[str, Any]
     prism: dict[str, Any] = field(default_factory=dict)
     integration: IntegrationConfig = field(default_factory=IntegrationConfig)
-    references: int | None = None
+    references: Any = None
     reference_dropout: float = 0.0
+
+    @property
+    def pairs(self) -> ReferenceSettings:
+        """Section `references` in full. Raises ConfigError for what it cannot be."""
+        return ReferenceSettings.read(self.references)
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.reference_dropout < 1.0:
             raise ConfigError(f"reference_dropout = {self.reference_dropout} is a share: choose a number in [0, 1)")
-        if self.references is not None and self.references < 1:
-            raise ConfigError(f"references is {self.references}: each target needs at least 1")
+        self.pairs  # noqa: B018 (raises ConfigError where it cannot work)
 
 
 def build(recipe: Recipe) -> tuple[AICLModule, pl.LightningDataModule]:
@@ -209,18 +220,23 @@ def build(recipe: Recipe) -> tuple[AICLModule, pl.LightningDataModule]:
     torch.manual_seed(recipe.run.seed)  # the new layers start the same whatever was drawn for the base model
     prism = build_prism(sections.prism, pipeline, recipe.training)
     integrated = integrate(pipeline.components.unet, sections.integration)
-    module = AICLModule(pipeline, prism, integrated, recipe.training, sections.reference_dropout)
+    pairs = sections.pairs
+    module = AICLModule(pipeline, prism, integrated, recipe.training, sections.reference_dropout, PairMaker(pairs))
     if sections.data.get("kind") in DATA_KINDS:
-        if sections.references is not None:
-            raise ConfigError("this kind of data brings its own references: set data.references, not references")
+        own = sections.data.get("references", 0)
+        if isinstance(sections.references, int) or pairs.wrong_share or (pairs.kind != "self" and not own):
+            raise ConfigError(
+                "this kind of data brings its own references: set data.references and data.wrong_share, not references "
+                "and references.wrong_share; without any, references.kind must be self"
+            )
         return module, build_data(sections.data, recipe)
     data = configs.from_mapping(DataConfig, sections.data, where="data")
     if data.cache and sections.base.path is not None:
         encoders = load_encoders(base_folder(sections.base.path), "cpu")  # in float32, whatever this run computes in
         check_encoders(data.cache, encoders.codec, encoders.text)
     records = read_records(data)
-    pair_sampler = VerbPairSampler(VerbIndex([record.caption for record in records]), sections.references or 1)
-    return module, build_data(sections.data, recipe, pair_sampler=pair_sampler, records=records)
+    options = {"pair_sampler": build_pair_sampler(pairs, records), "changes": pairs.changes_to_cache}
+    return module, build_data(sections.data, recipe, records=records, **options)
 
 
 def build_base_pipeline(base: AICLSections.Base, settings: TrainingSettings) -> VideoPipeline:

@@ -159,5 +159,5 @@ class ConfigSchema:
     prism: dict[str, Any]
     integration: dict[str, Any]
     reconstruction: dict[str, Any]
-    references: int | None = None
+    references: Any = None
     reference_dropout: float = 0.0
