@@ -45,6 +45,7 @@ def check_records(
     The report has `checked`, `broken` {key: reason}, `damaged` {key: how many frames decode with errors} of those that
     can be used, and the ranges of frames, fps and sizes of the good ones.
     """
+    records = list({record.key: record for record in records}.values())  # a video with several captions is checked once
     journal = Path(f"{report}.jsonl")
     journal.parent.mkdir(parents=True, exist_ok=True)
     results = _still_valid(_read_journal(journal), records, quick)
@@ -125,7 +126,7 @@ def _summary(results: Sequence[Result], quick: bool) -> Result:
     summary["damaged"] = {
         result["key"]: f"{result['damaged']} of {result['frames']} frames decode with errors"
         for result in good
-        if result.get("damaged")
+        if isinstance(result.get("damaged"), int) and result["damaged"] > 0
     }
     for name in ("frames", "fps") if good else ():
         values = [result[name] for result in good]
