@@ -1,5 +1,8 @@
 """Training the Action Prism and the Action Integration on a frozen base model (Algorithm 1, eq. 9)."""
 
+import math
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +32,9 @@ from lvdm.training.settings import TrainingSettings
 from lvdm.training.strategy import training_device
 from lvdm.training.tasks import DATA_KINDS, Recipe, build_data
 from lvdm.video import to_pixels
+
+_DIAGNOSED = 8  # timesteps at least in one measurement of the diagnostics
+_JUDGED_AFTER, _LEAST_GAP = 1000, 1.0  # steps, and percent of the loss: by then every training that works is far above
 
 
 class AICLNetwork(nn.Module):
@@ -88,6 +94,7 @@ class AICLModule(DiffusionModule):
             compile_regions(self.trained, (PrismBlock, ReferenceAttention))
         self._network, self.reference_dropout = (network,), reference_dropout
         self._pairs = pairs or PairMaker(ReferenceSettings())
+        self._measured_before: dict[str, Any] | None = None  # the references of the last diagnosed batch of one
 
     def losses(self, batch: dict[str, Any]) -> Tensor:
         batch = self._pairs(batch)
@@ -126,19 +133,43 @@ class AICLModule(DiffusionModule):
         return context[:b], context[b:].unflatten(0, (b, -1))
 
     def diagnostics(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """reference_gap: how much the loss rises with another sample's references, the same noise given.
+        """What a wrong reference costs, the same noise given, as a mean over 8 timesteps or more.
 
-        It parts from zero when the model begins to read references, long before videos show it.
+        reference_gap: how much the loss rises with another sample's references. reference_gap_percent: the same as a
+        share of the loss, which can be compared between models. Both part from zero when the model begins to read
+        references, long before videos show it. Batches of one take the references of the batch measured before.
         """
-        if len(batch["caption"]) < 2:
-            return {}
         batch = self._pairs(batch)
-        wrong = {
-            name: value.roll(1, 0) if isinstance(value, Tensor) else [*value[-1:], *value[:-1]]
-            for name, value in batch.items()
-            if name.startswith("reference")
-        }
-        return {"reference_gap": self.losses(batch | wrong).mean() - self.losses(batch).mean()}
+        shown = {name: value for name, value in batch.items() if name.startswith("reference")}
+        b, wrong = len(batch["caption"]), self._measured_before
+        self._measured_before = shown if b == 1 else None
+        if b > 1:
+            wrong = {n: v.roll(1, 0) if isinstance(v, Tensor) else [*v[-1:], *v[:-1]] for n, v in shown.items()}
+        if wrong is None:
+            return {}
+        right_loss, wrong_loss = [], []
+        rounds = math.ceil(_DIAGNOSED / b)
+        for i in range(rounds):
+            u = (batch["timestep_u"] + i / rounds) % 1.0
+            again = batch | {"timestep_u": u, "noise_seed": batch["noise_seed"] + i}
+            right_loss.append(self.losses(again).mean())
+            wrong_loss.append(self.losses(again | wrong).mean())
+        right = torch.stack(right_loss).mean()
+        gap = torch.stack(wrong_loss).mean() - right
+        return {"reference_gap": gap, "reference_gap_percent": 100 * gap / right}
+
+    def judge_diagnostics(self, histories: Mapping[str, Sequence[tuple[int, float]]]) -> str | None:
+        """Whether references are still not read after a thousand steps."""
+        points = histories["reference_gap_percent"]
+        if points[-1][0] < _JUDGED_AFTER or len(points) < 3:
+            return None
+        gap = statistics.median(value for _, value in points[-5:])
+        if gap >= _LEAST_GAP:
+            return None
+        return (
+            f"after {points[-1][0]} steps a wrong reference raises the loss by {gap:.2f}% only "
+            "(reference_gap_percent): references are hardly read; docs/recipe.md says what to try"
+        )
 
     @torch.no_grad()
     def preview(self, batch: dict[str, Any]) -> dict[str, Tensor]:

@@ -13,8 +13,9 @@ from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from lvdm import config as configs
 from lvdm.errors import CheckpointError, ConfigError
 from lvdm.models import set_backend
-from lvdm.training.callbacks import Checkpoints, Counter, Diagnostics, Previews
+from lvdm.training.callbacks import Checkpoints, Counter, Previews
 from lvdm.training.checkpoints import Progress, list_checkpoints, read_progress
+from lvdm.training.diagnostics import Diagnostics
 from lvdm.training.logs import CSVLog
 from lvdm.training.metrics import Meter
 from lvdm.training.module import TrainingModule
@@ -66,7 +67,7 @@ def train(config: dict[str, Any], resume: str = "none") -> int:
     checkpoints = Checkpoints(settings, progress, meter, folder / "checkpoints")
     callbacks = [Counter(settings, progress), meter, checkpoints]
     if reports.diagnostics:
-        callbacks.append(Diagnostics(reports.diagnostics, progress))
+        callbacks.append(Diagnostics(reports.diagnostics, progress, folder))
     if settings.preview_every:
         callbacks.append(Previews(settings, progress, folder / "previews"))
     trainer = build_trainer(settings, options, logger=loggers, callbacks=callbacks, default_root_dir=folder)
