@@ -15,10 +15,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from aicl.action_integration import IntegratedUNet, IntegrationConfig, integrate, layout_of
-from aicl.action_prism import ActionPrism, PrismConfig
+from aicl.action_integration import IntegrationConfig
+from aicl.action_prism import ActionPrism, PrismConfig, build_prism
+from aicl.integrated_backbone import IntegratedBackbone, integrate, layout_of
 from lvdm import config as configs
 from lvdm.checkpoints import check_entries
+from lvdm.checkpoints.integrity import HASH_KEY, check_hash, check_values, tensors_hash
 from lvdm.errors import CheckpointError
 from lvdm.files import atomic_path
 
@@ -74,14 +76,14 @@ class AdapterInfo:
     format: int = FORMAT_VERSION
 
 
-def trained_state(prism: ActionPrism, integrated: IntegratedUNet) -> dict[str, Tensor]:
+def trained_state(prism: ActionPrism, integrated: IntegratedBackbone) -> dict[str, Tensor]:
     """All trained parameters, and nothing else, by their names in an adapter file."""
     parts = {"prism": prism, "integration": integrated.blocks}
     return {f"{part}.{name}": value for part, module in parts.items() for name, value in module.state_dict().items()}
 
 
 def save_adapter(
-    path: str | os.PathLike, prism: ActionPrism, integrated: IntegratedUNet, meta: Mapping[str, Any] | None = None
+    path: str | os.PathLike, prism: ActionPrism, integrated: IntegratedBackbone, meta: Mapping[str, Any] | None = None
 ) -> None:
     """Write an adapter file (safetensors), atomically; an existing one is replaced.
 
@@ -93,14 +95,15 @@ def save_adapter(
         integration=integrated.config,
         family=integrated.family,
         layout=integrated.layout,
-        fingerprint=Fingerprint.of(integrated.unet),
+        fingerprint=Fingerprint.of(integrated.backbone),
         step=int(notes.pop("step", 0)),
         notes=notes,
         library=_library_version(),
     )
     state = {name: value.detach().cpu().contiguous() for name, value in trained_state(prism, integrated).items()}
+    metadata = {"format": "pt", "aicl": json.dumps(configs.to_mapping(info)), HASH_KEY: tensors_hash(state)}
     with atomic_path(path) as temporary:
-        save_file(state, temporary, metadata={"format": "pt", "aicl": json.dumps(configs.to_mapping(info))})
+        save_file(state, temporary, metadata=metadata)
 
 
 def read_adapter(path: str | os.PathLike) -> tuple[AdapterInfo, dict[str, Tensor]]:
@@ -113,17 +116,23 @@ def read_adapter(path: str | os.PathLike) -> tuple[AdapterInfo, dict[str, Tensor
         raise CheckpointError(f"adapter {path} does not exist")
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = (file.metadata() or {}).get("aicl")
+            metadata = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{path} is damaged or no safetensors file ({error}): train or download it again"
         ) from error
-    if metadata is None:
+    if "aicl" not in metadata:
         raise CheckpointError(
             f"{path} is a safetensors file, but no AICL adapter: give the adapter.safetensors of a run"
         )
-    content = json.loads(metadata)
+    check_hash(state, metadata, path)
+    try:
+        content = json.loads(metadata["aicl"])
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged (what it says about itself is no JSON): get it again") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} is damaged (it says nothing about itself): get it again")
     if content.get("format") != FORMAT_VERSION:
         raise CheckpointError(
             f"{path} has adapter format {content.get('format')}, this version reads {FORMAT_VERSION}: "
@@ -132,7 +141,7 @@ def read_adapter(path: str | os.PathLike) -> tuple[AdapterInfo, dict[str, Tensor
     return configs.from_mapping(AdapterInfo, content, where=str(path)), state
 
 
-def load_adapter(path: str | os.PathLike, unet: nn.Module) -> tuple[ActionPrism, IntegratedUNet, AdapterInfo]:
+def load_adapter(path: str | os.PathLike, unet: nn.Module) -> tuple[ActionPrism, IntegratedBackbone, AdapterInfo]:
     """Build what an adapter file describes, on `unet`'s device, patch the UNet and load the parameters (float32).
 
     Raises CheckpointError for a base model of another family or layout, or entries that do not fit the file's own
@@ -151,9 +160,11 @@ def load_adapter(path: str | os.PathLike, unet: nn.Module) -> tuple[ActionPrism,
             stacklevel=2,
         )
     device = next(unet.parameters()).device
-    prism, integrated = ActionPrism(info.prism), integrate(unet, info.integration)
+    prism, integrated = build_prism(info.prism), integrate(unet, info.integration)
     try:
-        check_entries(trained_state(prism, integrated), state, f"the entries of {path} and its config")
+        what = f"the entries of {path} and its config"
+        check_entries(trained_state(prism, integrated), state, what)
+        check_values(trained_state(prism, integrated), state, what)
     except CheckpointError:
         integrated.unpatch()
         raise

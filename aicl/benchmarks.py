@@ -1,7 +1,7 @@
-"""What AICL costs at full size: training through `scripts/train.py`, and sampling beside the base model.
+"""What AICL costs at full size: training through `aicl train`, and sampling beside the base model.
 
 Weights are random, since neither time nor memory depends on them. Every function returns a flat record for
-`scripts/benchmark.py`, as those of `lvdm.benchmarks` do.
+`aicl benchmark`, as those of `lvdm.benchmarks` do.
 """
 
 import csv
@@ -13,10 +13,11 @@ from pathlib import Path
 
 import torch
 
-from aicl.action_integration import IntegrationConfig, integrate
-from aicl.action_prism import ActionPrism
+from aicl.action_integration import IntegrationConfig
+from aicl.action_prism import build_prism
+from aicl.integrated_backbone import integrate
 from aicl.pipeline import AICLPipeline
-from aicl.training import AICLSections, build_base_pipeline, build_prism
+from aicl.training_task import AICLSections, build_base_pipeline, prism_config
 from lvdm import config as configs
 from lvdm.benchmarks import GB, Record, machine
 from lvdm.errors import ConfigError
@@ -40,7 +41,7 @@ def train(
     memory that PyTorch reserved. `memory_limit`: GiB that PyTorch may reserve, to show that a smaller card is enough.
     Raises ConfigError with the end of the run's output if it fails.
     """
-    command = [sys.executable, "scripts/train.py", "--config", str(config), "base.path=null", f"base.config={model}"]
+    command = [sys.executable, "-m", "aicl", "train", "--config", str(config), "base.path=null", f"base.config={model}"]
     command += ["data.kind=folder", f"data.path={clips}", f"data.captions={clips / 'captions.csv'}", "data.workers=4"]
     command += [f"run.out={folder}", f"training.steps={steps}", "training.preview_every=null", "logging.every=1"]
     environment = dict(os.environ)
@@ -75,7 +76,7 @@ def overhead(config: Path, model: Path, references: int, steps: int, device: str
     settings = TrainingSettings(steps=1, batch_size=1, precision="bfloat16")
     sections = configs.load(config)
     pipeline = build_base_pipeline(AICLSections.Base(config=str(model)), settings)
-    prism: ActionPrism = build_prism(sections["prism"], pipeline, settings)
+    prism = build_prism(prism_config(sections["prism"], pipeline, settings))
     integration = configs.from_mapping(IntegrationConfig, sections["integration"], where="integration")
     pipe = AICLPipeline(pipeline, prism, integrate(pipeline.components.unet, integration)).to(device)
     defaults = pipeline.config.defaults

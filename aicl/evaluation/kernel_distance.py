@@ -15,6 +15,7 @@ from lvdm.errors import DataError
 
 VERSION = 1
 GROUPS = 20  # of the jackknife
+FEWEST = 3  # videos in a set
 
 
 def kernel_distance(features: Tensor, real: Tensor, *, groups: int = GROUPS, level: float = 0.95) -> Estimate:
@@ -26,7 +27,7 @@ def kernel_distance(features: Tensor, real: Tensor, *, groups: int = GROUPS, lev
         raise DataError(
             f"features {tuple(features.shape)} and {tuple(real.shape)} cannot be compared: both must be (videos, d)"
         )
-    if min(len(features), len(real)) < 3:
+    if min(len(features), len(real)) < FEWEST:
         raise DataError(
             f"a kernel distance needs three videos or more in each set, got {len(features)} and {len(real)}"
         )
@@ -66,8 +67,17 @@ def kernel_metric(name: str, column: str, role: str, about: str) -> Metric:
         return {f"{column} of one half of the real videos against the other": kernel_distance(first, second).value}
 
     return Metric(
-        name, column, -1, (role, "real"), about, VERSION, estimate=estimate, lines=lines, decimals=3
-    )  # fmt: skip
+        name=name,
+        column=column,
+        better=-1,
+        needs=(role, "real"),
+        about=about,
+        version=VERSION,
+        estimate=estimate,
+        lines=lines,
+        least=lambda evaluators: FEWEST,
+        decimals=3,
+    )
 
 
 def _real(observed: Observed, role: str) -> Tensor:

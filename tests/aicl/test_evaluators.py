@@ -12,11 +12,11 @@ from PIL import Image
 
 from aicl.evaluation.evaluators import clip as clip_module
 from aicl.evaluation.evaluators.clip import OpenCLIP, TransformersCLIP, activation_of, build_clip, choose_model
-from aicl.evaluation.evaluators.files import file_hash, files_hash
 from aicl.evaluation.evaluators.i3d import I3D, I3D_FILE
 from aicl.evaluation.evaluators.videomae import VideoMAE
 from aicl.evaluation.metric import build_evaluators
 from lvdm.errors import CheckpointError, ConfigError, DataError
+from lvdm.hashing import file_hash, files_hash
 
 transformers = pytest.importorskip("transformers")
 OPENAI = "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af"  # SHA-256 of OpenAI's ViT-B/32

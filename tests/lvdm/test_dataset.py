@@ -14,7 +14,7 @@ from tests.lvdm.videos import records
 CONFIG = ClipConfig(num_frames=4, size=(16, 16), stride=2, augmentation=AugmentationConfig(random_crop=True, flip=0.5))
 
 
-def triple_picker(rng, listed):
+def triple_picker(rng, listed, number=0):
     return [int(index) for index in rng.choice(len(listed), 3, replace=False)]
 
 
@@ -121,7 +121,7 @@ def test_samples_without_broken_videos_are_not_touched_by_them(videos, tmp_path)
 
 def test_a_data_set_of_broken_videos_stops(videos, tmp_path):
     dataset = ClipDataset([break_file(record, tmp_path) for record in videos[:2]], CONFIG)
-    with pytest.raises(DataError, match=r"2 of 2 are broken; check the data set with scripts/check_data.py"):
+    with pytest.raises(DataError, match=r"2 of 2 are broken; check the data set with aicl check-data"):
         dataset[0]
     with pytest.raises(DataError, match="lists no videos"):
         ClipDataset([], CONFIG)
