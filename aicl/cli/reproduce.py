@@ -3,7 +3,7 @@
   aicl reproduce --table I --benchmark ucf101 webvid model.lvdm=checkpoints/lvdm adapter.lvdm=runs/aicl_lvdm
   aicl reproduce --table IV --benchmark ucf101 benchmark.path=data/ucf101 evaluators.classifier=checkpoints/videomae
   aicl reproduce --table V --benchmark folder benchmark.path=my_videos videos=50
-  aicl reproduce --table I                                            # on the puppet world, with the shipped models
+  aicl reproduce --table I III V        # on the puppet world, with the shipped models
   aicl reproduce --experiment pseudo_words videos=64 real=600 allow_few=true
   torchrun --nproc-per-node 4 -m aicl reproduce --table I --benchmark ucf101
 
@@ -19,6 +19,7 @@ from pathlib import Path
 from aicl.cli import new_parser
 from lvdm import cli
 from lvdm.config import shipped_configs
+from lvdm.errors import ConfigError
 from lvdm.files import check_writable
 
 TABLES = {"I": 1, "II": 2, "III": 3, "IV": 4, "V": 5}
@@ -30,10 +31,11 @@ def parser() -> argparse.ArgumentParser:
     presets = (shipped_configs() / "tables").rglob("experiment_*.yaml")
     experiments = sorted({path.stem.removeprefix("experiment_") for path in presets})
     parser = new_parser("reproduce", __doc__)
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--table", choices=TABLES)
-    what.add_argument("--experiment", choices=experiments)
-    what.add_argument("--preset", type=Path, help="a table of your own, written like those in configs/tables")
+    parser.add_argument("--table", nargs="+", choices=TABLES, default=[], help="of the paper")
+    parser.add_argument("--experiment", nargs="+", choices=experiments, default=[], help="one or several")
+    parser.add_argument(
+        "--preset", nargs="+", type=Path, default=[], help="tables of your own, written like those in configs/tables"
+    )
     parser.add_argument(
         "--benchmark",
         nargs="+",
@@ -58,24 +60,26 @@ def main(args: argparse.Namespace) -> None:
     # after --benchmark, argparse takes key=value for names
     overrides = [*(name for name in args.benchmark if "=" in name), *args.overrides]
     benchmarks = [name for name in args.benchmark if "=" not in name] or [DEFAULT]
-    table = f"table_{TABLES[args.table]}" if args.table else f"experiment_{args.experiment}"
+    tables = [f"table_{TABLES[name]}" for name in args.table] + [f"experiment_{name}" for name in args.experiment]
+    tables += map(str, args.preset)
+    if not tables:
+        raise ConfigError("say what to measure, with --table, --experiment or --preset")
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     device = cli.device(args.device)
     if world_size > 1:  # only to wait for each other: work is shared through files
         torch.distributed.init_process_group("gloo", timeout=timedelta(days=2))
-    for benchmark in benchmarks:
-        files = preset_files(str(args.preset or table), benchmark)
+    wait = torch.distributed.barrier if world_size > 1 else lambda: None
+    for benchmark, table in ((benchmark, table) for benchmark in benchmarks for table in tables):
+        files = preset_files(table, benchmark)
         name = f"{files[-1].stem}_{files[0].stem}"
         check_writable(args.out / f"{name}.md")
         experiment = Experiment(load_preset(files, overrides), args.out, device)
-        wait = torch.distributed.barrier if world_size > 1 else lambda: None
         if experiment.preset.rows:
             experiment.run(rank, world_size, wait, args.save_videos)
-        if rank == 0:
-            if experiment.preset.rows:
-                print(experiment.write(name))
-                print(f"written to {args.out}/{name}.md, .tex and {args.out}/results/")
-            for picture in experiment.draw(name):
-                print(f"drawn: {picture}")
+        if rank == 0 and experiment.preset.rows:
+            print(experiment.write(name))
+            print(f"written to {args.out}/{name}.md, .tex and {args.out}/results/")
+        for picture in experiment.draw(name) if rank == 0 else []:
+            print(f"drawn: {picture}")
     if world_size > 1:
         torch.distributed.destroy_process_group()

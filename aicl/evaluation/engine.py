@@ -19,10 +19,9 @@ from aicl.evaluation.row import Row
 from aicl.evaluation.statistics import Estimate
 from aicl.evaluation.table_run import TableRun
 from aicl.evaluation.tables import STUDIED, Table, latex, markdown
-from lvdm.errors import DataError
+from lvdm.errors import CheckpointError, DataError
 from lvdm.files import atomic_path
 
-LOOK_BATCH = 64  # videos that evaluators look at together
 _QUESTIONS = {"uscc": "us_cc", "usfc": "us_fc"}  # of the user study -> columns
 
 
@@ -39,7 +38,10 @@ class Experiment:
         if any(row.group for row in preset.rows):
             roles.add("flow")
         specs = {role: spec for role, spec in {"flow": {}, **preset.evaluators}.items() if role in roles}
-        self.evaluators = build_evaluators(specs if preset.rows else {}, self.device)
+        try:
+            self.evaluators = build_evaluators(specs if preset.rows else {}, self.device)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}; or leave its metrics out, with evaluators.NAME=null") from error
         self.videos = VideoStore(self.out / "videos")
         self.tables = [
             TableRun(preset, spec, self.evaluators, self.videos, self.out / "observations", self.device)
@@ -63,7 +65,7 @@ class Experiment:
         wait()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        looked = sum(table.look(LOOK_BATCH, rank, world_size) for table in self.tables)
+        looked = sum(table.look(self.preset.measure_batch_size, rank, world_size) for table in self.tables)
         if rank == 0:
             for table in self.tables:
                 table.look_at_texts()

@@ -7,14 +7,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from aicl.evaluation.generated import MANIFEST
 from aicl.evaluation.lossless import read_lossless
 from aicl.evaluation.row import Row
 from aicl.evaluation.table_run import TableRun
 from aicl.sidecar_files import REFERENCE, companion
 from lvdm.files import atomic_path
 from lvdm.video import write_video
-
-MANIFEST = "manifest.jsonl"
 
 
 def export_row(run: TableRun, row: Row, folder: Path) -> Path:

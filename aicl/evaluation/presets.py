@@ -60,7 +60,7 @@ class Preset:
     `aicl.evaluation.metric.build_evaluators`. metrics: the columns. user_study: a report of `aicl user-study`, for the
     columns us_cc and us_fc; its groups are called like the rows' models.
     seeds, videos: of each seed and row; real: how many real videos they are compared with, None for all. batch_size:
-    videos made at once. precision: of the generating model; "auto" is bfloat16 on a GPU and float32 elsewhere. compile:
+    videos made at once; measure_batch_size: those looked at together. precision: of the generating model; "auto" is bfloat16 on a GPU and float32 elsewhere. compile:
     the UNet's blocks, which takes a minute for each size of batch, so `batch_size` should divide `videos`; it pays from
     a few thousand videos on. allow_few: measure sets of too few videos, for a first look only.
     """
@@ -82,6 +82,7 @@ class Preset:
     videos: int = 100
     real: int | None = None
     batch_size: int = 1
+    measure_batch_size: int = 32
     compile: bool = False
     precision: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     allow_few: bool = False
@@ -99,8 +100,12 @@ class Preset:
             columns_of(metrics)
         if not self.seeds or len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
             raise ConfigError(f"seeds must be one or more different numbers from 0 on, got {self.seeds}")
-        if self.videos < 2 or (self.real is not None and self.real < 2) or self.batch_size < 1:
-            raise ConfigError("videos and real must each be 2 or more, batch_size 1 or more")
+        if (
+            self.videos < 2
+            or (self.real is not None and self.real < 2)
+            or min(self.batch_size, self.measure_batch_size) < 1
+        ):
+            raise ConfigError("videos and real must each be 2 or more, batch sizes 1 or more")
         for row in (row for row in self.rows if row.group is not None):
             if self.videos < 2 * row.group[1]:
                 least = 2 * row.group[1]
@@ -148,3 +153,16 @@ def load_preset(files: Sequence[str | os.PathLike[str]], overrides: Iterable[str
     """Read a preset from its files. Raises ConfigError for keys and values that do not fit."""
     mapping: dict[str, Any] = configs.load(files, overrides, Preset)
     return configs.from_mapping(Preset, mapping, where=Path(files[-1]).name)
+
+
+def evaluator_section(benchmark: str) -> tuple[dict[str, Any], list[str]]:
+    """The sections `evaluators` and `metrics` of a benchmark's config, a shipped one or a file of one's own.
+
+    Raises ConfigError for a benchmark that there is none of.
+    """
+    place = Path(benchmark)
+    if not place.is_file():
+        configs.check_keys([benchmark], benchmark_names(), "the benchmarks")
+        place = configs.shipped_configs() / BENCHMARKS / f"{benchmark}.yaml"
+    mapping = configs.load(place)
+    return dict(mapping.get("evaluators") or {}), list(mapping.get("metrics") or ())
