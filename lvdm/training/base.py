@@ -106,7 +106,7 @@ class DiffusionModule(TrainingModule):
 
 
 class BaseModule(DiffusionModule):
-    """A text-to-video or image-to-video model from scratch: eq. 9 without references, the usual loss of latent diffusion.
+    """A text- or image-to-video model from scratch: eq. 9 without references, the usual loss of latent diffusion.
 
     With `train_text` its text encoder learns along with the UNet. The image encoder and the resampler of an
     image-to-video model always do: they see the first frame, or a mid-grey one where the caption is dropped, which is
