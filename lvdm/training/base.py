@@ -113,6 +113,8 @@ class BaseModule(DiffusionModule):
     the unconditional branch of the pipeline.
     """
 
+    drops_captions = True
+
     def __init__(self, pipeline: VideoPipeline, settings: TrainingSettings, train_text: bool = False) -> None:
         components = pipeline.components
         components.codec.requires_grad_(False)

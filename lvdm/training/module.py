@@ -41,12 +41,18 @@ class TrainingModule(pl.LightningModule):
     """
 
     captures: ClassVar[bool] = False  # whether `training.cuda_graphs` does something here
+    drops_captions: ClassVar[bool] = False  # whether `training.caption_dropout` does
     phases: ClassVar[dict[str, str]] = {}  # method -> phase of a step that its time belongs to, see `profile`
 
     def __init__(self, settings: TrainingSettings, trained: Mapping[str, nn.Module], frozen: Iterable[nn.Module] = ()):
         super().__init__()
         if settings.cuda_graphs and not self.captures:
             raise ConfigError("training.cuda_graphs is for base models and AICL only: set it to false")
+        if settings.caption_dropout and not self.drops_captions:
+            raise ConfigError(
+                "training.caption_dropout is for base models only, which learn their own unconditional branch with it: "
+                "set it to 0"
+            )
         self.settings = settings
         self.trained = nn.ModuleDict(trained)
         self._frozen = tuple(frozen)  # a tuple does not register its modules

@@ -18,6 +18,16 @@ class RunSettings:
     out: str = "runs"
     seed: int = 0
 
+    def __post_init__(self):
+        parts = self.name.split("/")
+        if any(part in ("", ".", "..") or len(part.encode(errors="replace")) > 200 for part in parts):
+            raise ConfigError(f"run.name is {self.name[:80]!r}: it must be a name for a folder inside run.out")
+        for name, value in (("name", self.name), ("out", self.out)):
+            if not value or not value.isprintable():
+                raise ConfigError(f"run.{name} is {value[:80]!r}: it must be a name for a folder")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"run.seed is {self.seed}: it must be a whole number from 0 to 2^63 - 1")
+
 
 @dataclass
 class TrainingSettings:
