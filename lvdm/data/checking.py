@@ -28,7 +28,8 @@ def check_record(record: ClipRecord, quick: bool = False) -> Result:
         info = probe(record.path) if quick else check_video(record.path)
     except VideoError as error:
         return result | {"error": str(error)}
-    return result | {"frames": info.num_frames, "fps": info.fps, "width": info.width, "height": info.height}
+    result |= {"frames": info.num_frames, "fps": info.fps, "width": info.width, "height": info.height}
+    return result | {"damaged": info.damaged}
 
 
 def check_records(
@@ -42,8 +43,10 @@ def check_records(
 
     Results are appended to `report`.jsonl as they come. A later call takes from there what has been checked as
     thoroughly and has not changed since, so an interrupted check goes on and a repeated one sees only new files.
-    The report has `checked`, `broken` {key: reason}, and the ranges of frames, fps and sizes of the good ones.
+    The report has `checked`, `broken` {key: reason}, `damaged` {key: how many frames decode with errors} of those that
+    can be used, and the ranges of frames, fps and sizes of the good ones.
     """
+    records = list({record.key: record for record in records}.values())  # a video with several captions is checked once
     journal = Path(f"{report}.jsonl")
     make_folder(journal.parent)
     results = _still_valid(_read_journal(journal), records, quick)
@@ -133,6 +136,11 @@ def _summary(results: Sequence[Result], quick: bool) -> Result:
         "checked": len(results),
         "quick": quick,
         "broken": {result["key"]: result["error"] for result in results if result["error"]},
+    }
+    summary["damaged"] = {
+        result["key"]: f"{result['damaged']} of {result['frames']} frames decode with errors"
+        for result in good
+        if isinstance(result.get("damaged"), int) and result["damaged"] > 0
     }
     for name in ("frames", "fps") if good else ():
         values = [result[name] for result in good]

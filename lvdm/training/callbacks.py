@@ -113,27 +113,6 @@ class Checkpoints(Callback):
         rank_zero_info(f"{signal.Signals(number).name}: writing a checkpoint after this step, then stopping")
 
 
-class Diagnostics(Callback):
-    """Every `every` steps: log the module's diagnostics of the batch just trained on, a mean over all devices."""
-
-    def __init__(self, every: int, progress: Progress):
-        self.every, self.progress = every, progress
-        self._measured = progress.step
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, module: TrainingModule, outputs: Any, batch: dict[str, Any], batch_idx: int
-    ) -> None:
-        step = self.progress.step
-        if step == self._measured or step % self.every:
-            return
-        self._measured = step
-        with torch.no_grad(), module.showing(), module.autocast():
-            values = module.diagnostics(module.prepare(batch))
-        values = {name: float(trainer.strategy.reduce(value, reduce_op="mean")) for name, value in values.items()}
-        for logger in trainer.loggers if values else ():
-            logger.log_metrics(values, step)
-
-
 class Previews(Callback):
     """Every so often: the same few samples, generated from the same noise, as videos on disk and in the loggers."""
 

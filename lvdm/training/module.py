@@ -1,6 +1,6 @@
 """What every training has in common, as a LightningModule: one optimiser, one loss for each sample, no host waits."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,8 +74,13 @@ class TrainingModule(pl.LightningModule):
         return {}
 
     def diagnostics(self, batch: Batch) -> dict[str, Tensor]:
-        """Further numbers to log now and then, of one device's batch: name -> scalar. Called without gradients."""
+        """Further numbers to log and draw now and then, of one device's batch: name -> scalar. Called without
+        gradients."""
         return {}
+
+    def judge_diagnostics(self, histories: Mapping[str, Sequence[tuple[int, float]]]) -> str | None:
+        """A sentence of warning where the (step, value) pairs of the diagnostics so far look wrong, else None."""
+        return None
 
     # -- what Lightning calls ---------------------------------------------------------------------------------------
 

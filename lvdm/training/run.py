@@ -15,7 +15,7 @@ from lvdm import config as configs
 from lvdm.errors import ConfigError
 from lvdm.files import disk_errors, locked, make_folder
 from lvdm.models import set_backend
-from lvdm.training.callbacks import Checkpoints, Counter, Diagnostics, Previews
+from lvdm.training.callbacks import Checkpoints, Counter, Previews
 from lvdm.training.checkpoints import (
     STATE,
     Progress,
@@ -26,6 +26,7 @@ from lvdm.training.checkpoints import (
     newest_whole,
     read_progress,
 )
+from lvdm.training.diagnostics import Diagnostics
 from lvdm.training.logs import CSVLog
 from lvdm.training.metrics import Meter
 from lvdm.training.module import TrainingModule
@@ -102,7 +103,7 @@ def _train(
     checkpoints = Checkpoints(settings, progress, meter, folder / "checkpoints")
     callbacks = [Counter(settings, progress), meter, checkpoints]
     if reports.diagnostics:
-        callbacks.append(Diagnostics(reports.diagnostics, progress))
+        callbacks.append(Diagnostics(reports.diagnostics, progress, folder))
     if settings.preview_every:
         callbacks.append(Previews(settings, progress, folder / "previews"))
     trainer = build_trainer(settings, options, logger=loggers, callbacks=callbacks, default_root_dir=folder)

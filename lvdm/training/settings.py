@@ -144,7 +144,7 @@ class LoggingSettings:
     RENAMED: ClassVar[dict[str, str]] = {"gauges": "diagnostics"}
 
     every: int = 50  # steps between two lines; the loss is also checked then
-    diagnostics: int | None = None  # steps between two measurements of TrainingModule.diagnostics
+    diagnostics: int | None = 100  # steps between two measurements of TrainingModule.diagnostics, null for none
     tensorboard: bool = True
     wandb: str | None = None  # name of a Weights & Biases project
 
