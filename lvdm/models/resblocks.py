@@ -50,14 +50,17 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """emb: (b, emb_channels), after its activation."""
-        emb = self.emb(emb)[:, None, None, None]  # (b, 1, 1, 1, c) or 2c
-        h = self.conv1(self.resample(self.activation(self.norm1(x))))
+        emb = self.emb(emb)  # (b, c) or 2c
+        silu = isinstance(self.activation, nn.SiLU)
+        h = self.norm1(x, silu=silu)
+        h = self.conv1(self.resample(h if silu else self.activation(h)), bias=False)
         if self.scale_shift:
-            scale, shift = emb.chunk(2, dim=-1)
-            h = self.norm2(h) * (1 + scale) + shift
+            scale, shift = emb[:, None, None, None].chunk(2, dim=-1)
+            h = self.activation(self.norm2(h, self.conv1.bias) * (1 + scale) + shift)
         else:
-            h = self.norm2(h + emb)
-        h = self.conv2(self.dropout(self.activation(h)))
+            h = self.norm2(h, self.conv1.bias + emb, silu=silu)
+            h = h if silu else self.activation(h)
+        h = self.conv2(self.dropout(h))
         h = self.skip(self.resample(x)) + h
         return h if self.temporal_conv is None else self.temporal_conv(h)
 
@@ -75,8 +78,9 @@ class TemporalConvBlock(nn.Module):
         zero_init(self.convs[-1])
 
     def forward(self, x: Tensor) -> Tensor:
-        h = x
+        h, shift = x, None
         for i, (norm, convolution) in enumerate(zip(self.norms, self.convs)):
-            h = F.silu(norm(h))
-            h = convolution(F.dropout(h, self.DROPOUT, self.training and i > 0))
-        return x + h
+            h = norm(h, shift, silu=True)
+            h = convolution(F.dropout(h, self.DROPOUT, self.training and i > 0), bias=False)
+            shift = convolution.bias
+        return x + (h + shift)
