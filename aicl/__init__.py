@@ -5,11 +5,11 @@ from typing import Any
 
 _HOMES = {
     "adapter": ("load_adapter", "save_adapter"),
-    "encoded": ("EncodedReferences",),
-    "integration": ("IntegratedUNet", "IntegrationConfig", "Memory", "integrate"),
+    "motion_features": ("MotionFeatures",),
+    "action_integration": ("IntegratedUNet", "IntegrationConfig", "ReferenceContext", "integrate"),
     "pipeline": ("AICLPipeline",),
-    "prism": ("ActionPrism", "PrismConfig"),
-    "references": ("Library", "VerbIndex", "VerbPicker", "load_library", "save_library"),
+    "action_prism": ("ActionPrism", "PrismConfig"),
+    "reference_retrieval": ("Library", "VerbIndex", "VerbPairSampler", "load_library", "save_library"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -15,8 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from aicl.integration import IntegratedUNet, IntegrationConfig, integrate, layout_of
-from aicl.prism import ActionPrism, PrismConfig
+from aicl.action_integration import IntegratedUNet, IntegrationConfig, integrate, layout_of
+from aicl.action_prism import ActionPrism, PrismConfig
 from lvdm import config as configs
 from lvdm.checkpoints import check_entries
 from lvdm.errors import CheckpointError

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 
-from aicl.integration import IntegrationConfig, integrate
+from aicl.action_integration import IntegrationConfig, integrate
+from aicl.action_prism import ActionPrism
 from aicl.pipeline import AICLPipeline
-from aicl.prism import ActionPrism
 from aicl.training import AICLSections, build_base_pipeline, build_prism
 from lvdm import config as configs
 from lvdm.benchmarks import GB, Record, machine
@@ -72,7 +72,7 @@ def overhead(config: Path, model: Path, references: int, steps: int, device: str
     The paper gives 0.5% for the prism. `added` compares the sampling with references, the prism's and the reading of
     the references included, with the base model's; decoding the video is the same in both and left out.
     """
-    settings = TrainingSettings(steps=1, batch_size=1, precision="bf16")
+    settings = TrainingSettings(steps=1, batch_size=1, precision="bfloat16")
     sections = configs.load(config)
     pipeline = build_base_pipeline(AICLSections.Base(config=str(model)), settings)
     prism: ActionPrism = build_prism(sections["prism"], pipeline, settings)

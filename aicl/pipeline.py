@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from aicl.action_integration import IntegratedUNet, ReferenceContext
+from aicl.action_prism import ActionPrism
 from aicl.adapter import AdapterInfo, Fingerprint, load_adapter, save_adapter
 from aicl.clock import Clock
-from aicl.encoded import ENDING, EncodedReferences, concatenate
-from aicl.integration import IntegratedUNet, Memory
-from aicl.prism import ActionPrism
+from aicl.motion_features import ENDING, MotionFeatures, concatenate
 from lvdm import config as configs
 from lvdm.checkpoints import load_pipeline, save_pipeline
 from lvdm.checkpoints.folder import new_folder
@@ -24,7 +24,7 @@ from lvdm.video import frame_indices, load_clip, probe, resize_crop, to_frames
 
 Video = str | os.PathLike | Tensor
 """A video file, or pixels uint8 (t, h, w, 3)."""
-Reference = Video | EncodedReferences
+Reference = Video | MotionFeatures
 """A video, encoded references, or their file (.safetensors)."""
 
 FOLDER_FILE = "aicl.yaml"
@@ -214,7 +214,7 @@ class AICLPipeline:
         num_frames: int | None = None,
         size: tuple[int, int] | None = None,
         fps: float | None = None,
-    ) -> EncodedReferences:
+    ) -> MotionFeatures:
         """R of one list of videos for all samples, or of one list for each, in one call of the prism (eq. 4-6).
 
         captions: one for all, one for each video, or in lists like the videos. A video becomes a clip of `num_frames`
@@ -246,16 +246,14 @@ class AICLPipeline:
         size: tuple[int, int],
         fps: float | None,
         clock: Clock,
-    ) -> EncodedReferences:
+    ) -> MotionFeatures:
         """R of whatever kind of references a call was given."""
         self._adapter()
-        kinds = [isinstance(item, EncodedReferences) or is_encoded_file(item) for item in references]
+        kinds = [isinstance(item, MotionFeatures) or is_encoded_file(item) for item in references]
         if any(kinds):
             if not all(kinds):
                 raise ConfigError("give either videos or encoded references: encode the videos with encode_references")
-            parts = [
-                item if isinstance(item, EncodedReferences) else EncodedReferences.load(item) for item in references
-            ]
+            parts = [item if isinstance(item, MotionFeatures) else MotionFeatures.load(item) for item in references]
             if not all(part.prism.matches(Fingerprint.of(self.prism)) for part in parts):
                 raise CheckpointError("these references were encoded with another adapter: encode their videos again")
             return concatenate(parts)
@@ -273,7 +271,7 @@ class AICLPipeline:
         size: tuple[int, int],
         fps: float,
         clock: Clock,
-    ) -> EncodedReferences:
+    ) -> MotionFeatures:
         prism, _ = self._adapter()
         clips, numbers = [], {}  # each different video is read and encoded once
         for video in (video for row in rows for video in row):
@@ -292,11 +290,11 @@ class AICLPipeline:
         features = prism(latents[order].unflatten(0, shape), context.unflatten(0, shape))
         clock.lap("prism")
         sources = ["pixels" if isinstance(video, Tensor) else str(video) for video in rows[0]]
-        return EncodedReferences(features, (num_frames,) * shape[1], Fingerprint.of(prism), sources)
+        return MotionFeatures(features, (num_frames,) * shape[1], Fingerprint.of(prism), sources)
 
     def _memory(
-        self, encoded: EncodedReferences, samples: int, weights: Sequence[float] | None, scale: float, lead: float
-    ) -> Memory | None:
+        self, encoded: MotionFeatures, samples: int, weights: Sequence[float] | None, scale: float, lead: float
+    ) -> ReferenceContext | None:
         _, integrated = self._adapter()
         lead_from = round((1 - check_lead(lead)) * len(self.base.components.schedule)) if lead else None
         if len(encoded.features) not in (1, samples):
@@ -343,7 +341,11 @@ def check_reference(video: Video) -> None:
 
 
 def _branches(
-    negative: Condition, positive: Condition, memory: Memory | None, guidance: float, reference_guidance: float | None
+    negative: Condition,
+    positive: Condition,
+    memory: ReferenceContext | None,
+    guidance: float,
+    reference_guidance: float | None,
 ) -> tuple[list[Condition], list[float]]:
     """Guidance branches and their weights: e(none), e(text) where it has a strength of its own, e(text, R)."""
     if memory is None:
@@ -356,7 +358,7 @@ def _branches(
 
 def _listed(references: Reference | Sequence[Any]) -> Sequence[Any]:
     """A single reference as a list of one."""
-    return [references] if isinstance(references, str | os.PathLike | Tensor | EncodedReferences) else references
+    return [references] if isinstance(references, str | os.PathLike | Tensor | MotionFeatures) else references
 
 
 def _rows(
@@ -391,5 +393,5 @@ def _key(video: Video) -> str | int:
 
 
 def is_encoded_file(item: object) -> bool:
-    """Whether a reference is given as a file of `EncodedReferences`."""
+    """Whether a reference is given as a file of `MotionFeatures`."""
     return isinstance(item, str | os.PathLike) and Path(item).suffix == ENDING

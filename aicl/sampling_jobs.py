@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import Tensor
 
-from aicl.companions import COMPARISON, companion
 from aicl.pipeline import AICLPipeline, check_reference, is_encoded_file
-from aicl.references import Library, load_library
+from aicl.reference_retrieval import Library, load_library
+from aicl.sidecar_files import COMPARISON, companion
 from lvdm import config as configs
 from lvdm.errors import ConfigError, DataError, VideoError
 from lvdm.files import atomic_path, write_json

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import torch
 
-from aicl.integration import IntegrationConfig, integrate
+from aicl.action_integration import IntegrationConfig, integrate
+from aicl.action_prism import ActionPrism, PrismConfig
 from aicl.pipeline import FOLDER_FILE, AICLPipeline
-from aicl.prism import ActionPrism, PrismConfig
 from lvdm import cli
 from lvdm import config as configs
 from lvdm.checkpoints import load_pipeline

@@ -9,8 +9,8 @@ from lvdm import config as configs
 from lvdm.training.tasks import DATA_KINDS, TASKS
 
 TASKS["aicl"] = "aicl.training:build"
-TASKS["puppet_classifier"] = "aicl.puppets.instruments:build_classifier"
-TASKS["puppet_clip"] = "aicl.puppets.instruments:build_clip"
+TASKS["puppet_classifier"] = "aicl.puppets.evaluators:build_classifier"
+TASKS["puppet_clip"] = "aicl.puppets.evaluators:build_clip"
 DATA_KINDS["puppets"] = "aicl.tasks:puppet_data"
 
 

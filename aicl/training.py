@@ -8,10 +8,10 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from aicl.action_integration import IntegratedUNet, IntegrationConfig, ReferenceAttention, ReferenceContext, integrate
+from aicl.action_prism import ActionPrism, PrismBlock, PrismConfig
 from aicl.adapter import save_adapter
-from aicl.integration import IntegratedUNet, IntegrationConfig, Memory, ReferenceAttention, integrate
-from aicl.prism import ActionPrism, PrismBlock, PrismConfig
-from aicl.references import VerbIndex, VerbPicker
+from aicl.reference_retrieval import VerbIndex, VerbPairSampler
 from lvdm import config as configs
 from lvdm.checkpoints import load_pipeline
 from lvdm.data import DataConfig, read_records
@@ -22,8 +22,8 @@ from lvdm.models.components import build_components
 from lvdm.pipeline import VideoPipeline
 from lvdm.training.base import DiffusionModule
 from lvdm.training.compile import compile_regions
-from lvdm.training.draws import Draws
 from lvdm.training.module import DTYPES
+from lvdm.training.randomness import BatchRandomness
 from lvdm.training.settings import TrainingSettings
 from lvdm.training.strategy import training_device
 from lvdm.training.tasks import DATA_KINDS, Recipe, build_data, model_folder, read_model
@@ -54,7 +54,7 @@ class AICLNetwork(nn.Module):
         memory = self.memory(*arguments)
         return self.integrated(x, timesteps, context, fps=fps, references=memory.repeat(len(x) // len(memory.features)))
 
-    def memory(self, latents: Tensor, context: Tensor, weights: Tensor | None = None) -> Memory:
+    def memory(self, latents: Tensor, context: Tensor, weights: Tensor | None = None) -> ReferenceContext:
         """R of all references of a batch in one call of the prism (eq. 4-6), ready for the UNet.
 
         latents (b, k, c, t, h, w), context (b, k, tokens, d), weights (b, k) or None for equal ones.
@@ -86,18 +86,18 @@ class AICLModule(DiffusionModule):
         self._network, self.reference_dropout = (network,), reference_dropout
 
     def losses(self, batch: dict[str, Any]) -> Tensor:
-        draws = self.draws(batch)
-        latents = self.target_latents(batch, draws)
+        randomness = self.randomness(batch)
+        latents = self.target_latents(batch, randomness)
         context, reference_context = self._contexts(batch)
         shown = self._reference_latents(batch)
-        references = (shown, reference_context, self._weights(draws, shown.shape[1]))
-        return self.denoising_losses(latents, context, batch, draws, references=references)
+        references = (shown, reference_context, self._weights(randomness, shown.shape[1]))
+        return self.denoising_losses(latents, context, batch, randomness, references=references)
 
-    def _weights(self, draws: Draws, count: int) -> Tensor | None:
+    def _weights(self, randomness: BatchRandomness, count: int) -> Tensor | None:
         """1 for references that are shown, 0 for those left out, (b, count); None where all are shown."""
         if count == 1 or not self.reference_dropout:
             return None
-        shown = draws.uniform(count) >= self.reference_dropout
+        shown = randomness.uniform(count) >= self.reference_dropout
         shown[:, 0] = True
         return shown.float()
 
@@ -120,7 +120,7 @@ class AICLModule(DiffusionModule):
         context = self.context(captions, _first_frames(batch), cached)
         return context[:b], context[b:].unflatten(0, (b, -1))
 
-    def gauges(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def diagnostics(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """reference_gap: how much the loss rises with another sample's references, the same noise given.
 
         It parts from zero when the model begins to read references, long before videos show it.
@@ -218,8 +218,8 @@ def build(recipe: Recipe) -> tuple[AICLModule, pl.LightningDataModule]:
         encoders = load_encoders(model_folder(sections.base.path), "cpu")  # in float32, whatever this run computes in
         check_encoders(data.cache, encoders.codec, encoders.text)
     records = read_records(data)
-    picker = VerbPicker(VerbIndex([record.caption for record in records]), sections.references or 1)
-    return module, build_data(sections.data, recipe, picker=picker, records=records)
+    pair_sampler = VerbPairSampler(VerbIndex([record.caption for record in records]), sections.references or 1)
+    return module, build_data(sections.data, recipe, pair_sampler=pair_sampler, records=records)
 
 
 def build_base_pipeline(base: AICLSections.Base, settings: TrainingSettings) -> VideoPipeline:
@@ -235,5 +235,5 @@ def build_base_pipeline(base: AICLSections.Base, settings: TrainingSettings) -> 
 
 def build_prism(section: dict[str, Any], pipeline: VideoPipeline, settings: TrainingSettings) -> ActionPrism:
     """The prism of section `prism`, which by default reads the base model's text features whatever their width."""
-    section = {"context_dim": pipeline.config.text.width, "use_checkpoint": settings.checkpointing, **section}
+    section = {"context_dim": pipeline.config.text.width, "use_checkpoint": settings.gradient_checkpointing, **section}
     return ActionPrism(configs.from_mapping(PrismConfig, section, where="prism"))

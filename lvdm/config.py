@@ -55,15 +55,16 @@ def from_mapping(cls: type[T], mapping: Mapping[str, Any], where: str = "config"
 
     Understands nested dataclasses, unions and None, `Literal`, `list[...]`, `tuple[...]`, `dict[str, ...]`, `Path` and
     plain types. An int is accepted for a float; a bool never counts as a number. `where` names the mapping in errors.
+    A dataclass says which of its keys had another name before in a class attribute `RENAMED`, {old name: new name}.
 
-    Raises ConfigError for an unknown key, a missing key or a value of the wrong type.
+    Raises ConfigError for an unknown or renamed key, a missing key or a value of the wrong type.
     """
     if isinstance(mapping, cls):
         return mapping
     if not isinstance(mapping, Mapping):
         raise ConfigError(f"{where} must be a mapping, got {mapping!r}")
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
-    check_keys(mapping, fields, where)
+    check_keys(mapping, fields, where, renamed_keys(cls))
     for name, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and name not in mapping:
@@ -89,14 +90,23 @@ def save(path: str | os.PathLike, mapping: Mapping[str, Any]) -> None:
         temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(dict(mapping))), encoding="utf-8")
 
 
-def check_keys(given: Iterable[str], valid: Iterable[str], where: str) -> None:
-    """Raise ConfigError for the first of `given` that is not in `valid`, naming the nearest valid key.
+def renamed_keys(cls: type) -> Mapping[str, str]:
+    """Old name -> new name of the keys of dataclass `cls` that were renamed."""
+    return getattr(cls, "RENAMED", {})
+
+
+def check_keys(
+    given: Iterable[str], valid: Iterable[str], where: str, renamed: Mapping[str, str] | None = None
+) -> None:
+    """Raise ConfigError for the first of `given` that is not in `valid`, naming its new name or the nearest valid key.
 
     >>> check_keys(["modle_channels"], ["model_channels"], "unet")
     ConfigError: unknown key 'modle_channels' in unet: did you mean 'model_channels'?
     """
     valid = [str(key) for key in valid]
     for key in given:
+        if renamed and key in renamed:
+            raise ConfigError(f"'{key}' in {where} is called '{renamed[key]}' now: write that instead")
         if key not in valid:
             near = difflib.get_close_matches(str(key), valid, n=1)
             hint = f"did you mean '{near[0]}'?" if near else f"valid keys are {', '.join(valid) or 'none'}"
@@ -151,7 +161,7 @@ def _check_override(key: str, value: Any, kind: Any, where: str) -> None:
         present, allowed = value if isinstance(value, Mapping) else {}, _fields(kind)
         if part not in present and part not in allowed and _is_free(kind):
             return
-        check_keys([part], {**allowed, **present}, where)
+        check_keys([part], {**allowed, **present}, where, _renamed(kind))
         value, kind = present.get(part), allowed.get(part, Any if _is_free(kind) else None)
 
 
@@ -161,6 +171,11 @@ def _fields(kind: Any) -> dict[str, Any]:
         if dataclasses.is_dataclass(option):
             return typing.get_type_hints(option)
     return {}
+
+
+def _renamed(kind: Any) -> Mapping[str, str]:
+    """The renamed keys of the dataclass that `kind` is or may be."""
+    return next((renamed_keys(o) for o in (kind, *typing.get_args(kind)) if dataclasses.is_dataclass(o)), {})
 
 
 def _is_free(kind: Any) -> bool:

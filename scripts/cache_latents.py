@@ -1,12 +1,13 @@
 """Encode a data set once, so that training reads latents and text features instead of videos and captions.
 
     python scripts/cache_latents.py --config configs/aicl_lvdm.yaml --base checkpoints/lvdm_t2v_256 \\
-        --out cache/webvid data.clip.view.variants=4
-    torchrun --nproc-per-node 8 scripts/cache_latents.py --config ... --base ... --out ... data.clip.view.variants=4
+        --out cache/webvid data.clip.augmentation.cached_crops=4
+    torchrun --nproc-per-node 8 scripts/cache_latents.py --config ... --base ... --out ... \\
+        data.clip.augmentation.cached_crops=4
 
-Each video gets data.clip.view.variants fixed views. Interrupt it and run it again: it goes on; --verify first reads all
-that is there and makes anew what is damaged; --no-text leaves the captions out. Then train with data.cache=OUT and the
-same data.clip.view.variants.
+Each video gets data.clip.augmentation.cached_crops fixed augmentations. Interrupt it and run it again: it goes on;
+--verify first reads all that is there and makes anew what is damaged; --no-text leaves the captions out. Then
+train with data.cache=OUT and the same data.clip.augmentation.cached_crops.
 """
 
 import argparse
@@ -19,11 +20,11 @@ from lvdm import cli
 from lvdm.config import from_mapping, load
 from lvdm.data import ClipCache, DataConfig, cache_settings, read_records
 from lvdm.data.caching import cache_clips, cache_texts, encoder_settings, load_encoders, remove_damaged
-from lvdm.data.catalogue import DataSchema
+from lvdm.data.manifest import DataSchema
 from lvdm.errors import ConfigError
 from lvdm.training.tasks import model_folder
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def parse() -> argparse.Namespace:
@@ -52,7 +53,7 @@ def main() -> int:
     config = load(args.config, args.overrides, DataSchema)
     data = from_mapping(DataConfig, config.get("data", {}), "data")
     seed = config.get("run", {}).get("seed", 0)
-    precision = args.precision or config.get("training", {}).get("precision", "fp32")
+    precision = args.precision or config.get("training", {}).get("precision", "float32")
     if precision not in PRECISIONS:
         raise ConfigError(f"training.precision = {precision} is unknown: choose one of {', '.join(PRECISIONS)}")
     records = read_records(data)
@@ -85,7 +86,7 @@ def main() -> int:
         )
     if text is not None and rank == 0:
         cache_texts(cache, [record.caption for record in records], text, precision=PRECISIONS[precision])
-    print(f"{args.out} is complete" + (f"; {broken} views of broken videos are left out" if broken else ""))
+    print(f"{args.out} is complete" + (f"; {broken} augmentations of broken videos are left out" if broken else ""))
     return 0
 
 

@@ -15,9 +15,9 @@ from tqdm import tqdm
 
 from lvdm import cli
 from lvdm.config import from_mapping, load
-from lvdm.data import Catalogue, DataConfig, read_records
-from lvdm.data.catalogue import DataSchema
+from lvdm.data import DataConfig, Manifest, read_records
 from lvdm.data.checking import check_records
+from lvdm.data.manifest import DataSchema
 from lvdm.errors import ConfigError
 
 
@@ -34,17 +34,17 @@ def parse() -> argparse.Namespace:
     return parser.parse_intermixed_args()
 
 
-def catalogue(args: argparse.Namespace) -> Catalogue:
+def manifest(args: argparse.Namespace) -> Manifest:
     if args.config:
         return from_mapping(DataConfig, load(args.config, args.overrides, DataSchema).get("data", {}), "data")
     if not (args.kind and args.path):
         raise ConfigError("say what to check: --config FILE, or --kind and --path")
-    return Catalogue(kind=args.kind, path=args.path, captions=args.captions)
+    return Manifest(kind=args.kind, path=args.path, captions=args.captions)
 
 
 def main() -> int:
     args = parse()
-    records = read_records(catalogue(args))
+    records = read_records(manifest(args))
     with tqdm(total=len(records), unit="video") as bar:
 
         def progress(done: int, total: int, broken: int) -> None:

@@ -19,7 +19,7 @@ from aicl.evaluation.accuracy import TransformersClassifier
 from aicl.evaluation.protocol import read_result, write_result
 from aicl.evaluation.tables import COLUMNS, Table, latex, markdown
 from aicl.evaluation.weights import file_hash
-from aicl.puppets.instruments import load_instrument
+from aicl.puppets.evaluators import load_evaluator
 from lvdm import cli
 from lvdm.errors import ConfigError
 from lvdm.files import check_writable
@@ -109,10 +109,10 @@ def networks(args: argparse.Namespace) -> folders.Networks:
         if args.fvd or args.clip or args.classifier:
             raise ConfigError("--puppets brings its own networks: leave --fvd, --clip and --classifier out")
         found.puppet_hash = file_hash(args.puppets / "classifier.safetensors")
-        found.puppet_classifier = load_instrument(args.puppets, "classifier", device)
+        found.puppet_classifier = load_evaluator(args.puppets, "classifier", device)
         found.fvd = features.PuppetBackbone(found.puppet_classifier, found.puppet_hash)
         found.clip = clip_scores.PuppetCLIPScorer(
-            load_instrument(args.puppets, "clip", device), file_hash(args.puppets / "clip.safetensors")
+            load_evaluator(args.puppets, "clip", device), file_hash(args.puppets / "clip.safetensors")
         )
     if args.fvd:
         backbone = features.VideoMAEBackbone if (Path(args.fvd) / "config.json").is_file() else features.I3DBackbone

@@ -3,7 +3,7 @@
 examples:
   python scripts/export_model.py --base runs/puppets_base --adapter runs/puppets_aicl --out checkpoints/mine
   python scripts/export_model.py --base runs/puppets_base --adapter runs/puppets_aicl --out checkpoints/small \\
-      --dtype float16 --instruments runs/puppets_classifier runs/puppets_clip
+      --dtype float16 --evaluators runs/puppets_classifier runs/puppets_clip
 
 The folder is what `AICLPipeline.from_pretrained` and `scripts/sample.py --model` load, with a file SHA256SUMS that
 `sha256sum --check` reads. A run means its newest checkpoint. Without --adapter only the base model is written.
@@ -16,7 +16,7 @@ import torch
 
 from aicl.evaluation.weights import file_hash
 from aicl.pipeline import check_lead
-from aicl.puppets.instruments import INSTRUMENTS, load_instrument, save_instrument
+from aicl.puppets.evaluators import INSTRUMENTS, load_evaluator, save_evaluator
 from aicl.sampling_models import load_model
 from lvdm import cli
 from lvdm.checkpoints import save_pipeline
@@ -34,12 +34,12 @@ def main() -> None:
     parser.add_argument(
         "--lead", type=float, default=0.0, help="the model's default of sample.py's --lead (default: 0)"
     )
-    parser.add_argument("--instruments", nargs="+", default=[], help="runs of the puppet world's classifier and CLIP")
+    parser.add_argument("--evaluators", nargs="+", default=[], help="runs of the puppet world's classifier and CLIP")
     parser.add_argument("--out", type=Path, required=True, help="a new or empty folder")
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="of all weights")
     args = parser.parse_args()
     dtype = getattr(torch, args.dtype)
-    instruments = {name: folder for run in args.instruments for name, folder in find_instruments(run).items()}
+    evaluators = {name: folder for run in args.evaluators for name, folder in find_evaluators(run).items()}
 
     pipeline = load_model(base=args.base, adapter=args.adapter, device="cpu", dtype=args.dtype)
     if args.adapter:
@@ -47,15 +47,15 @@ def main() -> None:
         pipeline.save_pretrained(args.out)
     else:
         save_pipeline(pipeline.base.components, pipeline.base.config, args.out)
-    for name, folder in instruments.items():
-        save_instrument(args.out, name, load_instrument(folder, name), dtype)
+    for name, folder in evaluators.items():
+        save_evaluator(args.out, name, load_evaluator(folder, name), dtype)
     write_sums(args.out)
     size = sum(path.stat().st_size for path in args.out.rglob("*") if path.is_file())
     print(f"{args.out}: {size / 1e6:.1f} MB in {args.dtype}; verify with: cd {args.out} && sha256sum --check {SUMS}")
 
 
-def find_instruments(run: str) -> dict[str, Path]:
-    """The instruments that a run trained, or that lie in a folder: name -> folder. Raises CheckpointError for none."""
+def find_evaluators(run: str) -> dict[str, Path]:
+    """The evaluators that a run trained, or that lie in a folder: name -> folder. Raises CheckpointError for none."""
     found = {}
     for name in INSTRUMENTS:
         try:
@@ -63,7 +63,7 @@ def find_instruments(run: str) -> dict[str, Path]:
         except CheckpointError:
             continue
     if not found:
-        raise CheckpointError(f"{run} holds no instrument: it has neither of {', '.join(INSTRUMENTS)}.safetensors")
+        raise CheckpointError(f"{run} holds no evaluator: it has neither of {', '.join(INSTRUMENTS)}.safetensors")
     return found
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from aicl.references import build_library, save_library
+from aicl.reference_retrieval import build_library, save_library
 from lvdm import cli
-from lvdm.data import Catalogue, read_records
+from lvdm.data import Manifest, read_records
 from lvdm.errors import DataError
 
 SHOWN = 10
@@ -34,10 +34,10 @@ def main() -> None:
         raise DataError(f"{args.out} exists already: choose another --out or add --overwrite")
     if not args.source.exists():
         raise DataError(f"{args.source} does not exist: give a folder of videos, or a list of them")
-    catalogue = Catalogue(kind=args.kind, path=str(args.source))
+    manifest = Manifest(kind=args.kind, path=str(args.source))
     if not args.source.is_dir():
-        catalogue = Catalogue(kind=args.kind, path=str(args.root or args.source.parent), captions=str(args.source))
-    library = build_library(read_records(catalogue), lambda captions: tqdm(captions, unit="caption"))
+        manifest = Manifest(kind=args.kind, path=str(args.root or args.source.parent), captions=str(args.source))
+    library = build_library(read_records(manifest), lambda captions: tqdm(captions, unit="caption"))
     save_library(args.out, library)
     index = library.index
     frequent = ", ".join(f"{verb} {count}" for verb, count in list(index.counts().items())[:SHOWN])

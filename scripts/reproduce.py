@@ -1,7 +1,7 @@
 """Run a table or an experiment of the paper on the puppet world; write Markdown and LaTeX, or pictures.
 
   python scripts/reproduce.py --table I
-  python scripts/reproduce.py --table V model.path=runs/puppets_aicl instruments.classifier=runs/puppets_classifier
+  python scripts/reproduce.py --table V model.path=runs/puppets_aicl evaluators.classifier=runs/puppets_classifier
   python scripts/reproduce.py --experiment nonsense videos=64 real=600 allow_few=true
   torchrun --nproc-per-node 4 scripts/reproduce.py --table I
 

@@ -55,12 +55,12 @@ def test_each_file_keeps_the_import_rule_and_the_size_limit(path):
 @pytest.mark.parametrize(
     ("module", "source", "found"),
     [
-        ("lvdm.pipeline", "import aicl.prism", ["aicl.prism"]),
-        ("lvdm.pipeline", "def f():\n    from aicl import prism", ["aicl", "aicl.prism"]),
+        ("lvdm.pipeline", "import aicl.action_prism", ["aicl.action_prism"]),
+        ("lvdm.pipeline", "def f():\n    from aicl import action_prism", ["aicl", "aicl.action_prism"]),
         ("lvdm.models.unet", "from lvdm import data", ["lvdm.data"]),
         ("lvdm.models.unet", "from ..training import run", ["lvdm.training", "lvdm.training.run"]),
         ("lvdm.models.unet", "from . import layers\nfrom lvdm.diffusion import schedule\nimport lvdm.database", []),
-        ("aicl.prism", "from lvdm.models import attention\nimport scripts.train", ["scripts.train"]),
+        ("aicl.action_prism", "from lvdm.models import attention\nimport scripts.train", ["scripts.train"]),
         ("scripts.train", "import aicl.training, lvdm.training", []),
     ],
 )

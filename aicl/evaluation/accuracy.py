@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from aicl.evaluation.weights import files_hash, import_transformers, pretrained
-from aicl.puppets.classifier import PuppetClassifier, Verdict
+from aicl.puppets.classifier import Prediction, PuppetClassifier
 from lvdm.errors import DataError
 from lvdm.video import to_pixels
 
@@ -33,10 +33,10 @@ def top1(scores: Tensor, labels: Tensor, among: Sequence[int] | None = None) -> 
 
 
 @torch.no_grad()
-def puppet_verdict(classifier: PuppetClassifier, frames: Tensor) -> Verdict:
+def puppet_verdict(classifier: PuppetClassifier, frames: Tensor) -> Prediction:
     """What the puppet classifier says of frames (n, 3, t, h, w) in [-1, 1]; float32, on the classifier's device."""
     device = next(classifier.parameters()).device
-    return Verdict(*(part.float() for part in classifier(frames.to(device, torch.float32))))
+    return Prediction(*(part.float() for part in classifier(frames.to(device, torch.float32))))
 
 
 class TransformersClassifier:

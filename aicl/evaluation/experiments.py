@@ -17,7 +17,7 @@ from aicl.evaluation.figures import attention_sheet, feature_sheet, sample_sheet
 from aicl.evaluation.intervals import Estimate
 from aicl.evaluation.protocol import Protocol, Result, write_result
 from aicl.evaluation.puppet_chunks import Chunk, ModelFiles, Store
-from aicl.evaluation.puppet_rows import Instruments, Measured, Row, joined
+from aicl.evaluation.puppet_rows import Evaluators, Measured, Row, joined
 from aicl.evaluation.puppet_set import MAX_REFERENCES, PuppetData, Samples, draw_samples
 from aicl.evaluation.tables import COLUMNS, Table, latex, markdown
 from aicl.evaluation.weights import text_hash
@@ -42,8 +42,8 @@ class ModelPaths:
 
 
 @dataclass
-class InstrumentPaths:
-    """Folders of the trained instruments; without a CLIP, tables have no CC and FC."""
+class EvaluatorPaths:
+    """Folders of the trained evaluators; without a CLIP, tables have no CC and FC."""
 
     classifier: str
     clip: str | None = None
@@ -100,7 +100,7 @@ class Preset:
     """
 
     model: ModelPaths
-    instruments: InstrumentPaths
+    evaluators: EvaluatorPaths
     tables: list[TableSpec] = field(default_factory=list)
     pictures: list[PictureSpec] = field(default_factory=list)
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
@@ -131,8 +131,8 @@ class Experiment:
         self.preset, self.out, device = preset, Path(out), torch.device(device)
         auto = "bfloat16" if device.type == "cuda" else "float32"
         self.dtype = getattr(torch, auto if preset.precision == "auto" else preset.precision)
-        self.instruments = Instruments(preset.instruments.classifier, preset.instruments.clip, device)
-        self.store = Store(self.out / "chunks", self.instruments)
+        self.evaluators = Evaluators(preset.evaluators.classifier, preset.evaluators.clip, device)
+        self.store = Store(self.out / "chunks", self.evaluators)
 
     def model(self, row: Row) -> ModelFiles:
         """The files of a row's model: its own, else the preset's."""
@@ -227,8 +227,8 @@ class Experiment:
         written = []
         for spec in self.preset.pictures:
             chunk = Chunk(Row("", references=spec.references), spec.data, 0, 0, self.model(Row("")), self.dtype)
-            pipe, samples = chunk.load(self.instruments.device), draw_samples(spec.data, 0, 0, spec.samples)
-            clips = to_pixels(self.instruments.render(samples.references.flatten(0, 1)))  # (samples * 3, t, h, w, 3)
+            pipe, samples = chunk.load(self.evaluators.device), draw_samples(spec.data, 0, 0, spec.samples)
+            clips = to_pixels(self.evaluators.render(samples.references.flatten(0, 1)))  # (samples * 3, t, h, w, 3)
             shown = [list(some) for some in clips.unflatten(0, (-1, MAX_REFERENCES))[:, : spec.references]]
             if spec.kind == "samples":
                 written += self._draw_samples(self.out / f"{name}-samples", pipe, samples, shown)
@@ -266,7 +266,7 @@ class Experiment:
 
     def _check_counts(self) -> None:
         """Raise ConfigError for Frechet distances of too few videos."""
-        preset, features = self.preset, self.instruments.classifier.config.features
+        preset, features = self.preset, self.evaluators.classifier.config.features
         most, advice = features, "or set allow_few=true if only trends matter"
         if preset.allow_few:  # its interval leaves out one of three or more
             most, advice = 2, "or leave fvd out of its metrics"
@@ -302,7 +302,7 @@ class Experiment:
 
     def _shown_metrics(self, spec: TableSpec) -> list[str]:
         """The table's metrics without those that need a CLIP, where there is none."""
-        return [name for name in spec.metrics if self.instruments.clip is not None or name not in ("cc", "fc")]
+        return [name for name in spec.metrics if self.evaluators.clip is not None or name not in ("cc", "fc")]
 
     def _obstacles(self, spec: TableSpec) -> list[str]:
         return [f"{row.label}: not run, {why}" for row in spec.rows if (why := self.obstacle(row)) is not None]
@@ -331,13 +331,13 @@ class Experiment:
             data=str(spec.data),
             generated=count,
             real=preset.real,
-            frames=self.instruments.frames,
-            size=(self.instruments.size, self.instruments.size),
+            frames=self.evaluators.frames,
+            size=(self.evaluators.size, self.evaluators.size),
             seeds=list(preset.seeds),
             prompts=text_hash(prompts),
             real_list=text_hash([f"{spec.data} {REAL_SEED} {preset.real}"]),
             stride=1.0,
-            networks=dict(self.instruments.hashes),
+            networks=dict(self.evaluators.hashes),
             settings={"precision": str(self.dtype).removeprefix("torch."), "fc_pairs": "consecutive"},
         )
 

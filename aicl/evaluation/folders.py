@@ -23,7 +23,7 @@ from aicl.evaluation.weights import file_hash, text_hash
 from aicl.puppets.actions import INDEX
 from aicl.puppets.captions import parse
 from aicl.puppets.classifier import PuppetClassifier
-from aicl.puppets.performance import BACKGROUNDS, COLOURS
+from aicl.puppets.scene_parameters import BACKGROUNDS, COLOURS
 from lvdm.data import read_folder
 from lvdm.errors import ConfigError, DataError, VideoError
 from lvdm.video import VIDEO_ENDINGS, load_clip, probe
@@ -237,8 +237,8 @@ def _measure(
             if compare:
                 values["clip"] = features
         if batch and networks.puppet_classifier is not None:
-            verdict = puppet_verdict(networks.puppet_classifier, frames)
-            values |= {"classes": verdict.action, "looks_logits": verdict.looks}
+            prediction = puppet_verdict(networks.puppet_classifier, frames)
+            values |= {"classes": prediction.action, "looks_logits": prediction.looks}
         elif batch and networks.classifier is not None:
             values["classes"] = networks.classifier.scores(frames)
         for name, value in values.items():

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from aicl.evaluation.folders import MANIFEST
 from aicl.evaluation.protocol import VERSIONS
-from aicl.evaluation.puppet_rows import Instruments, Measured, Row, measure_row
+from aicl.evaluation.puppet_rows import Evaluators, Measured, Row, measure_row
 from aicl.evaluation.puppet_set import PuppetData
 from aicl.evaluation.weights import file_hash, files_hash, text_hash
 from aicl.pipeline import AICLPipeline, FolderConfig
@@ -89,7 +89,7 @@ class Chunk:
     dtype: torch.dtype
     compile: bool = False
 
-    def key(self, model_hashes: dict[str, str], instrument_hashes: dict[str, str]) -> str:
+    def key(self, model_hashes: dict[str, str], evaluator_hashes: dict[str, str]) -> str:
         """A hash of all that its content follows from."""
         what: dict[str, Any] = {
             "version": [VERSION, VERSIONS],
@@ -98,7 +98,7 @@ class Chunk:
             "seed": self.seed,
             "count": self.count,
             "model": model_hashes,
-            "instruments": instrument_hashes,
+            "evaluators": evaluator_hashes,
         }
         if self.row.kind != "real":
             what["dtype"] = str(self.dtype)
@@ -125,8 +125,8 @@ class Chunk:
 class Store:
     """A folder of measured chunks. Hashes of models are computed once."""
 
-    def __init__(self, folder: str | os.PathLike, instruments: Instruments) -> None:
-        self.folder, self.instruments = Path(folder), instruments
+    def __init__(self, folder: str | os.PathLike, evaluators: Evaluators) -> None:
+        self.folder, self.evaluators = Path(folder), evaluators
         self._hashes: dict[Path, str] = {}
 
     def model_hashes(self, chunk: Chunk) -> dict[str, str]:
@@ -135,7 +135,7 @@ class Store:
 
     def path(self, chunk: Chunk) -> Path:
         """Where the chunk is kept."""
-        key = chunk.key(self.model_hashes(chunk), self.instruments.hashes)
+        key = chunk.key(self.model_hashes(chunk), self.evaluators.hashes)
         return self.folder / f"{key[:32]}.safetensors"
 
     def read(self, chunk: Chunk) -> Measured | None:
@@ -173,9 +173,9 @@ class Store:
         for path, chunk, videos in tqdm(mine, desc="measuring", unit="chunk", disable=rank > 0 or not mine):
             if _files(chunk) != loaded:
                 pipeline = None  # frees the one before
-                pipeline, loaded = chunk.load(self.instruments.device), _files(chunk)
+                pipeline, loaded = chunk.load(self.evaluators.device), _files(chunk)
             measured = measure_row(
-                chunk.row, chunk.data, chunk.seed, chunk.count, self.instruments, pipeline, batch_size, videos
+                chunk.row, chunk.data, chunk.seed, chunk.count, self.evaluators, pipeline, batch_size, videos
             )
             about = {"label": chunk.row.label, "data": str(chunk.data), "seed": str(chunk.seed)}
             with atomic_path(path) as temporary:

@@ -1,6 +1,6 @@
 """Rows of the puppet world's tables, made and measured on one device without a file in between.
 
-Prompts and references are drawn as numbers, references rendered, videos generated in large batches, and the instruments
+Prompts and references are drawn as numbers, references rendered, videos generated in large batches, and the evaluators
 look at them where they lie. What remains of a video is a few hundred numbers.
 """
 
@@ -14,7 +14,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from aicl.companions import REFERENCE, companion
 from aicl.evaluation.accuracy import puppet_verdict
 from aicl.evaluation.clip_scores import PuppetCLIPScorer, clip_consistency, frame_consistency
 from aicl.evaluation.folders import MANIFEST
@@ -25,10 +24,11 @@ from aicl.pipeline import AICLPipeline
 from aicl.puppets.actions import ACTIONS
 from aicl.puppets.classifier import PuppetClassifier
 from aicl.puppets.data import FPS
-from aicl.puppets.instruments import load_instrument
-from aicl.puppets.performance import looks
+from aicl.puppets.evaluators import load_evaluator
 from aicl.puppets.programs import program_bank
 from aicl.puppets.renderer import render
+from aicl.puppets.scene_parameters import looks
+from aicl.sidecar_files import REFERENCE, companion
 from lvdm.errors import ConfigError
 from lvdm.training.tasks import newest_export
 from lvdm.video import to_frames, to_pixels, write_video
@@ -73,7 +73,7 @@ class Row:
             raise ConfigError(f"row '{self.label}': group {list(self.group)} must be [i, n] with 0 <= i < n")
 
 
-class Instruments:
+class Evaluators:
     """The networks that measure, on one device: the classifier, and the small CLIP where its folder is given.
 
     A folder is that of the weights, or of the training run that made them. Raises CheckpointError for missing ones.
@@ -82,13 +82,13 @@ class Instruments:
     def __init__(self, classifier: str | os.PathLike, clip: str | os.PathLike | None, device: torch.device) -> None:
         self.device = device
         folder = newest_export(os.fspath(classifier), "classifier.safetensors")
-        self.classifier: PuppetClassifier = load_instrument(folder, "classifier", device)
+        self.classifier: PuppetClassifier = load_evaluator(folder, "classifier", device)
         self.hashes = {"classifier": file_hash(folder / "classifier.safetensors")}
         self.clip = None
         if clip is not None:
             folder = newest_export(os.fspath(clip), "clip.safetensors")
             self.hashes["clip"] = file_hash(folder / "clip.safetensors")
-            self.clip = PuppetCLIPScorer(load_instrument(folder, "clip", device), self.hashes["clip"])
+            self.clip = PuppetCLIPScorer(load_evaluator(folder, "clip", device), self.hashes["clip"])
         self._bank = tuple(tensor.to(device) for tensor in program_bank(0, 0))
 
     @property
@@ -112,13 +112,13 @@ class Instruments:
 
         Their motion is compared with that of `references` and of `others`, one clip a video, all of one shape.
         """
-        verdict = puppet_verdict(self.classifier, frames)
+        prediction = puppet_verdict(self.classifier, frames)
         flow, reference_flow, other_flow = (video_flow(clips) for clips in (frames, references, others))
         motion = motion_histogram(flow)
         measured = {
-            "action_logits": verdict.action,
-            "looks_logits": verdict.looks,
-            "features": verdict.features,
+            "action_logits": prediction.action,
+            "looks_logits": prediction.looks,
+            "features": prediction.features,
             "dynamics": dynamic_degree(flow),
             "reference_dynamics": dynamic_degree(reference_flow),
             "motion": motion_similarity(motion, motion_histogram(reference_flow)),
@@ -137,14 +137,14 @@ def measure_row(
     data: PuppetData,
     seed: int,
     count: int,
-    instruments: Instruments,
+    evaluators: Evaluators,
     pipeline: AICLPipeline | None = None,
     batch_size: int = 128,
     save_videos: Path | None = None,
 ) -> Measured:
     """Make and measure samples 0 to count - 1 of a seed. Real rows need no pipeline, those "autoencoder" its codec.
 
-    Returns, beside what `Instruments.measure` tells, the truth: actions, looks, shown_actions and shown_looks
+    Returns, beside what `Evaluators.measure` tells, the truth: actions, looks, shown_actions and shown_looks
     (n, 3 references, 3), -1 for absent ones. Rows without references are compared with the first that others show:
     what they have in common with it is chance. Motion is also compared with a clip of the other of the two actions,
     the right and the wrong one. `save_videos`: a folder for mp4 files, the references that they are compared with, and
@@ -155,12 +155,12 @@ def measure_row(
         samples = draw_samples(data, seed, start, min(start + batch_size, count))
         shown, other = (samples.wrong, samples.references) if row.wrong else (samples.references, samples.wrong)
         shown = shown[:, : max(row.references, 1)]
-        references = instruments.render(shown.flatten(0, 1)).unflatten(0, shown.shape[:2])  # (n, k, 3, t, h, w)
-        frames = _videos(row, samples, shown, references, instruments, pipeline)
+        references = evaluators.render(shown.flatten(0, 1)).unflatten(0, shown.shape[:2])  # (n, k, 3, t, h, w)
+        frames = _videos(row, samples, shown, references, evaluators, pipeline)
         if save_videos is not None:
             _save(save_videos, start, to_pixels(frames).cpu(), to_pixels(references[:, 0]).cpu(), samples)
-        others = instruments.render(other[:, 0])
-        measured = instruments.measure(frames, references[:, 0], others, samples.prompts)
+        others = evaluators.render(other[:, 0])
+        measured = evaluators.measure(frames, references[:, 0], others, samples.prompts)
         parts.append(measured | _truth(row, samples, shown))
     return joined(parts)
 
@@ -175,15 +175,15 @@ def _videos(
     samples: Samples,
     shown: Tensor,
     references: Tensor,
-    instruments: Instruments,
+    evaluators: Evaluators,
     pipeline: AICLPipeline | None,
 ) -> Tensor:
-    """The videos of a batch, frames (n, 3, t, h, w) in [-1, 1] with 8-bit values, on the instruments' device."""
+    """The videos of a batch, frames (n, 3, t, h, w) in [-1, 1] with 8-bit values, on the evaluators' device."""
     if row.kind == "real":
-        return instruments.render(samples.targets)
+        return evaluators.render(samples.targets)
     if row.kind == "autoencoder":
         codec = pipeline.base.components.codec
-        frames = codec.decode(codec.posterior(instruments.render(samples.targets)).mode())
+        frames = codec.decode(codec.posterior(evaluators.render(samples.targets)).mode())
         return to_frames(to_pixels(frames))
     options = {}
     if row.references:
@@ -194,14 +194,14 @@ def _videos(
     pixels = pipeline(
         samples.prompts,
         seed=samples.noise_seeds,
-        size=(instruments.size, instruments.size),
-        num_frames=instruments.frames,
+        size=(evaluators.size, evaluators.size),
+        num_frames=evaluators.frames,
         steps=row.steps,
         guidance=row.guidance,
         progress=False,
         **options,
     )
-    return to_frames(pixels.to(instruments.device))
+    return to_frames(pixels.to(evaluators.device))
 
 
 def _save(folder: Path, start: int, videos: Tensor, references: Tensor, samples: Samples) -> None:

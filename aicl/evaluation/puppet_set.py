@@ -15,7 +15,7 @@ from torch import Tensor
 
 from aicl.puppets.actions import ACTIONS, SEEN_INDICES, UNSEEN_INDICES
 from aicl.puppets.captions import Wording, caption, describe, made_up, random_wording
-from aicl.puppets.performance import FIELDS, draw_performances, looks, uniforms
+from aicl.puppets.scene_parameters import FIELDS, draw_scene_parameters, looks, uniforms
 
 MAX_REFERENCES = 3
 _STREAM = 40  # apart from the streams of training data
@@ -109,7 +109,7 @@ def draw_samples(data: PuppetData, seed: int, start: int, stop: int) -> Samples:
 def _performances(draws: NDArray[np.float64], motions: NDArray[np.int64]) -> Tensor:
     """(n, clips, FIELDS) of draws (n, clips, width), all clips of a sample doing motions (n,)."""
     n, clips, width = draws.shape
-    rows = draw_performances(draws.reshape(-1, width), motions.repeat(clips))
+    rows = draw_scene_parameters(draws.reshape(-1, width), motions.repeat(clips))
     return torch.from_numpy(rows.reshape(n, clips, -1))
 
 

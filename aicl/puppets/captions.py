@@ -14,7 +14,7 @@ from torch import Tensor
 
 from aicl.puppets.actions import ACTIONS, SEEN_INDICES
 from aicl.puppets.names import GENERIC, gerund, made_up_phrase, third_person
-from aicl.puppets.performance import BACKGROUNDS, COLOURS, FIELD, HEIGHTS, PACES, kind_of
+from aicl.puppets.scene_parameters import BACKGROUNDS, COLOURS, FIELD, HEIGHTS, PACES, kind_of
 from lvdm.errors import DataError
 
 PEOPLE = ("person", "man", "woman")
@@ -154,7 +154,7 @@ def unseen_words() -> frozenset[str]:
 
 
 def all_words() -> tuple[str, ...]:
-    """The vocabulary with the words of the unseen actions' names added, for measuring instruments."""
+    """The vocabulary with the words of the unseen actions' names added, for measuring evaluators."""
     return tuple(sorted({*vocabulary(), *unseen_words()}))
 
 

@@ -1,4 +1,4 @@
-"""The video classifier: a measuring instrument for actions, looks and, with its features, Frechet distances.
+"""The video classifier: a measuring evaluator for actions, looks and, with its features, Frechet distances.
 
 Motion and looks are read by two separate networks, so that the motion features say little about clothes.
 """
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aicl.puppets.actions import ACTIONS
-from aicl.puppets.performance import COLOURS, LOOKS
+from aicl.puppets.scene_parameters import COLOURS, LOOKS
 from lvdm.errors import ConfigError
 
 _STAGES = 4
@@ -37,7 +37,7 @@ class ClassifierConfig:
             raise ConfigError("classifier.width must be a multiple of 8, classifier.features one of classifier.heads")
 
 
-class Verdict(NamedTuple):
+class Prediction(NamedTuple):
     """What the classifier says of clips: logits, and the features they are read from."""
 
     action: Tensor  # (b, actions)
@@ -47,7 +47,7 @@ class Verdict(NamedTuple):
 
 
 class PuppetClassifier(nn.Module):
-    """Frames in [-1, 1], (b, 3, t, h, w), of the configured size -> Verdict. 3.3 M parameters with the defaults."""
+    """Frames in [-1, 1], (b, 3, t, h, w), of the configured size -> Prediction. 3.3 M parameters with the defaults."""
 
     def __init__(self, config: ClassifierConfig | None = None) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class PuppetClassifier(nn.Module):
         )
         self.looks_head = nn.Linear(128, len(LOOKS) * len(COLOURS))
 
-    def forward(self, frames: Tensor) -> Verdict:
+    def forward(self, frames: Tensor) -> Prediction:
         expected = (3, self.config.frames, self.config.size, self.config.size)
         if tuple(frames.shape[1:]) != expected:
             raise ConfigError(
@@ -89,7 +89,7 @@ class PuppetClassifier(nn.Module):
         features = F.relu(self.to_features(moved))  # (b, features)
         frame_features = self.appearance(images).unflatten(0, (b, t))  # (b, t, 128)
         looks = self.looks_head(frame_features.mean(1)).unflatten(1, (len(LOOKS), len(COLOURS)))
-        return Verdict(self.action_head(features), looks, features, frame_features)
+        return Prediction(self.action_head(features), looks, features, frame_features)
 
 
 class _SpaceTime(nn.Module):

@@ -1,4 +1,4 @@
-"""A small CLIP of the puppet world, open_clip's class with a word tokenizer: a measuring instrument for CC and FC."""
+"""A small CLIP of the puppet world, open_clip's class with a word tokenizer: a measuring evaluator for CC and FC."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -19,10 +19,10 @@ from torch.utils.data import DataLoader, Dataset
 from aicl.puppets.actions import ACTIONS, SEEN_INDICES, UNSEEN_INDICES
 from aicl.puppets.captions import Description, Wording, caption, describe, made_up, random_wording
 from aicl.puppets.names import GENERIC
-from aicl.puppets.performance import CAMERA_FIELDS, FIELDS, MOTION_FIELDS, draw_performances, looks, uniforms
 from aicl.puppets.programs import FIRST_RANDOM, program_bank
 from aicl.puppets.renderer import render
-from lvdm.data.plan import NumberSampler
+from aicl.puppets.scene_parameters import CAMERA_FIELDS, FIELDS, MOTION_FIELDS, draw_scene_parameters, looks, uniforms
+from lvdm.data.sampling import NumberSampler
 from lvdm.errors import ConfigError
 
 _STREAM = 1  # keeps these draws apart from those of random programs
@@ -106,14 +106,14 @@ def draw_batch(config: PuppetConfig, seed: int, numbers: NDArray[np.int64]) -> d
     """The samples `numbers` as numbers and captions, without frames.
 
     number, noise_seed int64 (b,), timestep_u float64 (b,), performances float32 (b, FIELDS), caption (list), fps (b,);
-    with references also reference_performances (b, k, FIELDS) and reference_captions (list of lists of k).
+    with references also reference_scene_parameters (b, k, FIELDS) and reference_captions (list of lists of k).
     """
     clips = 1 + config.references
     width = _CHOICES + clips * (_DRAWS + _CHOICES)
     draws = uniforms(seed, numbers, width, stream=_STREAM)
     choices, per_clip = draws[:, :_CHOICES], draws[:, _CHOICES:].reshape(len(numbers), clips, _DRAWS + _CHOICES)
     motions = _motions(config, numbers, choices)
-    rows = draw_performances(per_clip[..., :_DRAWS].reshape(-1, _DRAWS), motions.repeat(clips), config.patterns)
+    rows = draw_scene_parameters(per_clip[..., :_DRAWS].reshape(-1, _DRAWS), motions.repeat(clips), config.patterns)
     rows = rows.reshape(len(numbers), clips, len(FIELDS))
     if config.references:
         _pair(config, rows, per_clip[..., _DRAWS:])
@@ -123,12 +123,12 @@ def draw_batch(config: PuppetConfig, seed: int, numbers: NDArray[np.int64]) -> d
         "number": torch.from_numpy(np.asarray(numbers, np.int64)),
         "timestep_u": torch.from_numpy(choices[:, 3].copy()),
         "noise_seed": torch.from_numpy((choices[:, 4] * 2**53).astype(np.int64)),
-        "performances": performances[:, 0].contiguous(),
+        "scene_parameters": performances[:, 0].contiguous(),
         "caption": [texts[0] for texts in captions],
         "fps": torch.full((len(numbers),), FPS * config.frames / 16),
     }
     if config.references:
-        batch["reference_performances"] = performances[:, 1:].contiguous()
+        batch["reference_scene_parameters"] = performances[:, 1:].contiguous()
         batch["reference_captions"] = [texts[1:] for texts in captions]
     return batch
 
@@ -238,13 +238,13 @@ class PuppetDataModule(pl.LightningDataModule):
     @torch.no_grad()
     def prepare(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Render a batch on the device it lies on: adds frames (b, 3, t, h, w), references (b, k, 3, t, h, w), and for
-        measuring instruments action (b,) (-1 for a random motion) and looks (b, 3). A batch with frames is kept."""
+        measuring evaluators action (b,) (-1 for a random motion) and looks (b, 3). A batch with frames is kept."""
         if "frames" in batch:
             return batch
-        rows = batch["performances"]
+        rows = batch["scene_parameters"]
         motion = rows[:, FIELDS.index("program")].long()
         batch = batch | {"action": torch.where(motion < FIRST_RANDOM, motion, -1), "looks": looks(rows)}
-        references = batch.get("reference_performances", rows.new_zeros(len(rows), 0, len(FIELDS)))
+        references = batch.get("reference_scene_parameters", rows.new_zeros(len(rows), 0, len(FIELDS)))
         together = torch.cat([rows, references.flatten(0, 1)])  # in one go: small batches are slow to launch
         frames = render(together, self.bank(rows.device), self.config.size, self.config.frames, self.compiled)
         batch["frames"] = frames[: len(rows)]

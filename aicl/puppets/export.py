@@ -38,7 +38,7 @@ def write_clips(
     rows, shown, fps = [], [], FPS * config.frames / 16
     for start in range(0, clips, _BATCH):
         batch = draw_batch(config, seed, np.arange(start, min(start + _BATCH, clips)))
-        batch["performances"] = batch["performances"].to(device)
+        batch["scene_parameters"] = batch["scene_parameters"].to(device)
         batch = renderer.prepare(batch)
         for number, pixels, action in zip(
             batch["number"].tolist(), to_pixels(batch["frames"]), batch["action"].tolist()

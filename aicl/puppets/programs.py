@@ -14,7 +14,7 @@ from torch import Tensor
 
 from aicl.puppets.actions import ACTIONS, SEEN_INDICES, action_programs
 from aicl.puppets.motion import PHASE
-from aicl.puppets.performance import uniforms
+from aicl.puppets.scene_parameters import uniforms
 from aicl.puppets.skeleton import ARM, CHANNEL, CHANNELS, NEUTRAL, PHASES
 
 Array = NDArray[np.float64]

@@ -9,7 +9,7 @@ from functools import cache, lru_cache
 import torch
 from torch import Tensor
 
-from aicl.puppets.performance import BACKGROUNDS, COLOURS, FIELD, field
+from aicl.puppets.scene_parameters import BACKGROUNDS, COLOURS, FIELD, field
 from aicl.puppets.skeleton import JOINT, PROPORTIONS, pose, turn
 
 _SHIRT, _TROUSERS, _SKIN, _SHOES = range(4)

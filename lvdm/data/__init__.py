@@ -3,28 +3,36 @@
 from typing import Any
 
 from lvdm.data.cache import CachedClip, ClipCache, fingerprint
-from lvdm.data.catalogue import Catalogue, DataConfig, read_records, read_report
 from lvdm.data.clips import ClipRecord
 from lvdm.data.dataset import ClipConfig, ClipDataset, cache_settings, collate, read_clip
 from lvdm.data.folder import read_folder
-from lvdm.data.plan import Draw, NumberSampler, Picker, View, ViewConfig, sample_rng, uniform_picker
+from lvdm.data.manifest import DataConfig, Manifest, read_records, read_report
+from lvdm.data.sampling import (
+    Augmentation,
+    AugmentationConfig,
+    NumberSampler,
+    PairSampler,
+    TrainingSample,
+    sample_rng,
+    uniform_sampler,
+)
 from lvdm.data.ucf101 import read_split, read_ucf101
 from lvdm.data.webvid import read_webvid
 
 __all__ = [
+    "Augmentation",
+    "AugmentationConfig",
     "CachedClip",
-    "Catalogue",
     "ClipCache",
     "ClipConfig",
     "ClipDataModule",
     "ClipDataset",
     "ClipRecord",
     "DataConfig",
-    "Draw",
+    "Manifest",
     "NumberSampler",
-    "Picker",
-    "View",
-    "ViewConfig",
+    "PairSampler",
+    "TrainingSample",
     "build_datamodule",
     "cache_settings",
     "collate",
@@ -37,7 +45,7 @@ __all__ = [
     "read_ucf101",
     "read_webvid",
     "sample_rng",
-    "uniform_picker",
+    "uniform_sampler",
 ]
 
 

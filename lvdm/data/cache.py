@@ -1,12 +1,13 @@
 """Latents and text features on disk, so that training need not run the autoencoder and the text encoder.
 
-A cache holds, for each video and each of its fixed views (`ViewConfig.variants`), the mean and standard deviation of
-the latent posterior. Training draws the posterior's noise itself, from the sample's seed, exactly as it does when it
-encodes files; files can be read in the same `variants` mode. So with the same models in the same precision, the losses
-from a cache and from files are the same (up to the last digits, which depend on how many clips are encoded at once).
+A cache holds, for each video and each of its fixed augmentations (`AugmentationConfig.cached_crops`), the mean and
+standard deviation of the latent posterior. Training draws the posterior's noise itself, from the sample's seed, exactly
+as it does when it encodes files; files can be read in the same `cached_crops` mode. So with the same models in the same
+precision, the losses from a cache and from files are the same (up to the last digits, which depend on how many clips
+are encoded at once).
 
     cache.json                what was cached: clip settings, seed, fingerprints of the models
-    clips/ab/abcd...          one safetensors file for each (video key, variant): mean, std and the first frame
+    clips/ab/abcd...          one safetensors file for each (video key, cached_crop): mean, std and the first frame
     text/ab/abcd...           one for each caption: context
 
 Each file carries the checksum of its tensors, verified whenever it is read, and appears whole or not at all: writing
@@ -54,6 +55,18 @@ def fingerprint(module: nn.Module, *settings: Any) -> str:
     return digest.hexdigest()[:16]
 
 
+# What settings and their values were called when older caches were written.
+_PRESENT_NAMES = {"view": "augmentation", "variants": "cached_crops"}
+_PRESENT_VALUES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+
+def _present_names(settings: Any) -> Any:
+    """The settings of a cache of any age, in the words of today."""
+    if isinstance(settings, Mapping):
+        return {_PRESENT_NAMES.get(name, name): _present_names(value) for name, value in settings.items()}
+    return _PRESENT_VALUES.get(settings, settings) if isinstance(settings, str) else settings
+
+
 class ClipCache:
     """A cache folder, opened for reading and adding. Raises DataError if there is none."""
 
@@ -61,7 +74,7 @@ class ClipCache:
         self.folder = Path(folder)
         try:
             about = json.loads((self.folder / "cache.json").read_text(encoding="utf-8"))
-            self.settings: dict[str, Any] = about["settings"]
+            self.settings: dict[str, Any] = _present_names(about["settings"])
             version = about["format"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{folder}: is not a latent cache; make one with scripts/cache_latents.py") from error
@@ -82,57 +95,61 @@ class ClipCache:
 
     def require(self, settings: Mapping[str, Any]) -> None:
         """Raise ConfigError where the cache was made with something else than these settings (some or all of them)."""
-        for name, value in json.loads(json.dumps(dict(settings))).items():
+        for name, value in _present_names(json.loads(json.dumps(dict(settings)))).items():
             if self.settings.get(name) != value:
                 raise ConfigError(
                     f"{self.folder}: was made with {name} = {self.settings.get(name)}, not {value}; "
                     "change the setting or make another cache"
                 )
 
-    def has_clip(self, key: str, variant: int) -> bool:
-        """Whether the view is settled: cached, or known to be broken."""
-        path = self._clip_path(key, variant)
+    def has_clip(self, key: str, cached_crop: int) -> bool:
+        """Whether the augmentation is settled: cached, or known to be broken."""
+        path = self._clip_path(key, cached_crop)
         return path.exists() or path.with_suffix(".broken").exists()
 
     def has_text(self, caption: str) -> bool:
         return self._text_path(caption).exists()
 
-    def write_clip(self, key: str, variant: int, clip: CachedClip) -> None:
+    def write_clip(self, key: str, cached_crop: int, clip: CachedClip) -> None:
         tensors = {"mean": clip.mean.float(), "std": clip.std.float(), "first_frame": clip.first_frame}
-        _write(self._clip_path(key, variant), tensors, {"key": key, "variant": str(variant), "fps": repr(clip.fps)})
+        _write(
+            self._clip_path(key, cached_crop),
+            tensors,
+            {"key": key, "cached_crop": str(cached_crop), "fps": repr(clip.fps)},
+        )
 
-    def write_broken(self, key: str, variant: int, reason: str) -> None:
+    def write_broken(self, key: str, cached_crop: int, reason: str) -> None:
         """Record that the video cannot be read, so that it is neither tried again nor taken for not yet cached."""
-        with atomic_path(self._clip_path(key, variant).with_suffix(".broken")) as temporary:
+        with atomic_path(self._clip_path(key, cached_crop).with_suffix(".broken")) as temporary:
             temporary.write_text(reason + "\n", encoding="utf-8")
 
     def write_text(self, caption: str, context: Tensor) -> None:
         """Store the features (tokens, d) of a caption, in their own precision."""
         _write(self._text_path(caption), {"context": context}, {"caption": caption})
 
-    def read_clip(self, key: str, variant: int) -> CachedClip:
+    def read_clip(self, key: str, cached_crop: int) -> CachedClip:
         """Raises VideoError if the video was broken or the entry is damaged, DataError if it is not there."""
-        path = self._clip_path(key, variant)
+        path = self._clip_path(key, cached_crop)
         broken = path.with_suffix(".broken")
         if broken.exists():
             raise VideoError(broken.read_text(encoding="utf-8").strip())
-        tensors, about = _read(path, f"variant {variant} of {key}")
+        tensors, about = _read(path, f"cached_crop {cached_crop} of {key}")
         return CachedClip(tensors["mean"], tensors["std"], float(about["fps"]), tensors["first_frame"])
 
     def read_text(self, caption: str) -> Tensor:
         """The features (tokens, d) of a caption. Raises VideoError if damaged, DataError if not there."""
         return _read(self._text_path(caption), f"the caption '{caption}'")[0]["context"]
 
-    def remove_damaged_clip(self, key: str, variant: int) -> bool:
+    def remove_damaged_clip(self, key: str, cached_crop: int) -> bool:
         """Verify an entry and remove it if it is damaged, so that it is made again; True if it was."""
-        return _remove_damaged(self._clip_path(key, variant))
+        return _remove_damaged(self._clip_path(key, cached_crop))
 
     def remove_damaged_text(self, caption: str) -> bool:
         """The same for the features of a caption."""
         return _remove_damaged(self._text_path(caption))
 
-    def _clip_path(self, key: str, variant: int) -> Path:
-        return self._path("clips", f"{variant}:{key}")
+    def _clip_path(self, key: str, cached_crop: int) -> Path:
+        return self._path("clips", f"{cached_crop}:{key}")
 
     def _text_path(self, caption: str) -> Path:
         return self._path("text", caption)

@@ -14,7 +14,7 @@ from lvdm.checkpoints.strict import load_strict
 from lvdm.data.cache import CachedClip, ClipCache, fingerprint
 from lvdm.data.clips import ClipRecord
 from lvdm.data.dataset import ClipConfig, read_clip
-from lvdm.data.plan import variant_view
+from lvdm.data.sampling import cached_augmentation
 from lvdm.errors import ConfigError, VideoError
 from lvdm.models.codec import LatentCodec
 from lvdm.models.components import Components, build_components
@@ -73,16 +73,22 @@ def cache_clips(
     part: tuple[int, int] = (0, 1),
     progress: Callable[[int, int, int], None] = lambda done, total, broken: None,
 ) -> int:
-    """Cache every view of every video that is not yet cached; returns how many views were broken in this call.
+    """Cache every augmentation of every video that is not yet cached; returns how many were broken in this call.
 
-    `part` = (rank, world size) does every world-size-th of the views that are left. The codec is cast to `precision`
-    and run under autocast, as training runs it.
+    `part` = (rank, world size) does every world-size-th of the augmentations that are left. The codec is cast to
+    `precision` and run under autocast, as training runs it.
     """
-    if config.view.variants is None:
-        raise ConfigError("a cache holds fixed views: set data.clip.view.variants to how many each video gets")
-    views = [(record, variant) for record in records for variant in range(config.view.variants)]
+    if config.augmentation.cached_crops is None:
+        raise ConfigError(
+            "a cache holds fixed augmentations: set data.clip.augmentation.cached_crops to how many each video gets"
+        )
+    augmentations = [
+        (record, cached_crop) for record in records for cached_crop in range(config.augmentation.cached_crops)
+    ]
     left = [
-        (record, variant) for record, variant in views[part[0] :: part[1]] if not cache.has_clip(record.key, variant)
+        (record, cached_crop)
+        for record, cached_crop in augmentations[part[0] :: part[1]]
+        if not cache.has_clip(record.key, cached_crop)
     ]
     loader = DataLoader(
         _Views(left, config, seed), batch_size=batch_size, num_workers=workers, collate_fn=list
@@ -92,18 +98,18 @@ def cache_clips(
     done = broken = 0
     progress(done, len(left), broken)
     for batch in loader:
-        readable = [view for view in batch if view["error"] is None]
-        for view in batch:
-            if view["error"] is not None:
-                cache.write_broken(view["key"], view["variant"], view["error"])
+        readable = [augmentation for augmentation in batch if augmentation["error"] is None]
+        for augmentation in batch:
+            if augmentation["error"] is not None:
+                cache.write_broken(augmentation["key"], augmentation["cached_crop"], augmentation["error"])
                 broken += 1
         if readable:
-            frames = torch.stack([to_frames(view["pixels"]) for view in readable]).to(device)
+            frames = torch.stack([to_frames(augmentation["pixels"]) for augmentation in readable]).to(device)
             with _autocast(device, precision):
                 posterior = codec.posterior(frames)
-            for view, mean, std in zip(readable, posterior.mean.cpu(), posterior.std.cpu()):
-                clip = CachedClip(mean, std, view["fps"], view["pixels"][0])
-                cache.write_clip(view["key"], view["variant"], clip)
+            for augmentation, mean, std in zip(readable, posterior.mean.cpu(), posterior.std.cpu()):
+                clip = CachedClip(mean, std, augmentation["fps"], augmentation["pixels"][0])
+                cache.write_clip(augmentation["key"], augmentation["cached_crop"], clip)
         done += len(batch)
         progress(done, len(left), broken)
     return broken
@@ -129,7 +135,10 @@ def remove_damaged(cache: ClipCache, records: Sequence[ClipRecord], config: Clip
     """Verify all entries of the records; returns how many were damaged and removed, to be made again."""
     removed = 0
     for record in records:
-        removed += sum(cache.remove_damaged_clip(record.key, variant) for variant in range(config.view.variants or 0))
+        removed += sum(
+            cache.remove_damaged_clip(record.key, cached_crop)
+            for cached_crop in range(config.augmentation.cached_crops or 0)
+        )
         removed += cache.remove_damaged_text(record.caption)
     return removed
 
@@ -137,20 +146,22 @@ def remove_damaged(cache: ClipCache, records: Sequence[ClipRecord], config: Clip
 class _Views(Dataset):
     """Views as uint8 clips, or the reason why there is none."""
 
-    def __init__(self, views: Sequence[tuple[ClipRecord, int]], config: ClipConfig, seed: int):
-        self.views, self.config, self.seed = views, config, seed
+    def __init__(self, augmentations: Sequence[tuple[ClipRecord, int]], config: ClipConfig, seed: int):
+        self.augmentations, self.config, self.seed = augmentations, config, seed
 
     def __len__(self) -> int:
-        return len(self.views)
+        return len(self.augmentations)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        record, variant = self.views[index]
-        view = {"key": record.key, "variant": variant, "error": None}
+        record, cached_crop = self.augmentations[index]
+        augmentation = {"key": record.key, "cached_crop": cached_crop, "error": None}
         try:
-            pixels, fps = read_clip(record, variant_view(self.config.view, self.seed, record.key, variant), self.config)
+            pixels, fps = read_clip(
+                record, cached_augmentation(self.config.augmentation, self.seed, record.key, cached_crop), self.config
+            )
         except VideoError as error:
-            return view | {"error": str(error)}
-        return view | {"pixels": pixels, "fps": fps}
+            return augmentation | {"error": str(error)}
+        return augmentation | {"pixels": pixels, "fps": fps}
 
 
 def _autocast(device: torch.device, precision: torch.dtype) -> torch.autocast | nullcontext:

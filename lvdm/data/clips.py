@@ -1,4 +1,4 @@
-"""What a catalogue lists: one video file, what it shows, and which class it belongs to."""
+"""What a manifest lists: one video file, what it shows, and which class it belongs to."""
 
 from dataclasses import dataclass
 from pathlib import Path

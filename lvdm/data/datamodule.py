@@ -8,10 +8,10 @@ import torch
 from torch.utils.data import DataLoader
 
 from lvdm.data.cache import ClipCache
-from lvdm.data.catalogue import DataConfig, read_records, read_report
 from lvdm.data.clips import ClipRecord
 from lvdm.data.dataset import ClipDataset, collate
-from lvdm.data.plan import NumberSampler, Picker, uniform_picker
+from lvdm.data.manifest import DataConfig, read_records, read_report
+from lvdm.data.sampling import NumberSampler, PairSampler, uniform_sampler
 
 log = logging.getLogger(__name__)
 
@@ -54,14 +54,14 @@ def build_datamodule(
     config: DataConfig,
     batch_size: int,
     seed: int,
-    picker: Picker = uniform_picker,
+    pair_sampler: PairSampler = uniform_sampler,
     records: list[ClipRecord] | None = None,
 ) -> ClipDataModule:
     """The data module of the section; `batch_size` is that of one device, `records` may be given if already read."""
     dataset = ClipDataset(
         records if records is not None else read_records(config),
         config.clip,
-        picker,
+        pair_sampler,
         seed,
         cache=ClipCache(config.cache) if config.cache else None,
         known_broken=read_report(config.report) if config.report else (),

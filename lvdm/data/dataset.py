@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -11,7 +11,15 @@ from torch.utils.data import Dataset
 
 from lvdm.data.cache import ClipCache
 from lvdm.data.clips import ClipRecord
-from lvdm.data.plan import ClipDraw, Draw, Picker, View, ViewConfig, draws, uniform_picker
+from lvdm.data.sampling import (
+    Augmentation,
+    AugmentationConfig,
+    PairSampler,
+    SampledClip,
+    TrainingSample,
+    candidates,
+    uniform_sampler,
+)
 from lvdm.errors import ConfigError, DataError, VideoError
 from lvdm.video import ShortRule, frame_indices, frame_step, open_video, resize_crop, to_frames
 
@@ -21,14 +29,16 @@ _ATTEMPTS = 100  # replacements for one sample before the data set counts as bro
 @dataclass(frozen=True)
 class ClipConfig:
     """What a training clip is: `num_frames` of `size` (h, w) pixels, at a target `fps` or a frame `stride` (1 if
-    neither is given); `short` is the rule of `frame_indices` for short videos; `view` is what varies."""
+    neither is given); `short` is the rule of `frame_indices` for short videos; `augmentation` is what varies."""
+
+    RENAMED: ClassVar[dict[str, str]] = {"view": "augmentation"}
 
     num_frames: int
     size: tuple[int, int]
     fps: float | None = None
     stride: float | None = None
     short: ShortRule = "stretch"
-    view: ViewConfig = field(default_factory=ViewConfig)
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
 
     def __post_init__(self):
         if self.fps is not None and self.stride is not None:
@@ -41,15 +51,15 @@ class ClipConfig:
             )
 
 
-def read_clip(record: ClipRecord, view: View, config: ClipConfig) -> tuple[Tensor, float]:
+def read_clip(record: ClipRecord, augmentation: Augmentation, config: ClipConfig) -> tuple[Tensor, float]:
     """The clip as uint8 pixels (t, h, w, 3), and its frame rate (1/s). Raises VideoError for a broken file."""
     video = open_video(record.path)
     info = video.info
     timing = {"source_fps": info.fps, "stride": config.stride, "target_fps": config.fps, "short": config.short}
-    indices = frame_indices(info.num_frames, config.num_frames, position=view.position, **timing)
+    indices = frame_indices(info.num_frames, config.num_frames, position=augmentation.position, **timing)
     step = frame_step(info.num_frames, config.num_frames, **timing)
-    pixels = resize_crop(video.read(indices), config.size, view.crop)
-    if view.flip:
+    pixels = resize_crop(video.read(indices), config.size, augmentation.crop)
+    if augmentation.flip:
         pixels = pixels.flip(2)
     return pixels, info.fps / step if step else info.fps
 
@@ -57,10 +67,12 @@ def read_clip(record: ClipRecord, view: View, config: ClipConfig) -> tuple[Tenso
 def cache_settings(config: ClipConfig, seed: int) -> dict[str, Any]:
     """What a cache must have been made with to stand in for reading files with `config` and `seed`.
 
-    Raises ConfigError for a config without fixed views.
+    Raises ConfigError for a config without fixed augmentations.
     """
-    if config.view.variants is None:
-        raise ConfigError("a cache holds fixed views: set data.clip.view.variants to how many each video gets")
+    if config.augmentation.cached_crops is None:
+        raise ConfigError(
+            "a cache holds fixed augmentations: set data.clip.augmentation.cached_crops to how many each video gets"
+        )
     return {"clip": asdict(config), "seed": seed}
 
 
@@ -77,7 +89,7 @@ class ClipDataset(Dataset):
     worker; `skipped` lists the errors met while making this item, so that the main process can count and report them.
 
     Args:
-        picker: chooses the target and its references, see `lvdm.data.plan`.
+        pair_sampler: chooses the target and its references, see `lvdm.data.sampling`.
         known_broken: keys of records that are not even tried (from scripts/check_data.py).
     """
 
@@ -85,29 +97,29 @@ class ClipDataset(Dataset):
         self,
         records: Sequence[ClipRecord],
         config: ClipConfig,
-        picker: Picker = uniform_picker,
+        pair_sampler: PairSampler = uniform_sampler,
         seed: int = 0,
         cache: ClipCache | None = None,
         known_broken: Iterable[str] = (),
     ):
         if not records:
             raise DataError("the data set lists no videos: check its path and its captions file")
-        self.records, self.config, self.picker, self.seed, self.cache = records, config, picker, seed, cache
+        self.records, self.config, self.pair_sampler, self.seed, self.cache = records, config, pair_sampler, seed, cache
         if cache is not None:
             cache.require(cache_settings(config, seed))
         known = set(known_broken)
         self._broken = torch.tensor([record.key in known for record in records]).share_memory_()  # by all workers
 
-    def plan(self, number: int) -> Draw:
+    def sample(self, number: int) -> TrainingSample:
         """What sample `number` is, leaving out the videos known to be broken by now."""
-        for draw in islice(self._draws(number), _ATTEMPTS):
+        for draw in islice(self._candidates(number), _ATTEMPTS):
             if not any(self._broken[clip.index] for clip in (draw.target, *draw.references)):
                 return draw
         raise DataError(self._too_many_broken(number))
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         skipped: list[str] = []
-        for draw in islice(self._draws(number), _ATTEMPTS):
+        for draw in islice(self._candidates(number), _ATTEMPTS):
             clips = [draw.target, *draw.references]
             if any(self._broken[clip.index] for clip in clips):
                 continue
@@ -123,8 +135,8 @@ class ClipDataset(Dataset):
                 return self._item(draw, parts, skipped)
         raise DataError(self._too_many_broken(number))
 
-    def _draws(self, number: int) -> Iterator[Draw]:
-        return draws(self.seed, number, self.records, self.picker, self.config.view)
+    def _candidates(self, number: int) -> Iterator[TrainingSample]:
+        return candidates(self.seed, number, self.records, self.pair_sampler, self.config.augmentation)
 
     def _too_many_broken(self, number: int) -> str:
         return (
@@ -132,19 +144,19 @@ class ClipDataset(Dataset):
             f"{len(self.records)} are broken; check the data set with scripts/check_data.py"
         )
 
-    def _load(self, clip: ClipDraw) -> dict[str, Any]:
+    def _load(self, clip: SampledClip) -> dict[str, Any]:
         record = self.records[clip.index]
         if self.cache is None:
-            pixels, fps = read_clip(record, clip.view, self.config)
+            pixels, fps = read_clip(record, clip.augmentation, self.config)
             return {"frames": to_frames(pixels), "fps": fps, "caption": record.caption}
-        cached = self.cache.read_clip(record.key, clip.variant)
+        cached = self.cache.read_clip(record.key, clip.cached_crop)
         part = {"latent_mean": cached.mean, "latent_std": cached.std, "fps": cached.fps, "caption": record.caption}
         part["first_frame"] = to_frames(cached.first_frame[None])[:, 0]
         if self.cache.settings.get("text"):
             part["context"] = self.cache.read_text(record.caption)
         return part
 
-    def _item(self, draw: Draw, parts: list[dict[str, Any]], skipped: list[str]) -> dict[str, Any]:
+    def _item(self, draw: TrainingSample, parts: list[dict[str, Any]], skipped: list[str]) -> dict[str, Any]:
         target, *references = parts
         item = {"number": draw.number, "timestep_u": draw.timestep_u, "noise_seed": draw.noise_seed}
         item |= target | {"skipped": skipped}

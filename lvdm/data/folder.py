@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lvdm.data.clips import ClipRecord
-from lvdm.data.listing import LISTING_ENDINGS, read_rows
+from lvdm.data.manifest_rows import LISTING_ENDINGS, read_rows
 from lvdm.errors import DataError
 from lvdm.video import VIDEO_ENDINGS
 

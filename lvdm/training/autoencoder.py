@@ -47,7 +47,7 @@ class AutoencoderModule(TrainingModule):
         self.register_buffer("latent_square", torch.zeros(autoencoder.embed_dim))
 
     def losses(self, batch: dict[str, Any]) -> Tensor:
-        draws, frames = self.draws(batch), self._frames(batch)
+        randomness, frames = self.randomness(batch), self._frames(batch)
         b, t = frames.shape[0], frames.shape[2]
         images = frames.transpose(1, 2).flatten(0, 1)  # (b * t, 3, h, w)
         autoencoder = self.trained["autoencoder"]
@@ -55,7 +55,7 @@ class AutoencoderModule(TrainingModule):
             raise ConfigError(f"data.clip.size {list(images.shape[2:])} must be multiples of {autoencoder.factor}")
         posterior = autoencoder.encode(images)
         mean, logvar = posterior.mean.float(), posterior.logvar.float()
-        noise = draws.normal((t, *mean.shape[1:])).flatten(0, 1)
+        noise = randomness.normal((t, *mean.shape[1:])).flatten(0, 1)
         output = autoencoder.decode(mean + torch.exp(0.5 * logvar) * noise).float()
         self._track(mean.detach(), logvar.detach())
         weights, error = self.loss, output - images

@@ -12,9 +12,9 @@ from lvdm.diffusion import Condition, Denoiser, timesteps_from_uniform
 from lvdm.models.transformers import Transformer
 from lvdm.pipeline import VideoPipeline
 from lvdm.training.compile import compile_regions
-from lvdm.training.draws import Draws
 from lvdm.training.graphs import Captured
 from lvdm.training.module import TrainingModule
+from lvdm.training.randomness import BatchRandomness
 from lvdm.training.settings import TrainingSettings
 from lvdm.video import to_pixels
 
@@ -33,7 +33,7 @@ class DiffusionModule(TrainingModule):
         components = pipeline.components
         super().__init__(settings, trained, frozen=[*components.modules().values(), unet])
         self._pipeline = (pipeline,)  # in a tuple, so that the frozen parts are not registered
-        if settings.checkpointing:
+        if settings.gradient_checkpointing:
             recompute_activations(components.unet)
         if settings.compile:
             for module in (unet, components.codec.autoencoder.encoder):
@@ -46,32 +46,32 @@ class DiffusionModule(TrainingModule):
         return self._pipeline[0]
 
     def denoising_losses(
-        self, latents: Tensor, context: Tensor, batch: dict[str, Any], draws: Draws, **extras: Any
+        self, latents: Tensor, context: Tensor, batch: dict[str, Any], randomness: BatchRandomness, **extras: Any
     ) -> Tensor:
         """Eq. 2 for each sample, (b,); eq. 9 with `references` among the extras. Latents (b, c, t, h, w) are scaled.
 
-        With n `training.draws` it is the mean over n timesteps, evenly spread from the sample's own on, each with a
-        noise of its own. The UNet then has b * n rows, those of a sample one after another.
+        With n `training.timesteps_per_sample` it is the mean over n timesteps, evenly spread from the sample's own on,
+        each with a noise of its own. The UNet then has b * n rows, those of a sample one after another.
         """
-        n, steps = self.settings.draws, len(self.pipeline.components.schedule)
+        n, steps = self.settings.timesteps_per_sample, len(self.pipeline.components.schedule)
         spread = torch.arange(n, device=latents.device) / n
         u = ((batch["timestep_u"][:, None] + spread) % 1.0).flatten()
         t = timesteps_from_uniform(u, steps, self.settings.timesteps)
-        noise = draws.normal((n, *latents.shape[1:])).flatten(0, 1)
+        noise = randomness.normal((n, *latents.shape[1:])).flatten(0, 1)
         fps = batch["fps"].repeat_interleave(n) if self.pipeline.config.defaults.fps is not None else None
         latents, context = (x.repeat_interleave(n, dim=0) if n > 1 else x for x in (latents, context))
         losses = self._denoiser.loss(latents, noise, t, Condition(context, fps, extras))
         return losses.unflatten(0, (-1, n)).mean(1)
 
     @torch.no_grad()
-    def target_latents(self, batch: dict[str, Any], draws: Draws) -> Tensor:
+    def target_latents(self, batch: dict[str, Any], randomness: BatchRandomness) -> Tensor:
         """Scaled latents (b, c, t, h, w) of the targets: a sample of the posterior, from frames or from a cache."""
         if "latent_mean" in batch:
             mean, std = batch["latent_mean"], batch["latent_std"]
         else:
             posterior = self.pipeline.components.codec.posterior(batch["frames"])
             mean, std = posterior.mean, posterior.std
-        return mean.float() + std.float() * draws.normal(mean.shape[1:])
+        return mean.float() + std.float() * randomness.normal(mean.shape[1:])
 
     def context(self, captions: Sequence[str], first_frames: Tensor, cached: Tensor | None = None) -> Tensor:
         """What the UNet is conditioned on, (n, tokens, d): texts, and first frames (n, 3, h, w) where it takes images.
@@ -108,14 +108,14 @@ class BaseModule(DiffusionModule):
         }
 
     def losses(self, batch: dict[str, Any]) -> Tensor:
-        draws = self.draws(batch)
-        latents = self.target_latents(batch, draws)
-        return self.denoising_losses(latents, self._context(batch, draws), batch, draws)
+        randomness = self.randomness(batch)
+        latents = self.target_latents(batch, randomness)
+        return self.denoising_losses(latents, self._context(batch, randomness), batch, randomness)
 
-    def _context(self, batch: dict[str, Any], draws: Draws) -> Tensor:
+    def _context(self, batch: dict[str, Any], randomness: BatchRandomness) -> Tensor:
         """The captions' context, some of them emptied for classifier-free guidance."""
         captions, text = batch["caption"], self.pipeline.components.text
-        dropped = [u < self.settings.caption_dropout for [u] in draws.host_uniform()]
+        dropped = [u < self.settings.caption_dropout for [u] in randomness.host_uniform()]
         if self.train_text:
             tokens = text.tokenize(["" if drop else caption for caption, drop in zip(captions, dropped)])
             return self._encode[0](tokens.to(self.device, non_blocking=True))

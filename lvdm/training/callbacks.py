@@ -102,8 +102,8 @@ class Checkpoints(Callback):
         rank_zero_info(f"{signal.Signals(number).name}: writing a checkpoint after this step, then stopping")
 
 
-class Gauges(Callback):
-    """Every `every` steps: log what the module gauges on the batch just trained on, a mean over all devices."""
+class Diagnostics(Callback):
+    """Every `every` steps: log the module's diagnostics of the batch just trained on, a mean over all devices."""
 
     def __init__(self, every: int, progress: Progress):
         self.every, self.progress = every, progress
@@ -117,7 +117,7 @@ class Gauges(Callback):
             return
         self._measured = step
         with torch.no_grad(), module.showing(), module.autocast():
-            values = module.gauges(module.prepare(batch))
+            values = module.diagnostics(module.prepare(batch))
         values = {name: float(trainer.strategy.reduce(value, reduce_op="mean")) for name, value in values.items()}
         for logger in trainer.loggers if values else ():
             logger.log_metrics(values, step)

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from lvdm.errors import ConfigError
 from lvdm.models.ema import EMA
-from lvdm.training.draws import Draws
 from lvdm.training.optim import build_optimizer, learning_rate
+from lvdm.training.randomness import BatchRandomness
 from lvdm.training.settings import TrainingSettings
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
 @dataclass
@@ -63,7 +63,7 @@ class TrainingModule(pl.LightningModule):
         """Videos to look at: label -> pixels uint8 (b, t, h, w, c), the same number for every label. Empty: none."""
         return {}
 
-    def gauges(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def diagnostics(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Further numbers to log now and then, of one device's batch: name -> scalar. Called without gradients."""
         return {}
 
@@ -126,13 +126,13 @@ class TrainingModule(pl.LightningModule):
 
         Weights are not cached in half precision: a copy cached under no_grad would cut gradients off later.
         """
-        if self.settings.precision == "fp32":
+        if self.settings.precision == "float32":
             return nullcontext()
         return torch.autocast(self.device.type, DTYPES[self.settings.precision], cache_enabled=False)
 
-    def draws(self, batch: dict[str, Any]) -> Draws:
-        """The random numbers of this batch, see `lvdm.training.draws`."""
-        return Draws(batch["noise_seed"].tolist(), self.device, self.settings.noise)
+    def randomness(self, batch: dict[str, Any]) -> BatchRandomness:
+        """The random numbers of this batch, see `lvdm.training.randomness`."""
+        return BatchRandomness(batch["noise_seed"].tolist(), self.device, self.settings.noise)
 
     @contextmanager
     def showing(self) -> Iterator[None]:

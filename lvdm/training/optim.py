@@ -32,7 +32,7 @@ def build_optimizer(
                 "and ninja, or set training.strategy to deepspeed_zero2 or single"
             ) from error
     # Fused kernels unscale gradients themselves, which Lightning forbids together with clipping under fp16.
-    fused = device.type == "cuda" and not settings.uses_deepspeed and settings.precision != "fp16"
+    fused = device.type == "cuda" and not settings.uses_deepspeed and settings.precision != "float16"
     return torch.optim.AdamW(parameters, fused=fused, **options)
 
 
@@ -41,5 +41,5 @@ def learning_rate(settings: TrainingSettings, step: int, progress: float) -> flo
     rate = settings.lr
     if settings.schedule == "cosine":
         wave = 0.5 * (1 + math.cos(math.pi * min(max(progress, 0.0), 1.0)))
-        rate *= settings.final_lr + (1 - settings.final_lr) * wave
+        rate *= settings.min_lr_ratio + (1 - settings.min_lr_ratio) * wave
     return rate * min(1.0, (step + 1) / (settings.warmup_steps + 1))

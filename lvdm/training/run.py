@@ -13,7 +13,7 @@ from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from lvdm import config as configs
 from lvdm.errors import CheckpointError, ConfigError
 from lvdm.models import set_backend
-from lvdm.training.callbacks import Checkpoints, Counter, Gauges, Previews
+from lvdm.training.callbacks import Checkpoints, Counter, Diagnostics, Previews
 from lvdm.training.checkpoints import Progress, list_checkpoints, read_progress
 from lvdm.training.logs import CSVLog
 from lvdm.training.metrics import Meter
@@ -25,9 +25,9 @@ from lvdm.training.tasks import Recipe, build_task
 # What may differ when a run is resumed: it changes how long, how fast and how verbosely it trains, not what it learns.
 FREE = {
     "training": {
-        "steps", "max_minutes", "strategy", "accelerator", "devices", "nodes", "accumulate", "checkpointing",
-        "attention", "compile", "cuda_graphs", "checkpoint_every", "keep", "preview_every", "previews",
-        "preview_steps", "stop_factor",
+        "steps", "max_minutes", "strategy", "accelerator", "devices", "nodes", "gradient_accumulation_steps",
+        "gradient_checkpointing", "attention", "compile", "cuda_graphs", "checkpoint_every", "keep",
+        "preview_every", "previews", "preview_steps", "stop_factor",
     },
     "run": {"out"},
     "data": {"workers"},
@@ -65,8 +65,8 @@ def train(config: dict[str, Any], resume: str = "none") -> int:
     meter = Meter(settings, reports, progress)
     checkpoints = Checkpoints(settings, progress, meter, folder / "checkpoints")
     callbacks = [Counter(settings, progress), meter, checkpoints]
-    if reports.gauges:
-        callbacks.append(Gauges(reports.gauges, progress))
+    if reports.diagnostics:
+        callbacks.append(Diagnostics(reports.diagnostics, progress))
     if settings.preview_every:
         callbacks.append(Previews(settings, progress, folder / "previews"))
     trainer = build_trainer(settings, options, logger=loggers, callbacks=callbacks, default_root_dir=folder)
@@ -89,14 +89,14 @@ def build_run(
 def build_trainer(settings: TrainingSettings, options: dict[str, Any], **others: Any) -> pl.Trainer:
     """Lightning's trainer for these settings; `options` are those of `build_strategy`, others are passed on."""
     gpu = options["accelerator"] == "gpu"
-    if gpu and settings.precision != "fp32":
+    if gpu and settings.precision != "float32":
         torch.set_float32_matmul_precision("high")  # what stays in float32 may use TF32
     return pl.Trainer(
         **options,
         max_steps=settings.steps,
         max_epochs=-1,
-        accumulate_grad_batches=settings.accumulate,
-        gradient_clip_val=settings.clip,
+        accumulate_grad_batches=settings.gradient_accumulation_steps,
+        gradient_clip_val=settings.max_grad_norm,
         limit_val_batches=0,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,  # ranks already get different sample numbers

@@ -1,7 +1,7 @@
 """What a training run can be told: the `run`, `training` and `logging` sections of its config."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from lvdm.config import check_at_least
 from lvdm.errors import ConfigError
@@ -24,8 +24,16 @@ class TrainingSettings:
     """Section `training`. Lengths are optimiser steps; the optimiser's defaults are the paper's (IV, "Model Details").
 
     `batch_size` counts the samples of one optimiser step over all devices and accumulated micro-batches, so that
-    `devices` and `accumulate` change the speed and the memory of a run but not what it learns.
+    `devices` and `gradient_accumulation_steps` change the speed and the memory of a run but not what it learns.
     """
+
+    RENAMED: ClassVar[dict[str, str]] = {
+        "clip": "max_grad_norm",
+        "accumulate": "gradient_accumulation_steps",
+        "checkpointing": "gradient_checkpointing",
+        "final_lr": "min_lr_ratio",
+        "draws": "timesteps_per_sample",
+    }
 
     steps: int
     batch_size: int
@@ -34,25 +42,27 @@ class TrainingSettings:
     weight_decay: float = 0.03
     warmup_steps: int = 0
     schedule: Literal["constant", "cosine"] = "constant"
-    final_lr: float = 0.0  # where the cosine ends, as a share of lr
+    min_lr_ratio: float = 0.0  # where the cosine ends, as a share of lr
     max_minutes: float | None = None  # time limit of the whole run, interruptions not counted
-    clip: float | None = 1.0  # largest gradient norm
+    max_grad_norm: float | None = 1.0  # largest gradient norm
     ema: float | None = None  # decay of the averaged weights; the exported files then hold the average
 
     strategy: Literal["single", "ddp", "deepspeed_zero2_offload", "deepspeed_zero2", "deepspeed_zero3"] = "single"
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     devices: int = 1
     nodes: int = 1
-    accumulate: int = 1
-    precision: Literal["bf16", "fp16", "fp32"] = "bf16"
-    checkpointing: bool = False  # recompute activations in the backward pass instead of storing them
+    gradient_accumulation_steps: int = 1
+    precision: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    gradient_checkpointing: bool = False  # recompute activations in the backward pass instead of storing them
     attention: Literal["sdpa", "xformers", "reference"] = "sdpa"  # see lvdm.models.attention.set_backend
     compile: bool = False  # torch.compile the blocks of the networks, see lvdm.training.compile
     cuda_graphs: bool = False  # launch the kernels of a step at once, see lvdm.training.graphs
 
     timesteps: Literal["uniform", "sqrt"] = "uniform"  # t = T u, or T sqrt(u), which prefers high noise
-    draws: int = 1  # timesteps and noises for each sample, which is read and encoded once for all of them
-    noise: Literal["sample", "device"] = "sample"  # who draws the noise: see lvdm.training.draws
+    timesteps_per_sample: int = (
+        1  # timesteps and noises for each sample, which is read and encoded once for all of them
+    )
+    noise: Literal["sample", "device"] = "sample"  # who draws the noise: see lvdm.training.randomness
     caption_dropout: float = 0.0  # share of the captions that are emptied, for classifier-free guidance
 
     checkpoint_every: int = 1000
@@ -63,14 +73,26 @@ class TrainingSettings:
     stop_factor: float = 20.0  # the loss explodes when it exceeds its running average by this factor
 
     def __post_init__(self):
-        counts = ("steps", "batch_size", "devices", "nodes", "accumulate", "draws", "checkpoint_every", "keep")
+        counts = (
+            "steps",
+            "batch_size",
+            "devices",
+            "nodes",
+            "gradient_accumulation_steps",
+            "timesteps_per_sample",
+            "checkpoint_every",
+            "keep",
+        )
         check_at_least(self, 1, (*counts, "preview_every", "previews", "preview_steps", "stop_factor"), "training")
-        check_at_least(self, 0, ("lr", "weight_decay", "warmup_steps", "final_lr", "max_minutes", "clip"), "training")
-        parts = self.devices * self.nodes * self.accumulate
+        check_at_least(
+            self, 0, ("lr", "weight_decay", "warmup_steps", "min_lr_ratio", "max_minutes", "max_grad_norm"), "training"
+        )
+        parts = self.devices * self.nodes * self.gradient_accumulation_steps
         if self.batch_size % parts:
             raise ConfigError(
                 f"training.batch_size = {self.batch_size} cannot be split evenly over {self.devices} devices, "
-                f"{self.nodes} nodes and {self.accumulate} accumulated micro-batches: choose a multiple of {parts}"
+                f"{self.nodes} nodes and {self.gradient_accumulation_steps} accumulated micro-batches: "
+                f"choose a multiple of {parts}"
             )
         if self.strategy == "single" and self.devices * self.nodes > 1:
             raise ConfigError(
@@ -84,10 +106,12 @@ class TrainingSettings:
                 f"training.ema does not work with training.strategy = {self.strategy}, which spreads the "
                 "full-precision weights over devices: set training.ema to null or the strategy to single or ddp"
             )
-        if self.cuda_graphs and (self.uses_deepspeed or self.checkpointing or self.accumulate > 1):
+        if self.cuda_graphs and (
+            self.uses_deepspeed or self.gradient_checkpointing or self.gradient_accumulation_steps > 1
+        ):
             raise ConfigError(
-                "training.cuda_graphs works with the strategies single and ddp, without checkpointing and with "
-                "accumulate = 1: change these or set training.cuda_graphs to false"
+                "training.cuda_graphs works with the strategies single and ddp, without gradient checkpointing and "
+                "with gradient_accumulation_steps = 1: change these or set training.cuda_graphs to false"
             )
         if self.compile and self.strategy == "deepspeed_zero3":
             raise ConfigError(
@@ -102,20 +126,24 @@ class TrainingSettings:
     @property
     def micro_batch(self) -> int:
         """Samples that one device takes at once."""
-        return self.batch_size // (self.devices * self.nodes * self.accumulate)
+        return self.batch_size // (self.devices * self.nodes * self.gradient_accumulation_steps)
 
 
 @dataclass
 class LoggingSettings:
     """Section `logging`: a CSV file is always written, TensorBoard files unless switched off."""
 
+    RENAMED: ClassVar[dict[str, str]] = {"gauges": "diagnostics"}
+
     every: int = 50  # steps between two lines; the loss is also checked then
-    gauges: int | None = None  # steps between two measurements of what a task gauges, see TrainingModule.gauges
+    diagnostics: int | None = (
+        None  # steps between two measurements of what a task diagnostics, see TrainingModule.diagnostics
+    )
     tensorboard: bool = True
     wandb: str | None = None  # name of a Weights & Biases project
 
     def __post_init__(self):
-        check_at_least(self, 1, ("every", "gauges"), "logging")
+        check_at_least(self, 1, ("every", "diagnostics"), "logging")
 
 
 @dataclass

@@ -44,7 +44,7 @@ def build_strategy(settings: TrainingSettings) -> dict[str, Any]:
     if settings.uses_deepspeed:
         return {**common, "strategy": _deepspeed(settings, accelerator)}
     # bf16 needs no help from Lightning: the module's own autocast does it. fp16 needs its gradient scaler.
-    common["precision"] = "16-mixed" if settings.precision == "fp16" else "32-true"
+    common["precision"] = "16-mixed" if settings.precision == "float16" else "32-true"
     return {**common, "strategy": _ddp(settings) if settings.strategy == "ddp" else "auto"}
 
 
@@ -101,7 +101,7 @@ def _deepspeed(settings: TrainingSettings, accelerator: str) -> Strategy:
         raise refuse(
             f"and version {deepspeed.__version__} computes wrong ZeRO-2 gradients: pip install deepspeed==0.19.8"
         )
-    precision = {"bf16": "bf16-mixed", "fp16": "16-mixed", "fp32": "32-true"}[settings.precision]
+    precision = {"bfloat16": "bf16-mixed", "float16": "16-mixed", "float32": "32-true"}[settings.precision]
     return DeepSpeedStrategy(config=deepspeed_config(settings), precision_plugin=ExactInputPrecision(precision))
 
 

@@ -8,9 +8,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from aicl.action_integration import IntegrationConfig, integrate
+from aicl.action_prism import ActionPrism, PrismConfig
 from aicl.adapter import Fingerprint, load_adapter, read_adapter, save_adapter
-from aicl.integration import IntegrationConfig, integrate
-from aicl.prism import ActionPrism, PrismConfig
 from lvdm.errors import CheckpointError
 from tests.aicl.tiny_models import randomise, tiny_unet, unet_inputs
 

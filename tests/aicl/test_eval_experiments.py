@@ -9,19 +9,19 @@ import torch
 from PIL import Image
 from torch._dynamo.utils import counters
 
+from aicl.action_integration import IntegrationConfig, integrate
+from aicl.action_prism import ActionPrism, PrismConfig
 from aicl.adapter import save_adapter
 from aicl.evaluation import experiments
 from aicl.evaluation.experiments import Experiment, Preset, load_preset
 from aicl.evaluation.folders import read_generated
 from aicl.evaluation.protocol import read_result
 from aicl.evaluation.puppet_set import PuppetData, draw_samples
-from aicl.integration import IntegrationConfig, integrate
-from aicl.prism import ActionPrism, PrismConfig
 from aicl.puppets.actions import ACTIONS, UNSEEN, UNSEEN_INDICES
 from aicl.puppets.captions import parse, unseen_words, vocabulary
 from aicl.puppets.classifier import ClassifierConfig, PuppetClassifier
 from aicl.puppets.clip import CLIPConfig, PuppetCLIP
-from aicl.puppets.instruments import save_instrument
+from aicl.puppets.evaluators import save_evaluator
 from lvdm import config as configs
 from lvdm.checkpoints import save_pipeline
 from lvdm.errors import ConfigError
@@ -36,7 +36,7 @@ FRAMES, SIZE = 4, 64
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory) -> Path:
-    """base/, adapter.safetensors and the instruments, all with random weights that do something."""
+    """base/, adapter.safetensors and the evaluators, all with random weights that do something."""
     folder = tmp_path_factory.mktemp("models")
     torch.manual_seed(0)
     mapping = configs.load(ROOT / "configs" / "models" / "tiny_lvdm.yaml")
@@ -52,9 +52,9 @@ def models(tmp_path_factory) -> Path:
     randomise(integrated.blocks, seed=2)
     save_adapter(folder / "adapter.safetensors", prism, integrated)
     classifier = ClassifierConfig(size=SIZE, frames=FRAMES, width=8, features=8, layers=1, heads=1)
-    save_instrument(folder, "classifier", PuppetClassifier(classifier))
+    save_evaluator(folder, "classifier", PuppetClassifier(classifier))
     clip = CLIPConfig(size=SIZE, width=32, vision_layers=1, text_layers=1, embed_dim=8)
-    save_instrument(folder, "clip", PuppetCLIP(clip))
+    save_evaluator(folder, "clip", PuppetCLIP(clip))
     return folder
 
 
@@ -71,7 +71,7 @@ def preset(models: Path, **changes) -> Preset:
     mapping = {
         "tables": [{"title": "A table", "metrics": metrics, "rows": rows, "baseline": "base"}],
         "model": {"path": str(models / "base"), "adapter": str(models / "adapter.safetensors")},
-        "instruments": {"classifier": str(models), "clip": str(models)},
+        "evaluators": {"classifier": str(models), "clip": str(models)},
         "seeds": [0, 1],
         "videos": 5,
         "real": 20,
@@ -188,7 +188,7 @@ def test_a_compiled_model_measures_the_same_apart_from_rounding(models, tmp_path
 
 def test_without_adapter_or_clip_the_rest_is_run(models, tmp_path):
     plain = preset(
-        models, model={"path": str(models / "base")}, instruments={"classifier": str(models)}, seeds=[0], real=4
+        models, model={"path": str(models / "base")}, evaluators={"classifier": str(models)}, seeds=[0], real=4
     )
     plain.tables[0].metrics = ["cc", "fc", "acc"]
     experiment = Experiment(plain, tmp_path, "cpu")
@@ -205,7 +205,7 @@ def test_without_adapter_or_clip_the_rest_is_run(models, tmp_path):
     samples = draw_samples(PuppetData(), 0, 0, 5)
     assert [entry["seed"] for entry in manifest] == list(samples.noise_seeds)
     saved = read_generated(base)  # with its references, as evaluate.py reads it
-    shown = to_pixels(experiment.instruments.render(samples.references[:, 0]))
+    shown = to_pixels(experiment.evaluators.render(samples.references[:, 0]))
     for video, reference in zip(saved, shown):
         difference = read_frames(video.reference, range(FRAMES)).float() - reference.float()
         assert difference.abs().mean() < 6  # the mp4's own loss
@@ -220,7 +220,7 @@ def test_pictures_show_every_sample_with_its_reference(models, tmp_path, monkeyp
     assert written == ["figure-samples.png", "figure-samples.gif", *numbered]
     sheet = Image.open(tmp_path / "figure-samples.png")
     assert sheet.width > 3 * FRAMES * SIZE and sheet.height == 3 * (SIZE + 14 + 18)  # a label and a title each
-    reference = experiment.instruments.render(draw_samples(PuppetData(), 0, 0, 3).references[2, :1])
+    reference = experiment.evaluators.render(draw_samples(PuppetData(), 0, 0, 3).references[2, :1])
     shown = np.asarray(sheet)[-SIZE:, :SIZE]
     assert (shown == to_pixels(reference)[0, 0].numpy()).all()
     animation = Image.open(tmp_path / "figure-samples.gif")
@@ -322,4 +322,4 @@ def test_presets_reject_what_does_not_fit(models):
             preset(models, **change)
     with pytest.raises(ConfigError, match="a wrong reference needs references"):
         configs.from_mapping(Preset, {"tables": [{"title": "", "metrics": [], "rows": [{"label": "x", "wrong": True}]}],
-                                      "model": {"path": ""}, "instruments": {"classifier": ""}})  # fmt: skip
+                                      "model": {"path": ""}, "evaluators": {"classifier": ""}})  # fmt: skip

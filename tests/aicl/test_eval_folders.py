@@ -12,7 +12,7 @@ from aicl.evaluation.puppet_set import PuppetData, draw_samples
 from aicl.puppets.actions import ACTIONS
 from aicl.puppets.classifier import ClassifierConfig, PuppetClassifier
 from aicl.puppets.clip import CLIPConfig, PuppetCLIP
-from aicl.puppets.instruments import save_instrument
+from aicl.puppets.evaluators import save_evaluator
 from aicl.puppets.programs import program_bank
 from aicl.puppets.renderer import render
 from lvdm.errors import ConfigError, DataError, UserError, VideoError
@@ -28,9 +28,9 @@ def world(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("world")
     torch.manual_seed(0)
     config = ClassifierConfig(size=64, frames=FRAMES, width=8, features=8, layers=1, heads=1)
-    save_instrument(folder / "networks", "classifier", PuppetClassifier(config))
+    save_evaluator(folder / "networks", "classifier", PuppetClassifier(config))
     clip = CLIPConfig(size=64, width=32, vision_layers=1, text_layers=1, embed_dim=8)
-    save_instrument(folder / "networks", "clip", PuppetCLIP(clip))
+    save_evaluator(folder / "networks", "clip", PuppetCLIP(clip))
     samples, bank = draw_samples(PuppetData(), 0, 0, COUNT), program_bank(0, 0)
     sets = {"generated": samples.targets, "references": samples.references[:, 0]}
     sets["real"] = draw_samples(PuppetData(), 1, 0, 2 * COUNT).targets

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from aicl import ActionPrism, AICLPipeline, EncodedReferences, IntegrationConfig, PrismConfig, integrate
+from aicl import ActionPrism, AICLPipeline, IntegrationConfig, MotionFeatures, PrismConfig, integrate
 from lvdm import config as configs
 from lvdm.errors import CheckpointError, ConfigError, VideoError
 from lvdm.models.components import ModelConfig, build_components
@@ -144,7 +144,7 @@ def test_encoded_references_replace_their_videos(pipe, tmp_path):
         encoded.save(tmp_path / "r.safetensors")
     video.unlink()
     assert torch.equal(generate(pipe, references=[tmp_path / "r.safetensors"]), direct)
-    assert EncodedReferences.load(tmp_path / "r.safetensors").sources == [str(video)]
+    assert MotionFeatures.load(tmp_path / "r.safetensors").sources == [str(video)]
     other = tiny_pipeline()
     randomise(other.prism, seed=7)
     with pytest.raises(CheckpointError, match="another adapter"):

@@ -21,7 +21,7 @@ from aicl.puppets.captions import (
     vocabulary,
 )
 from aicl.puppets.names import GENERIC, gerund, third_person
-from aicl.puppets.performance import FIELD, FIELDS
+from aicl.puppets.scene_parameters import FIELD, FIELDS
 from lvdm import config
 from lvdm.errors import DataError
 from lvdm.models.tokenizer import WordTokenizer

@@ -1,4 +1,4 @@
-"""Batches and files of the puppet world, the measuring instruments, and trainings that use them."""
+"""Batches and files of the puppet world, the measuring evaluators, and trainings that use them."""
 
 import csv
 import math
@@ -12,11 +12,11 @@ from aicl.puppets.captions import parse, unseen_words
 from aicl.puppets.classifier import ClassifierConfig, PuppetClassifier, soften
 from aicl.puppets.clip import CLIPConfig, PuppetCLIP, contrastive_losses
 from aicl.puppets.data import NameShares, PuppetConfig, PuppetDataModule, ReferenceShares, draw_batch
+from aicl.puppets.evaluators import load_evaluator, save_evaluator
 from aicl.puppets.export import write_clips
-from aicl.puppets.instruments import load_instrument, save_instrument
 from aicl.puppets.names import GENERIC, gerund
-from aicl.puppets.performance import CAMERA_FIELDS, COLOURS, FIELD, MOTION_FIELDS, looks
 from aicl.puppets.programs import FIRST_RANDOM
+from aicl.puppets.scene_parameters import CAMERA_FIELDS, COLOURS, FIELD, MOTION_FIELDS, looks
 from lvdm.data import collate, read_folder
 from lvdm.errors import CheckpointError, ConfigError, DataError
 from lvdm.video import load_clip, probe, to_pixels, write_video
@@ -24,7 +24,7 @@ from lvdm.video import load_clip, probe, to_pixels, write_video
 PAIRS = PuppetConfig(size=16, frames=2, programs=32, references=2, paired=0.5, same_camera=0.5)
 
 
-def rows(batch, name="performances"):
+def rows(batch, name="scene_parameters"):
     return batch[name].numpy()
 
 
@@ -33,7 +33,7 @@ class TestBatches:
         batch = draw_batch(PAIRS, 3, np.arange(20))
         other = draw_batch(PAIRS, 3, np.array([17, 4]))
         for position, number in enumerate((17, 4)):
-            for name in ("performances", "reference_performances", "timestep_u", "noise_seed"):
+            for name in ("scene_parameters", "reference_scene_parameters", "timestep_u", "noise_seed"):
                 assert torch.equal(other[name][position], batch[name][number])
             assert other["caption"][position] == batch["caption"][number]
             assert other["reference_captions"][position] == batch["reference_captions"][number]
@@ -57,14 +57,16 @@ class TestBatches:
 
     def test_pairs_share_the_motion_and_nothing_else(self):
         batch = draw_batch(PuppetConfig(references=1, paired=0.5, same_camera=0.5), 1, np.arange(2000))
-        target, reference = rows(batch), rows(batch, "reference_performances")[:, 0]
+        target, reference = rows(batch), rows(batch, "reference_scene_parameters")[:, 0]
         assert np.array_equal(target[:, FIELD["program"]], reference[:, FIELD["program"]])
         paired = target[:, FIELD["phase"]] == reference[:, FIELD["phase"]]
         assert paired.mean() == pytest.approx(0.5, abs=0.05)
         assert np.array_equal(target[paired][:, MOTION_FIELDS], reference[paired][:, MOTION_FIELDS])
         camera = (target[:, CAMERA_FIELDS] == reference[:, CAMERA_FIELDS]).all(1)
         assert camera[paired].mean() == pytest.approx(0.5, abs=0.06) and not camera[~paired].any()
-        same_looks = (looks(batch["performances"]) == looks(batch["reference_performances"][:, 0])).double().mean()
+        same_looks = (
+            (looks(batch["scene_parameters"]) == looks(batch["reference_scene_parameters"][:, 0])).double().mean()
+        )
         assert same_looks == pytest.approx(1 / 8, abs=0.02)
 
     def test_names_of_actions_can_be_hidden(self):
@@ -81,7 +83,9 @@ class TestBatches:
             references=1, reference_captions=ReferenceShares(**shares), bare_captions=0.0, free_captions=0.0
         )
         batch = draw_batch(config, 0, np.arange(30))
-        for prompt, (text,), row in zip(batch["caption"], batch["reference_captions"], batch["reference_performances"]):
+        for prompt, (text,), row in zip(
+            batch["caption"], batch["reference_captions"], batch["reference_scene_parameters"]
+        ):
             said = parse(text)
             assert said.phrase == parse(prompt).phrase
             if kind == "prompt":
@@ -150,21 +154,23 @@ class TestFiles:
         assert len(files) == 1
 
 
-class TestInstruments:
+class TestEvaluators:
     def test_the_classifier_reads_clips(self):
         torch.manual_seed(0)
         classifier = PuppetClassifier()
         assert 3e6 < sum(parameter.numel() for parameter in classifier.parameters()) < 4e6
         frames = torch.rand(3, 3, 16, 64, 64) * 2 - 1
         with torch.no_grad():
-            verdict = classifier(frames)
+            prediction = classifier(frames)
         assert (
-            verdict.action.shape == (3, 78) and verdict.looks.shape == (3, 3, 8) and verdict.features.shape == (3, 256)
+            prediction.action.shape == (3, 78)
+            and prediction.looks.shape == (3, 3, 8)
+            and prediction.features.shape == (3, 256)
         )
         still = frames.clone()
         still[0] = frames[0, :, :1]
         with torch.no_grad():
-            assert not torch.allclose(classifier(still).features[0], verdict.features[0])
+            assert not torch.allclose(classifier(still).features[0], prediction.features[0])
         with pytest.raises(ConfigError, match="resample"):
             classifier(frames[:, :, :8])
 
@@ -176,9 +182,9 @@ class TestInstruments:
         optimizer = torch.optim.AdamW(classifier.parameters(), 3e-3)
         losses = []
         for _ in range(15):
-            verdict = classifier(batch["frames"])
-            loss = torch.nn.functional.cross_entropy(verdict.action, batch["action"])
-            loss = loss + torch.nn.functional.cross_entropy(verdict.looks.transpose(1, 2), batch["looks"])
+            prediction = classifier(batch["frames"])
+            loss = torch.nn.functional.cross_entropy(prediction.action, batch["action"])
+            loss = loss + torch.nn.functional.cross_entropy(prediction.looks.transpose(1, 2), batch["looks"])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -207,11 +213,11 @@ class TestInstruments:
         torch.testing.assert_close(wrong, torch.full((3,), 50.0))
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-    def test_files_bring_the_same_instrument_back(self, tmp_path, dtype):
+    def test_files_bring_the_same_evaluator_back(self, tmp_path, dtype):
         torch.manual_seed(0)
         classifier = PuppetClassifier(ClassifierConfig(size=64, frames=2, width=8, features=32)).eval()
-        save_instrument(tmp_path, "classifier", classifier, dtype)
-        loaded = load_instrument(tmp_path, "classifier")
+        save_evaluator(tmp_path, "classifier", classifier, dtype)
+        loaded = load_evaluator(tmp_path, "classifier")
         assert loaded.config == classifier.config and loaded.position.dtype == torch.float32
         frames = torch.rand(2, 3, 2, 64, 64)
         torch.testing.assert_close(
@@ -220,7 +226,7 @@ class TestInstruments:
             **({} if dtype == torch.float32 else {"atol": 1e-2, "rtol": 1e-2}),
         )
         with pytest.raises(CheckpointError, match="has no clip"):
-            load_instrument(tmp_path, "clip")
+            load_evaluator(tmp_path, "clip")
         (tmp_path / "classifier.safetensors").write_bytes(b"broken")
         with pytest.raises(CheckpointError, match="does not hold"):
-            load_instrument(tmp_path, "classifier")
+            load_evaluator(tmp_path, "classifier")

@@ -7,14 +7,14 @@ import pytest
 import torch
 
 import aicl.tasks  # noqa: F401 (makes the tasks known)
-from aicl.puppets.instruments import load_instrument
+from aicl.puppets.evaluators import load_evaluator
 from lvdm.checkpoints import load_pipeline
 from lvdm.config import load
 from lvdm.training import train
 
 ROOT = Path(__file__).parents[2]
 DATA = {"kind": "puppets", "size": 32, "programs": 32, "workers": 0}
-TRAINING = {"betas": [0.9, 0.99], "precision": "fp32", "warmup_steps": 5}
+TRAINING = {"betas": [0.9, 0.99], "precision": "float32", "warmup_steps": 5}
 
 
 def run(folder, task, steps, batch_size, lr, data, **sections):
@@ -61,13 +61,13 @@ def test_autoencoder_base_and_aicl_train_one_after_another(tmp_path, monkeypatch
     assert (checkpoint / "adapter.safetensors").is_file()
 
 
-def test_instruments_train_and_load(tmp_path):
+def test_evaluators_train_and_load(tmp_path):
     clip = {"size": 32, "width": 32, "vision_layers": 1, "text_layers": 1, "embed_dim": 16}
     losses, checkpoint = run(
         tmp_path, "puppet_clip", 30, 16, 3e-3, {"frames": 2, "actions": "all", "program_share": 0.0}, clip=clip
     )
     assert losses[-1] < losses[0]
-    assert load_instrument(checkpoint, "clip").config.width == 32
+    assert load_evaluator(checkpoint, "clip").config.width == 32
 
     classifier = {"size": 64, "frames": 2, "width": 8, "features": 32, "layers": 1}
     _, checkpoint = run(
@@ -79,4 +79,4 @@ def test_instruments_train_and_load(tmp_path):
         {"frames": 2, "size": 64, "program_share": 0.5},
         classifier=classifier,
     )
-    assert load_instrument(checkpoint, "classifier").config.frames == 2
+    assert load_evaluator(checkpoint, "classifier").config.frames == 2

@@ -7,9 +7,9 @@ from torch._dynamo.utils import counters
 
 from aicl.puppets.actions import ACTIONS, INDEX, SEEN_INDICES, UNSEEN, UNSEEN_INDICES, action_programs, pose_distances
 from aicl.puppets.motion import action, keys, peak
-from aicl.puppets.performance import FIELD, FIELDS, draw_performances, uniforms
 from aicl.puppets.programs import FIRST_RANDOM, program_bank, random_programs
 from aicl.puppets.renderer import joint_positions, render
+from aicl.puppets.scene_parameters import FIELD, FIELDS, draw_scene_parameters, uniforms
 from aicl.puppets.skeleton import CHANNEL, CHANNELS, JOINT, JOINTS, PHASES, PROPORTIONS, pose
 
 BANK = program_bank(64, seed=0)
@@ -18,7 +18,7 @@ BANK = program_bank(64, seed=0)
 def performances(motions, stream=9, **values):
     motions = np.asarray(motions)
     rows = torch.from_numpy(
-        draw_performances(uniforms(0, np.arange(len(motions)), len(FIELDS) + 2, stream=stream), motions)
+        draw_scene_parameters(uniforms(0, np.arange(len(motions)), len(FIELDS) + 2, stream=stream), motions)
     )
     for name, value in values.items():
         rows[:, FIELD[name]] = value

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from aicl.references import load_library
+from aicl.reference_retrieval import load_library
 from lvdm.video import probe, write_video
 from tests.aicl.test_pipeline import pixels, tiny_pipeline
 

@@ -23,7 +23,7 @@ from lvdm.errors import ConfigError
 from lvdm.models.components import build_components
 from lvdm.training import ConfigSchema, Recipe, RunSettings, TrainingSettings, build_task, train
 from lvdm.training.checkpoints import list_checkpoints
-from lvdm.training.draws import Draws
+from lvdm.training.randomness import BatchRandomness
 from lvdm.training.tasks import read_model
 from tests.aicl.tiny_models import randomise
 from tests.lvdm.training_runs import MODEL, ROOT, losses, make_clips, save_config, tiny_config
@@ -69,7 +69,7 @@ def loss_of(module, data):
 def test_every_trained_parameter_gets_a_gradient_by_the_second_step_and_nothing_else_does(
     tmp_path, clips, checkpointing
 ):
-    module, data = build(aicl_config(tmp_path, references=2, training={"checkpointing": checkpointing}))
+    module, data = build(aicl_config(tmp_path, references=2, training={"gradient_checkpointing": checkpointing}))
     base = {name: p.clone() for name, p in module.pipeline.components.unet.named_parameters()}
     optimizer = torch.optim.SGD(module.trained.parameters(), lr=1.0)
     loss_of(module, data).backward()
@@ -86,7 +86,7 @@ def test_every_trained_parameter_gets_a_gradient_by_the_second_step_and_nothing_
 def test_recomputing_activations_gives_the_same_gradients(tmp_path, clips):
     gradients = []
     for checkpointing in (False, True):
-        module, data = build(aicl_config(tmp_path, training={"checkpointing": checkpointing}))
+        module, data = build(aicl_config(tmp_path, training={"gradient_checkpointing": checkpointing}))
         assert module.trained["prism"].config.use_checkpoint is checkpointing
         loss_of(module, data).backward()
         gradients.append([p.grad for p in module.trained.parameters()])
@@ -111,13 +111,15 @@ def test_references_left_out_are_as_if_they_had_never_been_shown(tmp_path, clips
 
 def test_the_first_reference_of_a_sample_is_never_left_out(tmp_path, clips):
     module, _ = build(aicl_config(tmp_path, references=3, reference_dropout=0.3))
-    weights = module._weights(Draws(range(2000), "cpu"), 3)
+    weights = module._weights(BatchRandomness(range(2000), "cpu"), 3)
     assert weights[:, 0].min() == 1 and set(weights.unique().tolist()) == {0.0, 1.0}
     assert weights[:, 1:].mean() == pytest.approx(0.7, abs=0.03)
 
 
 def test_several_draws_of_a_sample_are_rows_of_their_own(tmp_path, clips):
-    module, data = build(aicl_config(tmp_path, references=2, reference_dropout=0.5, training={"draws": 2}))
+    module, data = build(
+        aicl_config(tmp_path, references=2, reference_dropout=0.5, training={"timesteps_per_sample": 2})
+    )
     randomise(module.trained, seed=0)
     batch, called, loss = next(iter(data.train_dataloader())), [], module._denoiser.loss
     module._denoiser.loss = lambda *arguments: called.append(arguments) or loss(*arguments)
@@ -137,9 +139,9 @@ def test_several_draws_of_a_sample_are_rows_of_their_own(tmp_path, clips):
 def test_the_reference_gap_is_zero_until_references_are_read(tmp_path, clips):
     module, data = build(aicl_config(tmp_path, references=2))
     batch = next(iter(data.train_dataloader()))
-    assert module.gauges(batch)["reference_gap"] == 0  # what reads references starts at zero
+    assert module.diagnostics(batch)["reference_gap"] == 0  # what reads references starts at zero
     randomise(module.trained, seed=0)
-    gap = module.gauges(batch)["reference_gap"]
+    gap = module.diagnostics(batch)["reference_gap"]
     swapped = {name: batch[name][::-1] if isinstance(batch[name], list) else batch[name].flip(0) for name in batch}
     others = {name: swapped[name] for name in ("references", "reference_captions")}
     torch.testing.assert_close(gap, module.losses(batch | others).mean() - module.losses(batch).mean())
@@ -147,10 +149,10 @@ def test_the_reference_gap_is_zero_until_references_are_read(tmp_path, clips):
 
 
 def test_gauges_are_logged_beside_the_loss(tmp_path, clips):
-    assert train(aicl_config(tmp_path, logging={"gauges": 2}, training={"ema": 0.9})) == 0
+    assert train(aicl_config(tmp_path, logging={"diagnostics": 2}, training={"ema": 0.9})) == 0
     with (tmp_path / "runs/aicl/metrics.csv").open(newline="") as file:
         found = [(int(row["step"]), bool(row["loss"]), bool(row["reference_gap"])) for row in csv.DictReader(file)]
-    assert [step for step, _, gauged in found if gauged] == [2, 4]
+    assert [step for step, _, diagnosed in found if diagnosed] == [2, 4]
     assert [step for step, loss, _ in found if loss] == [1, 2, 3, 4]
 
 
@@ -230,7 +232,11 @@ def test_the_rows_of_table_2_are_different_models_but_for_the_shared_one(tmp_pat
 def test_full_size_configs_state_the_papers_training(name, batch, size):
     config = configs.load(ROOT / f"configs/{name}.yaml", ["training.steps=7"], schema=ConfigSchema)
     training = configs.from_mapping(TrainingSettings, config["training"])
-    assert (training.batch_size, training.strategy, training.precision) == (batch, "deepspeed_zero2_offload", "bf16")
+    assert (training.batch_size, training.strategy, training.precision) == (
+        batch,
+        "deepspeed_zero2_offload",
+        "bfloat16",
+    )
     assert (training.lr, training.betas, training.weight_decay) == (1e-4, [0.9, 0.9], 0.03)
     assert tuple(config["data"]["clip"]["size"]) == size and config["data"]["clip"]["num_frames"] == 16
     sections = {key: value for key, value in config.items() if key not in ("run", "training", "logging")}
@@ -244,16 +250,18 @@ def test_a_base_model_is_needed(tmp_path, clips):
 
 def test_a_cache_of_another_base_model_is_refused(tmp_path, clips):
     config = aicl_config(tmp_path, data={"cache": str(tmp_path / "cache")})
-    config["data"]["clip"]["view"] = {"random_crop": True, "variants": 1}
+    config["data"]["clip"]["augmentation"] = {"random_crop": True, "cached_crops": 1}
     clip = configs.from_mapping(ClipConfig, config["data"]["clip"])
     encoders = load_encoders(tmp_path / "base", "cpu")
-    models = encoder_settings(encoders.codec, encoders.text, "fp32")
+    models = encoder_settings(encoders.codec, encoders.text, "float32")
     ClipCache.create(tmp_path / "cache", cache_settings(clip, seed=0) | models)
     build(config)
-    config["training"]["precision"] = "bf16"  # the weights of the run are rounded, but those of the file are the same
+    config["training"]["precision"] = (
+        "bfloat16"  # the weights of the run are rounded, but those of the file are the same
+    )
     build(config)
     torch.nn.init.normal_(encoders.codec.autoencoder.encoder.conv_in.weight)
-    models = encoder_settings(encoders.codec, encoders.text, "fp32")
+    models = encoder_settings(encoders.codec, encoders.text, "float32")
     ClipCache.create(tmp_path / "other", cache_settings(clip, seed=0) | models)
     config["data"]["cache"] = str(tmp_path / "other")
     with pytest.raises(ConfigError, match="made with another autoencoder than this base model's"):
@@ -279,7 +287,14 @@ def wait_for(process, run, step):
 @pytest.mark.slow
 def test_a_killed_run_continues_as_if_nothing_had_happened(tmp_path, clips):
     """kill -9 in mid-epoch, resume, SIGTERM, resume: the losses of an uninterrupted run, digit for digit."""
-    long = {"steps": 100_000, "checkpoint_every": 3, "keep": 1, "ema": 0.9, "accumulate": 2, "caption_dropout": 0.2}
+    long = {
+        "steps": 100_000,
+        "checkpoint_every": 3,
+        "keep": 1,
+        "ema": 0.9,
+        "gradient_accumulation_steps": 2,
+        "caption_dropout": 0.2,
+    }
     config = aicl_config(tmp_path, training=long, data={"workers": 1})
     config_file, run = save_config(tmp_path / "config.yaml", config), tmp_path / "runs/aicl"
 

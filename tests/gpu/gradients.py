@@ -48,7 +48,7 @@ def main(out: str, overrides: list[str]) -> None:
     trainer = pl.Trainer(
         **build_strategy(settings),
         max_steps=1,
-        accumulate_grad_batches=settings.accumulate,
+        accumulate_grad_batches=settings.gradient_accumulation_steps,
         callbacks=[SaveGradients(out)],
         logger=False,
         enable_checkpointing=False,

@@ -35,7 +35,7 @@ def gradients(folder: Path, name: str, *overrides: str) -> dict[str, torch.Tenso
 @pytest.mark.parametrize("checkpointing", ["false", "true"])
 @pytest.mark.parametrize("strategy", ["deepspeed_zero2", "deepspeed_zero2_offload"])
 def test_gradients_are_those_of_one_device(tmp_path, references, checkpointing, strategy):
-    common = [f"data.references={references}", f"training.checkpointing={checkpointing}"]
+    common = [f"data.references={references}", f"training.gradient_checkpointing={checkpointing}"]
     plain = gradients(tmp_path, "plain", *common)
     spread = gradients(tmp_path, "spread", *common, f"training.strategy={strategy}", "training.devices=2")
     assert plain.keys() == spread.keys()
@@ -52,7 +52,11 @@ def test_gradients_are_those_of_one_device(tmp_path, references, checkpointing, 
 def test_gradients_in_bf16_point_the_same_way(tmp_path):
     plain = gradients(tmp_path, "plain")
     spread = gradients(
-        tmp_path, "spread", "training.strategy=deepspeed_zero2_offload", "training.devices=2", "training.precision=bf16"
+        tmp_path,
+        "spread",
+        "training.strategy=deepspeed_zero2_offload",
+        "training.devices=2",
+        "training.precision=bfloat16",
     )
     both = [torch.cat([part[name].flatten() for name in sorted(plain)]) for part in (plain, spread)]
     assert torch.cosine_similarity(*both, dim=0) > 0.98

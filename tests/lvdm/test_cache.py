@@ -6,7 +6,16 @@ from safetensors.torch import load_file
 
 from lvdm.checkpoints import save_pipeline
 from lvdm.config import from_mapping, load
-from lvdm.data import CachedClip, ClipCache, ClipConfig, ClipDataset, ViewConfig, cache_settings, collate, fingerprint
+from lvdm.data import (
+    AugmentationConfig,
+    CachedClip,
+    ClipCache,
+    ClipConfig,
+    ClipDataset,
+    cache_settings,
+    collate,
+    fingerprint,
+)
 from lvdm.data.caching import (
     cache_clips,
     cache_texts,
@@ -23,11 +32,13 @@ from lvdm.training.settings import TrainingSettings
 from tests.lvdm.training_runs import MODEL
 from tests.lvdm.videos import records, truncated
 
-CONFIG = ClipConfig(num_frames=2, size=(16, 16), view=ViewConfig(random_crop=True, flip=0.5, variants=2))
+CONFIG = ClipConfig(
+    num_frames=2, size=(16, 16), augmentation=AugmentationConfig(random_crop=True, flip=0.5, cached_crops=2)
+)
 SEED = 5
 
 
-def pair_picker(rng, listed):
+def sample_pair(rng, listed):
     return [int(index) for index in rng.choice(len(listed), 2, replace=False)]
 
 
@@ -53,13 +64,13 @@ def pipeline():
 def whole(videos, pipeline, tmp_path_factory):
     """A complete cache; tests must not change it."""
     cache = ClipCache.create(tmp_path_factory.mktemp("cache"), settings(pipeline))
-    assert fill(cache, videos, pipeline) == 2  # both views of the broken video
+    assert fill(cache, videos, pipeline) == 2  # both augmentations of the broken video
     return cache
 
 
 def settings(pipeline):
     components = pipeline.components
-    return cache_settings(CONFIG, SEED) | encoder_settings(components.codec, components.text, "fp32")
+    return cache_settings(CONFIG, SEED) | encoder_settings(components.codec, components.text, "float32")
 
 
 def fill(cache, videos, pipeline, **options):
@@ -79,22 +90,22 @@ def contents(cache):
 
 
 def test_losses_from_a_cache_are_those_from_files(videos, pipeline, whole):
-    training = TrainingSettings(steps=1, batch_size=4, precision="fp32", caption_dropout=0.3)
+    training = TrainingSettings(steps=1, batch_size=4, precision="float32", caption_dropout=0.3)
     module = BaseModule(pipeline, training)
-    from_files = ClipDataset(videos, CONFIG, pair_picker, SEED)
-    from_cache = ClipDataset(videos, CONFIG, pair_picker, SEED, cache=whole)
+    from_files = ClipDataset(videos, CONFIG, sample_pair, SEED)
+    from_cache = ClipDataset(videos, CONFIG, sample_pair, SEED, cache=whole)
     losses = []
     for dataset in (from_files, from_cache):
         with torch.no_grad():
             losses.append(torch.cat([module.losses(collate([dataset[n + i] for i in range(4)])) for n in (0, 4, 8)]))
     assert len(set(losses[0].tolist())) == 12  # of different videos, times and noise
     torch.testing.assert_close(losses[1], losses[0], rtol=1e-6, atol=0)
-    assert from_cache[3]["skipped"] == [] and from_cache.plan(7) == from_files.plan(7)
+    assert from_cache[3]["skipped"] == [] and from_cache.sample(7) == from_files.sample(7)
 
 
 def test_a_cached_item(videos, pipeline, whole):
-    dataset = ClipDataset(videos, CONFIG, pair_picker, SEED, cache=whole)
-    source = ClipDataset(videos, CONFIG, pair_picker, SEED)
+    dataset = ClipDataset(videos, CONFIG, sample_pair, SEED, cache=whole)
+    source = ClipDataset(videos, CONFIG, sample_pair, SEED)
     for number in (0, 1, 2):
         item, original = dataset[number], source[number]
         posterior = pipeline.components.codec.posterior(original["frames"][None])
@@ -144,7 +155,9 @@ def test_damage_is_noticed_skipped_and_repaired(videos, pipeline, tmp_path):
     for damage in (lambda data: data[:-100], lambda data: data[:-1] + bytes([data[-1] ^ 1]), lambda data: b"x"):
         path = cache._clip_path(videos[0].key, 1)
         path.write_bytes(damage(path.read_bytes()))
-        with pytest.raises(VideoError, match=r"variant 1 of 0.mp4 is damaged; run scripts/cache_latents.py --verify"):
+        with pytest.raises(
+            VideoError, match=r"cached_crop 1 of 0.mp4 is damaged; run scripts/cache_latents.py --verify"
+        ):
             cache.read_clip(videos[0].key, 1)
         dataset = ClipDataset(videos[:2], CONFIG, seed=SEED, cache=cache)
         assert any("is damaged" in error for number in range(12) for error in dataset[number]["skipped"])
@@ -166,12 +179,12 @@ def test_an_incomplete_cache_stops_a_training(videos, pipeline, tmp_path):
 
 
 def test_a_cache_belongs_to_its_settings_and_models(videos, pipeline, whole):
-    other = ClipConfig(num_frames=2, size=(16, 24), view=CONFIG.view)
+    other = ClipConfig(num_frames=2, size=(16, 24), augmentation=CONFIG.augmentation)
     for make, reason in (
         (lambda: ClipDataset(videos, other, seed=SEED, cache=whole), "clip = "),
         (lambda: ClipDataset(videos, CONFIG, seed=SEED + 1, cache=whole), "seed = 5, not 6"),
         (lambda: ClipCache.create(whole.folder, settings(pipeline) | {"codec": "0123"}), "codec = .*, not 0123"),
-        (lambda: ClipDataset(videos, ClipConfig(2, (16, 16)), seed=SEED, cache=whole), "fixed views"),
+        (lambda: ClipDataset(videos, ClipConfig(2, (16, 16)), seed=SEED, cache=whole), "fixed augmentations"),
     ):
         with pytest.raises(ConfigError, match=reason):
             make()
@@ -212,8 +225,8 @@ def test_encoders_of_a_model_folder(pipeline, tmp_path):
     save_pipeline(pipeline.components, pipeline.config, tmp_path / "model")
     encoders = load_encoders(tmp_path / "model", "cpu")
     assert encoders.unet is None
-    expected = encoder_settings(pipeline.components.codec, pipeline.components.text, "fp32")
-    assert encoder_settings(encoders.codec, encoders.text, "fp32") == expected
+    expected = encoder_settings(pipeline.components.codec, pipeline.components.text, "float32")
+    assert encoder_settings(encoders.codec, encoders.text, "float32") == expected
 
 
 def test_a_cache_of_another_model_is_refused(whole, pipeline):
@@ -225,3 +238,10 @@ def test_a_cache_of_another_model_is_refused(whole, pipeline):
         check_encoders(whole.folder, codec, other.text)
     with pytest.raises(ConfigError, match="made with another autoencoder and text encoder than"):
         check_encoders(whole.folder, other.codec, other.text)
+
+
+def test_a_cache_of_older_names_is_read(tmp_path):
+    new = {"clip": {"size": [8, 8], "augmentation": {"flip": 0.0, "cached_crops": 2}}, "precision": "float32"}
+    old = {"clip": {"size": [8, 8], "view": {"flip": 0.0, "variants": 2}}, "precision": "fp32"}
+    ClipCache.create(tmp_path, old)
+    ClipCache(tmp_path).require(new)

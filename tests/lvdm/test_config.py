@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pytest
 
@@ -173,3 +173,13 @@ def test_saved_configurations_load_and_build_again(tmp_path):
     path = tmp_path / "deep" / "run.yaml"
     config.save(path, config.to_mapping(run))
     assert config.from_mapping(Run, config.load(path)) == run
+
+
+def test_a_renamed_key_is_named():
+    @dataclass
+    class Renamed:
+        RENAMED: ClassVar[dict[str, str]] = {"clip": "max_grad_norm"}
+        max_grad_norm: float = 1.0
+
+    with pytest.raises(ConfigError, match="'clip' in training is called 'max_grad_norm' now"):
+        config.from_mapping(Renamed, {"clip": 1.0}, "training")

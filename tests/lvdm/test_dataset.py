@@ -6,12 +6,12 @@ from itertools import islice
 import pytest
 import torch
 
-from lvdm.data import ClipConfig, ClipDataModule, ClipDataset, ViewConfig, collate, read_clip
+from lvdm.data import AugmentationConfig, ClipConfig, ClipDataModule, ClipDataset, collate, read_clip
 from lvdm.errors import ConfigError, DataError
 from lvdm.video import open_video, read_frames, to_frames
 from tests.lvdm.videos import records
 
-CONFIG = ClipConfig(num_frames=4, size=(16, 16), stride=2, view=ViewConfig(random_crop=True, flip=0.5))
+CONFIG = ClipConfig(num_frames=4, size=(16, 16), stride=2, augmentation=AugmentationConfig(random_crop=True, flip=0.5))
 
 
 def triple_picker(rng, listed):
@@ -38,15 +38,15 @@ def assert_same(one, other):
 
 def test_an_item_is_what_the_plan_says(videos):
     dataset = ClipDataset(videos, CONFIG, triple_picker, seed=3)
-    item, plan = dataset[11], dataset.plan(11)
+    item, sample = dataset[11], dataset.sample(11)
     assert item["number"] == 11 and item["skipped"] == []
-    assert (item["timestep_u"], item["noise_seed"]) == (plan.timestep_u, plan.noise_seed)
+    assert (item["timestep_u"], item["noise_seed"]) == (sample.timestep_u, sample.noise_seed)
     assert item["frames"].shape == (3, 4, 16, 16) and item["references"].shape == (2, 3, 4, 16, 16)
     for clip, frames, caption, fps in [
-        (plan.target, item["frames"], item["caption"], item["fps"]),
-        *zip(plan.references, item["references"], item["reference_captions"], item["reference_fps"], strict=True),
+        (sample.target, item["frames"], item["caption"], item["fps"]),
+        *zip(sample.references, item["references"], item["reference_captions"], item["reference_fps"], strict=True),
     ]:
-        shown, rate = read_clip(videos[clip.index], clip.view, CONFIG)
+        shown, rate = read_clip(videos[clip.index], clip.augmentation, CONFIG)
         assert torch.equal(frames, to_frames(shown)) and rate == fps == pytest.approx(5.0)
         assert caption == videos[clip.index].caption
 
@@ -60,7 +60,7 @@ def test_views_show_other_frames_and_windows(videos):
 
 
 def test_a_flip_mirrors_all_frames(videos):
-    config = ClipConfig(num_frames=4, size=(20, 28), view=ViewConfig(random_position=False, flip=1.0))
+    config = ClipConfig(num_frames=4, size=(20, 28), augmentation=AugmentationConfig(random_position=False, flip=1.0))
     frames = ClipDataset(videos[:1], config)[0]["frames"]
     expected = to_frames(read_frames(videos[0].path, [4, 5, 6, 7]))
     assert torch.equal(frames, expected.flip(-1)) and not torch.equal(frames, expected)
@@ -76,7 +76,7 @@ def test_collate(videos):
     batch = collate([dataset[4], dataset[5]])
     assert batch["frames"].shape == (2, 3, 4, 16, 16) and batch["references"].shape == (2, 2, 3, 4, 16, 16)
     assert batch["number"].tolist() == [4, 5] and batch["noise_seed"].dtype == torch.int64
-    assert batch["noise_seed"].tolist() == [dataset.plan(n).noise_seed for n in (4, 5)]
+    assert batch["noise_seed"].tolist() == [dataset.sample(n).noise_seed for n in (4, 5)]
     assert batch["timestep_u"].dtype == torch.float64 and batch["fps"].dtype == torch.float32
     assert batch["caption"] == [dataset[4]["caption"], dataset[5]["caption"]]
     assert [len(captions) for captions in batch["reference_captions"]] == [2, 2]
@@ -112,8 +112,8 @@ def test_samples_without_broken_videos_are_not_touched_by_them(videos, tmp_path)
     dataset = ClipDataset([break_file(videos[0], tmp_path), *videos[1:]], CONFIG, triple_picker)
     same = 0
     for number in range(12):
-        plan = whole.plan(number)
-        if 0 not in {clip.index for clip in (plan.target, *plan.references)}:
+        sample = whole.sample(number)
+        if 0 not in {clip.index for clip in (sample.target, *sample.references)}:
             assert_same(dataset[number] | {"skipped": []}, whole[number])
             same += 1
     assert 0 < same < 12

@@ -39,7 +39,11 @@ def test_an_autoencoder_learns_and_a_base_model_is_built_on_it(tmp_path, clips):
     described = configs.load(run / "checkpoints/step_00000012/autoencoder.yaml")
     assert len(described["latents"]["scale"]) == len(described["latents"]["shift"]) == 4
 
-    settings = {"ema": 0.9, "caption_dropout": 0.3, "precision": "bf16"}  # which rounds what is frozen while it trains
+    settings = {
+        "ema": 0.9,
+        "caption_dropout": 0.3,
+        "precision": "bfloat16",
+    }  # which rounds what is frozen while it trains
     config = base_config(tmp_path, model={"autoencoder": str(run)}, training=settings)
     assert train(config) == 0
     pipeline = load_pipeline(tmp_path / "runs/base/checkpoints/step_00000004/pipeline")
@@ -89,7 +93,7 @@ def test_a_run_is_never_overwritten_and_never_mixed_with_another(tmp_path, clips
     with pytest.raises(ConfigError, match=r"another config \(training.lr differ"):
         train(other, resume="auto")
     assert losses(tmp_path / "runs/autoencoder") == before
-    train(autoencoder_config(tmp_path, training={"steps": 3, "accumulate": 2}), resume="auto")
+    train(autoencoder_config(tmp_path, training={"steps": 3, "gradient_accumulation_steps": 2}), resume="auto")
     assert losses(tmp_path / "runs/autoencoder").keys() == {1, 2, 3}
 
 
@@ -102,7 +106,11 @@ def test_resume_needs_a_checkpoint(tmp_path, clips):
 def test_a_batch_gives_the_same_losses_however_it_is_split(tmp_path, clips):
     for name, accumulate in (("whole", 1), ("parts", 4)):
         train(
-            base_config(tmp_path, run={"name": name}, training={"batch_size": 4, "accumulate": accumulate, "steps": 3})
+            base_config(
+                tmp_path,
+                run={"name": name},
+                training={"batch_size": 4, "gradient_accumulation_steps": accumulate, "steps": 3},
+            )
         )
     whole, parts = (losses(tmp_path / "runs" / name) for name in ("whole", "parts"))
     assert whole.keys() == parts.keys() == {1, 2, 3}

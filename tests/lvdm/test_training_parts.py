@@ -10,9 +10,9 @@ import torch
 from lvdm import config as configs
 from lvdm.errors import CheckpointError, ConfigError
 from lvdm.training import TrainingSettings, train
-from lvdm.training.draws import Draws
 from lvdm.training.logs import CSVLog
 from lvdm.training.optim import learning_rate
+from lvdm.training.randomness import BatchRandomness
 from lvdm.training.strategy import build_strategy, deepspeed_config
 from lvdm.training.tasks import model_folder
 
@@ -22,7 +22,7 @@ def settings(**changes) -> TrainingSettings:
 
 
 def test_a_samples_noise_does_not_depend_on_its_batch():
-    together, alone = Draws([5, 6, 7], "cpu"), Draws([6], "cpu")
+    together, alone = BatchRandomness([5, 6, 7], "cpu"), BatchRandomness([6], "cpu")
     for shape in [(4, 2, 3), (5,)]:  # also for the second thing that is drawn
         assert torch.equal(together.normal(shape)[1], alone.normal(shape)[0])
     assert torch.equal(together.uniform(2)[1], alone.uniform(2)[0])
@@ -30,17 +30,17 @@ def test_a_samples_noise_does_not_depend_on_its_batch():
 
 def test_noise_is_standard_normal_and_new_each_time():
     for mode in ("sample", "device"):
-        draws = Draws(range(100), "cpu", mode)
-        first, second = draws.normal((50,)), draws.normal((50,))
+        randomness = BatchRandomness(range(100), "cpu", mode)
+        first, second = randomness.normal((50,)), randomness.normal((50,))
         assert abs(first.mean()) < 0.05 and abs(first.std() - 1) < 0.05
         assert abs((first * second).mean()) < 0.05
-        assert torch.equal(first, Draws(range(100), "cpu", mode).normal((50,)))
+        assert torch.equal(first, BatchRandomness(range(100), "cpu", mode).normal((50,)))
 
 
 def test_batch_size_is_split_over_devices_and_accumulation():
-    assert settings(strategy="ddp", devices=2, accumulate=2).micro_batch == 2
+    assert settings(strategy="ddp", devices=2, gradient_accumulation_steps=2).micro_batch == 2
     with pytest.raises(ConfigError, match=r"batch_size = 8 cannot be split .* multiple of 3"):
-        settings(accumulate=3)
+        settings(gradient_accumulation_steps=3)
 
 
 @pytest.mark.parametrize(
@@ -56,9 +56,9 @@ def test_batch_size_is_split_over_devices_and_accumulation():
         ({"lr": math.inf}, "training.lr is inf"),
         ({"precision": "fp8"}, "precision must be one of"),
         ({"stepz": 3}, "unknown key 'stepz' .* did you mean 'steps'"),
-        ({"cuda_graphs": True, "accumulate": 2}, "cuda_graphs to false"),
-        ({"draws": 0}, "training.draws is 0: it must be at least 1"),
-        ({"cuda_graphs": True, "checkpointing": True}, "cuda_graphs to false"),
+        ({"cuda_graphs": True, "gradient_accumulation_steps": 2}, "cuda_graphs to false"),
+        ({"timesteps_per_sample": 0}, "training.timesteps_per_sample is 0: it must be at least 1"),
+        ({"cuda_graphs": True, "gradient_checkpointing": True}, "cuda_graphs to false"),
         ({"cuda_graphs": True, "strategy": "deepspeed_zero2"}, "cuda_graphs to false"),
     ],
 )
@@ -103,7 +103,7 @@ def test_only_the_papers_strategy_offloads_the_optimiser():
 
 
 def test_learning_rate_warms_up_then_follows_the_cosine_of_progress():
-    cosine = settings(schedule="cosine", warmup_steps=9, final_lr=0.1, lr=1.0)
+    cosine = settings(schedule="cosine", warmup_steps=9, min_lr_ratio=0.1, lr=1.0)
     assert learning_rate(cosine, 0, 0.0) == pytest.approx(0.1)
     assert learning_rate(cosine, 9, 0.0) == pytest.approx(1.0)
     assert learning_rate(cosine, 50, 0.5) == pytest.approx(0.1 + 0.9 * 0.5)

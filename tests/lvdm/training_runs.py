@@ -34,14 +34,14 @@ def tiny_config(tmp_path: Path, task: str, **sections: dict[str, Any]) -> dict[s
         "data": {
             "kind": "folder",
             "path": str(tmp_path / "clips"),
-            "clip": {"num_frames": 2, "size": [16, 16], "fps": 8, "view": {"random_crop": True}},
+            "clip": {"num_frames": 2, "size": [16, 16], "fps": 8, "augmentation": {"random_crop": True}},
             "workers": 0,
         },
         "training": {
             "steps": 4,
             "batch_size": 2,
             "lr": 1e-3,
-            "precision": "fp32",
+            "precision": "float32",
             "accelerator": "cpu",
             "checkpoint_every": 2,
         },

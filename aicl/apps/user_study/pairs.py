@@ -7,10 +7,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from aicl.companions import is_companion
 from aicl.evaluation.folders import read_generated
+from aicl.sidecar_files import is_companion
 from lvdm.data.folder import read_folder
-from lvdm.data.listing import LISTING_ENDINGS, read_rows
+from lvdm.data.manifest_rows import LISTING_ENDINGS, read_rows
 from lvdm.errors import DataError
 from lvdm.video import VIDEO_ENDINGS
 

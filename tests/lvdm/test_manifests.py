@@ -8,8 +8,8 @@ import pytest
 
 from lvdm.config import from_mapping
 from lvdm.data import (
-    Catalogue,
     DataConfig,
+    Manifest,
     read_folder,
     read_records,
     read_report,
@@ -57,7 +57,7 @@ def test_the_split_is_91_to_10(ucf):
     unseen = read_split(SPLIT)
     assert len(unseen) == 10
     parts = [
-        {r.label for r in read_records(Catalogue(kind="ucf101", path=str(ucf), split=str(SPLIT), part=part))}
+        {r.label for r in read_records(Manifest(kind="ucf101", path=str(ucf), split=str(SPLIT), part=part))}
         for part in ("seen", "unseen")
     ]
     assert [len(part) for part in parts] == [91, 10] and parts[1] == set(unseen) and not parts[0] & parts[1]
@@ -191,7 +191,7 @@ def test_bad_listings(tmp_path):
 def test_the_data_section(tmp_path):
     section = {"kind": "folder", "path": str(tmp_path), "clip": {"num_frames": 16, "size": [256, 256], "fps": 8}}
     config = from_mapping(DataConfig, section, "data")
-    assert config.clip.size == (256, 256) and config.clip.view.variants is None
+    assert config.clip.size == (256, 256) and config.clip.augmentation.cached_crops is None
     with pytest.raises(ConfigError, match="did you mean 'stride'"):
         from_mapping(DataConfig, section | {"clip": section["clip"] | {"strid": 2}}, "data")
     with pytest.raises(ConfigError, match="WebVid needs its CSV"):

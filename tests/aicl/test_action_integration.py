@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from aicl.integration import IntegratedUNet, IntegrationConfig, integrate
+from aicl.action_integration import IntegratedUNet, IntegrationConfig, integrate
 from lvdm.errors import ConfigError
 from tests.aicl.tiny_models import FAMILIES, WIDTHS, randomise, tiny_unet, unet_inputs
 

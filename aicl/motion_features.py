@@ -20,7 +20,7 @@ ENDING = ".safetensors"
 
 
 @dataclass
-class EncodedReferences:
+class MotionFeatures:
     """R of k references, eq. 6: features (b, sum(frames), channels, h, w); b = 1 serves any number of samples.
 
     frames: frame count of each reference. prism: which prism made it; no other integration can read it.
@@ -45,7 +45,7 @@ class EncodedReferences:
             save_file({"features": features}, temporary, metadata={"aicl_references": json.dumps(about)})
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> "EncodedReferences":
+    def load(cls, path: str | os.PathLike) -> "MotionFeatures":
         """Read such a file, onto the CPU. Raises CheckpointError if it is missing, damaged or something else."""
         if not Path(path).is_file():
             raise CheckpointError(f"encoded references {path} do not exist")
@@ -63,7 +63,7 @@ class EncodedReferences:
             raise CheckpointError(f"{path} holds no encoded references: make it with encode_references") from error
 
 
-def concatenate(parts: list[EncodedReferences]) -> EncodedReferences:
+def concatenate(parts: list[MotionFeatures]) -> MotionFeatures:
     """References encoded apart, as one R (eq. 6). Raises ConfigError for maps or batches of different sizes."""
     if len(parts) == 1:
         return parts[0]
@@ -76,4 +76,4 @@ def concatenate(parts: list[EncodedReferences]) -> EncodedReferences:
     features = [part.features.to(reference).expand(rows, -1, -1, -1, -1) for part in parts]
     frames = tuple(count for part in parts for count in part.frames)
     sources = [source for part in parts for source in part.sources]
-    return EncodedReferences(torch.cat(features, dim=1), frames, parts[0].prism, sources)
+    return MotionFeatures(torch.cat(features, dim=1), frames, parts[0].prism, sources)

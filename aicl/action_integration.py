@@ -45,7 +45,7 @@ class IntegrationConfig:
 
 
 @dataclass
-class Memory:
+class ReferenceContext:
     """R of a batch of samples, ready to be read by every block; make it with `IntegratedUNet.memory`.
 
     features: (b, m, channels, h, w) with the frames of all references on one axis, m = sum(frames);
@@ -62,12 +62,12 @@ class Memory:
     cache: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
     @cached_property
-    def first(self) -> "Memory":
+    def first(self) -> "ReferenceContext":
         """The first reference alone."""
         weights = None if self.weights is None else self.weights[:, :1]
-        return Memory(self.features[:, : self.frames[0]], self.frames[:1], weights, self.scale)
+        return ReferenceContext(self.features[:, : self.frames[0]], self.frames[:1], weights, self.scale)
 
-    def at(self, timesteps: Tensor) -> "Memory":
+    def at(self, timesteps: Tensor) -> "ReferenceContext":
         """What is read at these timesteps (b,), all alike where a reference leads."""
         if self.lead_from is None or len(self.frames) == 1 or int(timesteps[0]) < self.lead_from:
             return self
@@ -82,21 +82,21 @@ class Memory:
         columns = [scores[:, i : i + 1].expand(-1, count) for i, count in enumerate(repeats)]
         return torch.cat(columns, dim=1)[:, None, None]
 
-    def repeat(self, count: int) -> "Memory":
+    def repeat(self, count: int) -> "ReferenceContext":
         """R of a batch in which each sample comes `count` times in a row."""
         if count == 1:
             return self
         features, weights = (
             None if x is None else x.repeat_interleave(count, dim=0) for x in (self.features, self.weights)
         )
-        return Memory(features, self.frames, weights, self.scale, self.lead_from)
+        return ReferenceContext(features, self.frames, weights, self.scale, self.lead_from)
 
     def present(self) -> Tensor | None:
         """(b, 1, 1, 1): 0 for a sample whose references all weigh nothing, else 1."""
         return None if self.weights is None else (self.weights > 0).any(dim=1).float()[:, None, None, None]
 
 
-References = Memory | Sequence[tuple[slice, Memory]] | None
+References = ReferenceContext | Sequence[tuple[slice, ReferenceContext]] | None
 
 
 class ReferenceAttention(nn.Module):
@@ -121,7 +121,7 @@ class ReferenceAttention(nn.Module):
             )
         self.rotary = part == "spatial" and config.spatial_positions == "rotary"
 
-    def forward(self, tokens: Tensor, features: Tensor, memory: Memory, size: tuple[int, int]) -> Tensor:
+    def forward(self, tokens: Tensor, features: Tensor, memory: ReferenceContext, size: tuple[int, int]) -> Tensor:
         """tokens (b, t, h*w, width), features (b, m, channels, H, W) -> the update, like tokens.
 
         `features` is this part's share of `memory.features`; a batch of one serves every sample.
@@ -145,7 +145,9 @@ class ReferenceAttention(nn.Module):
         present = memory.present()
         return (out if present is None else out * present.to(out.dtype)).to(tokens.dtype)
 
-    def _keys_values(self, features: Tensor, memory: Memory, size: tuple[int, int], t: int) -> tuple[Tensor, Tensor]:
+    def _keys_values(
+        self, features: Tensor, memory: ReferenceContext, size: tuple[int, int], t: int
+    ) -> tuple[Tensor, Tensor]:
         """Linear maps of R, area-averaged to this level's size: (b, groups, heads, keys, d) each."""
         keep = not torch.is_grad_enabled()
         if keep and (id(self), size, t) in memory.cache:
@@ -191,7 +193,7 @@ class BlockIntegration(nn.Module):
                 tokens = self._add(tokens, rows, memory, kwargs["size"])
         return tokens
 
-    def _add(self, tokens: Tensor, rows: slice, memory: Memory, size: tuple[int, int]) -> Tensor:
+    def _add(self, tokens: Tensor, rows: slice, memory: ReferenceContext, size: tuple[int, int]) -> Tensor:
         start, stop = rows.start or 0, tokens.shape[0] if rows.stop is None else rows.stop
         selected = tokens[start:stop]
         shares = memory.features.split(self.feature_channels, dim=2)
@@ -206,8 +208,8 @@ class BlockIntegration(nn.Module):
 class _State:
     """What the current call of the UNet reads; one object shared by all blocks of one IntegratedUNet."""
 
-    references: tuple[tuple[slice, Memory], ...] = ()
-    announced: tuple[tuple[slice, Memory], ...] = ()
+    references: tuple[tuple[slice, ReferenceContext], ...] = ()
+    announced: tuple[tuple[slice, ReferenceContext], ...] = ()
 
     def begin(self, unet: nn.Module, args: tuple) -> None:
         """Forward pre-hook of the UNet: a call that announced no references has none, whoever makes it."""
@@ -263,12 +265,12 @@ class IntegratedUNet(nn.Module):
     ) -> Tensor:
         """The UNet's prediction for x (b, c, t, h, w), reading R where there is one.
 
-        references: None (the base model, bit for bit), a Memory for the whole batch, or [(rows, Memory)] for
-        slices of it, such as the conditional branch of classifier-free guidance.
+        references: None (the base model, bit for bit), a ReferenceContext for the whole batch, or
+        [(rows, ReferenceContext)] for slices of it, such as the conditional branch of classifier-free guidance.
         """
         if references is None:
             references = ()
-        elif isinstance(references, Memory):
+        elif isinstance(references, ReferenceContext):
             references = ((slice(None), references),)
         self._state.announced = tuple((rows, memory.at(timesteps)) for rows, memory in references)
         output = self.unet(x, timesteps, context, fps=fps)
@@ -283,13 +285,13 @@ class IntegratedUNet(nn.Module):
         weights: Sequence[float] | Tensor | None = None,
         scale: float = 1.0,
         lead_from: int | None = None,
-    ) -> Memory | None:
+    ) -> ReferenceContext | None:
         """Prepare R for `forward`: features (b, m, parts * feature_channels, h, w), all references on the frame axis.
 
         frames_per_reference: one count for all, or a count each; they add up to m.
         weights: w_i >= 0, one a reference, or a tensor (b, k). They multiply the attention's unnormalised weights,
         so only their ratios matter, and 0 is as if that reference were absent. scale: factor of the update, from 0
-        up; 0 is the base model, bit for bit. lead_from: see Memory. Returns None if every weight is 0.
+        up; 0 is the base model, bit for bit. lead_from: see ReferenceContext. Returns None if every weight is 0.
         Raises ConfigError for what does not fit.
         """
         m, channels = features.shape[1], self.config.feature_channels * len(self.config.parts)
@@ -319,7 +321,7 @@ class IntegratedUNet(nn.Module):
             weights = None if len({weights[i] for i in kept}) == 1 else [weights[i] for i in kept]
             if weights is not None:
                 weights = torch.tensor(weights, device=features.device).expand(features.shape[0], -1)
-        return Memory(features, frames, weights, scale, lead_from)
+        return ReferenceContext(features, frames, weights, scale, lead_from)
 
     def unpatch(self) -> nn.Module:
         """Take the new layers off and give the UNet back as it was, `requires_grad` included."""

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from aicl.prism import ActionPrism, PrismConfig
+from aicl.action_prism import ActionPrism, PrismConfig
 from aicl.rotary import axial_rotary, rotate
 from lvdm.errors import ConfigError
 

@@ -1,4 +1,4 @@
-"""Actions of the arms, the figure mostly standing: gestures, gymnastics, instruments, strokes."""
+"""Actions of the arms, the figure mostly standing: gestures, gymnastics, evaluators, strokes."""
 
 from aicl.puppets.motion import FIRST, PHASE, SECOND, action, cos, keys, sin
 

@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from aicl.puppets.actions.table import ALL
 from aicl.puppets.motion import Action
-from aicl.puppets.repertoire import ALL
 from aicl.puppets.skeleton import JOINT, PHASES, pose
 
 ACTIONS: tuple[Action, ...] = ALL

@@ -1,4 +1,4 @@
-"""Training of the measuring instruments, and their files: NAME.safetensors with NAME.yaml beside it."""
+"""Training of the measuring evaluators, and their files: NAME.safetensors with NAME.yaml beside it."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,17 +31,17 @@ class ClassifierModule(TrainingModule):
         super().__init__(settings, {"classifier": classifier})
 
     def losses(self, batch: dict[str, Any]) -> Tensor:
-        draws, frames = self.draws(batch), batch["frames"]
-        amount = draws.normal((1,))[:, 0].clamp(0, 1)  # half of the clips stay as they are
-        verdict = self.trained["classifier"](soften(frames, amount, draws.normal(frames.shape[1:])))
+        randomness, frames = self.randomness(batch), batch["frames"]
+        amount = randomness.normal((1,))[:, 0].clamp(0, 1)  # half of the clips stay as they are
+        prediction = self.trained["classifier"](soften(frames, amount, randomness.normal(frames.shape[1:])))
         action = F.cross_entropy(
-            verdict.action.float(), batch["action"], ignore_index=-1, label_smoothing=0.05, reduction="none"
+            prediction.action.float(), batch["action"], ignore_index=-1, label_smoothing=0.05, reduction="none"
         )
-        looks = F.cross_entropy(verdict.looks.float().transpose(1, 2), batch["looks"], reduction="none").mean(1)
+        looks = F.cross_entropy(prediction.looks.float().transpose(1, 2), batch["looks"], reduction="none").mean(1)
         return action + _LOOKS_WEIGHT * looks
 
     def export(self, folder: Path, meta: dict[str, Any]) -> None:
-        save_instrument(folder, "classifier", self.trained["classifier"])
+        save_evaluator(folder, "classifier", self.trained["classifier"])
 
 
 class CLIPModule(TrainingModule):
@@ -57,7 +57,7 @@ class CLIPModule(TrainingModule):
         )
 
     def export(self, folder: Path, meta: dict[str, Any]) -> None:
-        save_instrument(folder, "clip", self.trained["clip"])
+        save_evaluator(folder, "clip", self.trained["clip"])
 
 
 @dataclass
@@ -88,7 +88,7 @@ def build_clip(recipe: Recipe) -> tuple[TrainingModule, pl.LightningDataModule]:
     return CLIPModule(PuppetCLIP(sections.clip), recipe.training), build_data(sections.data, recipe)
 
 
-def save_instrument(folder: str | Path, name: str, module: nn.Module, dtype: torch.dtype = torch.float32) -> None:
+def save_evaluator(folder: str | Path, name: str, module: nn.Module, dtype: torch.dtype = torch.float32) -> None:
     """Write `name`.safetensors and `name`.yaml into `folder`; `name` is "classifier" or "clip"."""
     tensors = {key: value.detach().to("cpu", dtype).contiguous() for key, value in module.state_dict().items()}
     with atomic_path(Path(folder) / f"{name}.safetensors") as temporary:
@@ -96,8 +96,8 @@ def save_instrument(folder: str | Path, name: str, module: nn.Module, dtype: tor
     configs.save(Path(folder) / f"{name}.yaml", configs.to_mapping(module.config))
 
 
-def load_instrument(folder: str | Path, name: str, device: torch.device | str = "cpu") -> nn.Module:
-    """Read the instrument `name` ("classifier" or "clip") from `folder`, in float32 and ready to measure.
+def load_evaluator(folder: str | Path, name: str, device: torch.device | str = "cpu") -> nn.Module:
+    """Read the evaluator `name` ("classifier" or "clip") from `folder`, in float32 and ready to measure.
 
     Raises CheckpointError where its files are missing, broken or do not fit together.
     """

@@ -1,4 +1,4 @@
-"""The `data` section of a config, and the catalogue that it names."""
+"""The `data` section of a config, and the manifest that it names."""
 
 import json
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from lvdm.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Catalogue:
+class Manifest:
     """Which videos. `path` is the data set's folder; `captions` its CSV (webvid) or CSV/JSONL (folder; see
     `read_folder` for what is read without it); `split`, a file, and `part` choose classes of UCF-101."""
 
@@ -33,8 +33,8 @@ class Catalogue:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig(Catalogue):
-    """Section `data` of a config: a catalogue, and what a training takes from it.
+class DataConfig(Manifest):
+    """Section `data` of a config: a manifest, and what a training takes from it.
 
     `report` is the file that scripts/check_data.py wrote: the videos that it lists as broken are never tried.
     `cache` is a folder of scripts/cache_latents.py. `workers` are loader processes for each device.
@@ -57,14 +57,14 @@ class DataSchema:
     data: DataConfig
 
 
-def read_records(catalogue: Catalogue) -> list[ClipRecord]:
-    """What the catalogue lists. Raises DataError or ConfigError."""
-    if catalogue.kind == "ucf101":
-        unseen = read_split(catalogue.split) if catalogue.split else ()
-        return read_ucf101(catalogue.path, catalogue.part, unseen)
-    if catalogue.kind == "webvid":
-        return read_webvid(catalogue.captions, catalogue.path)
-    return read_folder(catalogue.path, catalogue.captions)
+def read_records(manifest: Manifest) -> list[ClipRecord]:
+    """What the manifest lists. Raises DataError or ConfigError."""
+    if manifest.kind == "ucf101":
+        unseen = read_split(manifest.split) if manifest.split else ()
+        return read_ucf101(manifest.path, manifest.part, unseen)
+    if manifest.kind == "webvid":
+        return read_webvid(manifest.captions, manifest.path)
+    return read_folder(manifest.path, manifest.captions)
 
 
 def read_report(path: str | Path) -> list[str]:

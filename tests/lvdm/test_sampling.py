@@ -6,23 +6,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lvdm.data import ClipRecord, NumberSampler, View, ViewConfig, sample_rng, uniform_picker
-from lvdm.data.plan import draws, variant_view
+from lvdm.data import Augmentation, AugmentationConfig, ClipRecord, NumberSampler, sample_rng, uniform_sampler
+from lvdm.data.sampling import cached_augmentation, candidates
 from lvdm.errors import ConfigError
 
 RECORDS = [ClipRecord(Path(f"{index}.mp4"), "walks") for index in range(50)]
-FREE = ViewConfig(random_crop=True, flip=0.5)
+FREE = AugmentationConfig(random_crop=True, flip=0.5)
 
 
 KNOWN = (18, 14, 1475682380706110374, 0.8352795268491885)  # target, reference, noise seed, u
 
 
-def pair_picker(rng, records):
+def sample_pair(rng, records):
     return [int(index) for index in rng.choice(len(records), 2, replace=False)]
 
 
-def draw(number, seed=0, config=FREE, picker=pair_picker):
-    return next(draws(seed, number, RECORDS, picker, config))
+def draw(number, seed=0, config=FREE, pair_sampler=sample_pair):
+    return next(candidates(seed, number, RECORDS, pair_sampler, config))
 
 
 def test_the_same_number_is_the_same_sample_in_any_order():
@@ -44,13 +44,13 @@ def test_numbers_are_spread_evenly():
     drawn = [draw(number) for number in range(4000)]
     for values in (
         [d.timestep_u for d in drawn],
-        [d.target.view.position for d in drawn],
-        [d.references[0].view.crop[1] for d in drawn],
+        [d.target.augmentation.position for d in drawn],
+        [d.references[0].augmentation.crop[1] for d in drawn],
         [d.noise_seed / 2**62 for d in drawn],
     ):
         # Standard error of the mean of 4000 uniform numbers: 0.0046.
         assert abs(np.mean(values) - 0.5) < 0.02 and min(values) >= 0 and max(values) < 1
-    assert abs(np.mean([d.target.view.flip for d in drawn]) - 0.5) < 0.04
+    assert abs(np.mean([d.target.augmentation.flip for d in drawn]) - 0.5) < 0.04
     counts = np.bincount([d.target.index for d in drawn], minlength=50)
     assert counts.min() > 40 and counts.max() < 125  # 80 each, standard deviation 9
     neighbours = np.corrcoef([d.timestep_u for d in drawn[:-1]], [d.timestep_u for d in drawn[1:]])
@@ -58,41 +58,43 @@ def test_numbers_are_spread_evenly():
 
 
 def test_time_and_noise_do_not_depend_on_the_videos():
-    alone = draw(5, picker=uniform_picker)
-    replacement = next(islice(draws(0, 5, RECORDS, pair_picker, ViewConfig()), 3, None))
+    alone = draw(5, pair_sampler=uniform_sampler)
+    replacement = next(islice(candidates(0, 5, RECORDS, sample_pair, AugmentationConfig()), 3, None))
     assert (alone.timestep_u, alone.noise_seed) == (replacement.timestep_u, replacement.noise_seed)
     assert replacement.target != draw(5).target
 
 
 def test_what_does_not_vary_is_centred_and_changes_nothing_else():
-    fixed = draw(9, config=ViewConfig(random_position=False))
-    assert fixed.target.view == View(0.5, (0.5, 0.5), False)
+    fixed = draw(9, config=AugmentationConfig(random_position=False))
+    assert fixed.target.augmentation == Augmentation(0.5, (0.5, 0.5), False)
     assert (fixed.target.index, fixed.references[0].index) == (draw(9).target.index, draw(9).references[0].index)
 
 
 def test_variants_are_few_fixed_views():
-    config = ViewConfig(random_crop=True, variants=3)
+    config = AugmentationConfig(random_crop=True, cached_crops=3)
     seen = {}
     for number in range(400):
         clip = draw(number, config=config).target
-        seen.setdefault((clip.index, clip.variant), set()).add(clip.view)
-        assert clip.view == variant_view(config, 0, RECORDS[clip.index].key, clip.variant)
-    assert all(len(views) == 1 for views in seen.values())
-    assert {variant for _, variant in seen} == {0, 1, 2}
+        seen.setdefault((clip.index, clip.cached_crop), set()).add(clip.augmentation)
+        assert clip.augmentation == cached_augmentation(config, 0, RECORDS[clip.index].key, clip.cached_crop)
+    assert all(len(augmentations) == 1 for augmentations in seen.values())
+    assert {cached_crop for _, cached_crop in seen} == {0, 1, 2}
     assert len(set.union(*seen.values())) == len(seen)  # all different from each other
 
 
 def test_bad_settings():
-    for settings in ({"flip": 1.5}, {"variants": 0}):
+    for settings in ({"flip": 1.5}, {"cached_crops": 0}):
         with pytest.raises(ConfigError):
-            ViewConfig(**settings)
+            AugmentationConfig(**settings)
 
 
-@pytest.mark.parametrize(("world", "batch", "accumulate"), [(1, 12, 1), (1, 3, 4), (2, 6, 1), (3, 2, 2), (4, 3, 1)])
-def test_a_step_takes_the_same_samples_on_any_number_of_devices(world, batch, accumulate):
+@pytest.mark.parametrize(
+    ("world", "batch", "gradient_accumulation_steps"), [(1, 12, 1), (1, 3, 4), (2, 6, 1), (3, 2, 2), (4, 3, 1)]
+)
+def test_a_step_takes_the_same_samples_on_any_number_of_devices(world, batch, gradient_accumulation_steps):
     ranks = [iter(NumberSampler(batch, rank, world, start=24)) for rank in range(world)]
     for step in range(5):
-        taken = [number for rank in ranks for _ in range(accumulate) for number in next(rank)]
+        taken = [number for rank in ranks for _ in range(gradient_accumulation_steps) for number in next(rank)]
         assert sorted(taken) == list(range(24 + 12 * step, 24 + 12 * (step + 1)))
 
 

@@ -1,9 +1,16 @@
-"""Verbs from captions, eq. 8, index files and the picker of training triples."""
+"""Verbs from captions, eq. 8, index files and the pair_sampler of training triples."""
 
 import numpy as np
 import pytest
 
-from aicl.references import Choice, VerbIndex, VerbPicker, build_library, load_library, save_library
+from aicl.reference_retrieval import (
+    RetrievedReference,
+    VerbIndex,
+    VerbPairSampler,
+    build_library,
+    load_library,
+    save_library,
+)
 from aicl.verbs import contains, inflections, lemma, phrase, verbs
 from lvdm.data.clips import ClipRecord
 from lvdm.errors import DataError
@@ -99,7 +106,7 @@ def test_select_shares_an_action_and_never_takes_the_target():
     index = VerbIndex(LIBRARY)
     assert index.without_action == [5]
     drawn = {tuple(index.select("A horse ran across the field", 1, seed)) for seed in range(20)}
-    assert drawn == {(Choice(3, "run"),), (Choice(4, "run"),)}
+    assert drawn == {(RetrievedReference(3, "run"),), (RetrievedReference(4, "run"),)}
     assert [c.index for c in index.select(LIBRARY[3], 1, 0, exclude=[3])] == [4]
     assert index.select("dogs run", 2, 7) == index.select("dogs run", 2, 7)
 
@@ -122,15 +129,15 @@ def test_select_says_why_it_cannot():
 
 
 def test_picker_draws_triples_from_its_generator():
-    picker = VerbPicker(VerbIndex(LIBRARY), num_references=1)
-    assert picker.unused == 1  # the lake
-    triples = [picker(np.random.default_rng(seed), LIBRARY) for seed in range(60)]
-    assert triples == [picker(np.random.default_rng(seed), LIBRARY) for seed in range(60)]
+    pair_sampler = VerbPairSampler(VerbIndex(LIBRARY), num_references=1)
+    assert pair_sampler.unused == 1  # the lake
+    triples = [pair_sampler(np.random.default_rng(seed), LIBRARY) for seed in range(60)]
+    assert triples == [pair_sampler(np.random.default_rng(seed), LIBRARY) for seed in range(60)]
     assert {tuple(triple) for triple in triples} == {(0, 1), (1, 0), (2, 0), (2, 1), (3, 4), (4, 3)}
     with pytest.raises(DataError, match="index it anew"):
-        picker(np.random.default_rng(0), LIBRARY[:2])
+        pair_sampler(np.random.default_rng(0), LIBRARY[:2])
     with pytest.raises(DataError, match="no pairs"):
-        VerbPicker(VerbIndex(["Mountain lake", "A dog runs"]))
+        VerbPairSampler(VerbIndex(["Mountain lake", "A dog runs"]))
 
 
 def test_index_file_keeps_everything(tmp_path):

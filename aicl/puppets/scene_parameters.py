@@ -74,7 +74,7 @@ def uniforms(seed: int, numbers: NDArray[np.int64], width: int, *, stream: int =
     return rows
 
 
-def draw_performances(draws: NDArray[np.float64], programs: NDArray[np.int64], patterns: float = 0.2) -> NDArray:
+def draw_scene_parameters(draws: NDArray[np.float64], programs: NDArray[np.int64], patterns: float = 0.2) -> NDArray:
     """Performances (n, FIELDS) float32 of the motions `programs` (n,) (indices into a program bank).
 
     `draws` (n, FIELDS + 2) are uniforms, `patterns` is the chance that a shirt, and that a background, is striped.

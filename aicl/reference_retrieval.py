@@ -17,7 +17,7 @@ FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True)
-class Choice:
+class RetrievedReference:
     """A chosen reference: the video's number in the index, and the action that it shares with the caption."""
 
     index: int
@@ -52,7 +52,7 @@ class VerbIndex:
         """How many videos show each verb, most frequent first."""
         return dict(sorted(((v, len(i)) for v, i in self._by_verb.items()), key=lambda item: (-item[1], item[0])))
 
-    def select(self, caption: str, k: int, seed: int, exclude: Iterable[int] = ()) -> list[Choice]:
+    def select(self, caption: str, k: int, seed: int, exclude: Iterable[int] = ()) -> list[RetrievedReference]:
         """Draw k different videos that share an action with `caption` (eq. 8), never one of `exclude`.
 
         Videos that show a whole phrase of the caption ("play guitar") come first; only where these are too few, ones
@@ -75,7 +75,7 @@ class VerbIndex:
             )
         return chosen
 
-    def partners(self, target: int, k: int, rng: np.random.Generator) -> list[Choice]:
+    def positives(self, target: int, k: int, rng: np.random.Generator) -> list[RetrievedReference]:
         """Like `select` for the caption of one of the index's own videos, up to k of them, drawn with `rng`."""
         own = self.phrases[target]
         groups = [
@@ -96,10 +96,10 @@ class VerbIndex:
         )
 
 
-class VerbPicker:
+class VerbPairSampler:
     """Training triples for `lvdm.data`: a target, and k references that share a verb with its caption (eq. 8).
 
-    Targets are drawn evenly from the videos that have k such partners. Raises DataError if there are none.
+    Targets are drawn evenly from the videos that have k such positives. Raises DataError if there are none.
     """
 
     def __init__(self, index: VerbIndex, num_references: int = 1):
@@ -112,7 +112,7 @@ class VerbPicker:
 
     @property
     def unused(self) -> int:
-        """Number of videos that are never a target, for want of a verb or of partners."""
+        """Number of videos that are never a target, for want of a verb or of positives."""
         return len(self.index) - len(self._targets)
 
     def __call__(self, rng: np.random.Generator, records: Sequence[ClipRecord]) -> list[int]:
@@ -120,7 +120,7 @@ class VerbPicker:
         if len(records) != len(self.index):
             raise DataError(f"the verb index has {len(self.index)} videos, the data set {len(records)}: index it anew")
         target = int(self._targets[rng.integers(len(self._targets))])
-        return [target, *(choice.index for choice in self.index.partners(target, self.num_references, rng))]
+        return [target, *(choice.index for choice in self.index.positives(target, self.num_references, rng))]
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ def _members(labels: Sequence[Sequence[str]]) -> dict[str, np.ndarray]:
 
 def _draw(
     groups: Sequence[dict[str, np.ndarray]], k: int, rng: np.random.Generator, exclude: Iterable[int]
-) -> list[Choice]:
+) -> list[RetrievedReference]:
     """Up to k videos, evenly from the union of the first group's members, then of the next group's."""
     taken, chosen = set(exclude), []
     for group in groups:
@@ -199,7 +199,7 @@ def _draw(
         for number in rng.choice(pool, size=min(k - len(chosen), len(pool)), replace=False).tolist():
             action = next(name for name, members in group.items() if _has(members, number))
             taken.add(number)
-            chosen.append(Choice(number, action))
+            chosen.append(RetrievedReference(number, action))
     return chosen
 
 

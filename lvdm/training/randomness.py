@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 
-class Draws:
+class BatchRandomness:
     """Random numbers for the samples of one batch; `normal` gives other ones each time it is asked."""
 
     def __init__(self, seeds: Sequence[int], device: torch.device | str, mode: Literal["sample", "device"] = "sample"):

@@ -7,18 +7,19 @@ the loader worker, nor what was drawn before. So the state of the data is one in
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from typing import ClassVar
 
 import numpy as np
 
 from lvdm.data.clips import ClipRecord
 from lvdm.errors import ConfigError
 
-Picker = Callable[[np.random.Generator, Sequence[ClipRecord]], Sequence[int]]
+PairSampler = Callable[[np.random.Generator, Sequence[ClipRecord]], Sequence[int]]
 """(rng, records) -> [target, reference, ...], indices of records; all its randomness comes from `rng`."""
 
 
 @dataclass(frozen=True)
-class View:
+class Augmentation:
     """Which part of a video a clip shows; positions in [0, 1] as `frame_indices` and `resize_crop` take them."""
 
     position: float = 0.5
@@ -27,41 +28,49 @@ class View:
 
 
 @dataclass(frozen=True)
-class ClipDraw:
-    """A video of the catalogue and what to take from it; `variant` numbers the view where a clip has a fixed set."""
+class SampledClip:
+    """A video of the manifest and what to take from it.
+
+    `cached_crop` numbers the augmentation where each video has a fixed set of them.
+    """
 
     index: int
-    view: View
-    variant: int | None = None
+    augmentation: Augmentation
+    cached_crop: int | None = None
 
 
 @dataclass(frozen=True)
-class Draw:
+class TrainingSample:
     """One training sample: eq. 9 needs the target, its references, t (from `timestep_u` in [0, 1)) and the noise."""
 
     number: int
-    target: ClipDraw
-    references: tuple[ClipDraw, ...]
+    target: SampledClip
+    references: tuple[SampledClip, ...]
     timestep_u: float
     noise_seed: int
 
 
 @dataclass(frozen=True)
-class ViewConfig:
-    """How views are drawn. `variants`: None draws a fresh view for each sample; a number gives each video that many
-    fixed views, of which a sample draws one: this is what a latent cache can hold. Flips are off by default, since
-    they exchange left and right in an action."""
+class AugmentationConfig:
+    """How augmentations are drawn.
+
+    cached_crops: None draws a fresh augmentation for each sample; a number gives each video that many fixed ones, of
+    which a sample draws one: this is what a latent cache can hold.
+    flip: the probability of a mirrored clip, 0 by default, since mirroring exchanges left and right in an action.
+    """
+
+    RENAMED: ClassVar[dict[str, str]] = {"variants": "cached_crops"}
 
     random_position: bool = True
     random_crop: bool = False
     flip: float = 0.0
-    variants: int | None = None
+    cached_crops: int | None = None
 
     def __post_init__(self):
         if not 0.0 <= self.flip <= 1.0:
             raise ConfigError(f"flip = {self.flip} is a probability: choose a number in [0, 1]")
-        if self.variants is not None and self.variants < 1:
-            raise ConfigError(f"variants = {self.variants}: each video needs at least one view")
+        if self.cached_crops is not None and self.cached_crops < 1:
+            raise ConfigError(f"cached_crops = {self.cached_crops}: each video needs at least one augmentation")
 
 
 def sample_rng(seed: int, number: int) -> np.random.Generator:
@@ -69,18 +78,20 @@ def sample_rng(seed: int, number: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=np.array([seed, number], dtype=np.uint64)))
 
 
-def variant_view(config: ViewConfig, seed: int, key: str, variant: int) -> View:
-    """View number `variant` of the video named `key`: the same wherever and whenever it is asked for."""
-    name = int.from_bytes(sha256(f"{variant}:{key}".encode()).digest()[:8], "little")
-    return _draw_view(config, sample_rng(seed, name))
+def cached_augmentation(config: AugmentationConfig, seed: int, key: str, cached_crop: int) -> Augmentation:
+    """Augmentation number `cached_crop` of the video named `key`: the same wherever and whenever it is asked for."""
+    name = int.from_bytes(sha256(f"{cached_crop}:{key}".encode()).digest()[:8], "little")
+    return _draw_augmentation(config, sample_rng(seed, name))
 
 
-def uniform_picker(rng: np.random.Generator, records: Sequence[ClipRecord]) -> list[int]:
+def uniform_sampler(rng: np.random.Generator, records: Sequence[ClipRecord]) -> list[int]:
     """Any video as the target, no references: for training a base model."""
     return [int(rng.integers(len(records)))]
 
 
-def draws(seed: int, number: int, records: Sequence[ClipRecord], picker: Picker, config: ViewConfig) -> Iterator[Draw]:
+def candidates(
+    seed: int, number: int, records: Sequence[ClipRecord], pair_sampler: PairSampler, config: AugmentationConfig
+) -> Iterator[TrainingSample]:
     """The sample `number`, then, should one of its videos prove broken, its first replacement, its second, ...
 
     All come from one generator. Time and noise are drawn first and stay the same, so they do not depend on the files.
@@ -88,20 +99,20 @@ def draws(seed: int, number: int, records: Sequence[ClipRecord], picker: Picker,
     rng = sample_rng(seed, number)
     timestep_u, noise_seed = float(rng.random()), int(rng.integers(2**62))
     while True:
-        clips = [_draw_clip(config, seed, rng, index, records[index].key) for index in picker(rng, records)]
-        yield Draw(number, clips[0], tuple(clips[1:]), timestep_u, noise_seed)
+        clips = [_draw_clip(config, seed, rng, index, records[index].key) for index in pair_sampler(rng, records)]
+        yield TrainingSample(number, clips[0], tuple(clips[1:]), timestep_u, noise_seed)
 
 
-def _draw_clip(config: ViewConfig, seed: int, rng: np.random.Generator, index: int, key: str) -> ClipDraw:
-    if config.variants is None:
-        return ClipDraw(int(index), _draw_view(config, rng))
-    variant = int(rng.integers(config.variants))
-    return ClipDraw(int(index), variant_view(config, seed, key, variant), variant)
+def _draw_clip(config: AugmentationConfig, seed: int, rng: np.random.Generator, index: int, key: str) -> SampledClip:
+    if config.cached_crops is None:
+        return SampledClip(int(index), _draw_augmentation(config, rng))
+    cached_crop = int(rng.integers(config.cached_crops))
+    return SampledClip(int(index), cached_augmentation(config, seed, key, cached_crop), cached_crop)
 
 
-def _draw_view(config: ViewConfig, rng: np.random.Generator) -> View:
+def _draw_augmentation(config: AugmentationConfig, rng: np.random.Generator) -> Augmentation:
     position, down, right, flip = rng.random(4).tolist()  # always four, so that a setting changes only its own effect
-    return View(
+    return Augmentation(
         position=position if config.random_position else 0.5,
         crop=(down, right) if config.random_crop else (0.5, 0.5),
         flip=flip < config.flip,
