@@ -35,10 +35,10 @@ class SpatioTemporalBlock(nn.Module):
         """tokens (b, t, h*w, c), context (b, m, context_dim), size (h, w) -> (b, t, h*w, c)."""
         x = tokens
         x = x + self.spatial_attn(self.spatial_norm(x).flatten(0, 1)).view_as(x)
-        x = x + _over_time(self.temporal_attn1, self.temporal_norm1(x))
+        x = x + self.temporal_attn1.over_time(self.temporal_norm1(x))
         # All frames share the context, so they are the queries of one row.
         x = x + self.cross_attn(self.cross_norm(x).flatten(1, 2), context).view_as(x)
-        x = x + _over_time(self.temporal_attn2, self.temporal_norm2(x))
+        x = x + self.temporal_attn2.over_time(self.temporal_norm2(x))
         return x + self.ff(self.ff_norm(x))
 
 
@@ -80,18 +80,15 @@ class TemporalBlock(nn.Module):
 
     def forward(self, tokens: Tensor, context: Tensor | None = None, *, size: tuple[int, int]) -> Tensor:
         """tokens (b, t, h*w, c), context (b, m, context_dim), size (h, w) -> (b, t, h*w, c)."""
-        rows = tokens.transpose(1, 2)  # (b, h*w, t, c)
-        x = rows.flatten(0, 1)
-        x = x + self.attn1(self.norm1(x), causal=self.causal)
-        x = x + self.attn2(self.norm2(x), context if self.cross else None, causal=self.causal)
-        x = x + self.ff(self.norm3(x))
-        return x.view(rows.shape).transpose(1, 2)
-
-
-def _over_time(attention: Attention, x: Tensor) -> Tensor:
-    """Self-attention along frames at each position. (b, t, h*w, c) -> same."""
-    rows = x.transpose(1, 2)  # (b, h*w, t, c)
-    return attention(rows.flatten(0, 1)).view(rows.shape).transpose(1, 2)
+        x = tokens
+        x = x + self.attn1.over_time(self.norm1(x), causal=self.causal)
+        if self.cross:  # the frames of each position ask its sample's text
+            rows = self.norm2(x).transpose(1, 2)  # (b, h*w, t, c)
+            out = self.attn2(rows.flatten(0, 1), context, causal=self.causal)
+            x = x + out.view(rows.shape).transpose(1, 2)
+        else:
+            x = x + self.attn2.over_time(self.norm2(x), causal=self.causal)
+        return x + self.ff(self.norm3(x))
 
 
 class Transformer(nn.Module):
