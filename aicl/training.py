@@ -21,7 +21,7 @@ from lvdm.errors import ConfigError
 from lvdm.models.components import build_components
 from lvdm.pipeline import VideoPipeline
 from lvdm.training.base import DiffusionModule
-from lvdm.training.compile import compile_regions
+from lvdm.acceleration.regions import compile_regions
 from lvdm.training.module import DTYPES
 from lvdm.training.randomness import BatchRandomness
 from lvdm.training.settings import TrainingSettings

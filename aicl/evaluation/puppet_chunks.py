@@ -26,7 +26,7 @@ from lvdm import config as configs
 from lvdm.checkpoints.folder import CONFIG_FILE
 from lvdm.errors import CheckpointError
 from lvdm.files import atomic_path
-from lvdm.training.compile import compile_regions
+from lvdm.acceleration.regions import compile_regions
 from lvdm.training.tasks import newest_export
 
 VERSION = 1

@@ -70,7 +70,7 @@ class GroupNorm(nn.GroupNorm):
     def forward(self, x: Tensor, shift: Tensor | None = None, silu: bool = False) -> Tensor:
         """shift: (c,) or (b, c), added before the norm. silu: apply SiLU to the result."""
         rows = x.flatten(0, self.rows - 1).flatten(1, -2)  # (rows, n, c)
-        if kernels.usable(x, self.weight, shift):
+        if kernels.enabled("group_norm") and kernels.usable(x, self.weight, shift):
             from lvdm.models.kernels.group_norm import group_norm
 
             if shift is not None:
@@ -104,6 +104,13 @@ class TemporalConv(nn.Conv2d):
 
     def forward(self, x: Tensor, bias: bool = True) -> Tensor:
         """bias: false leaves it to the caller to add `self.bias`."""
+        if kernels.enabled("temporal_conv") and kernels.usable(x, self.weight):
+            from lvdm.models.kernels import products
+
+            if products.temporal_conv_fits(self.weight):
+                positions = x.flatten(2, 3).contiguous()
+                y = products.temporal_conv(positions, self.weight, self.bias if bias else None, None)
+                return y.unflatten(2, x.shape[2:4])
         columns = x.flatten(2, 3).permute(0, 3, 1, 2)  # (b, c, t, h*w)
         y = self._conv_forward(columns, self.weight, self.bias if bias else None)
         return y.permute(0, 2, 3, 1).unflatten(2, x.shape[2:4])
@@ -163,7 +170,7 @@ class FeedForward(nn.Module):
         self.proj_out = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        if kernels.usable(x, self.proj_in.weight) and kernels.enabled("geglu"):
+        if kernels.enabled("geglu") and kernels.usable(x, self.proj_in.weight):
             from lvdm.models.kernels import products
 
             if products.geglu_fits(x):

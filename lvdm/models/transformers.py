@@ -107,11 +107,18 @@ class Transformer(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """context: (b, m, context_dim)."""
-        size = x.shape[2:4]
-        tokens = self.proj_in(self.norm(x)).flatten(2, 3)
+        tokens = self.enter(x)
         for block in self.blocks:
-            tokens = checkpointed(block, self.use_checkpoint, tokens, context, size=size)
-        return x + self.proj_out(tokens).unflatten(2, size)
+            tokens = checkpointed(block, self.use_checkpoint, tokens, context, size=x.shape[2:4])
+        return self.leave(x, tokens)
+
+    def enter(self, x: Tensor) -> Tensor:
+        """Features (b, t, h, w, channels) -> tokens (b, t, h*w, dim)."""
+        return self.proj_in(self.norm(x)).flatten(2, 3)
+
+    def leave(self, x: Tensor, tokens: Tensor) -> Tensor:
+        """Features and what the blocks made of their tokens -> the transformer's result, like x."""
+        return x + self.proj_out(tokens).view(x.shape)
 
 
 class ContextFreeAttention(nn.Module):

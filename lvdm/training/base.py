@@ -11,7 +11,7 @@ from lvdm.checkpoints import save_pipeline
 from lvdm.diffusion import Condition, Denoiser, timesteps_from_uniform
 from lvdm.models.transformers import Transformer
 from lvdm.pipeline import VideoPipeline
-from lvdm.training.compile import compile_regions
+from lvdm.acceleration.regions import compile_regions
 from lvdm.training.graphs import Captured
 from lvdm.training.module import TrainingModule
 from lvdm.training.randomness import BatchRandomness

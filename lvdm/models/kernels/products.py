@@ -55,7 +55,7 @@ def _geglu(
 
 @triton.jit
 def _frames_conv(
-    x, w, bias, residual, out, m, n, frames, positions, k: tl.constexpr, has_residual: tl.constexpr,
+    x, w, bias, residual, out, m, n, frames, positions, k: tl.constexpr, has_bias: tl.constexpr, has_residual: tl.constexpr,
     block_m: tl.constexpr, block_n: tl.constexpr, block_k: tl.constexpr, group_m: tl.constexpr,
 ):  # fmt: skip
     """x (b, frames, positions, k) as m rows, w (n, 3, k), bias (n,) -> out (m, n), plus residual (m, n)."""
@@ -75,7 +75,8 @@ def _frames_conv(
             w + columns[None, :] * 3 * k + step * block_k + ks[:, None], mask=(columns < n)[None, :], other=0.0
         )
         total = tl.dot(part, weights, total)
-    total += tl.load(bias + columns, mask=columns < n, other=0.0).to(tl.float32)[None, :]
+    if has_bias:
+        total += tl.load(bias + columns, mask=columns < n, other=0.0).to(tl.float32)[None, :]
     place = rows.to(tl.int64)[:, None] * n + columns[None, :]
     inside = (rows < m)[:, None] & (columns < n)[None, :]
     if has_residual:
@@ -105,7 +106,7 @@ def _run_geglu(x: Tensor, weight: Tensor, bias: Tensor, blocks: dict[str, int], 
 def _run_conv(
     x: Tensor,
     weight: Tensor,
-    bias: Tensor,
+    bias: Tensor | None,
     residual: Tensor | None,
     blocks: dict[str, int],
     wrap=lambda kernel: kernel,
@@ -116,8 +117,8 @@ def _run_conv(
     out = x.new_empty(b, t, s, n)
     grid = (triton.cdiv(m, blocks["block_m"]) * triton.cdiv(n, blocks["block_n"]),)
     wrap(_frames_conv)[grid](
-        x, packed, bias, x if residual is None else residual, out, m, n, t, s, k,
-        has_residual=residual is not None, group_m=GROUP_M, **blocks,
+        x, packed, x if bias is None else bias, x if residual is None else residual, out, m, n, t, s, k,
+        has_bias=bias is not None, has_residual=residual is not None, group_m=GROUP_M, **blocks,
     )  # fmt: skip
     return out
 
@@ -129,6 +130,6 @@ def geglu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 @triton_op("lvdm::temporal_conv", mutates_args={})
-def temporal_conv(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None) -> Tensor:
+def temporal_conv(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
     """x (b, t, s, k), contiguous, weight (n, k, 3, 1), bias (n,) -> (b, t, s, n), plus `residual` of that shape."""
     return _run_conv(x, weight, bias, residual, CONV_BLOCKS, wrap_triton)

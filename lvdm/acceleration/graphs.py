@@ -1,0 +1,104 @@
+"""Replaying a network's calls as CUDA graphs, for sampling: one launch a denoising step, in place of thousands.
+
+Training has its own, with a backward pass: `lvdm.training.graphs`.
+"""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+KEPT = 4  # graphs of one network; each keeps the activations of a call
+WARM_UP = 2  # calls before a capture, in which libraries choose kernels and allocate what they keep
+
+
+@runtime_checkable
+class Holdable(Protocol):
+    """An argument of a network, not a tensor, that a graph can hold: it copies itself, and can be overwritten."""
+
+    def at(self, timesteps: Tensor) -> "Holdable":
+        """What is read at these timesteps; called outside of graphs, so it may wait for the device."""
+
+    def kind(self) -> Any:
+        """What a graph depends on besides the tensors' values: equal for arguments that can replace each other."""
+
+    def hold(self) -> "Holdable":
+        """A copy in memory of its own, whose `at` gives itself at all timesteps."""
+
+    def overwrite(self, other: "Holdable") -> None:
+        """Take over another one's values, of the same kind, in the memory of this one."""
+
+
+@dataclass
+class _Captured:
+    graph: torch.cuda.CUDAGraph
+    inputs: list[Tensor]
+    held: list[Holdable]
+    sources: list[Holdable]  # what was copied into `held` last
+    output: Tensor
+
+
+class Replayed(nn.Module):
+    """A UNet whose calls without gradients are captured at the first of each kind, and replayed from then on.
+
+    Called like the UNet; an extra is a list of (rows, value) whose values are `Holdable`. The weights must stay where
+    they are: `forget` after moving or replacing them.
+    """
+
+    def __init__(self, unet: nn.Module) -> None:
+        super().__init__()
+        self.unet = unet
+        self._captured: OrderedDict[Any, _Captured] = OrderedDict()
+
+    def forget(self) -> None:
+        """Drop all graphs and their memory."""
+        self._captured.clear()
+
+    def forward(
+        self, x: Tensor, timesteps: Tensor, context: Tensor, fps: Tensor | None = None, **extras: Any
+    ) -> Tensor:
+        """What the UNet returns for latents x (b, c, t, h, w), timesteps (b,), context (b, m, d) and the like."""
+        rows = [(name, part, value.at(timesteps)) for name, parts in extras.items() for part, value in parts]
+        values = [value for *_, value in rows]
+        inputs = [x, timesteps, context] + ([] if fps is None else [fps])
+        kind = (
+            tuple((tensor.shape, tensor.dtype) for tensor in inputs),
+            tuple((name, part.start, part.stop, value.kind()) for name, part, value in rows),
+        )
+        captured = self._captured.get(kind)
+        if captured is None:
+            captured = self._captured[kind] = self._capture(inputs, rows)
+            while len(self._captured) > KEPT:
+                self._captured.popitem(last=False)
+        self._captured.move_to_end(kind)
+        for own, given in zip(captured.inputs, inputs):
+            own.copy_(given)
+        if any(one is not other for one, other in zip(captured.sources, values)):
+            for own, value in zip(captured.held, values):
+                own.overwrite(value)
+            captured.sources = values
+        captured.graph.replay()
+        return captured.output.clone()
+
+    def _capture(self, inputs: list[Tensor], rows: list[tuple[str, slice, Holdable]]) -> _Captured:
+        inputs, held = [tensor.clone() for tensor in inputs], [value.hold() for *_, value in rows]
+        extras: dict[str, list[tuple[slice, Holdable]]] = {}
+        for (name, part, _), value in zip(rows, held):
+            extras.setdefault(name, []).append((part, value))
+
+        def call() -> Tensor:
+            x, timesteps, context, *fps = inputs
+            return self.unet(x, timesteps, context, fps=fps[0] if fps else None, **extras)
+
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UP):
+                call()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads pin memory meanwhile
+            output = call()
+        return _Captured(graph, inputs, held, [value for *_, value in rows], output)
