@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import Any
 
+__version__ = "0.2.0"
+
 _HOMES = {
     "adapter": ("load_adapter", "save_adapter"),
     "motion_features": ("MotionFeatures",),

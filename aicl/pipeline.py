@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,10 @@ from aicl.action_integration import IntegratedUNet, ReferenceContext
 from aicl.action_prism import ActionPrism
 from aicl.adapter import AdapterInfo, Fingerprint, load_adapter, save_adapter
 from aicl.clock import Clock
+from aicl.model_files import FOLDER_FILE, FolderConfig, check_lead, find_model_files
 from aicl.motion_features import ENDING, MotionFeatures, concatenate
 from lvdm import config as configs
+from lvdm.acceleration import Mode
 from lvdm.checkpoints import load_pipeline, save_pipeline
 from lvdm.checkpoints.folder import new_folder
 from lvdm.diffusion import Condition, make_generators
@@ -26,26 +28,6 @@ Video = str | os.PathLike | Tensor
 """A video file, or pixels uint8 (t, h, w, 3)."""
 Reference = Video | MotionFeatures
 """A video, encoded references, or their file (.safetensors)."""
-
-FOLDER_FILE = "aicl.yaml"
-
-
-@dataclass
-class FolderConfig:
-    """`aicl.yaml` of a model folder: where the base model and the adapter lie, relative to it, and the default lead."""
-
-    base: str = "base"
-    adapter: str = "adapter.safetensors"
-    lead: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_lead(self.lead)
-
-    @classmethod
-    def read(cls, folder: Path) -> "FolderConfig | None":
-        """That of `folder`, None where it has none. Raises ConfigError for one that does not fit."""
-        path = folder / FOLDER_FILE
-        return configs.from_mapping(cls, configs.load(path), where=str(path)) if path.is_file() else None
 
 
 class AICLPipeline:
@@ -78,20 +60,19 @@ class AICLPipeline:
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> "AICLPipeline":
-        """Load a folder of `save_pretrained`, or a plain model folder with or without an adapter file.
+        """Load a folder of `save_pretrained`, a plain model folder, or the folder of a run that trained a base model.
 
-        `adapter` replaces the folder's own. `dtype` None: as stored, but float32 on the CPU, where half precision is
-        several times slower. Raises CheckpointError for what is missing or does not fit together.
+        `adapter`, a file or the run that trained it, replaces the folder's own. `dtype` None: as stored, but float32 on
+        the CPU, where half precision is several times slower.
+        Raises CheckpointError for what is missing or does not fit together.
         """
         if dtype is None and torch.device(device or "cpu").type == "cpu":
             dtype = torch.float32
-        path, own, lead = Path(path), None, 0.0
-        if (config := FolderConfig.read(path)) is not None:
-            path, own, lead = path / config.base, path / config.adapter, config.lead
-        pipeline = cls(load_pipeline(path, device=device, dtype=dtype))
-        if adapter or own:
-            pipeline.load_adapter(adapter or own)
-        pipeline.lead = 0.0 if adapter else lead
+        files = find_model_files(path, adapter)
+        pipeline = cls(load_pipeline(files.base, device=device, dtype=dtype))
+        if files.adapter is not None:
+            pipeline.load_adapter(files.adapter)
+        pipeline.lead = files.lead
         return pipeline
 
     def load_adapter(self, path: str | os.PathLike) -> AdapterInfo:
@@ -123,6 +104,11 @@ class AICLPipeline:
                 save_pipeline(self.base.components, self.base.config, temporary / pointer.base)
             save_adapter(temporary / pointer.adapter, prism, integrated, meta)
             configs.save(temporary / FOLDER_FILE, configs.to_mapping(pointer))
+
+    def accelerate(self, mode: Mode = "auto", expected_steps: int | None = None) -> "AICLPipeline":
+        """Choose how the UNet runs from now on, see `lvdm.acceleration`: auto, none, graphs or full."""
+        self._patched.acceleration = self.base.accelerate(mode, expected_steps).acceleration
+        return self
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "AICLPipeline":
         """Move and cast every part in place."""
@@ -310,19 +296,14 @@ class AICLPipeline:
 
     def _use(self, prism: ActionPrism | None, integrated: IntegratedUNet | None) -> None:
         """Take prism and integration, in the base model's dtype and without gradients, or none."""
+        self.base.acceleration.forget()  # what was captured with another adapter, or none
         self.prism, self.integrated, self._patched = prism, integrated, self.base
         if prism is not None:
             unet = self.base.components.unet
             for module in (prism, integrated.blocks):
                 module.to(device=self.base.device, dtype=unet.dtype).eval().requires_grad_(False)
-            self._patched = VideoPipeline(replace(self.base.components, unet=integrated), self.base.config)
-
-
-def check_lead(lead: float) -> float:
-    """`lead`, if it is a share. Raises ConfigError if not."""
-    if not 0 <= lead <= 1:
-        raise ConfigError(f"lead is {lead}: give the share of the noise levels that one reference leads, from 0 to 1")
-    return lead
+            components = replace(self.base.components, unet=integrated)
+            self._patched = VideoPipeline(components, self.base.config, self.base.acceleration)
 
 
 def check_reference(video: Video) -> None:

@@ -6,10 +6,11 @@ import torch
 
 from aicl.action_integration import IntegrationConfig, integrate
 from aicl.action_prism import ActionPrism, PrismConfig
-from aicl.pipeline import FOLDER_FILE, AICLPipeline
+from aicl.model_files import ADAPTER_FILE, FOLDER_FILE, base_folder
+from aicl.pipeline import AICLPipeline
 from lvdm import cli
 from lvdm import config as configs
-from lvdm.checkpoints import load_pipeline
+from lvdm.checkpoints import find_file, load_pipeline, read_model
 from lvdm.errors import CheckpointError, ConfigError
 from lvdm.models.components import build_components
 from lvdm.pipeline import VideoPipeline
@@ -25,7 +26,7 @@ def load_model(
     device: str | None = None,
     dtype: str | None = None,
 ) -> AICLPipeline:
-    """Load what the options of scripts/sample.py name, see its help.
+    """Load what the options of `aicl sample` name, see its help.
 
     Raises ConfigError for options that exclude each other, CheckpointError for what is not there.
     """
@@ -33,42 +34,23 @@ def load_model(
         raise ConfigError("--model, --base and --config each name a model: give one of them")
     place = cli.device(device)
     precision = getattr(torch, dtype or ("bfloat16" if place.type == "cuda" else "float32"))
-    if adapter is not None:
-        adapter = _adapter_file(adapter)
     if config is not None:
         return _from_config(config, adapter, place, precision)
     if base is not None:
-        base = _model_folder(base)
+        base = str(base_folder(base))
     if model is None and base is None and not (Path(DEFAULT_MODEL) / FOLDER_FILE).is_file():
         raise CheckpointError(f"there is no model in {DEFAULT_MODEL}, the default: name one with --model or --base")
     return AICLPipeline.from_pretrained(model or base or DEFAULT_MODEL, adapter=adapter, device=place, dtype=precision)
 
 
-def _adapter_file(path: str) -> str | Path:
-    """An adapter file, or the newest one of a training run's folder."""
-    if not Path(path).is_dir():
-        return path
-    from lvdm.training.tasks import newest_export
-
-    return newest_export(path, "adapter.safetensors") / "adapter.safetensors"
-
-
-def _model_folder(path: str) -> Path:
-    from lvdm.training.tasks import model_folder
-
-    return model_folder(path)
-
-
-def _from_config(path: str, adapter: str | Path | None, device: torch.device, dtype: torch.dtype) -> AICLPipeline:
+def _from_config(path: str, adapter: str | None, device: torch.device, dtype: torch.dtype) -> AICLPipeline:
     """The base model of a training config; without an adapter, prism and integration as they are before training."""
-    from lvdm.training.tasks import read_model
-
     sections = configs.load(path)
     seed = (sections.get("run") or {}).get("seed", 0)
     torch.manual_seed(seed)  # for weights that are not read from files, as in training
     base = sections.get("base") or {}
     if base.get("path"):
-        pipeline = load_pipeline(_model_folder(base["path"]), device, dtype)
+        pipeline = load_pipeline(base_folder(base["path"]), device, dtype)
     elif base.get("config"):
         config = read_model(base["config"])
         pipeline = VideoPipeline(build_components(config, device=device, dtype=dtype).eval(), config)
@@ -81,5 +63,5 @@ def _from_config(path: str, adapter: str | Path | None, device: torch.device, dt
         integration = configs.from_mapping(IntegrationConfig, integration, where=f"integration in {path}")
         return AICLPipeline(pipeline, prism, integrate(pipeline.components.unet, integration))
     result = AICLPipeline(pipeline)
-    result.load_adapter(adapter)
+    result.load_adapter(find_file(adapter, ADAPTER_FILE))
     return result

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from aicl.action_integration import IntegratedUNet, IntegrationConfig, ReferenceAttention, ReferenceContext, integrate
 from aicl.action_prism import ActionPrism, PrismBlock, PrismConfig
 from aicl.adapter import save_adapter
+from aicl.model_files import base_folder
 from aicl.reference_retrieval import VerbIndex, VerbPairSampler
 from lvdm import config as configs
-from lvdm.checkpoints import load_pipeline
+from lvdm.checkpoints import load_pipeline, read_model
 from lvdm.data import DataConfig, read_records
 from lvdm.data.caching import check_encoders, load_encoders
 from lvdm.diffusion import make_generators
@@ -26,7 +27,7 @@ from lvdm.training.module import DTYPES
 from lvdm.training.randomness import BatchRandomness
 from lvdm.training.settings import TrainingSettings
 from lvdm.training.strategy import training_device
-from lvdm.training.tasks import DATA_KINDS, Recipe, build_data, model_folder, read_model
+from lvdm.training.tasks import DATA_KINDS, Recipe, build_data
 from lvdm.video import to_pixels
 
 
@@ -145,7 +146,7 @@ class AICLModule(DiffusionModule):
         network = self._network[0]
         memory = network.memory(references, self._contexts(batch)[1])
         with_references = replace(positive, extras={"references": memory})
-        patched = VideoPipeline(replace(pipe.components, unet=network.integrated), pipe.config)
+        patched = VideoPipeline(replace(pipe.components, unet=network.integrated), pipe.config, pipe.acceleration)
         guidance, videos = pipe.config.defaults.guidance, {"reference": pipe.decode(references[:, 0])}
         for label, model, branch in (("base", pipe, positive), ("ours", patched, with_references)):
             generators = make_generators(range(b))
@@ -215,7 +216,7 @@ def build(recipe: Recipe) -> tuple[AICLModule, pl.LightningDataModule]:
         return module, build_data(sections.data, recipe)
     data = configs.from_mapping(DataConfig, sections.data, where="data")
     if data.cache and sections.base.path is not None:
-        encoders = load_encoders(model_folder(sections.base.path), "cpu")  # in float32, whatever this run computes in
+        encoders = load_encoders(base_folder(sections.base.path), "cpu")  # in float32, whatever this run computes in
         check_encoders(data.cache, encoders.codec, encoders.text)
     records = read_records(data)
     pair_sampler = VerbPairSampler(VerbIndex([record.caption for record in records]), sections.references or 1)
@@ -228,7 +229,7 @@ def build_base_pipeline(base: AICLSections.Base, settings: TrainingSettings) -> 
         raise ConfigError("give either base.path (a model folder) or base.config (random weights), not both or neither")
     precision = {"device": training_device(settings), "dtype": DTYPES[settings.precision]}
     if base.path is not None:
-        return load_pipeline(model_folder(base.path), **precision)
+        return load_pipeline(base_folder(base.path), **precision)
     config = read_model(base.config)
     return VideoPipeline(build_components(config, **precision), config)
 

@@ -1,13 +1,15 @@
-"""What the scripts share: running `main` so that a user's mistake ends in one sentence, and the device to run on."""
+"""What commands share: running `main` so that a user's mistake ends in one sentence, and the device to run on."""
 
 import os
 import sys
 import warnings
 from collections.abc import Callable
-
-import torch
+from typing import TYPE_CHECKING
 
 from lvdm.errors import ConfigError, UserError
+
+if TYPE_CHECKING:
+    import torch
 
 
 def run(main: Callable[[], int | None]) -> None:
@@ -28,11 +30,13 @@ def _one_sentence(message: Warning | str, category: type[Warning], *where: objec
     return f"warning: {message}\n" if category is UserWarning else f"{category.__name__}: {message}\n"
 
 
-def device(name: str | None = None) -> torch.device:
+def device(name: str | None = None) -> "torch.device":
     """The device that --device names; by default the GPU of this process (of torchrun), or the CPU where there is none.
 
     Raises ConfigError for one that cannot be used.
     """
+    import torch  # here, so that --help and mistakes in the options need not wait for it
+
     if name is None and torch.cuda.is_available():
         name = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
     try:

@@ -34,7 +34,7 @@ def load(path: str | os.PathLike, overrides: Iterable[str] = (), schema: type | 
 
     Raises ConfigError for a missing or malformed file, a circular `extends`, an unknown key, a bad interpolation.
     """
-    config = _load_file(Path(path), ())
+    config = _load_file(find(path), ())
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key:
@@ -48,6 +48,26 @@ def load(path: str | os.PathLike, overrides: Iterable[str] = (), schema: type | 
         return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{path}: {_first_line(error)}") from error
+
+
+def find(path: str | os.PathLike) -> Path:
+    """A config file: `path` itself or, where that is not there, the shipped config of this name.
+
+    So `configs/aicl_lvdm.yaml`, `aicl_lvdm` and `models/puppets` mean the same in a checkout and in any other folder.
+    """
+    path = Path(path)
+    name = path.relative_to("configs") if path.parts[:1] == ("configs",) else path
+    if not path.is_file() and not path.is_absolute():
+        for shipped in (shipped_configs() / name, shipped_configs() / f"{name}.yaml"):
+            if shipped.is_file():
+                return shipped
+    return path
+
+
+def shipped_configs() -> Path:
+    """The folder of the configs that come with the library: inside the installed package, or the checkout's."""
+    installed = Path(__file__).with_name("configs")
+    return installed if installed.is_dir() else Path(__file__).resolve().parents[1] / "configs"
 
 
 def from_mapping(cls: type[T], mapping: Mapping[str, Any], where: str = "config") -> T:

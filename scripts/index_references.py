@@ -1,52 +1,6 @@
-"""Read the actions of captioned videos once, so that sample.py --library can choose references by the prompt.
+"""The command `aicl index`, for a checkout."""
 
-examples:
-  python scripts/index_references.py data/clips --out index.json
-  python scripts/index_references.py data/webvid.csv --kind webvid --root data/webvid/videos --out webvid.json
-  python scripts/index_references.py data/UCF-101 --kind ucf101 --out ucf101.json
-"""
-
-import argparse
-from pathlib import Path
-
-from tqdm.auto import tqdm
-
-from aicl.reference_retrieval import build_library, save_library
-from lvdm import cli
-from lvdm.data import Manifest, read_records
-from lvdm.errors import DataError
-
-SHOWN = 10
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", type=Path, help="a folder of videos with captions, or a CSV or JSONL list of them")
-    parser.add_argument(
-        "--kind", choices=("folder", "webvid", "ucf101"), default="folder", help="layout of the data set"
-    )
-    parser.add_argument("--root", type=Path, help="folder of the videos of a list (default: where the list lies)")
-    parser.add_argument("--out", type=Path, required=True, help="the index file to write, .json")
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing index")
-    args = parser.parse_args()
-
-    if args.out.exists() and not args.overwrite:
-        raise DataError(f"{args.out} exists already: choose another --out or add --overwrite")
-    if not args.source.exists():
-        raise DataError(f"{args.source} does not exist: give a folder of videos, or a list of them")
-    manifest = Manifest(kind=args.kind, path=str(args.source))
-    if not args.source.is_dir():
-        manifest = Manifest(kind=args.kind, path=str(args.root or args.source.parent), captions=str(args.source))
-    library = build_library(read_records(manifest), lambda captions: tqdm(captions, unit="caption"))
-    save_library(args.out, library)
-    index = library.index
-    frequent = ", ".join(f"{verb} {count}" for verb, count in list(index.counts().items())[:SHOWN])
-    print(f"{args.out}: {len(index)} videos, {len(index.counts())} verbs, most often {frequent or 'none'}")
-    if index.without_action:
-        print(f"{len(index.without_action)} captions name no action and are never chosen, such as:")
-        for number in index.without_action[:SHOWN]:
-            print(f"  {library.paths[number]}: '{index.captions[number]}'")
-
+from aicl.cli import run_verb
 
 if __name__ == "__main__":
-    cli.run(main)
+    run_verb("index")

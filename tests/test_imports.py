@@ -11,6 +11,7 @@ FILES = [ROOT / "setup.py", *sorted(path for folder in FOLDERS for path in (ROOT
 MAX_LINES = 420
 FORBIDDEN = {  # what the modules of each package must not import, at any depth
     "lvdm": ("aicl", "scripts", "tests"),
+    "lvdm.checkpoints": ("lvdm.training", "lvdm.data"),
     "lvdm.models": ("lvdm.training", "lvdm.data", "lvdm.pipeline"),
     "lvdm.diffusion": ("lvdm.training", "lvdm.data", "lvdm.pipeline"),
     "aicl": ("scripts", "tests"),

@@ -21,16 +21,15 @@ from aicl.evaluation.protocol import VERSIONS
 from aicl.evaluation.puppet_rows import Evaluators, Measured, Row, measure_row
 from aicl.evaluation.puppet_set import PuppetData
 from aicl.evaluation.weights import file_hash, files_hash, text_hash
-from aicl.pipeline import AICLPipeline, FolderConfig
+from aicl.model_files import find_model_files
+from aicl.pipeline import AICLPipeline
 from lvdm import config as configs
+from lvdm.acceleration.regions import compile_regions
 from lvdm.checkpoints.folder import CONFIG_FILE
 from lvdm.errors import CheckpointError
 from lvdm.files import atomic_path
-from lvdm.acceleration.regions import compile_regions
-from lvdm.training.tasks import newest_export
 
 VERSION = 1
-ADAPTER_FILE = "adapter.safetensors"
 _ROW_FIELDS = ("kind", "references", "wrong", "reference_captions", "guidance", "reference_guidance", "scale", "steps")
 
 
@@ -51,22 +50,19 @@ class ModelFiles:
         """
         if row.kind == "real":
             return {}
-        base, adapter, found = self.path, self.adapter, FolderConfig.read(self.path)
-        if found is not None:
-            base, adapter = base / found.base, adapter or base / found.adapter
-        parts = {"base": newest_export(str(base), CONFIG_FILE, inside="pipeline")}
-        if row.references:
-            if adapter is None:
-                raise CheckpointError("there is no adapter to read references with")
-            folder = None if adapter.is_file() else newest_export(str(adapter), ADAPTER_FILE)
-            parts["adapter"] = adapter if folder is None else folder / ADAPTER_FILE
-        return parts
+        found = find_model_files(self.path, self.adapter)
+        if not (found.base / CONFIG_FILE).is_file():
+            raise CheckpointError(f"{self.path} holds no base model: give a model folder or that of a training run")
+        if not row.references:
+            return {"base": found.base}
+        if found.adapter is None or not found.adapter.is_file():
+            raise CheckpointError(f"there is no adapter {found.adapter or ''} to read references with")
+        return {"base": found.base, "adapter": found.adapter}
 
     @property
     def lead(self) -> float:
         """The model's own `lead`, see AICLPipeline: the folder's, if its own adapter is used."""
-        found = FolderConfig.read(self.path)
-        return 0.0 if found is None or self.adapter is not None else found.lead
+        return find_model_files(self.path, self.adapter).lead
 
     def obstacle(self, row: Row) -> str | None:
         """Why `row` cannot be made with this model, or None."""

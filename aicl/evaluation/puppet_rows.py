@@ -29,8 +29,8 @@ from aicl.puppets.programs import program_bank
 from aicl.puppets.renderer import render
 from aicl.puppets.scene_parameters import looks
 from aicl.sidecar_files import REFERENCE, companion
+from lvdm.checkpoints import find_export
 from lvdm.errors import ConfigError
-from lvdm.training.tasks import newest_export
 from lvdm.video import to_frames, to_pixels, write_video
 
 Kind = Literal["generated", "real", "autoencoder"]
@@ -81,12 +81,12 @@ class Evaluators:
 
     def __init__(self, classifier: str | os.PathLike, clip: str | os.PathLike | None, device: torch.device) -> None:
         self.device = device
-        folder = newest_export(os.fspath(classifier), "classifier.safetensors")
+        folder = find_export(os.fspath(classifier), "classifier.safetensors")
         self.classifier: PuppetClassifier = load_evaluator(folder, "classifier", device)
         self.hashes = {"classifier": file_hash(folder / "classifier.safetensors")}
         self.clip = None
         if clip is not None:
-            folder = newest_export(os.fspath(clip), "clip.safetensors")
+            folder = find_export(os.fspath(clip), "clip.safetensors")
             self.hashes["clip"] = file_hash(folder / "clip.safetensors")
             self.clip = PuppetCLIPScorer(load_evaluator(folder, "clip", device), self.hashes["clip"])
         self._bank = tuple(tensor.to(device) for tensor in program_bank(0, 0))

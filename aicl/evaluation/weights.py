@@ -1,34 +1,14 @@
-"""Weights of measuring networks: found locally, never fetched, and known by their hash."""
+"""Weights of measuring networks: found locally, never fetched."""
 
-import hashlib
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from lvdm.errors import CheckpointError, ConfigError
+from lvdm.hashing import file_hash, files_hash, text_hash
 
-
-def file_hash(path: str | os.PathLike) -> str:
-    """SHA-256 of a file, in hexadecimal. Raises CheckpointError where it cannot be read."""
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
-
-
-def files_hash(folder: str | os.PathLike) -> str:
-    """SHA-256 over the names and contents of all files of a folder, in hexadecimal."""
-    folder = Path(folder)
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return text_hash(f"{path.relative_to(folder).as_posix()} {file_hash(path)}" for path in files)
-
-
-def text_hash(lines: Iterable[str]) -> str:
-    """SHA-256 of lines of text, in hexadecimal: what identifies a list of prompts or of videos."""
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+__all__ = ["file_hash", "files_hash", "import_transformers", "pretrained", "text_hash"]
 
 
 def import_transformers() -> ModuleType:

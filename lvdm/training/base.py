@@ -33,6 +33,7 @@ class DiffusionModule(TrainingModule):
         components = pipeline.components
         super().__init__(settings, trained, frozen=[*components.modules().values(), unet])
         self._pipeline = (pipeline,)  # in a tuple, so that the frozen parts are not registered
+        pipeline.accelerate("none")  # previews are rare, and a graph would keep memory that training needs
         if settings.gradient_checkpointing:
             recompute_activations(components.unet)
         if settings.compile:

@@ -10,7 +10,6 @@ A folder is written under a temporary name and renamed when everything is in it.
 
 import json
 import os
-import re
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,12 +17,11 @@ from pathlib import Path
 import pytorch_lightning as pl
 from pytorch_lightning.utilities.rank_zero import rank_zero_info
 
+from lvdm.checkpoints import list_checkpoints
 from lvdm.errors import CheckpointError
 from lvdm.files import write_json
 from lvdm.training.module import TrainingModule
 from lvdm.training.strategy import whole_parameters
-
-STEP_FOLDER = re.compile(r"step_(\d{8,})")
 
 
 @dataclass
@@ -33,12 +31,6 @@ class Progress:
     step: int = 0
     samples: int = 0
     seconds: float = 0.0
-
-
-def list_checkpoints(folder: Path) -> list[Path]:
-    """The complete checkpoints in `folder`, oldest first."""
-    found = [path for path in folder.glob("step_*") if STEP_FOLDER.fullmatch(path.name)]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
 
 
 def read_progress(checkpoint: Path) -> Progress:

@@ -7,22 +7,22 @@ A builder takes a `Recipe` and returns (module, data module). Other packages add
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 from safetensors.torch import load_file
 
 from lvdm import config as configs
-from lvdm.checkpoints.folder import CONFIG_FILE, read_model_config
+from lvdm.checkpoints import find_export, read_model
+from lvdm.checkpoints.folder import read_model_config
+from lvdm.checkpoints.resolve import PIPELINE
 from lvdm.data import DataConfig, build_datamodule
 from lvdm.data.caching import check_encoders
-from lvdm.errors import CheckpointError, ConfigError
+from lvdm.errors import ConfigError
 from lvdm.models.components import ModelConfig, build_components
 from lvdm.pipeline import VideoPipeline
 from lvdm.training.autoencoder import AutoencoderModule, ReconstructionLoss
 from lvdm.training.base import BaseModule
-from lvdm.training.checkpoints import list_checkpoints
 from lvdm.training.module import TrainingModule
 from lvdm.training.settings import RunSettings, TrainingSettings
 
@@ -69,36 +69,6 @@ def build_data(section: Mapping[str, Any], recipe: Recipe, **options: Any) -> pl
     if kind in DATA_KINDS:
         return imported(DATA_KINDS[kind])(section, batch_size=batch_size, seed=seed)
     return build_datamodule(configs.from_mapping(DataConfig, section, where="data"), batch_size, seed, **options)
-
-
-def read_model(source: str | Mapping[str, Any]) -> ModelConfig:
-    """A model config, given as the path of a YAML file or in place."""
-    mapping, where = (configs.load(source), source) if isinstance(source, str) else (source, "the model's config")
-    return configs.from_mapping(ModelConfig, mapping, where=where)
-
-
-def newest_export(path: str, file: str, inside: str = "") -> Path:
-    """The folder that holds `file`: `path` itself or the newest checkpoint in it, or what is `inside` one of them.
-
-    Raises CheckpointError if there is none.
-    """
-    root = Path(path)
-    for each in (root, *reversed(list_checkpoints(root / "checkpoints"))):
-        folder = each if (each / file).exists() else each / inside
-        if (folder / file).exists() and not (folder / "checkpoints").exists():
-            return folder
-    raise CheckpointError(
-        f"{path} holds no {Path(inside) / file}: give a folder that has one, or that of a run that wrote one"
-    )
-
-
-def model_folder(path: str) -> Path:
-    """The folder of a base model: `path` itself, or the newest one that the run, or the one that the
-    checkpoint, at `path` wrote. Raises CheckpointError for a run that wrote none."""
-    if (Path(path) / "checkpoints").is_dir():
-        return newest_export(path, CONFIG_FILE, inside="pipeline")
-    inside = Path(path) / "pipeline"  # of a single checkpoint
-    return inside if inside.is_dir() else Path(path)
 
 
 # -- autoencoder ----------------------------------------------------------------------------------------------------
@@ -152,7 +122,7 @@ def build_base(recipe: Recipe) -> tuple[TrainingModule, pl.LightningDataModule]:
     config = read_model(sections.model.config)
     folder = None
     if sections.model.autoencoder is not None:
-        folder = newest_export(sections.model.autoencoder, "autoencoder.safetensors", inside="pipeline")
+        folder = find_export(sections.model.autoencoder, "autoencoder.safetensors", inside=PIPELINE)
         alone = folder / "autoencoder.yaml"
         trained = configs.load(alone) if alone.exists() else configs.to_mapping(read_model_config(folder))
         trained = {name: trained[name] for name in ("autoencoder", "latents")}

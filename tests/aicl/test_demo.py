@@ -1,13 +1,12 @@
-"""scripts/demo.py: which model and clips it takes, and what it leaves behind."""
+"""`aicl demo`: which model and clips it takes, and what it leaves behind."""
 
-import importlib.util
 import shlex
-import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from aicl.cli import parse, verb_module
 from aicl.puppets.actions import UNSEEN
 from aicl.puppets.data import PuppetConfig
 from aicl.puppets.export import write_clips
@@ -20,12 +19,9 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def demo(monkeypatch):
-    """The script as a module, in the repository's folder, to which its configs' paths are relative."""
+    """The verb's module, in the repository's folder, to which its paths are relative."""
     monkeypatch.chdir(ROOT)
-    spec = importlib.util.spec_from_file_location("demo", ROOT / "scripts" / "demo.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return verb_module("demo")
 
 
 def check_files(folder: Path, frames: int) -> None:
@@ -47,17 +43,16 @@ def test_shipped_models_and_clips_are_used_and_only_its_folder_is_replaced(demo,
     monkeypatch.setattr(demo, "OUT", out)
 
     def run(*arguments: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["demo.py", *arguments])
-        demo.main()
+        demo.main(parse("demo", arguments))
         return capsys.readouterr().out
 
     printed = run("--action", "ladder")
     assert f"--refs {model}/examples/clip_00001.mp4 {model}/examples/clip_00011.mp4" in printed
     assert not (out / "old.mp4").exists() and (out.parent / "mine.mp4").exists()
     check_files(out, frames=4)
-    proposed = next(line for line in printed.split("What to try next:")[1].splitlines() if "sample.py" in line)
-    arguments = shlex.split(proposed.split("scripts/sample.py")[1])
-    demo.call("sample.py", "--model", str(model), *arguments, "--out", str(tmp_path / "next.mp4"))
+    proposed = next(line for line in printed.split("What to try next:")[1].splitlines() if "aicl sample" in line)
+    arguments = shlex.split(proposed.split("aicl sample")[1])
+    demo.call("sample", "--model", str(model), *arguments, "--out", str(tmp_path / "next.mp4"))
     assert probe(tmp_path / "next.mp4").num_frames == 4
 
     with pytest.raises(CheckpointError, match="has 1 clips of karate"):

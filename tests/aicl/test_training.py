@@ -15,7 +15,7 @@ import aicl.tasks  # noqa: F401 (makes the tasks known)
 from aicl.adapter import read_adapter
 from aicl.training import AICLSections
 from lvdm import config as configs
-from lvdm.checkpoints import save_pipeline
+from lvdm.checkpoints import read_model, save_pipeline
 from lvdm.data import ClipCache, ClipConfig, cache_settings
 from lvdm.data.caching import encoder_settings, load_encoders
 from lvdm.diffusion import Condition, timesteps_from_uniform
@@ -24,7 +24,6 @@ from lvdm.models.components import build_components
 from lvdm.training import ConfigSchema, Recipe, RunSettings, TrainingSettings, build_task, train
 from lvdm.training.checkpoints import list_checkpoints
 from lvdm.training.randomness import BatchRandomness
-from lvdm.training.tasks import read_model
 from tests.aicl.tiny_models import randomise
 from tests.lvdm.training_runs import MODEL, ROOT, losses, make_clips, save_config, tiny_config
 

@@ -1,4 +1,4 @@
-"""What evaluators are served, with Gradio's web application where it is installed: never whose video is whose."""
+"""What evaluators are served: never whose video is whose."""
 
 import importlib
 import json
@@ -82,7 +82,6 @@ def test_without_gradio_the_script_ends_in_one_sentence(tmp_path, monkeypatch, c
 
 @pytest.fixture(scope="module")
 def client(study):
-    pytest.importorskip("gradio", minversion="6.20")
     from starlette.testclient import TestClient
 
     from aicl.apps.user_study.app import build_app

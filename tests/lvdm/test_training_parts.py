@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from lvdm import config as configs
+from lvdm.checkpoints import find_model
 from lvdm.errors import CheckpointError, ConfigError
 from lvdm.training import TrainingSettings, train
 from lvdm.training.logs import CSVLog
 from lvdm.training.optim import learning_rate
 from lvdm.training.randomness import BatchRandomness
 from lvdm.training.strategy import build_strategy, deepspeed_config
-from lvdm.training.tasks import model_folder
 
 
 def settings(**changes) -> TrainingSettings:
@@ -147,9 +147,9 @@ def test_a_base_model_is_found_in_its_folder_its_checkpoint_or_its_run(tmp_path)
     (run / "checkpoints").mkdir(parents=True)
     (run / "config.yaml").touch()
     with pytest.raises(CheckpointError, match=r"run holds no pipeline/config\.yaml"):
-        model_folder(str(run))
+        find_model(str(run))
     exported.mkdir(parents=True)
     for file in (exported / "config.yaml", exported.parent / "progress.json"):
         file.write_text("{}")
-    assert {model_folder(str(path)) for path in (run, exported.parent, exported)} == {exported}
-    assert model_folder(str(tmp_path / "none")) == tmp_path / "none"  # what is missing there, its loader says
+    assert {find_model(str(path)) for path in (run, exported.parent, exported)} == {exported}
+    assert find_model(str(tmp_path / "none")) == tmp_path / "none"  # what is missing there, its loader says

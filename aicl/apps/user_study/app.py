@@ -15,17 +15,22 @@ try:
     from fastapi import FastAPI, HTTPException
     from fastapi.responses import FileResponse
     from packaging.version import Version
+
+    from aicl.apps.guard import SHUT, Guard, answered, check_paths
 except ImportError as error:
     raise ConfigError("the user study's page needs Gradio: pip install -e .[demo]") from error
 if Version(gr.__version__) < Version("6.20"):  # older pages don't react, or load fonts from elsewhere
     raise ConfigError(f"the user study's page needs Gradio 6.20, not {gr.__version__}: pip install -e .[demo]")
 
+MEDIA = r"/media/[^/]{1,32}/[^/]{1,8}/[^/]{1,8}"  # as a path: page.MEDIA_ROUTE
 _SHOW_CODE = "(code) => { if (code) history.replaceState(null, '', '?code=' + encodeURIComponent(code)); }"
 
 
 def build_app(study: Study) -> FastAPI:
     """The web application: the page at "/", the anonymous videos below it."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    blocks = build_blocks(study)
+    app.add_middleware(Guard, blocks=blocks, own=(MEDIA,))
 
     @app.get(page.MEDIA_ROUTE)
     def media(code: str, position: int, side: Literal["left", "right"]) -> FileResponse:
@@ -35,16 +40,17 @@ def build_app(study: Study) -> FastAPI:
             raise HTTPException(404) from error
         return FileResponse(path, media_type="video/mp4", headers={"cache-control": "private, max-age=86400"})
 
-    return gr.mount_gradio_app(
+    gr.mount_gradio_app(
         app,
-        build_blocks(study),
+        blocks,
         path="/",
         theme=gr.themes.Default(primary_hue="blue"),
         head=page.head(),
-        footer_links=[],
-        ssr_mode=False,
-        show_error=False,
+        blocked_paths=[str(study.folder.resolve())],
+        **SHUT,
     )
+    check_paths(blocks)
+    return app
 
 
 def serve(study: Study, host: str, port: int) -> None:
@@ -54,6 +60,7 @@ def serve(study: Study, host: str, port: int) -> None:
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(f"cannot listen on {host}:{port} ({reason}); choose another --host or --port") from error
+    port = listener.getsockname()[1]  # 0 asks for any that is free
     print(f"the study is at http://{host}:{port} (Ctrl-C stops it; every answer is kept)", flush=True)
     # Open pages hold a connection that never ends by itself; that it is cut in the end is no error to report.
     server = uvicorn.Server(uvicorn.Config(build_app(study), log_level="warning", timeout_graceful_shutdown=2))
@@ -105,9 +112,9 @@ def build_blocks(study: Study) -> gr.Blocks:
                 updates[back] = gr.update(interactive=view.position > 0)
             return updates
 
-        def enter(known: str) -> dict:
+        def enter(known: str | None) -> dict:
             try:
-                view = study.view(known)
+                view = study.view(known or "")
             except DataError as error:
                 return show(start_screen, text=str(error))
             return show(thanks_screen if view.finished else pair_screen, view)
@@ -116,8 +123,15 @@ def build_blocks(study: Study) -> gr.Blocks:
             known = request.query_params.get("code")
             return enter(known) if known else show(start_screen)
 
-        def step(known: str, place: int, *given: str | None, by: int) -> dict:
+        def shown(known: str | None, place: int | None) -> tuple[str, int]:
+            """The code and the position of a page that shows a pair. Raises DataError for one that does not."""
+            if not known or place is None:
+                raise DataError("no pair is shown: start, or give your code")
+            return known, place
+
+        def step(known: str | None, place: int | None, *given: str | None, by: int) -> dict:
             """Keep what is chosen on the screen, then go to a neighbouring pair; onward only from a complete one."""
+            known, place = shown(known, place)
             for name, choice in zip(QUESTIONS, given):
                 if choice is not None:
                     study.answer(known, place, name, choice)
@@ -131,24 +145,24 @@ def build_blocks(study: Study) -> gr.Blocks:
             return enter(known)
 
         def keep(name: str):
-            def save(known: str, place: int, choice: str | None) -> None:
+            def save(known: str | None, place: int | None, choice: str | None) -> None:
                 if choice is not None:  # a late event, when the page shows another pair already
-                    study.answer(known, place, name, choice)
+                    study.answer(*shown(known, place), name, choice)
 
             return save
 
-        gr.on([blocks.load], arrive, None, everything, **quick)
+        gr.on([blocks.load], answered(arrive), None, everything, **quick)
         for event in (
-            start.click(lambda: show(pair_screen, study.join()), None, everything, **quick),
-            resume.click(enter, typed, everything, **quick),
-            typed.submit(enter, typed, everything, **quick),
+            start.click(answered(lambda: show(pair_screen, study.join())), None, everything, **quick),
+            resume.click(answered(enter), typed, everything, **quick),
+            typed.submit(answered(enter), typed, everything, **quick),
         ):
             event.then(None, code, None, js=_SHOW_CODE, api_visibility="private")
         for name, radio in zip(QUESTIONS, questions):
             # always_last: a second thought while the first is being saved must not get lost
-            radio.input(keep(name), [code, position, radio], None, trigger_mode="always_last", **quick)
+            radio.input(answered(keep(name)), [code, position, radio], None, trigger_mode="always_last", **quick)
         inputs = [code, position, *questions]
-        onward.click(lambda *values: step(*values, by=1), inputs, everything, **quick)
-        back.click(lambda *values: step(*values, by=-1), inputs, everything, **quick)
-        review.click(lambda known: show(pair_screen, study.view(known, 0)), code, everything, **quick)
+        onward.click(answered(lambda *values: step(*values, by=1)), inputs, everything, **quick)
+        back.click(answered(lambda *values: step(*values, by=-1)), inputs, everything, **quick)
+        review.click(answered(lambda known: show(pair_screen, study.view(known or "", 0))), code, everything, **quick)
     return blocks

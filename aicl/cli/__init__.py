@@ -1,0 +1,83 @@
+"""The command `aicl`: one verb, one file of this package.
+
+A verb's module has `parser()`, which declares its options, and `main(args)`, which does the work and imports what that
+takes. So help and mistakes in the options come at once, and a new verb is one file and one entry of `VERBS`.
+"""
+
+import argparse
+import difflib
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from types import ModuleType
+
+from lvdm import cli
+
+VERBS = {
+    "sample": "generate videos whose action is shown by reference videos",
+    "train": "train an autoencoder, a base model or AICL from a config",
+    "evaluate": "score generated videos, and set results side by side",
+    "reproduce": "measure the paper's tables and our experiments",
+    "convert": "convert a published checkpoint into a model folder",
+    "export": "put what training runs made into one folder that can be shared",
+    "check-data": "find the broken videos of a data set",
+    "cache": "encode a data set once, for faster training",
+    "index": "read the actions of captioned videos, to choose references by the prompt",
+    "make-puppets": "write clips of the puppet world, a data set like any other",
+    "benchmark": "measure what the library costs on this machine",
+    "demo": "show what AICL does, with the shipped models",
+    "doctor": "say what this machine can do, and what will not work and why",
+    "user-study": "let people compare videos in a browser, and count",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run `aicl VERB ...` and exit. `arguments`: those after the program's name, by default the process's."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments and arguments[0] in VERBS:
+        run_verb(arguments[0], arguments[1:])
+    width = max(map(len, VERBS)) + 2
+    parser = argparse.ArgumentParser(
+        prog="aicl",
+        description="Action in-context learning for video diffusion models (arXiv 2403.11535).",
+        epilog="verbs:\n" + "".join(f"  {verb:{width}}{about}\n" for verb, about in VERBS.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"aicl {_version()}")
+    parser.add_argument("verb", metavar="VERB", help="what to do; 'aicl VERB --help' says how")
+    verb = parser.parse_args(arguments[:1]).verb
+    near = difflib.get_close_matches(verb, VERBS, n=1)
+    parser.error(f"there is no verb '{verb}': " + (f"did you mean '{near[0]}'?" if near else "see aicl --help"))
+
+
+def run_verb(verb: str, arguments: Sequence[str] | None = None) -> None:
+    """Run one verb and exit; scripts/*.py call this. Exit codes and errors: see `lvdm.cli.run`."""
+    module = verb_module(verb)
+    cli.run(lambda: module.main(parse(verb, arguments)))
+
+
+def parse(verb: str, arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options of a verb. Exits with status 2, after a sentence on stderr, for what it does not know."""
+    parser: argparse.ArgumentParser = verb_module(verb).parser()
+    try:
+        return parser.parse_intermixed_args(arguments)  # key=value may stand before and after options
+    except TypeError:  # argparse's answer where there are subcommands
+        return parser.parse_args(arguments)
+
+
+def verb_module(verb: str) -> ModuleType:
+    """The module of a verb, one of `VERBS`."""
+    return import_module(f"aicl.cli.{verb.replace('-', '_')}")
+
+
+def new_parser(verb: str, description: str | None) -> argparse.ArgumentParser:
+    """An empty parser for a verb, with its module's docstring as the help text."""
+    return argparse.ArgumentParser(
+        prog=f"aicl {verb}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
+def _version() -> str:
+    from aicl import __version__
+
+    return __version__

@@ -1,0 +1,165 @@
+"""Measure what the library costs on this machine, with random weights, and keep the figures.
+
+examples:
+  aicl benchmark generate                       # every full-size model, in bfloat16 on the GPU
+  aicl benchmark generate --model lvdm_t2v_256 --table docs/benchmarks.md
+  aicl benchmark convert --model videocrafter2_t2v_512 --folder /tmp/convert
+  aicl benchmark train --config aicl_lvdm --clips data/puppets   # 20 steps at the paper's batch size
+  aicl benchmark overhead --config aicl_videocrafter2 --references 1 3
+  aicl benchmark profile --config configs/puppets/base.yaml training.batch_size=128
+"""
+
+import argparse
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aicl.cli import new_parser
+from lvdm import cli
+from lvdm import config as configs
+from lvdm.files import write_json
+
+if TYPE_CHECKING:
+    from lvdm.models.components import ModelConfig
+
+CONFIGS = {
+    "aicl_lvdm": "lvdm_t2v_256",
+    "aicl_videocrafter": "videocrafter1_t2v_512",
+    "aicl_videocrafter2": "videocrafter2_t2v_512",
+    "aicl_videocrafter_i2v": "videocrafter1_i2v_512",
+}
+MODELS = tuple(CONFIGS.values())
+LAYOUTS = Path(__file__).resolve().parents[2] / "tests" / "parity" / "full_layouts.json.gz"  # of a checkout
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of `aicl benchmark`."""
+    results = argparse.ArgumentParser(add_help=False)
+    results.add_argument("--out", type=Path, help="write all records of this run to this JSON file")
+    results.add_argument("--table", type=Path, help="append a row for each record to this Markdown file")
+    parser = new_parser("benchmark", __doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    command = commands.add_parser("generate", parents=[results], help="generate a 16-frame video at full size")
+    command.add_argument("--model", nargs="+", default=MODELS, help="names in configs/models (default: all full-size)")
+    command.add_argument("--device", default="cuda")
+    command.add_argument("--batch", type=int, default=1)
+    command.set_defaults(run=generate, title="Generation")
+
+    command = commands.add_parser(
+        "convert", parents=[results], help="write, convert and load a full-size published file"
+    )
+    command.add_argument("--model", nargs="+", default=["videocrafter2_t2v_512"], choices=MODELS)
+    command.add_argument(
+        "--folder", type=Path, help="where the files go, twice their size (default: a temporary folder)"
+    )
+    command.set_defaults(run=convert, title="Conversion of a published checkpoint")
+
+    command = commands.add_parser("train", parents=[results], help="train AICL at full size, as the configs say")
+    command.add_argument("--config", nargs="+", default=list(CONFIGS), choices=CONFIGS)
+    command.add_argument("--clips", type=Path, required=True, help="a folder that aicl make-puppets wrote")
+    command.add_argument("--steps", type=int, default=20)
+    command.add_argument("--memory-limit", type=float, metavar="GIB", help="let PyTorch reserve no more than this")
+    command.add_argument("overrides", nargs="*", metavar="key=value", help="settings that differ from the config")
+    command.set_defaults(run=train, title="Training AICL")
+
+    command = commands.add_parser("overhead", parents=[results], help="the time that AICL adds to sampling")
+    command.add_argument("--config", nargs="+", default=list(CONFIGS), choices=CONFIGS)
+    command.add_argument("--references", type=int, nargs="+", default=[1, 3])
+    command.add_argument("--steps", type=int, default=50)
+    command.add_argument("--device", default="cuda")
+    command.set_defaults(run=overhead, title="What AICL adds to sampling")
+
+    command = commands.add_parser(
+        "profile", parents=[results], help="where the time of a training step goes, by phase and by kernel"
+    )
+    command.add_argument("--config", required=True, metavar="FILE", help="a training's YAML file, see configs/")
+    command.add_argument("overrides", nargs="*", metavar="key=value", help="settings that differ from the file")
+    command.set_defaults(run=profile, title="A training step")
+
+    return parser
+
+
+def main(args: argparse.Namespace) -> None:
+    """Run one benchmark; print each record when it is there, and keep it where asked."""
+    from lvdm import benchmarks
+
+    records = []
+    for record in args.run(args):
+        print(record, flush=True)
+        records.append(record)
+        if args.table:
+            benchmarks.append_row(args.table, args.title, record)
+        if args.out:
+            write_json(args.out, {"benchmark": args.command, "records": records})
+
+
+def model_config(name: str) -> "ModelConfig":
+    """A shipped model config by its name. Raises ConfigError."""
+    from lvdm.checkpoints import read_model
+
+    return read_model(f"models/{name}")
+
+
+def generate(args: argparse.Namespace) -> Iterator[dict]:
+    """Benchmark `generate`: one record for each model."""
+    from lvdm import benchmarks
+
+    cli.device(args.device)
+    for name in args.model:
+        yield {"model": name, **benchmarks.generate(model_config(name), args.device, batch=args.batch)}
+
+
+def convert(args: argparse.Namespace) -> Iterator[dict]:
+    """Benchmark `convert`: one record for each model."""
+    from lvdm import benchmarks
+
+    script = [sys.executable, "-m", "aicl", "convert"]
+    for name in args.model:
+        folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=args.folder))
+        try:
+            layout = benchmarks.read_layouts(LAYOUTS)[name]
+            yield {"model": name, **benchmarks.convert(layout, model_config(name), folder, script)}
+        finally:
+            shutil.rmtree(folder)
+
+
+def train(args: argparse.Namespace) -> Iterator[dict]:
+    """Benchmark `train`: one record for each config."""
+    from aicl import benchmarks as aicl_benchmarks
+
+    for name in args.config:
+        with tempfile.TemporaryDirectory(prefix=f"{name}-") as folder:
+            options = (args.clips, Path(folder), args.steps, args.overrides, args.memory_limit)
+            yield {"config": name, **aicl_benchmarks.train(*config_paths(name), *options)}
+
+
+def overhead(args: argparse.Namespace) -> Iterator[dict]:
+    """Benchmark `overhead`: one record for each config and number of references."""
+    from aicl import benchmarks as aicl_benchmarks
+
+    cli.device(args.device)
+    for name in args.config:
+        for count in args.references:
+            record = aicl_benchmarks.overhead(*config_paths(name), count, args.steps, args.device)
+            yield {"config": name, **record}
+
+
+def profile(args: argparse.Namespace) -> Iterator[dict]:
+    """Benchmark `profile`: one record, and its table on the screen."""
+    import aicl.tasks  # noqa: F401 (makes the tasks known)
+    from lvdm.training import ConfigSchema
+    from lvdm.training.profile import profile_training
+
+    found = profile_training(configs.load(args.config, args.overrides, schema=ConfigSchema))
+    print("\n".join(found.lines()))
+    phases = {f"{name.replace(' ', '_')}_ms": round(ms, 2) for name, ms in found.phases.items()}
+    yield {"config": args.config, "step_ms": round(found.step_ms, 2), **phases}
+
+
+def config_paths(name: str) -> tuple[Path, Path]:
+    """The training config of this name, and that of its base model."""
+    return configs.find(name), configs.find(f"models/{CONFIGS[name]}")

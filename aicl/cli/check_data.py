@@ -1,0 +1,67 @@
+"""Find the broken videos of a data set before training does.
+
+    aicl check-data --config configs/aicl_lvdm.yaml data.path=/data/webvid
+    aicl check-data --kind ucf101 --path /data/UCF-101 --report ucf101.json
+    aicl check-data --kind folder --path my_videos --quick
+
+Decodes every frame of every video (--quick: only the first). Interrupt it and run it again: it goes on. Give the
+report to a training as data.report, and the broken videos are not even tried. Exit status 1 if there are any.
+"""
+
+import argparse
+import os
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+from aicl.cli import new_parser
+from lvdm.config import from_mapping, load
+from lvdm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from lvdm.data import Manifest
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of `aicl check-data`."""
+    parser = new_parser("check-data", __doc__)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
+    parser.add_argument("--config", help="a config file with a data section")
+    parser.add_argument("--kind", choices=("ucf101", "webvid", "folder"), help="without a config: the kind of data set")
+    parser.add_argument("--path", help="without a config: its folder")
+    parser.add_argument("--captions", help="without a config: its captions file")
+    parser.add_argument("--report", default="check_data.json", help="where to write the report (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: %(default)s)")
+    parser.add_argument("--quick", action="store_true", help="decode only the first frame of each video")
+    return parser
+
+
+def manifest(args: argparse.Namespace) -> "Manifest":
+    """The data set that the options name. Raises ConfigError where they name none."""
+    from lvdm.data import DataConfig, Manifest
+    from lvdm.data.manifest import DataSchema
+
+    if args.config:
+        return from_mapping(DataConfig, load(args.config, args.overrides, DataSchema).get("data", {}), "data")
+    if not (args.kind and args.path):
+        raise ConfigError("say what to check: --config FILE, or --kind and --path")
+    return Manifest(kind=args.kind, path=args.path, captions=args.captions)
+
+
+def main(args: argparse.Namespace) -> int:
+    """Check the data set and write its report; status 1 if a video is broken."""
+    from lvdm.data import read_records
+    from lvdm.data.checking import check_records
+
+    records = read_records(manifest(args))
+    with tqdm(total=len(records), unit="video") as bar:
+
+        def progress(done: int, total: int, broken: int) -> None:
+            bar.set_postfix(broken=broken, refresh=False)
+            bar.update(done - bar.n)
+
+        report = check_records(records, args.report, args.workers, args.quick, progress)
+    for reason in report["broken"].values():
+        print(reason)
+    print(f"{report['checked']} videos checked, {len(report['broken'])} broken: see {args.report}")
+    return 1 if report["broken"] else 0

@@ -1,0 +1,84 @@
+"""Put what training runs made into one folder that can be kept and shared.
+
+examples:
+  aicl export --base runs/puppets_base --adapter runs/puppets_aicl --out checkpoints/mine
+  aicl export --base runs/puppets_base --adapter runs/puppets_aicl --out checkpoints/small \\
+      --dtype float16 --evaluators runs/puppets_classifier runs/puppets_clip
+
+The folder is what `AICLPipeline.from_pretrained` and `aicl sample --model` load, with a file SHA256SUMS that
+`sha256sum --check` reads. A run means its newest checkpoint. Without --adapter only the base model is written.
+"""
+
+import argparse
+from pathlib import Path
+
+from aicl.cli import new_parser
+from lvdm.errors import CheckpointError
+from lvdm.files import atomic_path
+
+SUMS = "SHA256SUMS"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of `aicl export`."""
+    parser = new_parser("export", __doc__)
+    parser.add_argument("--base", required=True, help="a model folder, or the run that trained the base model")
+    parser.add_argument("--adapter", help="an adapter file, or the run that trained it")
+    parser.add_argument(
+        "--lead", type=float, default=0.0, help="the model's default of sample.py's --lead (default: 0)"
+    )
+    parser.add_argument("--evaluators", nargs="+", default=[], help="runs of the puppet world's classifier and CLIP")
+    parser.add_argument("--out", type=Path, required=True, help="a new or empty folder")
+    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="of all weights")
+    return parser
+
+
+def main(args: argparse.Namespace) -> None:
+    """Write the folder. Raises CheckpointError where a part is missing or the folder exists already."""
+    import torch
+
+    from aicl.pipeline import check_lead
+    from aicl.puppets.evaluators import load_evaluator, save_evaluator
+    from aicl.sampling_models import load_model
+    from lvdm.checkpoints import save_pipeline
+
+    dtype = getattr(torch, args.dtype)
+    evaluators = {name: folder for run in args.evaluators for name, folder in find_evaluators(run).items()}
+
+    pipeline = load_model(base=args.base, adapter=args.adapter, device="cpu", dtype=args.dtype)
+    if args.adapter:
+        pipeline.lead = check_lead(args.lead)
+        pipeline.save_pretrained(args.out)
+    else:
+        save_pipeline(pipeline.base.components, pipeline.base.config, args.out)
+    for name, folder in evaluators.items():
+        save_evaluator(args.out, name, load_evaluator(folder, name), dtype)
+    write_sums(args.out)
+    size = sum(path.stat().st_size for path in args.out.rglob("*") if path.is_file())
+    print(f"{args.out}: {size / 1e6:.1f} MB in {args.dtype}; verify with: cd {args.out} && sha256sum --check {SUMS}")
+
+
+def find_evaluators(run: str) -> dict[str, Path]:
+    """The evaluators that a run trained, or that lie in a folder: name -> folder. Raises CheckpointError for none."""
+    from aicl.puppets.evaluators import INSTRUMENTS
+    from lvdm.checkpoints import find_export
+
+    found = {}
+    for name in INSTRUMENTS:
+        try:
+            found[name] = find_export(run, f"{name}.safetensors")
+        except CheckpointError:
+            continue
+    if not found:
+        raise CheckpointError(f"{run} holds no evaluator: it has neither of {', '.join(INSTRUMENTS)}.safetensors")
+    return found
+
+
+def write_sums(folder: Path) -> None:
+    """Write SHA256SUMS: a line "hash  path" for each weights file below `folder`."""
+    from lvdm.hashing import file_hash
+
+    paths = sorted(folder.rglob("*.safetensors"))
+    lines = [f"{file_hash(path)}  {path.relative_to(folder).as_posix()}\n" for path in paths]
+    with atomic_path(folder / SUMS) as temporary:
+        temporary.write_text("".join(lines), encoding="utf-8")

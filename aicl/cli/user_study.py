@@ -1,0 +1,108 @@
+"""Let people compare our videos with a baseline's, blind, in a browser; then count.
+
+Examples:
+  aicl user-study serve runs/study --manifest pairs.jsonl --host 0.0.0.0
+  aicl user-study serve runs/study --ours out/aicl --baseline out/base --captions captions.csv --ties
+  aicl user-study serve runs/study
+  aicl user-study report runs/study --out results/user_study
+
+A line of pairs.jsonl (or row of a .csv): {"prompt": "a dog runs", "ours": "a/1.mp4", "baseline": "b/1.mp4"}, and
+optionally "group", whose values get rows of their own in the report. The study's folder keeps everything: serve it
+again without pairs to go on after a stop. The report can be written while the study runs.
+"""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+from aicl.cli import new_parser
+from lvdm.errors import ConfigError
+from lvdm.files import atomic_path, write_json
+
+if TYPE_CHECKING:
+    from aicl.apps import user_study
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of `aicl user-study`."""
+    parser = new_parser("user-study", __doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    serve = commands.add_parser("serve", help="start a study, or go on with it")
+    serve.add_argument("study", type=Path, metavar="FOLDER", help="where the study is kept")
+    serve.add_argument("--manifest", type=Path, help="the pairs, .jsonl or .csv")
+    serve.add_argument("--ours", type=Path, help="instead: a folder of our videos")
+    serve.add_argument("--baseline", type=Path, help="and one of the baseline's, with the same names")
+    serve.add_argument("--captions", type=Path, help="their prompts, .csv or .jsonl (default: as evaluate.py)")
+    serve.add_argument("--seed", type=int, help="of the order and the sides (default: 0)")
+    serve.add_argument("--ties", action="store_true", default=None, help='offer "no difference", too')
+    serve.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets others in (default: %(default)s)")
+    serve.add_argument("--port", type=int, default=7860, help="default: %(default)s")
+    report = commands.add_parser("report", help="what the answers say so far")
+    report.add_argument("study", type=Path, metavar="FOLDER", help="where the study is kept")
+    report.add_argument("--out", type=Path, help="also write OUT.json and OUT.md")
+    report.add_argument("--level", type=float, default=0.95, help="of the intervals (default: %(default)s)")
+    report.add_argument("--overwrite", action="store_true", help="replace files that are there")
+    return parser
+
+
+def given_pairs(args: argparse.Namespace) -> "list[user_study.Pair] | None":
+    """The pairs that the options name, None for a study that goes on. Raises ConfigError."""
+    from aicl.apps import user_study
+
+    if args.manifest and (args.ours or args.baseline or args.captions):
+        raise ConfigError("give either --manifest, or --ours and --baseline")
+    if args.manifest:
+        return user_study.read_manifest(args.manifest)
+    if bool(args.ours) != bool(args.baseline) or (args.captions and not args.ours):
+        raise ConfigError("give both --ours and --baseline")
+    return user_study.read_folders(args.ours, args.baseline, args.captions) if args.ours else None
+
+
+def study_of(args: argparse.Namespace) -> "user_study.Study":
+    """The study in the folder, started with the given pairs if there are any. Raises ConfigError."""
+    from aicl.apps import user_study
+
+    pairs = given_pairs(args)
+    if pairs is None:
+        if args.seed is not None or args.ties:
+            raise ConfigError("--seed and --ties are chosen when a study starts: give its pairs with them")
+        return user_study.open_study(args.study)
+    with tqdm(total=len(pairs), unit="pair", desc="copying videos") as bar:
+        study, unlike = user_study.prepare(
+            args.study, pairs, seed=args.seed, ties=args.ties, progress=lambda done, total: bar.update(done - bar.n)
+        )
+    if unlike:
+        print(
+            f"note: in {unlike} of {len(pairs)} pairs the videos differ in size, length or frame rate, which may show"
+        )
+    return study
+
+
+def write_report(args: argparse.Namespace) -> None:
+    """Print what the answers say, and write it where asked. Raises ConfigError."""
+    from aicl.apps import user_study
+
+    if not 0 < args.level < 1:
+        raise ConfigError(f"--level is between 0 and 1, as 0.95, not {args.level}")
+    files = [Path(f"{args.out}{ending}") for ending in (".json", ".md")] if args.out else []
+    for file in files:
+        if file.exists() and not args.overwrite:
+            raise ConfigError(f"{file}: is there already; choose another --out, or give --overwrite")
+    report = user_study.summarise(user_study.Store(user_study.database_path(args.study)), args.level)
+    if files:
+        write_json(files[0], report)
+        with atomic_path(files[1]) as temporary:
+            temporary.write_text(user_study.markdown(report), encoding="utf-8")
+    print(user_study.markdown(report), end="")
+
+
+def main(args: argparse.Namespace) -> None:
+    """Serve a study, or report on one."""
+    if args.command == "report":
+        write_report(args)
+    else:
+        from aicl.apps.user_study.app import serve
+
+        serve(study_of(args), args.host, args.port)

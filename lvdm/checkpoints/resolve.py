@@ -1,0 +1,65 @@
+"""Which files a path means: the one answer for sampling, training, evaluation, caching and export.
+
+A path names a file, a folder that holds it, a checkpoint of a training run (`.../checkpoints/step_00001000`), or the
+folder of a run, of which the newest complete checkpoint is taken.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lvdm import config as configs
+from lvdm.checkpoints.folder import CONFIG_FILE
+from lvdm.errors import CheckpointError
+from lvdm.models.components import ModelConfig
+
+STEP_FOLDER = re.compile(r"step_(\d{8,})")
+PIPELINE = "pipeline"  # where a checkpoint keeps a whole model
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The complete checkpoints in `folder`, oldest first."""
+    found = [path for path in folder.glob("step_*") if STEP_FOLDER.fullmatch(path.name)]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
+
+
+def find_export(path: str | os.PathLike[str], file: str, inside: str = "") -> Path:
+    """The folder that holds `file`: `path` itself or the newest checkpoint in it, or what is `inside` one of them.
+
+    Raises CheckpointError if there is none.
+    """
+    root = Path(path)
+    for each in (root, *reversed(list_checkpoints(root / "checkpoints"))):
+        folder = each if (each / file).exists() else each / inside
+        if (folder / file).exists() and not (folder / "checkpoints").exists():
+            return folder
+    raise CheckpointError(
+        f"{path} holds no {Path(inside) / file}: give a folder that has one, or that of a run that wrote one"
+    )
+
+
+def find_file(path: str | os.PathLike[str], file: str) -> Path:
+    """`path` if it is no folder, else the `file` that `find_export` finds in it. Raises CheckpointError."""
+    return find_export(path, file) / file if Path(path).is_dir() else Path(path)
+
+
+def find_model(path: str | os.PathLike[str]) -> Path:
+    """The folder of a model that `load_pipeline` reads: `path`, or the one that the run or checkpoint at `path` wrote.
+
+    Raises CheckpointError for a run that wrote none; what is missing in a model folder, its loader says.
+    """
+    if (Path(path) / "checkpoints").is_dir():
+        return find_export(path, CONFIG_FILE, inside=PIPELINE)
+    inside = Path(path) / PIPELINE
+    return inside if inside.is_dir() else Path(path)
+
+
+def read_model(source: str | Mapping[str, Any]) -> ModelConfig:
+    """A model's config: given in place, or as a YAML file or the name of a shipped one, such as models/lvdm_t2v_256.
+
+    Raises ConfigError for a file or an entry that cannot be read.
+    """
+    mapping, where = (configs.load(source), source) if isinstance(source, str) else (source, "the model's config")
+    return configs.from_mapping(ModelConfig, mapping, where=where)
