@@ -52,8 +52,24 @@ class LayerNorm(nn.LayerNorm):
     """Over the last dimension; the result has the type of x, under autocast too."""
 
     def forward(self, x: Tensor) -> Tensor:
+        if self._usable(x):
+            from lvdm.models.kernels.layer_norm import layer_norm
+
+            return layer_norm(x.contiguous(), self.weight, self.bias, self.eps)
         with own_precision(x):
             return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+
+    def after(self, x: Tensor, update: Tensor) -> tuple[Tensor, Tensor]:
+        """x + update, and that normalised: the end of one residual branch and the begin of the next."""
+        if x.dtype == update.dtype and self._usable(x, update):
+            from lvdm.models.kernels.layer_norm import add_layer_norm
+
+            return add_layer_norm(x.contiguous(), update.contiguous(), self.weight, self.bias, self.eps)
+        x = x + update
+        return x, self(x)
+
+    def _usable(self, *tensors: Tensor) -> bool:
+        return kernels.enabled("layer_norm") and kernels.usable(*tensors, self.weight)
 
 
 class GroupNorm(nn.GroupNorm):

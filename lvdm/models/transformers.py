@@ -33,13 +33,13 @@ class SpatioTemporalBlock(nn.Module):
 
     def forward(self, tokens: Tensor, context: Tensor | None = None, *, size: tuple[int, int]) -> Tensor:
         """tokens (b, t, h*w, c), context (b, m, context_dim), size (h, w) -> (b, t, h*w, c)."""
-        x = tokens
-        x = x + self.spatial_attn(self.spatial_norm(x).flatten(0, 1)).view_as(x)
-        x = x + self.temporal_attn1.over_time(self.temporal_norm1(x))
+        x, h = tokens, self.spatial_norm(tokens)
+        x, h = self.temporal_norm1.after(x, self.spatial_attn(h.flatten(0, 1)).view_as(x))
+        x, h = self.cross_norm.after(x, self.temporal_attn1.over_time(h))
         # All frames share the context, so they are the queries of one row.
-        x = x + self.cross_attn(self.cross_norm(x).flatten(1, 2), context).view_as(x)
-        x = x + self.temporal_attn2.over_time(self.temporal_norm2(x))
-        return x + self.ff(self.ff_norm(x))
+        x, h = self.temporal_norm2.after(x, self.cross_attn(h.flatten(1, 2), context).view_as(x))
+        x, h = self.ff_norm.after(x, self.temporal_attn2.over_time(h))
+        return x + self.ff(h)
 
 
 class SpatialBlock(nn.Module):
@@ -56,10 +56,10 @@ class SpatialBlock(nn.Module):
 
     def forward(self, tokens: Tensor, context: Tensor | None = None, *, size: tuple[int, int]) -> Tensor:
         """tokens (b, t, h*w, c), context (b, m, context_dim), size (h, w) -> (b, t, h*w, c)."""
-        x = tokens
-        x = x + self.attn1(self.norm1(x).flatten(0, 1)).view_as(x)
-        x = x + self.attn2(self.norm2(x).flatten(1, 2), context).view_as(x)
-        return x + self.ff(self.norm3(x))
+        x, h = tokens, self.norm1(tokens)
+        x, h = self.norm2.after(x, self.attn1(h.flatten(0, 1)).view_as(x))
+        x, h = self.norm3.after(x, self.attn2(h.flatten(1, 2), context).view_as(x))
+        return x + self.ff(h)
 
 
 class TemporalBlock(nn.Module):
@@ -80,15 +80,15 @@ class TemporalBlock(nn.Module):
 
     def forward(self, tokens: Tensor, context: Tensor | None = None, *, size: tuple[int, int]) -> Tensor:
         """tokens (b, t, h*w, c), context (b, m, context_dim), size (h, w) -> (b, t, h*w, c)."""
-        x = tokens
-        x = x + self.attn1.over_time(self.norm1(x), causal=self.causal)
+        x, h = tokens, self.norm1(tokens)
+        x, h = self.norm2.after(x, self.attn1.over_time(h, causal=self.causal))
         if self.cross:  # the frames of each position ask its sample's text
-            rows = self.norm2(x).transpose(1, 2)  # (b, h*w, t, c)
-            out = self.attn2(rows.flatten(0, 1), context, causal=self.causal)
-            x = x + out.view(rows.shape).transpose(1, 2)
+            rows = h.transpose(1, 2)  # (b, h*w, t, c)
+            update = self.attn2(rows.flatten(0, 1), context, causal=self.causal).view(rows.shape).transpose(1, 2)
         else:
-            x = x + self.attn2.over_time(self.norm2(x), causal=self.causal)
-        return x + self.ff(self.norm3(x))
+            update = self.attn2.over_time(h, causal=self.causal)
+        x, h = self.norm3.after(x, update)
+        return x + self.ff(h)
 
 
 class Transformer(nn.Module):
