@@ -19,7 +19,7 @@ from lvdm.training.logs import CSVLog
 from lvdm.training.metrics import Meter
 from lvdm.training.module import TrainingModule
 from lvdm.training.settings import LoggingSettings, RunSettings, TrainingSettings
-from lvdm.training.strategy import build_strategy
+from lvdm.training.strategy import build_strategy, first_process
 from lvdm.training.tasks import Recipe, build_task
 
 # What may differ when a run is resumed: it changes how long, how fast and how verbosely it trains, not what it learns.
@@ -49,7 +49,7 @@ def train(config: dict[str, Any], resume: str = "none") -> int:
     settings = configs.from_mapping(TrainingSettings, config.get("training", {}), where="training")
     reports = configs.from_mapping(LoggingSettings, config.get("logging", {}), where="logging")
     folder = Path(run.out) / run.name
-    first = int(os.environ.get("LOCAL_RANK", 0)) == 0 and int(os.environ.get("NODE_RANK", 0)) == 0
+    first = first_process()
     checkpoint = _checkpoint(folder, resume)
     if first:
         _check_folder(folder, config, resume)

@@ -55,6 +55,14 @@ def training_device(settings: TrainingSettings) -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
 
 
+def first_process() -> bool:
+    """Whether this is the process that writes files: the first of the first machine, also before they have met."""
+    if "RANK" in os.environ:  # torchrun, which counts processes over all machines
+        return int(os.environ["RANK"]) == 0
+    machine = os.environ.get("NODE_RANK", os.environ.get("SLURM_NODEID", 0))
+    return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0))) == 0 and int(machine) == 0
+
+
 @contextmanager
 def whole_parameters(strategy: Strategy, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
     """Inside, every parameter is complete on every rank: ZeRO-3 has them sharded otherwise. All ranks must enter."""
