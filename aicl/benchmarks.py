@@ -1,7 +1,7 @@
-"""What AICL costs at full size: training through `scripts/train.py`, and sampling beside the base model.
+"""What AICL costs at full size: training through `aicl train`, and sampling beside the base model.
 
 Weights are random, since neither time nor memory depends on them. Every function returns a flat record for
-`scripts/benchmark.py`, as those of `lvdm.benchmarks` do.
+`aicl benchmark`, as those of `lvdm.benchmarks` do.
 """
 
 import csv
@@ -40,7 +40,7 @@ def train(
     memory that PyTorch reserved. `memory_limit`: GiB that PyTorch may reserve, to show that a smaller card is enough.
     Raises ConfigError with the end of the run's output if it fails.
     """
-    command = [sys.executable, "scripts/train.py", "--config", str(config), "base.path=null", f"base.config={model}"]
+    command = [sys.executable, "-m", "aicl", "train", "--config", str(config), "base.path=null", f"base.config={model}"]
     command += ["data.kind=folder", f"data.path={clips}", f"data.captions={clips / 'captions.csv'}", "data.workers=4"]
     command += [f"run.out={folder}", f"training.steps={steps}", "training.preview_every=null", "logging.every=1"]
     environment = dict(os.environ)

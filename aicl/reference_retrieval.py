@@ -171,11 +171,9 @@ def load_library(path: str | os.PathLike) -> Library:
         fields = ([video[name] for video in videos] for name in ("caption", "verbs", "phrase"))
         return Library(paths, VerbIndex(*fields))
     except OSError as error:
-        raise DataError(
-            f"index {path} cannot be read ({error.strerror}): make it with scripts/index_references.py"
-        ) from error
+        raise DataError(f"index {path} cannot be read ({error.strerror}): make it with aicl index") from error
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is not an index of references: make one with scripts/index_references.py") from error
+        raise DataError(f"{path} is not an index of references: make one with aicl index") from error
 
 
 def _members(labels: Sequence[Sequence[str]]) -> dict[str, np.ndarray]:

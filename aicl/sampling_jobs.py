@@ -1,4 +1,4 @@
-"""What scripts/sample.py does for each prompt: find references, generate, write the videos and a record of them."""
+"""What aicl sample does for each prompt: find references, generate, write the videos and a record of them."""
 
 import dataclasses
 import json

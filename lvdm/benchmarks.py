@@ -1,7 +1,7 @@
 """What the library costs on a machine: generation at full size, and the conversion of a full-size published file.
 
 Weights are random, since neither time nor memory depends on them. Every function returns a flat record for
-`scripts/benchmark.py`, which writes it as JSON and as a row of a Markdown table.
+`aicl benchmark`, which writes it as JSON and as a row of a Markdown table.
 """
 
 import gzip

@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run_verb(verb: str, arguments: Sequence[str] | None = None) -> None:
-    """Run one verb and exit; scripts/*.py call this. Exit codes and errors: see `lvdm.cli.run`."""
+    """Run one verb and exit, as the scripts of a checkout do. Exit codes and errors: see `lvdm.cli.run`."""
     module = verb_module(verb)
     cli.run(lambda: module.main(parse(verb, arguments)))
 

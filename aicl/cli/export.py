@@ -25,7 +25,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--base", required=True, help="a model folder, or the run that trained the base model")
     parser.add_argument("--adapter", help="an adapter file, or the run that trained it")
     parser.add_argument(
-        "--lead", type=float, default=0.0, help="the model's default of sample.py's --lead (default: 0)"
+        "--lead", type=float, default=0.0, help="the model's default of `aicl sample --lead` (default: 0)"
     )
     parser.add_argument("--evaluators", nargs="+", default=[], help="runs of the puppet world's classifier and CLIP")
     parser.add_argument("--out", type=Path, required=True, help="a new or empty folder")

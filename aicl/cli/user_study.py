@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
     serve.add_argument("--manifest", type=Path, help="the pairs, .jsonl or .csv")
     serve.add_argument("--ours", type=Path, help="instead: a folder of our videos")
     serve.add_argument("--baseline", type=Path, help="and one of the baseline's, with the same names")
-    serve.add_argument("--captions", type=Path, help="their prompts, .csv or .jsonl (default: as evaluate.py)")
+    serve.add_argument("--captions", type=Path, help="their prompts, .csv or .jsonl (default: as aicl evaluate)")
     serve.add_argument("--seed", type=int, help="of the order and the sides (default: 0)")
     serve.add_argument("--ties", action="store_true", default=None, help='offer "no difference", too')
     serve.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets others in (default: %(default)s)")

@@ -105,8 +105,8 @@ def read_generated(folder: str | os.PathLike, manifest: str | os.PathLike | None
 
     With a manifest (.jsonl), by default manifest.jsonl in the folder where that is there: its lines, {"file": ...,
     "caption": ..., "label": ..., "reference": ...}, the last two optional, files relative to the folder. Without: every
-    video with the JSON file that scripts/sample.py writes beside it, else with a caption in a .txt file. Raises
-    DataError for what is missing, other than references of sample.py: folders are copied without them, and its paths
+    video with the JSON file that aicl sample writes beside it, else with a caption in a .txt file. Raises
+    DataError for what is missing, other than references of aicl sample: folders are copied without them, and its paths
     may be relative to another folder.
     """
     folder = Path(folder)
@@ -333,7 +333,7 @@ def _listed(folder: Path, manifest: Path) -> Iterator[Generated]:
 
 
 def _sampled(record: Path) -> Generated | None:
-    """The video that scripts/sample.py wrote beside a JSON file of this name, None for any other JSON file."""
+    """The video that aicl sample wrote beside a JSON file of this name, None for any other JSON file."""
     try:
         job = json.loads(record.read_text(encoding="utf-8"))["job"]
         prompt, refs, seed = job["prompt"], job["refs"], job["seed"]

@@ -62,7 +62,7 @@ def save_pipeline(
 def read_model_config(folder: Path) -> ModelConfig:
     """The config of a model folder. Raises CheckpointError where there is none."""
     if not (folder / CONFIG_FILE).is_file():
-        make = "make one with scripts/convert_checkpoint.py, or train one"
+        make = "make one with aicl convert, or train one"
         raise CheckpointError(f"there is no model folder {folder} (no {CONFIG_FILE} in it): {make}")
     return configs.from_mapping(ModelConfig, configs.load(folder / CONFIG_FILE), where=str(folder / CONFIG_FILE))
 

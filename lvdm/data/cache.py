@@ -31,8 +31,8 @@ from lvdm.errors import ConfigError, DataError, VideoError
 from lvdm.files import atomic_path, write_json
 
 _FORMAT = 1
-_FILL_IN = "run scripts/cache_latents.py again, which fills in what is missing"
-_REPAIR = "run scripts/cache_latents.py --verify, which makes damaged ones anew"
+_FILL_IN = "run aicl cache again, which fills in what is missing"
+_REPAIR = "run aicl cache --verify, which makes damaged ones anew"
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class ClipCache:
             self.settings: dict[str, Any] = _present_names(about["settings"])
             version = about["format"]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{folder}: is not a latent cache; make one with scripts/cache_latents.py") from error
+            raise DataError(f"{folder}: is not a latent cache; make one with aicl cache") from error
         if version != _FORMAT:
             raise DataError(f"{folder}: has cache format {version}, this library reads {_FORMAT}; make the cache anew")
 

@@ -56,7 +56,7 @@ def check_encoders(folder: str | os.PathLike, codec: LatentCodec, text: TextEnco
     if other:
         raise ConfigError(
             f"{folder}: was made with another {' and '.join(other)} than this base model's; "
-            "train on the model that scripts/cache_latents.py was given, or make another cache"
+            "train on the model that aicl cache was given, or make another cache"
         )
 
 

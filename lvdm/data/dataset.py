@@ -90,7 +90,7 @@ class ClipDataset(Dataset):
 
     Args:
         pair_sampler: chooses the target and its references, see `lvdm.data.sampling`.
-        known_broken: keys of records that are not even tried (from scripts/check_data.py).
+        known_broken: keys of records that are not even tried (from aicl check-data).
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class ClipDataset(Dataset):
     def _too_many_broken(self, number: int) -> str:
         return (
             f"sample {number}: no readable videos in {_ATTEMPTS} draws, {int(self._broken.sum())} of "
-            f"{len(self.records)} are broken; check the data set with scripts/check_data.py"
+            f"{len(self.records)} are broken; check the data set with aicl check-data"
         )
 
     def _load(self, clip: SampledClip) -> dict[str, Any]:

@@ -16,7 +16,7 @@ def read_folder(root: str | os.PathLike, captions: str | os.PathLike | None = No
     """The captioned videos below `root`.
 
     With `captions`: the rows of a .csv (with a header) or .jsonl file, in its order: `file` (relative to `root`),
-    `caption` and optionally `label`. Without it: those of captions.csv in `root`, as scripts/make_puppets.py writes it;
+    `caption` and optionally `label`. Without it: those of captions.csv in `root`, as aicl make-puppets writes it;
     where there is none, every video file, sorted, each with its caption in a .txt file of the same name.
     Raises DataError for a missing folder, file, caption or column.
     """

@@ -36,8 +36,8 @@ class Manifest:
 class DataConfig(Manifest):
     """Section `data` of a config: a manifest, and what a training takes from it.
 
-    `report` is the file that scripts/check_data.py wrote: the videos that it lists as broken are never tried.
-    `cache` is a folder of scripts/cache_latents.py. `workers` are loader processes for each device.
+    `report` is the file that aicl check-data wrote: the videos that it lists as broken are never tried.
+    `cache` is a folder of aicl cache. `workers` are loader processes for each device.
     """
 
     clip: ClipConfig
@@ -68,8 +68,8 @@ def read_records(manifest: Manifest) -> list[ClipRecord]:
 
 
 def read_report(path: str | Path) -> list[str]:
-    """The keys of the broken videos in a report of scripts/check_data.py."""
+    """The keys of the broken videos in a report of aicl check-data."""
     try:
         return list(json.loads(Path(path).read_text(encoding="utf-8"))["broken"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: is not a report of scripts/check_data.py; run it to make one") from error
+        raise DataError(f"{path}: is not a report of aicl check-data; run it to make one") from error

@@ -153,7 +153,7 @@ def test_mistakes_in_a_prompts_file_end_in_one_sentence(call, model, line, messa
         (("--eta", "2"), "eta"),
         (("--out", "video.avi"), "must end in"),
         (("--refs", "a.mp4", "--library", "index.json"), "not both"),
-        (("--library", "index.json"), "index_references"),
+        (("--library", "index.json"), "aicl index"),
         (("--num-samples", "0"), "at least 1"),
         (("--num-refs", "2"), "from a library"),
         (("--adapter", "none.safetensors"), "does not exist"),

@@ -155,9 +155,7 @@ def test_damage_is_noticed_skipped_and_repaired(videos, pipeline, tmp_path):
     for damage in (lambda data: data[:-100], lambda data: data[:-1] + bytes([data[-1] ^ 1]), lambda data: b"x"):
         path = cache._clip_path(videos[0].key, 1)
         path.write_bytes(damage(path.read_bytes()))
-        with pytest.raises(
-            VideoError, match=r"cached_crop 1 of 0.mp4 is damaged; run scripts/cache_latents.py --verify"
-        ):
+        with pytest.raises(VideoError, match=r"cached_crop 1 of 0.mp4 is damaged; run aicl cache --verify"):
             cache.read_clip(videos[0].key, 1)
         dataset = ClipDataset(videos[:2], CONFIG, seed=SEED, cache=cache)
         assert any("is damaged" in error for number in range(12) for error in dataset[number]["skipped"])
@@ -174,7 +172,7 @@ def test_damage_is_noticed_skipped_and_repaired(videos, pipeline, tmp_path):
 
 def test_an_incomplete_cache_stops_a_training(videos, pipeline, tmp_path):
     cache = ClipCache.create(tmp_path, settings(pipeline))
-    with pytest.raises(DataError, match=r"is not in the cache; run scripts/cache_latents.py again"):
+    with pytest.raises(DataError, match=r"is not in the cache; run aicl cache again"):
         ClipDataset(videos, CONFIG, seed=SEED, cache=cache)[0]
 
 

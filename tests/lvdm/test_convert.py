@@ -1,15 +1,13 @@
 """Tiny published checkpoints become folders that give the ancestors' numbers; our configs fit the full-size ones."""
 
-import importlib.util
 import json
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
+from aicl.cli import run_verb
 from lvdm.checkpoints import convert as convert_module
 from lvdm.checkpoints import (
     convert_checkpoint,
@@ -263,15 +261,10 @@ def test_a_file_of_another_form_is_no_published_config(yaml_file, tmp_path):
         read_published_config(tmp_path / "absent.yaml")
 
 
-def run_script(monkeypatch, *arguments):
-    """Run scripts/convert_checkpoint.py in this process; returns its exit code."""
-    path = Path(__file__).resolve().parents[2] / "scripts" / "convert_checkpoint.py"
-    spec = importlib.util.spec_from_file_location("convert_script", path)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    monkeypatch.setattr(sys, "argv", ["convert_checkpoint.py", *map(str, arguments)])
+def run_convert(*arguments):
+    """Run `aicl convert` in this process; returns its exit code."""
     with pytest.raises(SystemExit) as caught:
-        script.cli.run(script.main)
+        run_verb("convert", list(map(str, arguments)))
     return caught.value.code
 
 
@@ -284,15 +277,15 @@ def test_the_script_converts_with_a_published_yaml_as_it_is(published, yaml_file
     # The tiny text encoder has no published name, so the published one is made to mean it.
     tiny = {"lvdm.modules.encoders.condition.FrozenOpenCLIPEmbedder": lambda: replace(config.text)}
     monkeypatch.setattr("lvdm.checkpoints.published.TEXT_ENCODERS", tiny)
-    assert run_script(monkeypatch, source, tmp_path / "out", "--config", yaml_file(content), "--dtype", "float16") == 0
+    assert run_convert(source, tmp_path / "out", "--config", yaml_file(content), "--dtype", "float16") == 0
     assert "load it with" in capsys.readouterr().out
     assert load_pipeline(tmp_path / "out").components.unet.dtype == torch.float16
 
 
-def test_the_script_ends_in_one_sentence_on_bad_input(published, tmp_path, monkeypatch, capsys):
+def test_the_script_ends_in_one_sentence_on_bad_input(published, tmp_path, capsys):
     source, _ = published("lvdm_t2v_256")
-    assert run_script(monkeypatch, source, tmp_path / "out", "--family", "videocrafter2_t2v_512") == 2
+    assert run_convert(source, tmp_path / "out", "--family", "videocrafter2_t2v_512") == 2
     assert "looks like LVDM text-to-video" in capsys.readouterr().err
     source.write_text("<html>")
-    assert run_script(monkeypatch, source, tmp_path / "out") == 2
+    assert run_convert(source, tmp_path / "out") == 2
     assert capsys.readouterr().err.count("\n") == 1

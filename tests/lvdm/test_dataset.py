@@ -121,7 +121,7 @@ def test_samples_without_broken_videos_are_not_touched_by_them(videos, tmp_path)
 
 def test_a_data_set_of_broken_videos_stops(videos, tmp_path):
     dataset = ClipDataset([break_file(record, tmp_path) for record in videos[:2]], CONFIG)
-    with pytest.raises(DataError, match=r"2 of 2 are broken; check the data set with scripts/check_data.py"):
+    with pytest.raises(DataError, match=r"2 of 2 are broken; check the data set with aicl check-data"):
         dataset[0]
     with pytest.raises(DataError, match="lists no videos"):
         ClipDataset([], CONFIG)

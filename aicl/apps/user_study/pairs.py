@@ -54,7 +54,7 @@ def read_folders(
     Comparisons and references that our scripts wrote beside a video are none of them.
 
     Prompts stand in a `captions` file as `lvdm.data.read_folder` takes it. Without one they are found as
-    `scripts/evaluate.py` finds them: in our folder's manifest.jsonl, in what scripts/sample.py wrote beside our videos,
+    `aicl evaluate` finds them: in our folder's manifest.jsonl, in what aicl sample wrote beside our videos,
     or in .txt files. Raises DataError where a video lacks its partner or its prompt.
     """
     ours, baseline = Path(ours), Path(baseline)

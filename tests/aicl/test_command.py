@@ -1,0 +1,89 @@
+"""The command `aicl`: every verb answers at once, mistakes end in one sentence, and scripts are the same code."""
+
+import argparse
+import ast
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import aicl
+from aicl.cli import VERBS, main, parse, verb_module
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = {
+    "sample": "sample",
+    "train": "train",
+    "evaluate": "evaluate",
+    "reproduce": "reproduce",
+    "convert": "convert_checkpoint",
+    "export": "export_model",
+    "check-data": "check_data",
+    "cache": "cache_latents",
+    "index": "index_references",
+    "make-puppets": "make_puppets",
+    "benchmark": "benchmark",
+    "demo": "demo",
+    "user-study": "user_study",
+}
+HEAVY = {"torch", "torchvision", "pytorch_lightning", "open_clip", "gradio", "av", "decord", "transformers", "scipy"}
+
+
+def exit_code(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    return stop.value.code
+
+
+def test_help_lists_every_verb_and_the_version_is_the_package_s(capsys):
+    assert exit_code("--help") == 0
+    out = capsys.readouterr().out
+    assert all(f"\n  {verb} " in out for verb in VERBS)
+    assert exit_code("--version") == 0 and capsys.readouterr().out == f"aicl {aicl.__version__}\n"
+    assert exit_code("sampel") == 2 and "did you mean 'sample'?" in capsys.readouterr().err
+    assert exit_code() == 2 and "VERB" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_its_file_help_and_script(verb, capsys):
+    module = verb_module(verb)
+    assert isinstance(module.parser(), argparse.ArgumentParser) and callable(module.main)
+    assert exit_code(verb, "--help") == 0
+    assert f"usage: aicl {verb} " in capsys.readouterr().out
+    assert exit_code(verb, "--no-such-option") == 2
+    assert "Traceback" not in capsys.readouterr().err
+    if verb in SCRIPTS:
+        assert f'run_verb("{verb}")' in (ROOT / "scripts" / f"{SCRIPTS[verb]}.py").read_text()
+
+
+def test_every_script_is_a_verb():
+    assert {path.stem for path in (ROOT / "scripts").glob("*.py")} == set(SCRIPTS.values())
+    assert {path.stem for path in (ROOT / "aicl/cli").glob("[a-z]*.py")} == {verb.replace("-", "_") for verb in VERBS}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "aicl/cli").glob("*.py")), ids=lambda path: path.stem)
+def test_no_verb_imports_anything_slow_before_its_options_are_read(path):
+    code = f"import sys, {module_name(path)} as m; hasattr(m, 'parser') and m.parser(); print(*sys.modules)"
+    start = time.perf_counter()
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    assert not HEAVY & set(loaded.split())
+    assert time.perf_counter() - start < 5  # a second on an idle machine; the check above is the exact one
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def test_settings_may_stand_before_and_after_options():
+    args = parse("train", ["training.steps=1", "--config", "a.yaml", "run.name=b"])
+    assert (args.config, args.overrides) == ("a.yaml", ["training.steps=1", "run.name=b"])
+    assert parse("benchmark", ["profile", "--config", "a.yaml", "training.steps=1"]).overrides == ["training.steps=1"]
+
+
+def test_messages_name_no_file_that_an_installed_package_lacks():
+    for path in [*(ROOT / "aicl").rglob("*.py"), *(ROOT / "lvdm").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                assert "scripts/" not in node.value, f"{path}: {node.value}"
