@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aicl.action_integration import IntegratedUNet, ReferenceContext
 from aicl.action_prism import ActionPrism
 from aicl.adapter import AdapterInfo, Fingerprint, load_adapter, save_adapter
 from aicl.clock import Clock
+from aicl.integrated_backbone import IntegratedBackbone
 from aicl.model_files import FOLDER_FILE, FolderConfig, check_lead, find_model_files
 from aicl.motion_features import ENDING, MotionFeatures, concatenate
+from aicl.reference_context import ReferenceContext
 from lvdm import config as configs
 from lvdm.acceleration import Mode
 from lvdm.checkpoints import load_pipeline, save_pipeline
@@ -43,7 +44,7 @@ class AICLPipeline:
         self,
         base: VideoPipeline,
         prism: ActionPrism | None = None,
-        integrated: IntegratedUNet | None = None,
+        integrated: IntegratedBackbone | None = None,
         info: AdapterInfo | None = None,
     ) -> None:
         self.base, self.info = base, info
@@ -282,19 +283,20 @@ class AICLPipeline:
         self, encoded: MotionFeatures, samples: int, weights: Sequence[float] | None, scale: float, lead: float
     ) -> ReferenceContext | None:
         _, integrated = self._adapter()
-        lead_from = round((1 - check_lead(lead)) * len(self.base.components.schedule)) if lead else None
+        until = round((1 - check_lead(lead)) * len(self.base.components.schedule)) if lead else None
         if len(encoded.features) not in (1, samples):
             raise ConfigError(f"these references were encoded for {len(encoded.features)} prompts, not for {samples}")
-        return integrated.memory(encoded.features.to(self.base.device), encoded.frames, weights, scale, lead_from)
+        features = encoded.features.to(self.base.device)
+        return integrated.reference_context(features, encoded.frames, weights, scale, until)
 
-    def _adapter(self) -> tuple[ActionPrism, IntegratedUNet]:
+    def _adapter(self) -> tuple[ActionPrism, IntegratedBackbone]:
         if self.prism is None:
             raise ConfigError(
                 "there is no adapter, so references cannot be read: give one with load_adapter, or --adapter"
             )
         return self.prism, self.integrated
 
-    def _use(self, prism: ActionPrism | None, integrated: IntegratedUNet | None) -> None:
+    def _use(self, prism: ActionPrism | None, integrated: IntegratedBackbone | None) -> None:
         """Take prism and integration, in the base model's dtype and without gradients, or none."""
         self.base.acceleration.forget()  # what was captured with another adapter, or none
         self.prism, self.integrated, self._patched = prism, integrated, self.base

@@ -181,18 +181,10 @@ class VideoPipeline:
 
         Raises ConfigError for a size or a number of frames that the model cannot take.
         """
-        defaults, codec = self.config.defaults, self.components.codec
-        height, width = size or defaults.size
-        if height % codec.factor or width % codec.factor:
-            raise ConfigError(
-                f"size {height}x{width} (height x width) must consist of multiples of {codec.factor} pixels"
-            )
+        defaults, parts = self.config.defaults, self.components
         frames = defaults.num_frames if num_frames is None else num_frames
-        if min(height, width, frames) < 1:
-            raise ConfigError(f"a video of {frames} frames of {height}x{width} (height x width) is empty: ask for more")
-        shape = (len(generators), codec.autoencoder.embed_dim, frames, height // codec.factor, width // codec.factor)
-        self.components.unet.check_input(shape)
-        return draw_noise(shape, generators, self.device)
+        shape = parts.unet.latent_shape(frames, size or defaults.size, parts.codec.compression)
+        return draw_noise((len(generators), *shape), generators, self.device)
 
     def sample_latents(
         self,
@@ -224,7 +216,7 @@ class VideoPipeline:
             options["spacing"] = self.config.diffusion.spacing
         steps = defaults.steps if steps is None else steps
         unet = self.acceleration.network(parts.unet, steps)
-        model = Denoiser(unet, parts.schedule, parts.prediction).guided(branches, weights, rescale)
+        model = Denoiser(unet, parts.schedule, parts.unet.prediction).guided(branches, weights, rescale)
         return SAMPLERS[sampler](model, x_T, parts.schedule, steps, **options)
 
     @torch.no_grad()

@@ -50,7 +50,7 @@ NAMES = {
 
 
 def convert_unet(family: str, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A published UNet's entries as ours, for `load_state_dict(strict=True)` of `build_unet(family, ...)`.
+    """A published UNet's entries as ours, for `load_state_dict(strict=True)` of `build_backbone(family, ...)`.
 
     family: "lvdm" or "videocrafter". state_dict: entries with or without the prefix `model.diffusion_model.`; where any
     has it, entries without it belong to other parts and are left out. Tensors are views, nothing is copied.

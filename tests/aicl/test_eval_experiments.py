@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch._dynamo.utils import counters
 
-from aicl.action_integration import IntegrationConfig, integrate
+from aicl.action_integration import IntegrationConfig
 from aicl.action_prism import ActionPrism, PrismConfig
 from aicl.adapter import save_adapter
 from aicl.evaluation import experiments
@@ -17,6 +17,7 @@ from aicl.evaluation.experiments import Experiment, Preset, load_preset
 from aicl.evaluation.folders import read_generated
 from aicl.evaluation.protocol import read_result
 from aicl.evaluation.puppet_set import PuppetData, draw_samples
+from aicl.integrated_backbone import integrate
 from aicl.puppets.actions import ACTIONS, UNSEEN, UNSEEN_INDICES
 from aicl.puppets.captions import parse, unseen_words, vocabulary
 from aicl.puppets.classifier import ClassifierConfig, PuppetClassifier

@@ -137,7 +137,7 @@ class Broken(AutoencoderModule):
 def test_a_broken_loss_stops_the_run_and_leaves_the_last_good_checkpoint(
     tmp_path, clips, monkeypatch, poison, explosion, message, last
 ):
-    monkeypatch.setattr("lvdm.training.tasks.AutoencoderModule", Broken)
+    monkeypatch.setattr("lvdm.training.task_autoencoder.AutoencoderModule", Broken)
     monkeypatch.setattr(Broken, "poison", -1 if poison is None else poison)
     monkeypatch.setattr(Broken, "explosion", explosion)
     with pytest.raises(LossError, match=message):
