@@ -5,30 +5,24 @@ Training has its own, with a backward pass: `lvdm.training.graphs`.
 
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 KEPT = 4  # graphs of one network; each keeps the activations of a call
 WARM_UP = 2  # calls before a capture, in which libraries choose kernels and allocate what they keep
 
 
-@runtime_checkable
 class Holdable(Protocol):
-    """An argument of a network, not a tensor, that a graph can hold: it copies itself, and can be overwritten."""
+    """A value that a graph can hold: known to pytree as its tensors and constants, and able to take over another's."""
 
     def at(self, timesteps: Tensor) -> "Holdable":
         """What is read at these timesteps; called outside of graphs, so it may wait for the device."""
 
-    def kind(self) -> Any:
-        """What a graph depends on besides the tensors' values: equal for arguments that can replace each other."""
-
-    def hold(self) -> "Holdable":
-        """A copy in memory of its own, whose `at` gives itself at all timesteps."""
-
     def overwrite(self, other: "Holdable") -> None:
-        """Take over another one's values, of the same kind, in the memory of this one."""
+        """Become another one of the same shapes and constants, in the memory of this one."""
 
 
 @dataclass
@@ -66,7 +60,7 @@ class Replayed(nn.Module):
         inputs = [x, timesteps, context] + ([] if fps is None else [fps])
         kind = (
             tuple((tensor.shape, tensor.dtype) for tensor in inputs),
-            tuple((name, part.start, part.stop, value.kind()) for name, part, value in rows),
+            tuple((name, part.start, part.stop, _kind(value)) for name, part, value in rows),
         )
         captured = self._captured.get(kind)
         if captured is None:
@@ -84,7 +78,7 @@ class Replayed(nn.Module):
         return captured.output.clone()
 
     def _capture(self, inputs: list[Tensor], rows: list[tuple[str, slice, Holdable]]) -> _Captured:
-        inputs, held = [tensor.clone() for tensor in inputs], [value.hold() for *_, value in rows]
+        inputs, held = [tensor.clone() for tensor in inputs], [_copied(value) for *_, value in rows]
         extras: dict[str, list[tuple[slice, Holdable]]] = {}
         for (name, part, _), value in zip(rows, held):
             extras.setdefault(name, []).append((part, value))
@@ -109,3 +103,14 @@ class Replayed(nn.Module):
         end.synchronize()
         self.seconds = begin.elapsed_time(end) / 1e3
         return _Captured(graph, inputs, held, [value for *_, value in rows], output)
+
+
+def _kind(value: Holdable) -> Any:
+    """Equal for values that can replace each other in a graph."""
+    leaves, structure = pytree.tree_flatten(value)
+    return structure, tuple((x.shape, x.dtype) if isinstance(x, Tensor) else x for x in leaves)
+
+
+def _copied(value: Holdable) -> Any:
+    """The value with tensors of its own."""
+    return pytree.tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, value)

@@ -94,8 +94,10 @@ def attend_over_time(
 
     The m keys are `parts` clips of equal length one after another; places are counted inside each.
     tables: learned relative keys and values (2 r + 1, d) for the distance of a key's place to a query's, clamped to
-    +-r. bias: (b, parts), added to the scores of a clip's keys. causal: query i sees keys 0 to i of each clip.
+    +-r. bias: (b or 1, parts), added to the scores of a clip's keys. causal: query i sees keys 0 to i of each clip.
     """
+    if bias is not None:
+        bias = bias.expand(len(q), -1).contiguous()
     if _backend != "reference" and kernels.enabled("temporal_attention") and kernels.usable(q, k, v, *tables, bias):
         from lvdm.models.kernels.temporal_attention import fits, temporal_attention
 

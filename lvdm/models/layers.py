@@ -91,9 +91,9 @@ class GroupNorm(nn.GroupNorm):
 
             if shift is not None:
                 shift = shift.expand(x.shape[0] if shift.ndim > 1 else 1, -1).contiguous()
-            return group_norm(
-                rows.contiguous(), self.weight, self.bias, shift, self.num_groups, self.eps, silu
-            ).view(x.shape)
+            return group_norm(rows.contiguous(), self.weight, self.bias, shift, self.num_groups, self.eps, silu).view(
+                x.shape
+            )
         if shift is not None:
             rows = x + (shift if shift.ndim == 1 else shift.view(len(shift), *[1] * (x.ndim - 2), -1))
             rows = rows.flatten(0, self.rows - 1).flatten(1, -2)

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from lvdm.acceleration.regions import compile_regions
 from lvdm.checkpoints import save_pipeline
 from lvdm.diffusion import Condition, Denoiser, timesteps_from_uniform
 from lvdm.models.backbone import VideoBackbone
 from lvdm.pipeline import VideoPipeline
-from lvdm.acceleration.regions import compile_regions
 from lvdm.training.graphs import Captured
 from lvdm.training.module import Batch, TrainingModule
 from lvdm.training.randomness import BatchRandomness

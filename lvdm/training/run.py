@@ -1,7 +1,6 @@
 """A training run from its config: folder, resuming, trainer, and what its ending means."""
 
 import logging
-import os
 import warnings
 from pathlib import Path
 from typing import Any

@@ -31,9 +31,7 @@ def launch(config, machine, port, log):
     command += [str(ROOT / "scripts/train.py"), "--config", str(config), "--resume", "auto"]
     threads = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(ROOT)}
     with log.open("a") as file:
-        return subprocess.Popen(
-            command, stdout=file, stderr=file, env=os.environ | threads, cwd=config.parent
-        )
+        return subprocess.Popen(command, stdout=file, stderr=file, env=os.environ | threads, cwd=config.parent)
 
 
 def switch_off(process):

@@ -102,9 +102,7 @@ def _run(
     coefficients = torch.empty(rows, 2, c, device=x.device, dtype=torch.float32)
     moments = torch.empty(rows, 2, groups, device=x.device, dtype=torch.float32)
     y = torch.empty_like(x)
-    wrap(_sums)[(rows, slices, columns)](
-        x, sums, n, c, slice_size=SLICE, block_n=BLOCK_N, block_c=BLOCK_C, num_warps=4
-    )
+    wrap(_sums)[(rows, slices, columns)](x, sums, n, c, slice_size=SLICE, block_n=BLOCK_N, block_c=BLOCK_C, num_warps=4)
     wrap(_coefficients)[(rows, groups)](
         sums, sums if shift is None else shift, weight, bias, coefficients, moments, n, c,
         1 if shift is None else rows // shift.shape[0], eps, slices=slices,

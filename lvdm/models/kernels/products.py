@@ -5,7 +5,6 @@
 where they are.
 """
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -55,7 +54,8 @@ def _geglu(
 
 @triton.jit
 def _frames_conv(
-    x, w, bias, residual, out, m, n, frames, positions, k: tl.constexpr, has_bias: tl.constexpr, has_residual: tl.constexpr,
+    x, w, bias, residual, out, m, n, frames, positions,
+    k: tl.constexpr, has_bias: tl.constexpr, has_residual: tl.constexpr,
     block_m: tl.constexpr, block_n: tl.constexpr, block_k: tl.constexpr, group_m: tl.constexpr,
 ):  # fmt: skip
     """x (b, frames, positions, k) as m rows, w (n, 3, k), bias (n,) -> out (m, n), plus residual (m, n)."""
@@ -125,7 +125,7 @@ def _run_conv(
 
 @triton_op("lvdm::geglu", mutates_args={})
 def geglu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """x (..., k), contiguous, weight (2 n, k), bias (2 n,) -> (..., n): first half of the product times gelu(second)."""
+    """x (..., k), contiguous, weight (2 n, k), bias (2 n,) -> (..., n): half of the product times gelu(other half)."""
     return _run_geglu(x, weight, bias, GEGLU_BLOCKS, wrap_triton)
 
 

@@ -27,7 +27,7 @@ def _rows(x, count, stride, width, rows: tl.constexpr, columns: tl.constexpr):
 
 @triton.jit
 def _table(x, first, reach, width, rows: tl.constexpr, columns: tl.constexpr):
-    """Rows of a table of learned vectors for the distances first, first + 1, ..., farther ones like those at +-reach."""
+    """Rows of a table of learned vectors for the distances first, first + 1, ...; farther ones than +-reach like it."""
     distance = tl.minimum(tl.maximum(first + tl.arange(0, rows), -reach), reach)
     c = tl.arange(0, columns)
     at = x + (distance + reach)[:, None] * width + c[None, :]
