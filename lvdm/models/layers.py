@@ -141,6 +141,15 @@ class VideoConv(nn.Conv3d):
         return y.permute(0, 2, 3, 4, 1)
 
 
+def add_biased(x: Tensor, update: Tensor, bias: Tensor) -> Tensor:
+    """x + update + bias, features (..., c) and a bias (c,) that a convolution left out."""
+    if kernels.enabled("sums") and x.dtype == update.dtype and kernels.usable(x, update, bias):
+        from lvdm.models.kernels import sums
+
+        return sums.add_biased(x.contiguous(), update.contiguous(), bias)
+    return x + (update + bias)
+
+
 def conv(in_channels: int, out_channels: int, frames: int = 1, size: int = 3, stride: int = 1) -> nn.Module:
     """The cheapest "same" convolution with kernel (frames, size, size), odd; `stride` is that of height and width."""
     if frames == 1:

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lvdm.models.layers import Downsample, GroupNorm, Upsample, conv, zero_init
+from lvdm.models.layers import Downsample, GroupNorm, Upsample, add_biased, conv, zero_init
 
 ACTIVATIONS = {"silu": nn.SiLU, "leaky_relu": nn.LeakyReLU}
 
@@ -60,8 +60,8 @@ class ResBlock(nn.Module):
         else:
             h = self.norm2(h, self.conv1.bias + emb, silu=silu)
             h = h if silu else self.activation(h)
-        h = self.conv2(self.dropout(h))
-        h = self.skip(self.resample(x)) + h
+        h = self.conv2(self.dropout(h), bias=False)
+        h = add_biased(self.skip(self.resample(x)), h, self.conv2.bias)
         return h if self.temporal_conv is None else self.temporal_conv(h)
 
 
@@ -83,4 +83,4 @@ class TemporalConvBlock(nn.Module):
             h = norm(h, shift, silu=True)
             h = convolution(F.dropout(h, self.DROPOUT, self.training and i > 0), bias=False)
             shift = convolution.bias
-        return x + (h + shift)
+        return add_biased(x, h, shift)
