@@ -1,5 +1,7 @@
 """The end of a convolution's residual branch: its bias and the branch it joins, added in one pass."""
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -29,3 +31,15 @@ def _run(x: Tensor, y: Tensor, bias: Tensor, wrap=lambda kernel: kernel) -> Tens
 def add_biased(x: Tensor, y: Tensor, bias: Tensor) -> Tensor:
     """x + y + bias for contiguous x and y (..., c) and bias (c,), summed in float32."""
     return _run(x, y, bias, wrap_triton)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.bias = inputs[2].dtype
+
+
+def _differentiate(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
+    bias = dout.flatten(0, -2).sum(0, dtype=torch.float32).to(ctx.bias) if ctx.needs_input_grad[2] else None
+    return dout, dout, bias
+
+
+add_biased.register_autograd(_differentiate, setup_context=_save)
