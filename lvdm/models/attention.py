@@ -98,10 +98,12 @@ def attend_over_time(
     """
     if bias is not None:
         bias = bias.expand(len(q), -1).contiguous()
-    if _backend != "reference" and kernels.enabled("temporal_attention") and kernels.usable(q, k, v, *tables, bias):
+    if _backend != "reference" and kernels.enabled("temporal_attention") and kernels.usable(q):
         from lvdm.models.kernels.temporal_attention import fits, temporal_attention
 
-        if fits(q, k, parts):
+        if kernels.differentiated(q, k, v, *tables, bias):
+            k, v = (each.expand(len(q), *[-1] * 4) for each in (k, v))
+        if fits(q, k, parts) and not kernels.differentiated(bias):
             return temporal_attention(q, k, v, bias, *tables, parts, causal)
     b, n, s = q.shape[:3]
     place = torch.arange(k.shape[1], device=q.device) % (k.shape[1] // parts)

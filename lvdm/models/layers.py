@@ -52,7 +52,7 @@ class LayerNorm(nn.LayerNorm):
     """Over the last dimension; the result has the type of x, under autocast too."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if self._usable(x):
+        if kernels.enabled("layer_norm") and kernels.usable(x):
             from lvdm.models.kernels.layer_norm import layer_norm
 
             return layer_norm(x.contiguous(), self.weight, self.bias, self.eps)
@@ -61,15 +61,12 @@ class LayerNorm(nn.LayerNorm):
 
     def after(self, x: Tensor, update: Tensor) -> tuple[Tensor, Tensor]:
         """x + update, and that normalised: the end of one residual branch and the begin of the next."""
-        if x.dtype == update.dtype and self._usable(x, update):
+        if kernels.enabled("layer_norm") and x.dtype == update.dtype and kernels.usable(x):
             from lvdm.models.kernels.layer_norm import add_layer_norm
 
             return add_layer_norm(x.contiguous(), update.contiguous(), self.weight, self.bias, self.eps)
         x = x + update
         return x, self(x)
-
-    def _usable(self, *tensors: Tensor) -> bool:
-        return kernels.enabled("layer_norm") and kernels.usable(*tensors, self.weight)
 
 
 class GroupNorm(nn.GroupNorm):
@@ -86,7 +83,7 @@ class GroupNorm(nn.GroupNorm):
     def forward(self, x: Tensor, shift: Tensor | None = None, silu: bool = False) -> Tensor:
         """shift: (c,) or (b, c), added before the norm. silu: apply SiLU to the result."""
         rows = x.flatten(0, self.rows - 1).flatten(1, -2)  # (rows, n, c)
-        if kernels.enabled("group_norm") and kernels.usable(x, self.weight, shift):
+        if kernels.enabled("group_norm") and kernels.usable(x):
             from lvdm.models.kernels.group_norm import group_norm
 
             if shift is not None:
@@ -120,13 +117,12 @@ class TemporalConv(nn.Conv2d):
 
     def forward(self, x: Tensor, bias: bool = True) -> Tensor:
         """bias: false leaves it to the caller to add `self.bias`."""
-        if kernels.enabled("temporal_conv") and kernels.usable(x, self.weight):
+        if kernels.enabled("temporal_conv") and not kernels.differentiated(x, self.weight) and kernels.usable(x):
             from lvdm.models.kernels import products
 
             if products.temporal_conv_fits(self.weight):
-                positions = x.flatten(2, 3).contiguous()
-                y = products.temporal_conv(positions, self.weight, self.bias if bias else None, None)
-                return y.unflatten(2, x.shape[2:4])
+                y = products.temporal_conv(x.flatten(2, 3).contiguous(), self.weight).unflatten(2, x.shape[2:4])
+                return y + self.bias if bias else y
         columns = x.flatten(2, 3).permute(0, 3, 1, 2)  # (b, c, t, h*w)
         y = self._conv_forward(columns, self.weight, self.bias if bias else None)
         return y.permute(0, 2, 3, 1).unflatten(2, x.shape[2:4])
@@ -143,7 +139,7 @@ class VideoConv(nn.Conv3d):
 
 def add_biased(x: Tensor, update: Tensor, bias: Tensor) -> Tensor:
     """x + update + bias, features (..., c) and a bias (c,) that a convolution left out."""
-    if kernels.enabled("sums") and x.dtype == update.dtype and kernels.usable(x, update, bias):
+    if kernels.enabled("sums") and x.dtype == update.dtype and kernels.usable(x):
         from lvdm.models.kernels import sums
 
         return sums.add_biased(x.contiguous(), update.contiguous(), bias)
@@ -195,9 +191,11 @@ class FeedForward(nn.Module):
         self.proj_out = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        if kernels.enabled("geglu") and kernels.usable(x, self.proj_in.weight):
+        if kernels.enabled("geglu") and kernels.usable(x):
             from lvdm.models.kernels import products
 
+            if kernels.differentiated(x, self.proj_in.weight):
+                return self.proj_out(products.gated(self.proj_in(x)))
             if products.geglu_fits(x):
                 return self.proj_out(products.geglu(x.contiguous(), self.proj_in.weight, self.proj_in.bias))
         value, gate = self.proj_in(x).chunk(2, dim=-1)

@@ -32,13 +32,14 @@ def enabled(name: str) -> bool:
     return name in _enabled
 
 
-def usable(x: Tensor, *others: Tensor | None) -> bool:
-    """Whether our kernels can serve x, of which no gradient with respect to it or to the others is asked."""
-    if not (_enabled and x.is_cuda and x.dtype in HALF):
-        return False
-    if torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in (x, *others)):
-        return False
-    return _compiles(x.device.index or 0)
+def usable(x: Tensor) -> bool:
+    """Whether our kernels can serve x."""
+    return bool(_enabled) and x.is_cuda and x.dtype in HALF and _compiles(x.device.index or 0)
+
+
+def differentiated(*tensors: Tensor | None) -> bool:
+    """Whether gradients of one of the tensors are asked, which some kernels do not have."""
+    return torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in tensors)
 
 
 @cache
