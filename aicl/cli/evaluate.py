@@ -112,8 +112,8 @@ def networks(args: argparse.Namespace) -> "folders.Networks":
     """The networks that the arguments name."""
     from aicl.evaluation import clip_scores, features, folders, motion
     from aicl.evaluation.accuracy import TransformersClassifier
-    from aicl.evaluation.weights import file_hash
     from aicl.puppets.evaluators import load_evaluator
+    from lvdm.hashing import file_hash
 
     found, device = folders.Networks(), args.device
     if args.puppets:

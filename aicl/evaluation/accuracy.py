@@ -11,9 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from aicl.evaluation.weights import files_hash, import_transformers, pretrained
+from aicl.evaluation.evaluators.files import import_transformers, pretrained
 from aicl.puppets.classifier import Prediction, PuppetClassifier
 from lvdm.errors import DataError
+from lvdm.hashing import files_hash
 from lvdm.video import to_pixels
 
 VERSION = 1

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aicl.evaluation.weights import file_hash
 from aicl.puppets.clip import PuppetCLIP
 from lvdm.errors import CheckpointError, ConfigError, DataError
+from lvdm.hashing import file_hash
 
 VERSION = 1
 Pairs = Literal["consecutive", "all"]

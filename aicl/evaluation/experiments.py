@@ -10,23 +10,23 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from aicl.evaluation import frechet, intervals
+from aicl.evaluation import frechet, statistics
 from aicl.evaluation.accuracy import top1
 from aicl.evaluation.appearance import appearance_hits, leaks
 from aicl.evaluation.figures import attention_sheet, feature_sheet, sample_sheet, sample_video
-from aicl.evaluation.intervals import Estimate
 from aicl.evaluation.protocol import Protocol, Result, write_result
 from aicl.evaluation.puppet_chunks import Chunk, ModelFiles, Store
 from aicl.evaluation.puppet_rows import Evaluators, Measured, Row, joined
 from aicl.evaluation.puppet_set import MAX_REFERENCES, PuppetData, Samples, draw_samples
+from aicl.evaluation.statistics import Estimate
 from aicl.evaluation.tables import COLUMNS, Table, latex, markdown
-from aicl.evaluation.weights import text_hash
 from aicl.pipeline import AICLPipeline
+from aicl.pseudo_words import gerund
 from aicl.puppets.data import FPS
-from aicl.puppets.names import gerund
 from lvdm import config as configs
 from lvdm.errors import ConfigError
 from lvdm.files import atomic_path
+from lvdm.hashing import text_hash
 from lvdm.video import to_pixels, write_video
 
 ANIMATED, SHEET_BATCH = 4, 10  # samples in an animation; videos made at once for a sheet
@@ -295,7 +295,7 @@ class Experiment:
             return {}
         theirs, shown = joined(parts), self._shown_metrics(spec)
         return {
-            name: intervals.difference(_VALUES[name](measured, spec.data), _VALUES[name](theirs, spec.data))
+            name: statistics.difference(_VALUES[name](measured, spec.data), _VALUES[name](theirs, spec.data))
             for name in shown
             if name in _VALUES and name != "leak"  # copies that could leak differ in number
         }
@@ -313,7 +313,7 @@ class Experiment:
                 measured["features"], real["features"], allow_few=self.preset.allow_few
             )
         values = _VALUES[name](measured, spec.data)
-        return intervals.share(values) if values.dtype == torch.bool else intervals.mean(values)
+        return statistics.share(values) if values.dtype == torch.bool else statistics.mean(values)
 
     def _lines(self, spec: TableSpec, real: Measured, count: int) -> dict[str, float]:
         lines = {"dynamics_real": real["dynamics"].mean().item()}

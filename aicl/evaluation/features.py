@@ -16,10 +16,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from aicl.evaluation.accuracy import puppet_verdict
-from aicl.evaluation.weights import file_hash, files_hash, import_transformers, pretrained, text_hash
+from aicl.evaluation.evaluators.files import import_transformers, pretrained
 from aicl.puppets.classifier import PuppetClassifier
 from lvdm.errors import CheckpointError, VideoError
 from lvdm.files import atomic_path
+from lvdm.hashing import file_hash, files_hash, text_hash
 from lvdm.video import to_pixels
 
 VERSION = 1

@@ -11,21 +11,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aicl.evaluation import frechet, intervals, motion
+from aicl.evaluation import frechet, motion, statistics
 from aicl.evaluation.accuracy import TransformersClassifier, puppet_verdict, top1
 from aicl.evaluation.appearance import appearance_hits, similarity_margin
 from aicl.evaluation.clip_scores import FrameTextEncoder, Pairs, clip_consistency, frame_consistency
 from aicl.evaluation.features import Backbone, FeatureCache
-from aicl.evaluation.intervals import Estimate
 from aicl.evaluation.motion import FlowModel, dynamic_degree, motion_histogram, motion_similarity, video_flow
 from aicl.evaluation.protocol import Protocol, Result
-from aicl.evaluation.weights import file_hash, text_hash
+from aicl.evaluation.statistics import Estimate
 from aicl.puppets.actions import INDEX
 from aicl.puppets.captions import parse
 from aicl.puppets.classifier import PuppetClassifier
 from aicl.puppets.scene_parameters import BACKGROUNDS, COLOURS
 from lvdm.data import read_folder
 from lvdm.errors import ConfigError, DataError, VideoError
+from lvdm.hashing import file_hash, text_hash
 from lvdm.video import VIDEO_ENDINGS, load_clip, probe
 
 MANIFEST = "manifest.jsonl"  # lists the videos of a folder
@@ -170,8 +170,8 @@ def score(
     compare = all(video.reference is not None for video in videos)
     measured = _measure([v.path for v in videos], videos, reading, networks, pairs, batch_size, device, compare)
     measured |= _hits(measured, videos, networks)
-    metrics = {name: intervals.mean(measured[name]) for name in ("cc", "fc", "dynamics") if name in measured}
-    metrics |= {name: intervals.share(measured[name]) for name in ("acc", "looks") if name in measured}
+    metrics = {name: statistics.mean(measured[name]) for name in ("cc", "fc", "dynamics") if name in measured}
+    metrics |= {name: statistics.share(measured[name]) for name in ("acc", "looks") if name in measured}
     metrics |= _against_references(videos, measured, reading, networks, batch_size, device)
     lines: dict[str, float] = {"fc_static": 100.0} if networks.clip is not None else {}
     if real:
@@ -291,14 +291,14 @@ def _against_references(
         return {}
     shown = _measure(references, None, reading, networks, "consecutive", batch_size, device, compare=True)
     others = [_other(videos, index) for index in range(len(videos))]
-    found = {"motion": intervals.mean(motion_similarity(measured["motion"], shown["motion"]))}
+    found = {"motion": statistics.mean(motion_similarity(measured["motion"], shown["motion"]))}
     if None not in others:
-        found["motion_other"] = intervals.mean(motion_similarity(measured["motion"], shown["motion"][others]))
+        found["motion_other"] = statistics.mean(motion_similarity(measured["motion"], shown["motion"][others]))
     if networks.clip is not None:
         own, other = similarity_margin(measured["clip"], shown["clip"])
-        found["similarity"] = intervals.mean(own)
+        found["similarity"] = statistics.mean(own)
         if None not in others:
-            found["similarity_others"] = intervals.mean(other)
+            found["similarity_others"] = statistics.mean(other)
     return found
 
 

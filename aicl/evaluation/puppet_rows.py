@@ -19,7 +19,6 @@ from aicl.evaluation.clip_scores import PuppetCLIPScorer, clip_consistency, fram
 from aicl.evaluation.folders import MANIFEST
 from aicl.evaluation.motion import dynamic_degree, motion_histogram, motion_similarity, video_flow
 from aicl.evaluation.puppet_set import MAX_REFERENCES, PuppetData, Samples, draw_samples
-from aicl.evaluation.weights import file_hash
 from aicl.pipeline import AICLPipeline
 from aicl.puppets.actions import ACTIONS
 from aicl.puppets.classifier import PuppetClassifier
@@ -31,6 +30,7 @@ from aicl.puppets.scene_parameters import looks
 from aicl.sidecar_files import REFERENCE, companion
 from lvdm.checkpoints import find_export
 from lvdm.errors import ConfigError
+from lvdm.hashing import file_hash
 from lvdm.video import to_frames, to_pixels, write_video
 
 Kind = Literal["generated", "real", "autoencoder"]

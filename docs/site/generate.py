@@ -31,7 +31,11 @@ SETTINGS = (
     ("prism", "Sizes and variants of the Action Prism.", "aicl.action_prism:PrismConfig"),
     ("integration", "How the UNet reads R.", "aicl.action_integration:IntegrationConfig"),
     ("model config", "A base model, `configs/models/*.yaml`.", "lvdm.models.components:ModelConfig"),
-    ("model config: defaults", "What sampling uses unless told otherwise.", "lvdm.models.components:GenerationDefaults"),
+    (
+        "model config: defaults",
+        "What sampling uses unless told otherwise.",
+        "lvdm.models.components:GenerationDefaults",
+    ),
 )
 # what a user imports: module -> names; None is all that the module lists as public
 API = {

@@ -12,6 +12,7 @@ from lvdm.data.clips import ClipRecord
 from lvdm.data.dataset import ClipDataset, collate
 from lvdm.data.manifest import DataConfig, read_records, read_report
 from lvdm.data.sampling import NumberSampler, PairSampler, uniform_sampler
+from lvdm.data.self_pairs import CachedChanges
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ class ClipDataModule(pl.LightningDataModule):
         super().__init__()
         self.dataset, self.batch_size, self.workers, self.start = dataset, batch_size, workers, start
         self.skipped = 0  # broken videos met so far by this process
+        self.damaged: set[str] = set()  # sentences about videos that were used though frames decode with errors
 
     def train_dataloader(self) -> DataLoader:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
@@ -47,6 +49,10 @@ class ClipDataModule(pl.LightningDataModule):
         for error in batch.pop("skipped"):
             self.skipped += 1
             log.warning("skipped a broken video (%d so far): %s", self.skipped, error)
+        for message in batch.pop("damaged"):
+            if message not in self.damaged:
+                self.damaged.add(message)
+                log.warning("used a damaged video (%d so far): %s", len(self.damaged), message)
         return batch
 
 
@@ -56,8 +62,10 @@ def build_datamodule(
     seed: int,
     pair_sampler: PairSampler = uniform_sampler,
     records: list[ClipRecord] | None = None,
+    changes: CachedChanges | None = None,
 ) -> ClipDataModule:
-    """The data module of the section; `batch_size` is that of one device, `records` may be given if already read."""
+    """The data module of the section; `batch_size` is that of one device, `records` may be given if already read, and
+    `changes` is what a cache must hold of changed clips."""
     dataset = ClipDataset(
         records if records is not None else read_records(config),
         config.clip,
@@ -65,5 +73,6 @@ def build_datamodule(
         seed,
         cache=ClipCache(config.cache) if config.cache else None,
         known_broken=read_report(config.report) if config.report else (),
+        changes=changes if config.cache else None,
     )
     return ClipDataModule(dataset, batch_size, config.workers)

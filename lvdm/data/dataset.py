@@ -1,7 +1,7 @@
 """Videos (or their cached latents) -> training samples, by global sample number."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from typing import Any, ClassVar
 
@@ -20,8 +20,9 @@ from lvdm.data.sampling import (
     candidates,
     uniform_sampler,
 )
+from lvdm.data.self_pairs import CachedChanges
 from lvdm.errors import ConfigError, DataError, VideoError
-from lvdm.video import ShortRule, frame_indices, frame_step, open_video, resize_crop, to_frames
+from lvdm.video import ShortRule, damage, open_video, to_frames
 
 _ATTEMPTS = 100  # replacements for one sample before the data set counts as broken
 
@@ -51,21 +52,26 @@ class ClipConfig:
             )
 
 
-def read_clip(record: ClipRecord, augmentation: Augmentation, config: ClipConfig) -> tuple[Tensor, float]:
-    """The clip as uint8 pixels (t, h, w, 3), and its frame rate (1/s). Raises VideoError for a broken file."""
-    video = open_video(record.path)
-    info = video.info
-    timing = {"source_fps": info.fps, "stride": config.stride, "target_fps": config.fps, "short": config.short}
-    indices = frame_indices(info.num_frames, config.num_frames, position=augmentation.position, **timing)
-    step = frame_step(info.num_frames, config.num_frames, **timing)
-    pixels = resize_crop(video.read(indices), config.size, augmentation.crop)
+def read_clip(
+    record: ClipRecord, augmentation: Augmentation, config: ClipConfig, damaged: list[str] | None = None
+) -> tuple[Tensor, float]:
+    """The clip as uint8 pixels (t, h, w, 3), and its frame rate (1/s). Raises VideoError for a broken file.
+
+    A sentence about frames that decode with errors is appended to `damaged`.
+    """
+    video, frames = open_video(record.path), []
+    indices, fps = video.choose(config.num_frames, config.fps, config.stride, augmentation.position, config.short)
+    pixels = video.read(indices, size=config.size, crop=augmentation.crop, damaged=frames)
+    if frames and damaged is not None:
+        damaged.append(damage(record.path, frames))
     if augmentation.flip:
         pixels = pixels.flip(2)
-    return pixels, info.fps / step if step else info.fps
+    return pixels, fps
 
 
-def cache_settings(config: ClipConfig, seed: int) -> dict[str, Any]:
-    """What a cache must have been made with to stand in for reading files with `config` and `seed`.
+def cache_settings(config: ClipConfig, seed: int, changes: CachedChanges | None = None) -> dict[str, Any]:
+    """What a cache must have been made with to stand in for reading files with `config` and `seed`, and for changing
+    clips as `changes` says.
 
     Raises ConfigError for a config without fixed augmentations.
     """
@@ -73,24 +79,27 @@ def cache_settings(config: ClipConfig, seed: int) -> dict[str, Any]:
         raise ConfigError(
             "a cache holds fixed augmentations: set data.clip.augmentation.cached_crops to how many each video gets"
         )
-    return {"clip": asdict(config), "seed": seed}
+    return {"clip": asdict(config), "seed": seed} | ({} if changes is None else {"changes": asdict(changes)})
 
 
 class ClipDataset(Dataset):
     """Training samples, indexed by global sample number (any non-negative integer).
 
-    An item has: number, noise_seed (int), timestep_u in [0, 1), caption, fps (1/s, of the clip), skipped; with
+    An item has: number, noise_seed (int), timestep_u in [0, 1), caption, fps (1/s, of the clip), skipped, damaged; with
     references also reference_captions (list of k) and reference_fps (list of k). And its clips,
-    - from files: frames float [-1, 1] (c, t, h, w), references (k, c, t, h, w);
+    - from files: frames float [-1, 1] (c, t, h, w), references (k, c, t, h, w), and reference_changed, a list of k:
+      which of them have yet to be changed, on the device, with `change_clips`;
     - from a cache: the posterior latent_mean and latent_std (c, t, h/f, w/f) and first_frame (c, h, w) in [-1, 1], the
       same with reference_ in front and (k, ...), and, if texts are cached, context (tokens, d), reference_context.
 
     A video that cannot be read is replaced by the next draw of the same generator. It is not tried again, in any
     worker; `skipped` lists the errors met while making this item, so that the main process can count and report them.
+    `damaged` does so for videos that were used though some of their frames decode with errors.
 
     Args:
         pair_sampler: chooses the target and its references, see `lvdm.data.sampling`.
         known_broken: keys of records that are not even tried (from aicl check-data).
+        changes: what the cache must hold for references that the pair sampler wants changed.
     """
 
     def __init__(
@@ -101,12 +110,14 @@ class ClipDataset(Dataset):
         seed: int = 0,
         cache: ClipCache | None = None,
         known_broken: Iterable[str] = (),
+        changes: CachedChanges | None = None,
     ):
         if not records:
             raise DataError("the data set lists no videos: check its path and its captions file")
         self.records, self.config, self.pair_sampler, self.seed, self.cache = records, config, pair_sampler, seed, cache
+        self.changes = changes
         if cache is not None:
-            cache.require(cache_settings(config, seed))
+            cache.require(cache_settings(config, seed, changes))
         known = set(known_broken)
         self._broken = torch.tensor([record.key in known for record in records]).share_memory_()  # by all workers
 
@@ -123,20 +134,25 @@ class ClipDataset(Dataset):
             clips = [draw.target, *draw.references]
             if any(self._broken[clip.index] for clip in clips):
                 continue
-            parts = []
+            parts: list[dict[str, Any]] = []
+            damaged: list[str] = []
             for clip in clips:
                 try:
-                    parts.append(self._load(clip))
+                    again = self.cache is None and parts and replace(clip, changed=None) == clips[0]
+                    # a self-pair is read from its file once
+                    parts.append(parts[0] if again else self._load(clip, damaged))
                 except VideoError as error:
                     self._broken[clip.index] = True
                     skipped.append(str(error))
                     break
             else:
-                return self._item(draw, parts, skipped)
+                return self._item(draw, parts, {"skipped": skipped, "damaged": damaged})
         raise DataError(self._too_many_broken(number))
 
     def _candidates(self, number: int) -> Iterator[TrainingSample]:
-        return candidates(self.seed, number, self.records, self.pair_sampler, self.config.augmentation)
+        cached_changes = 1 if self.changes is None else self.changes.count
+        augmentation = self.config.augmentation
+        return candidates(self.seed, number, self.records, self.pair_sampler, augmentation, cached_changes)
 
     def _too_many_broken(self, number: int) -> str:
         return (
@@ -144,26 +160,33 @@ class ClipDataset(Dataset):
             f"{len(self.records)} are broken; check the data set with aicl check-data"
         )
 
-    def _load(self, clip: SampledClip) -> dict[str, Any]:
+    def _load(self, clip: SampledClip, damaged: list[str]) -> dict[str, Any]:
         record = self.records[clip.index]
         if self.cache is None:
-            pixels, fps = read_clip(record, clip.augmentation, self.config)
+            pixels, fps = read_clip(record, clip.augmentation, self.config, damaged)
             return {"frames": to_frames(pixels), "fps": fps, "caption": record.caption}
-        cached = self.cache.read_clip(record.key, clip.cached_crop)
+        entry = clip.cached_crop
+        if clip.changed is not None:
+            if self.changes is None:
+                raise ConfigError(f"{self.cache.folder}: holds no changed clips, which these references need")
+            entry = self.changes.entry(clip.cached_crop, clip.changed, self.config.augmentation.cached_crops)
+        cached = self.cache.read_clip(record.key, entry)
         part = {"latent_mean": cached.mean, "latent_std": cached.std, "fps": cached.fps, "caption": record.caption}
         part["first_frame"] = to_frames(cached.first_frame[None])[:, 0]
         if self.cache.settings.get("text"):
             part["context"] = self.cache.read_text(record.caption)
         return part
 
-    def _item(self, draw: TrainingSample, parts: list[dict[str, Any]], skipped: list[str]) -> dict[str, Any]:
+    def _item(self, draw: TrainingSample, parts: list[dict[str, Any]], errors: dict[str, list[str]]) -> dict[str, Any]:
         target, *references = parts
         item = {"number": draw.number, "timestep_u": draw.timestep_u, "noise_seed": draw.noise_seed}
-        item |= target | {"skipped": skipped}
+        item |= target | errors
         if references:
             for name, value in target.items():
                 values = [reference[name] for reference in references]
                 item[_REFERENCE_NAMES[name]] = torch.stack(values) if isinstance(value, Tensor) else values
+            if self.cache is None:
+                item["reference_changed"] = [clip.changed is not None for clip in draw.references]
         return item
 
 
@@ -180,11 +203,12 @@ _REFERENCE_NAMES = {
 
 def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Items -> batch: tensors and numbers stacked on a new first dimension (number, noise_seed int64; timestep_u
-    float64; fps float32), captions as lists (reference captions: one list of k for each sample), skipped joined."""
+    float64; fps float32), captions as lists (reference captions: a list of k for each sample), skipped and damaged
+    joined."""
     batch: dict[str, Any] = {}
     for name, value in items[0].items():
         values = [item[name] for item in items]
-        if name == "skipped":
+        if name in ("skipped", "damaged"):
             batch[name] = [error for errors in values for error in errors]
         elif isinstance(value, Tensor):
             batch[name] = torch.stack(values)

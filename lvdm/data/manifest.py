@@ -1,6 +1,5 @@
 """The `data` section of a config, and the manifest that it names."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,16 +11,21 @@ from lvdm.data.folder import read_folder
 from lvdm.data.ucf101 import Part, read_split, read_ucf101
 from lvdm.data.webvid import read_webvid
 from lvdm.errors import ConfigError, DataError
+from lvdm.outside import hinted, read_object
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
     """Which videos. `path` is the data set's folder; `captions` its CSV (webvid) or CSV/JSONL (folder; see
-    `read_folder` for what is read without it); `split`, a file, and `part` choose classes of UCF-101."""
+    `read_folder` for what is read without it); `split`, a file, and `part` choose classes of UCF-101.
+
+    `default_caption` (folder) is the caption of videos that have none: "a person is moving", say, or an empty one.
+    """
 
     kind: Literal["ucf101", "webvid", "folder"]
     path: str
     captions: str | None = None
+    default_caption: str | None = None
     split: str | None = None
     part: Part = "all"
 
@@ -30,6 +34,8 @@ class Manifest:
             raise ConfigError("data.captions is missing: WebVid needs its CSV file")
         if self.part != "all" and (self.kind != "ucf101" or self.split is None):
             raise ConfigError(f"data.part = {self.part} needs data.kind = ucf101 and a data.split file")
+        if self.default_caption is not None and self.kind != "folder":
+            raise ConfigError(f"data.default_caption is for data.kind = folder: {self.kind} brings its captions")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,12 +70,15 @@ def read_records(manifest: Manifest) -> list[ClipRecord]:
         return read_ucf101(manifest.path, manifest.part, unseen)
     if manifest.kind == "webvid":
         return read_webvid(manifest.captions, manifest.path)
-    return read_folder(manifest.path, manifest.captions)
+    return read_folder(manifest.path, manifest.captions, manifest.default_caption)
 
 
 def read_report(path: str | Path) -> list[str]:
     """The keys of the broken videos in a report of aicl check-data."""
-    try:
-        return list(json.loads(Path(path).read_text(encoding="utf-8"))["broken"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: is not a report of aicl check-data; run it to make one") from error
+    with hinted("make a report with aicl check-data"):
+        broken = read_object(path, DataError).get("broken")
+        if not isinstance(broken, dict) or not all(isinstance(reason, str) for reason in broken.values()):
+            raise DataError(
+                f"{path}: is not a report of aicl check-data, its 'broken' is no map from videos to reasons"
+            )
+    return list(broken)

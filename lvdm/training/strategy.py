@@ -56,11 +56,14 @@ def training_device(settings: TrainingSettings) -> torch.device:
 
 
 def first_process() -> bool:
-    """Whether this is the process that writes files: the first of the first machine, also before they have met."""
-    if "RANK" in os.environ:  # torchrun, which counts processes over all machines
-        return int(os.environ["RANK"]) == 0
-    machine = os.environ.get("NODE_RANK", os.environ.get("SLURM_NODEID", 0))
-    return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0))) == 0 and int(machine) == 0
+    """Whether this is the first of the processes of one training, which writes its files.
+
+    However they were started: by torchrun, by Slurm, by Lightning (which numbers those of a node), or alone.
+    """
+    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
+        if name in os.environ:
+            return int(os.environ[name]) == 0
+    return True
 
 
 @contextmanager

@@ -299,7 +299,6 @@ def test_a_killed_run_continues_as_if_nothing_had_happened(tmp_path, clips):
         "keep": 1,
         "ema": 0.9,
         "gradient_accumulation_steps": 2,
-        "caption_dropout": 0.2,
     }
     config = aicl_config(tmp_path, training=long, data={"workers": 1})
     config_file, run = save_config(tmp_path / "config.yaml", config), tmp_path / "runs/aicl"

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from aicl.evaluation.intervals import difference, mean, share, wilson
+from aicl.evaluation.statistics import difference, mean, share, wilson
 from lvdm.errors import DataError
 
 

@@ -1,4 +1,4 @@
-"""A number is never reported alone: estimates with their intervals."""
+"""What a sample says of the whole: estimates with their intervals, since a number is never reported alone."""
 
 import math
 from dataclasses import dataclass, replace
@@ -56,6 +56,15 @@ def mean(values: Tensor, level: float = 0.95) -> Estimate:
     reach = normal_quantile(level) * float(values.std()) / math.sqrt(len(values))
     centre = float(values.mean())
     return Estimate(centre, centre - reach, centre + reach, len(values), "normal")
+
+
+def random_groups(values: Tensor, count: int) -> tuple[Tensor, ...]:
+    """Values (n, ...) in `count` groups of nearly equal size, always the same ones; for jackknives and halves.
+
+    Random, since evaluation sets are in a regular order of classes.
+    """
+    order = torch.randperm(len(values), generator=torch.Generator().manual_seed(0))
+    return tuple(values[part] for part in order.to(values.device).tensor_split(count))
 
 
 def difference(ours: Tensor, theirs: Tensor, level: float = 0.95) -> Estimate:

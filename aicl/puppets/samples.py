@@ -1,7 +1,6 @@
-"""The evaluation sets of the puppet world: prompts, and the reference clips that go with them.
+"""The evaluation sets of the puppet world as numbers: prompts, and the scenes of the references that go with them.
 
-A sample is a pure function of (seed, number). Rows of a table draw the same prompts, references and noise, so they
-differ by the model and its settings alone, and a row with one reference shows the first of the three.
+A sample is a pure function of (seed, number).
 """
 
 from dataclasses import dataclass
@@ -13,13 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from aicl.evaluation.benchmark import MAX_REFERENCES
 from aicl.puppets.actions import ACTIONS, SEEN_INDICES, UNSEEN_INDICES
 from aicl.puppets.captions import Wording, caption, describe, made_up, random_wording
-from aicl.puppets.scene_parameters import FIELDS, draw_scene_parameters, looks, uniforms
+from aicl.puppets.scene_parameters import FIELDS, draw_scene_parameters, uniforms
 
-MAX_REFERENCES = 3
 _STREAM = 40  # apart from the streams of training data
-_DRAWS = len(FIELDS) + 2  # uniforms of one performance
+_DRAWS = len(FIELDS) + 2  # uniforms of one scene
 _CHOICES = 4  # uniforms of everything else
 
 
@@ -48,8 +47,8 @@ class PuppetData:
 class Samples:
     """n samples: what is asked for, what is shown, and the seed of the noise.
 
-    targets (n, FIELDS): a performance as the prompt describes it, whose looks count as right. references
-    (n, 3, FIELDS): independent performances of the same action, with looks of their own. wrong (n, 3, FIELDS): the same
+    targets (n, FIELDS): a scene as the prompt describes it, whose looks count as right. references
+    (n, 3, FIELDS): independent scenes of the same action, with looks of their own. wrong (n, 3, FIELDS): the same
     people doing one other action of the pool. phrases: the action's name in the prompt.
     """
 
@@ -70,18 +69,6 @@ class Samples:
         """Of the wrong references, (n,)."""
         return _actions(self.wrong[:, 0])
 
-    @property
-    def looks(self) -> Tensor:
-        """Of the prompts, (n, 3)."""
-        return looks(self.targets)
-
-    def reference_captions(self, shown: Tensor, kind: Literal["own", "bare"]) -> list[list[str]]:
-        """A caption for each of the references `shown` (n, k, FIELDS): with its own looks, or of the action alone."""
-        return [
-            [caption(describe(row, phrase, looks=kind == "own")) for row in rows]
-            for rows, phrase in zip(shown, self.phrases)
-        ]
-
 
 def draw_samples(data: PuppetData, seed: int, start: int, stop: int) -> Samples:
     """Samples number `start` to `stop` - 1 of a seed; every action of the pool comes up equally often."""
@@ -92,8 +79,8 @@ def draw_samples(data: PuppetData, seed: int, start: int, stop: int) -> Samples:
     pool = np.asarray(data.pool)
     place = numbers % len(pool)
     other = (place + 1 + (choices[:, 0] * (len(pool) - 1)).astype(np.int64)) % len(pool)
-    rows = _performances(per_clip, pool[place])
-    wrong = _performances(per_clip, pool[other])[:, 1:]
+    rows = _scenes(per_clip, pool[place])
+    wrong = _scenes(per_clip, pool[other])[:, 1:]
     prompts, phrases = [], []
     for row, choice in zip(rows[:, 0], choices):
         random = Random(int(choice[1] * 2**53))
@@ -106,12 +93,12 @@ def draw_samples(data: PuppetData, seed: int, start: int, stop: int) -> Samples:
     return Samples(prompts, phrases, rows[:, 0], rows[:, 1:], wrong, noise_seeds)
 
 
-def _performances(draws: NDArray[np.float64], motions: NDArray[np.int64]) -> Tensor:
+def _scenes(draws: NDArray[np.float64], motions: NDArray[np.int64]) -> Tensor:
     """(n, clips, FIELDS) of draws (n, clips, width), all clips of a sample doing motions (n,)."""
     n, clips, width = draws.shape
     rows = draw_scene_parameters(draws.reshape(-1, width), motions.repeat(clips))
     return torch.from_numpy(rows.reshape(n, clips, -1))
 
 
-def _actions(performances: Tensor) -> Tensor:
-    return performances[:, FIELDS.index("program")].long()
+def _actions(scenes: Tensor) -> Tensor:
+    return scenes[:, FIELDS.index("program")].long()

@@ -1,11 +1,9 @@
-"""Verb phrases: their inflected forms, the generic ones, and made-up ones such as "floob the dask"."""
+"""Verb phrases that mean nothing, such as "floob the dask", and the inflected forms of verb phrases."""
 
 import re
 from collections.abc import Callable, Collection
 from random import Random
 from string import ascii_lowercase
-
-GENERIC = ("move", "do something", "perform an action")
 
 _ONSETS = ("b", "bl", "br", "ch", "d", "dr", "f", "fl", "fr", "g", "gl", "gr", "h", "j", "k", "kl", "kr", "l", "m",
            "n", "p", "pl", "pr", "qu", "r", "s", "sh", "sk", "sl", "sn", "sp", "st", "t", "th", "tr", "v", "w",
