@@ -1,16 +1,16 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from aicl.evaluation.puppet_set import PuppetData, draw_samples
 
 from aicl.evaluation.accuracy import TransformersClassifier
-from lvdm.hashing import file_hash
 from aicl.evaluation.features import I3D_FILE, FeatureCache, I3DBackbone, PuppetBackbone, VideoMAEBackbone, extract
 from aicl.evaluation.frechet import FeatureStats, frechet_distance
-from aicl.evaluation.puppet_set import PuppetData, draw_samples
 from aicl.puppets.classifier import ClassifierConfig, PuppetClassifier
 from aicl.puppets.programs import program_bank
 from aicl.puppets.renderer import render
 from lvdm.errors import CheckpointError, DataError, VideoError
+from lvdm.hashing import file_hash
 
 FRAMES = 8
 
