@@ -11,7 +11,7 @@ import torch
 from aicl.evaluation.export import export_row
 from aicl.evaluation.generate import VideoStore
 from aicl.evaluation.metric import build_evaluators, get_metrics
-from aicl.evaluation.paper import PaperTable, paper_table
+from aicl.evaluation.paper import paper_notes, paper_table, paper_tables, what_the_paper_reports
 from aicl.evaluation.pictures import draw
 from aicl.evaluation.presets import Preset
 from aicl.evaluation.results import Result, write_result
@@ -19,10 +19,10 @@ from aicl.evaluation.row import Row
 from aicl.evaluation.statistics import Estimate
 from aicl.evaluation.table_run import TableRun
 from aicl.evaluation.tables import STUDIED, Table, latex, markdown
-from lvdm.errors import DataError
+from lvdm.errors import CheckpointError, DataError
 from lvdm.files import atomic_path
 
-LOOK_BATCH = 64  # videos that evaluators look at together
+_QUESTIONS = {"uscc": "us_cc", "usfc": "us_fc"}  # of the user study -> columns
 
 
 class Experiment:
@@ -38,7 +38,10 @@ class Experiment:
         if any(row.group for row in preset.rows):
             roles.add("flow")
         specs = {role: spec for role, spec in {"flow": {}, **preset.evaluators}.items() if role in roles}
-        self.evaluators = build_evaluators(specs if preset.rows else {}, self.device)
+        try:
+            self.evaluators = build_evaluators(specs if preset.rows else {}, self.device)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}; or leave its metrics out, with evaluators.NAME=null") from error
         self.videos = VideoStore(self.out / "videos")
         self.tables = [
             TableRun(preset, spec, self.evaluators, self.videos, self.out / "observations", self.device)
@@ -46,12 +49,12 @@ class Experiment:
         ]
 
     def run(
-        self, rank: int = 0, world_size: int = 1, wait: Callable[[], None] = lambda: None, export: str | None = None
+        self, rank: int = 0, world_size: int = 1, wait: Callable[[], None] = lambda: None, save_videos: bool = False
     ) -> tuple[int, int]:
         """Generate and look at what is missing, or at this process's share; returns how many videos each was.
 
-        wait: returns when all processes have come to it. export: also write the videos of each row to a folder, named
-        for "folders" or for "vbench". Raises ConfigError, before anything is generated, for sets of too few videos.
+        wait: returns when all processes have come to it. save_videos: also write each row to a folder of mp4 files, see
+        `aicl.evaluation.export`. Raises ConfigError, before anything is generated, for sets of too few videos.
         """
         for table in self.tables:
             table.check_counts()
@@ -62,14 +65,14 @@ class Experiment:
         wait()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        looked = sum(table.look(LOOK_BATCH, rank, world_size) for table in self.tables)
+        looked = sum(table.look(self.preset.measure_batch_size, rank, world_size) for table in self.tables)
         if rank == 0:
             for table in self.tables:
                 table.look_at_texts()
-        if export is not None:
+        if save_videos:
             rows = [(table, row) for table in self.tables for row in table.rows if table.obstacle(row) is None]
             for table, row in rows[rank::world_size]:
-                export_row(table, row, self.out / "exported", export)
+                export_row(table, row, self.out / "exported")
         wait()
         for table in self.tables:
             table.observations.refresh()
@@ -89,6 +92,7 @@ class Experiment:
             table = self.table(run, results)
             shown["md"].append(markdown(table))
             shown["tex"].append(latex(table))
+        shown["md"] += self._apart()
         for ending, texts in shown.items():
             with atomic_path(self.out / f"{name}.{ending}") as temporary:
                 temporary.write_text("\n".join(texts), encoding="utf-8")
@@ -103,19 +107,29 @@ class Experiment:
 
     def table(self, run: TableRun, results: list[tuple[str, Result | None]]) -> Table:
         """The table of a set's results."""
-        printed = paper_table(self.preset.paper, run.benchmark.paper) if self.preset.paper else PaperTable()
-        own = {row.paper or row.label: row.label for row in run.rows}
-        paper = {own.get(label, label): values for label, values in printed.rows.items()} if printed.beside else printed.rows
+        printed, notes = self._printed(run)
         obstacles = [f"{row.label}: not run, {why}" for row in run.rows if (why := run.obstacle(row)) is not None]
-        return Table(
-            run.title,
-            results,
-            self.preset.measured(run.spec),
-            paper,
-            printed.beside,
-            [*self.preset.notes, *obstacles],
-            printed.notes,
-        )
+        metrics = self.preset.measured(run.spec)
+        return Table(run.title, results, metrics, printed, [*self.preset.notes, *notes, *obstacles])
+
+    def _printed(self, run: TableRun) -> tuple[dict[str, dict[str, str]], list[str]]:
+        """What the paper prints beside our rows, by their labels, and what to say of it: on its own data sets only."""
+        name = f"{self.preset.paper} {run.benchmark.paper}"
+        if self.preset.paper is None or name not in paper_tables():
+            return {}, []
+        paper = paper_table(self.preset.paper, str(run.benchmark.paper))
+        cells = {
+            row.label: {name: paper.cell(row.paper or row.label, name) for name in self.preset.measured(run.spec)}
+            for row in run.rows
+        }
+        return cells, [*paper.notes, *paper_notes()]
+
+    def _apart(self) -> list[str]:
+        """The paper's tables, where no table of ours is on the paper's data."""
+        if self.preset.paper is None or any(self._printed(run)[0] for run in self.tables):
+            return []
+        names = [name for name in paper_tables() if name.split(" ")[0] == self.preset.paper]
+        return [what_the_paper_reports(*f"{name} ".split(" ")[:2]) for name in names]
 
     def draw(self, name: str) -> list[Path]:
         """Draw all pictures as NAME-KIND-SAMPLE.png; returns the files. Raises CheckpointError without an adapter."""
@@ -130,7 +144,11 @@ def studied(report: str, row: Row) -> dict[str, Estimate]:
     try:
         content: dict[str, Any] = json.loads(Path(report).read_text(encoding="utf-8"))
         groups = [entry for entry in content["results"] if entry["group"] == row.model]
-        found = {entry["question"]: Estimate(**entry["preference"]) for entry in groups if entry["preference"]}
+        found = {
+            _QUESTIONS.get(entry["question"], ""): Estimate(**entry["preference"])
+            for entry in groups
+            if entry["preference"]
+        }
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{report} is no report of aicl user-study: write one with `report --out`") from error
     if row.kind != "generated" or row.wrong:

@@ -55,12 +55,12 @@ class Preset:
 
     rows: of each table; sets: one table each, with these options of the benchmark. baseline: the label of a row;
     generated rows are then also compared with it sample by sample, unless they name another. paper: which of the
-    paper's tables it is.
+    paper's tables it is, "I" to "V" or "pseudo-words".
     model, adapter: paths by the names that rows use; None is not there. evaluators: see
     `aicl.evaluation.metric.build_evaluators`. metrics: the columns. user_study: a report of `aicl user-study`, for the
-    columns uscc and usfc; its groups are called like the rows' models.
+    columns us_cc and us_fc; its groups are called like the rows' models.
     seeds, videos: of each seed and row; real: how many real videos they are compared with, None for all. batch_size:
-    videos made at once. precision: of the generating model; "auto" is bfloat16 on a GPU and float32 elsewhere. compile:
+    videos made at once; measure_batch_size: those looked at together. precision: of the generating model; "auto" is bfloat16 on a GPU and float32 elsewhere. compile:
     the UNet's blocks, which takes a minute for each size of batch, so `batch_size` should divide `videos`; it pays from
     a few thousand videos on. allow_few: measure sets of too few videos, for a first look only.
     """
@@ -82,6 +82,7 @@ class Preset:
     videos: int = 100
     real: int | None = None
     batch_size: int = 1
+    measure_batch_size: int = 32
     compile: bool = False
     precision: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     allow_few: bool = False
@@ -99,8 +100,12 @@ class Preset:
             columns_of(metrics)
         if not self.seeds or len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
             raise ConfigError(f"seeds must be one or more different numbers from 0 on, got {self.seeds}")
-        if self.videos < 2 or (self.real is not None and self.real < 2) or self.batch_size < 1:
-            raise ConfigError("videos and real must each be 2 or more, batch_size 1 or more")
+        if (
+            self.videos < 2
+            or (self.real is not None and self.real < 2)
+            or min(self.batch_size, self.measure_batch_size) < 1
+        ):
+            raise ConfigError("videos and real must each be 2 or more, batch sizes 1 or more")
         for row in (row for row in self.rows if row.group is not None):
             if self.videos < 2 * row.group[1]:
                 least = 2 * row.group[1]
@@ -124,23 +129,40 @@ def preset_files(table: str, benchmark: str) -> list[Path]:
     folder = configs.shipped_configs()
     own, rows = Path(benchmark), Path(table)
     if not own.is_file():
+        configs.check_keys([benchmark], benchmark_names(), "the benchmarks")
         own = folder / BENCHMARKS / f"{benchmark}.yaml"
-        if not own.is_file():
-            configs.check_keys([benchmark], names_of(BENCHMARKS), "the benchmarks")
-    if not rows.is_file():
-        rows = folder / TABLES / f"{table}.yaml"
-        if not rows.is_file():
-            configs.check_keys([table], names_of(TABLES), "the tables")
-    special = folder / TABLES / own.stem / rows.name
-    return [own, rows, *([special] if special.is_file() else [])]
+    if rows.is_file():
+        return [own, rows]
+    configs.check_keys([table], table_names(own.stem), f"the tables on {own.stem}")
+    found = [path for path in (folder / TABLES, folder / TABLES / own.stem) if (path / f"{table}.yaml").is_file()]
+    return [own, *(path / f"{table}.yaml" for path in found)]
 
 
-def names_of(kind: str) -> list[str]:
-    """The shipped files of a kind, "tables" or "benchmarks", without their ending."""
-    return sorted(path.stem for path in (configs.shipped_configs() / kind).glob("*.yaml"))
+def benchmark_names() -> list[str]:
+    """The benchmarks that have a config."""
+    return sorted(path.stem for path in (configs.shipped_configs() / BENCHMARKS).glob("*.yaml"))
+
+
+def table_names(benchmark: str) -> list[str]:
+    """The tables and experiments that can be run on a benchmark."""
+    folder = configs.shipped_configs() / TABLES
+    return sorted({path.stem for place in (folder, folder / benchmark) for path in place.glob("*.yaml")})
 
 
 def load_preset(files: Sequence[str | os.PathLike[str]], overrides: Iterable[str] = ()) -> Preset:
     """Read a preset from its files. Raises ConfigError for keys and values that do not fit."""
     mapping: dict[str, Any] = configs.load(files, overrides, Preset)
     return configs.from_mapping(Preset, mapping, where=Path(files[-1]).name)
+
+
+def evaluator_section(benchmark: str) -> tuple[dict[str, Any], list[str]]:
+    """The sections `evaluators` and `metrics` of a benchmark's config, a shipped one or a file of one's own.
+
+    Raises ConfigError for a benchmark that there is none of.
+    """
+    place = Path(benchmark)
+    if not place.is_file():
+        configs.check_keys([benchmark], benchmark_names(), "the benchmarks")
+        place = configs.shipped_configs() / BENCHMARKS / f"{benchmark}.yaml"
+    mapping = configs.load(place)
+    return dict(mapping.get("evaluators") or {}), list(mapping.get("metrics") or ())

@@ -115,14 +115,17 @@ class Source:
         return self.row.kind == "autoencoder" or read_model_config(self.parts()["base"]).image is not None
 
     def settings(self) -> dict[str, Any]:
-        """Of the row, those that its videos depend on."""
-        row = self.row
-        names = ("kind", "references", "reference_captions", "guidance_scale", "reference_guidance_scale", "scale")
-        settings = {name: getattr(row, name) for name in (*names, "num_inference_steps")}
+        """What its videos depend on beside the model's files and the samples; a model's own settings are spelt out."""
+        row, own = self.row, read_model_config(self.files.base).defaults
+        settings = {name: getattr(row, name) for name in ("kind", "references", "reference_captions", "scale")}
         settings["dtype"] = str(self.dtype).removeprefix("torch.")
+        if row.kind == "generated":
+            settings["guidance_scale"] = own.guidance if row.guidance_scale is None else row.guidance_scale
+            settings["reference_guidance_scale"] = row.reference_guidance_scale
+            settings["num_inference_steps"] = own.steps if row.num_inference_steps is None else row.num_inference_steps
         if row.references > 1:
-            own = self.files.lead
-            settings["first_reference_until"] = own if row.first_reference_until is None else row.first_reference_until
+            until = self.files.lead if row.first_reference_until is None else row.first_reference_until
+            settings["first_reference_until"] = until
         if self.compile:  # fused kernels round differently
             settings["compile"] = True
         return settings
@@ -139,7 +142,7 @@ class Source:
         )
         pipeline.lead = self.files.lead
         if self.compile:
-            from lvdm.training.compile import compile_regions
+            from lvdm.acceleration.regions import compile_regions
 
             compile_regions(pipeline.base.components.unet)
         return pipeline
@@ -150,7 +153,7 @@ def sample_key(row: Row, sample: Sample, content: Callable[[Clip], str], with_ta
 
     content: says what a clip holds. with_target: whether the sample's own real clip enters, see `Source.takes_target`.
     """
-    what: dict[str, Any] = {"seed": sample.seed, "prompt": sample.prompt}
+    what: dict[str, Any] = {} if row.kind == "autoencoder" else {"seed": sample.seed, "prompt": sample.prompt}
     if row.references:
         what["references"] = [content(clip) for clip in row.shown(sample)]
         if row.reference_captions != "prompt":

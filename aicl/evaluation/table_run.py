@@ -8,12 +8,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from aicl.evaluation import statistics
 from aicl.evaluation.benchmark import Clip, Sample, build_benchmark
+from aicl.evaluation.estimates import (
+    describe,
+    estimate,
+    estimates_by_seed,
+    lines_beside,
+    own_rates,
+    paired_differences,
+)
 from aicl.evaluation.generate import Made, VideoStore
 from aicl.evaluation.metric import Evaluator, Metric, Observed, TextEvaluator, get_metric, get_metrics
 from aicl.evaluation.observe import (
-    RATE,
     ObservationStore,
     View,
     check_comparable_length,
@@ -63,7 +69,9 @@ class TableRun:
         self._samples: dict[int, list[Sample]] = {}
         self._observed: dict[Row, list[Observed]] = {}
         if benchmark.count is not None and preset.videos > benchmark.count:
-            raise ConfigError(f"{benchmark} has {benchmark.count} samples, videos={preset.videos} are wanted: set fewer")
+            raise ConfigError(
+                f"{benchmark} has {benchmark.count} samples, videos={preset.videos} are wanted: set fewer"
+            )
 
     # -- what is measured
 
@@ -100,8 +108,8 @@ class TableRun:
         for role, evaluator in self.evaluators.items():
             if evaluator.min_frames > benchmark.frames and any(role in metric.roles() for metric in self.metrics):
                 raise ConfigError(
-                    f"{evaluator.name} needs {evaluator.min_frames} frames or more, and {benchmark.frames} are compared: "
-                    "set benchmark.frames higher, or leave its metrics out"
+                    f"{evaluator.name} needs {evaluator.min_frames} frames or more, and {benchmark.frames} are "
+                    "compared: set benchmark.frames higher, or leave its metrics out"
                 )
         rows = [row for row in self.rows if self.obstacle(row) is None]
         groups = max((row.group[1] if row.group else 1 for row in rows), default=1)
@@ -330,26 +338,24 @@ class TableRun:
                    if not m.roles() <= self.evaluators.keys()}  # fmt: skip
         missing |= {m.name: f"{self.benchmark} has no {lacks[0]}" for m in self.metrics if (lacks := m.missing(whole))}
         metrics = [metric for metric in self.metrics if metric.name not in missing]
-        by_seed = {
-            metric.name: [estimate(metric, part).value for part in parts]
-            for metric in metrics
-            if metric.values is not None and all(len(part) > 1 for part in parts)
-        }
         baseline, differences = self._differences(row, whole, metrics)
-        lines = self._lines(metrics, whole)
-        rates = {"generated": _rates(whole.videos), "real": _rates(self.real.videos), "compared": [self.benchmark.fps]}
+        contents = [v.content for seed in self.preset.seeds for v in self._side(row, seed, "videos") or ()]
         return Result(
             row=row.label,
             model=self._model(row),
             metrics={metric.name: estimate(metric, whole) for metric in metrics},
             protocol=self._protocol(len(whole)),
-            lines=lines,
-            by_seed=by_seed,
+            lines=lines_beside(metrics, whole),
+            by_seed=estimates_by_seed(metrics, parts),
             baseline=baseline,
             differences=differences,
-            rates=rates,
+            rates={
+                "generated": own_rates(whole.videos),
+                "real": own_rates(self.real.videos),
+                "compared": [self.benchmark.fps],
+            },
             missing=missing,
-            videos=text_hash(v.content for s in self.preset.seeds for v in self._side(row, s, "videos") or ()),
+            videos=text_hash(contents),
         )
 
     def _differences(
@@ -362,23 +368,8 @@ class TableRun:
             return None, {}
         if self.obstacle(other) is not None:
             return None, {}
-        theirs = Observed.joined(self.observed(other))
-        found = {
-            metric.name: statistics.difference(metric.values(whole), metric.values(theirs))
-            for metric in metrics
-            if metric.values is not None and not metric.unpaired and not metric.missing(theirs)
-        }
+        found = paired_differences(metrics, whole, Observed.joined(self.observed(other)))
         return (label, found) if found else (None, {})
-
-    def _lines(self, metrics: Sequence[Metric], whole: Observed) -> dict[str, float]:
-        lines: dict[str, float] = {}
-        for metric in metrics:
-            if metric.values is not None and not metric.missing(self.real):
-                value = float(metric.values(self.real).double().mean())
-                lines[f"{metric.column} of real videos"] = metric.factor * value
-            if metric.lines is not None:
-                lines |= metric.lines(whole)
-        return lines
 
     def _model(self, row: Row) -> dict[str, object]:
         source = self.source(row)
@@ -391,8 +382,7 @@ class TableRun:
 
     def _protocol(self, count: int) -> Protocol:
         benchmark, preset = self.benchmark, self.preset
-        used = {role for metric in self.metrics for role in metric.roles()}
-        evaluators = {role: e for role, e in sorted(self.evaluators.items()) if role in used}
+        networks, versions = describe(self.evaluators, self.metrics)
         clips = self._real()
         return Protocol(
             data=str(benchmark),
@@ -405,22 +395,7 @@ class TableRun:
             real_list=text_hash(benchmark.content(clip) for clip in clips),
             fps=benchmark.fps,
             filter="antialiased bilinear to cover, centre crop",
-            networks={role: f"{e.name}, SHA-256 {e.hash[:12]}" for role, e in evaluators.items()},
-            versions={r: e.version for r, e in evaluators.items()} | {m.name: m.version for m in self.metrics},
+            networks=networks,
+            versions=versions,
             settings={"precision": str(self.dtype).removeprefix("torch.")},
         )
-
-
-def estimate(metric: Metric, observed: Observed) -> Estimate:
-    """A metric of a set, with its interval."""
-    if metric.estimate is not None:
-        return metric.estimate(observed)
-    assert metric.values is not None
-    values = metric.values(observed)
-    return statistics.share(values) if values.dtype == torch.bool else statistics.mean(values)
-
-
-def _rates(seen: Mapping[str, Tensor]) -> list[float]:
-    """The different frame rates of videos, rounded to hundredths."""
-    rates = [value for name, value in seen.items() if name.endswith(f".{RATE}")]
-    return sorted({round(rate, 2) for rate in rates[0].tolist()}) if rates else []

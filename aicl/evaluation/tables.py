@@ -22,11 +22,8 @@ class Column:
     decimals: int = 1
 
 
-STUDIED = {"uscc": Column("USCC %", factor=100), "usfc": Column("USFC %", factor=100)}
+STUDIED = {"us_cc": Column("US-CC %", factor=100), "us_fc": Column("US-FC %", factor=100)}
 """What people say, not evaluators: see `aicl.apps.user_study`."""
-
-PaperRows = Mapping[str, Mapping[str, float | None]]
-"""The paper's values by row label and metric, in the units of the table; None for what cannot be read in it."""
 
 
 def columns_of(names: Sequence[str]) -> dict[str, Column]:
@@ -44,17 +41,14 @@ def columns_of(names: Sequence[str]) -> dict[str, Column]:
 class Table:
     """Rows in order: a label and its result, or None where it was not run. All results share one protocol.
 
-    paper: what the paper prints for rows of these labels. It stands beside ours only where `beside`: where the data set
-    is the paper's. Elsewhere it is a table of its own, under "What the paper reports".
+    paper: what the paper prints, by row label and metric, for a table on the paper's own data; it stands beside ours.
     """
 
     title: str
     rows: list[tuple[str, Result | None]]
     metrics: Sequence[str]
-    paper: PaperRows = field(default_factory=dict)
-    beside: bool = False
+    paper: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     notes: Sequence[str] = ()
-    paper_notes: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         check_comparable([result for _, result in self.rows if result is not None])
@@ -62,15 +56,14 @@ class Table:
     def columns(self) -> dict[str, Column]:
         """Those of the metrics that any row has, or the paper where it stands beside; of all where nothing was run."""
         known = {name for _, result in self.rows if result is not None for name in result.metrics}
-        if self.beside:
-            known |= {name for values in self.paper.values() for name in values}
+        known |= {name for values in self.paper.values() for name in values}
         return columns_of([name for name in self.metrics if name in known or not known])
 
 
 def markdown(table: Table) -> str:
     """The table with its lines and protocol, as Markdown; intervals of 95% stand in brackets.
 
-    Beneath it stand the differences to a baseline of the rows that have them, and what the paper reports.
+    Beneath it stand the differences to a baseline of the rows that have them.
     """
     columns = table.columns()
     head = ["", *(column.title + _ARROWS[column.better] for column in columns.values())]
@@ -78,8 +71,6 @@ def markdown(table: Table) -> str:
     lines += [_row([label, *_cells(table, columns, label, result)]) for label, result in table.rows]
     lines += _differences(table, columns)
     lines += ["", *(f"- {text}" for text in _remarks(table))]
-    if not table.beside and table.paper:
-        lines += _paper_table(table)
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -115,8 +106,8 @@ def _cells(table: Table, columns: Mapping[str, Column], label: str, result: Resu
     for name, column in columns.items():
         estimate = None if result is None else result.metrics.get(name)
         text = NOT_RUN if result is None else "" if estimate is None else shown(column, estimate)
-        if table.beside and name in (printed := table.paper.get(label, {})):
-            text = f"{text} (paper {_printed(printed[name])})".strip()
+        if printed := table.paper.get(label, {}).get(name):
+            text = f"{text} (paper {printed})".strip()
         cells.append(text)
     return cells
 
@@ -127,10 +118,6 @@ def shown(column: Column, estimate: Estimate, sign: str = "") -> str:
         f"{column.factor * x:{sign}.{column.decimals}f}" for x in (estimate.value, estimate.low, estimate.high)
     )
     return f"{value} [{low}, {high}]"
-
-
-def _printed(value: float | None) -> str:
-    return "unreadable" if value is None else f"{value:g}"
 
 
 def _differences(table: Table, columns: Mapping[str, Column]) -> list[str]:
@@ -146,21 +133,9 @@ def _differences(table: Table, columns: Mapping[str, Column]) -> list[str]:
     return lines
 
 
-def _paper_table(table: Table) -> list[str]:
-    names = list(dict.fromkeys(name for values in table.paper.values() for name in values))
-    columns = columns_of(names)
-    lines = ["", "What the paper reports, on other data and with other models:", ""]
-    lines += _head(["", *(column.title + _ARROWS[column.better] for column in columns.values())])
-    for label, values in table.paper.items():
-        lines.append(_row([label, *(_printed(values[n]) if n in values else "" for n in names)]))
-    return lines + ["", *(f"- {note}" for note in table.paper_notes)]
-
-
 def _remarks(table: Table) -> list[str]:
     results = [result for _, result in table.rows if result is not None]
     texts = list(table.notes)
-    if table.beside and table.paper:
-        texts += table.paper_notes
     if not results:
         return texts
     lines = {text: value for result in reversed(results) for text, value in result.lines.items()}

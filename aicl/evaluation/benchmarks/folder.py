@@ -61,17 +61,19 @@ class FolderBenchmark(FileBenchmark):
 
     def real(self, count: int | None) -> list[Clip]:
         """The videos of the prompts, or the first `count` of a random order."""
-        if count is not None and count > len(self._asked):
-            raise DataError(f"{self} has as many real videos, {count} are wanted: ask for fewer with real=...")
-        order = np.random.default_rng(0).permutation(len(self._asked))[:count]
-        return [_clip(self._asked[i]) for i in sorted(order.tolist())]
+        different = list({record.key: record for record in reversed(self._asked)}.values())[::-1]
+        if count is not None and count > len(different):
+            raise DataError(f"{self} has {len(different)} real videos, {count} are wanted: set real lower")
+        order = np.random.default_rng(0).permutation(len(different))[:count]
+        return [_clip(different[i]) for i in sorted(order.tolist())]
 
     def _sample(self, seed: int, number: int) -> Sample:
         record = self._asked[number % len(self._asked)]
         rng = sample_rng(seed, _NUMBERS + number)
         noise, draw = int(rng.integers(2**53)), int(rng.integers(2**31))
+        itself = {i for i, other in enumerate(self._shown) if other.path == record.path}
         if self._labelled:
-            own = [i for i, other in enumerate(self._shown) if other.label == record.label]
+            own = [i for i, other in enumerate(self._shown) if other.label == record.label and i not in itself]
             if len(own) < MAX_REFERENCES:
                 raise DataError(
                     f"{self._name} has {len(own)} references of '{record.label}', {MAX_REFERENCES} are needed: add "
@@ -79,7 +81,8 @@ class FolderBenchmark(FileBenchmark):
                 )
             chosen = [own[i] for i in rng.permutation(len(own))[:MAX_REFERENCES]]
         else:
-            chosen = [choice.index for choice in self._index.select(record.caption, MAX_REFERENCES, draw)]
+            found = self._index.select(record.caption, MAX_REFERENCES, draw, exclude=itself)
+            chosen = [choice.index for choice in found]
         references = tuple(_clip(self._shown[i]) for i in chosen)
         return Sample(number, noise, record.caption, record.label, references, self._wrong(rng, record), _clip(record))
 
@@ -103,10 +106,12 @@ class FolderBenchmark(FileBenchmark):
 
 def _in_turn(records: list[ClipRecord]) -> tuple[list[ClipRecord], list[ClipRecord]]:
     """Every other video of each label, from the first on, and the rest: real ones and references."""
-    real, references, seen = [], [], defaultdict(int)
+    real: list[ClipRecord] = []
+    references: list[ClipRecord] = []
+    turns: dict[str | None, dict[str, int]] = defaultdict(dict)  # a video with several captions has one turn
     for record in records:
-        (references if seen[record.label] % 2 else real).append(record)
-        seen[record.label] += 1
+        turn = turns[record.label].setdefault(record.key, len(turns[record.label]))
+        (references if turn % 2 else real).append(record)
     return real, references
 
 

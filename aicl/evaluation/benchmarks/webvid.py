@@ -59,7 +59,8 @@ class WebVidBenchmark(FileBenchmark):
             chosen = choose(found, trained_verbs(split), prompts, str(captions))
             _write(place, [(records[i], found[i]) for i in chosen])
         taken = set(chosen)
-        rest = [i for i in range(len(records)) if i not in taken]
+        keys = {records[i].key for i in chosen}  # a video with several captions is never its own reference
+        rest = [i for i in range(len(records)) if i not in taken and records[i].key not in keys]
         self._asked = [(records[i], found[i]) for i in chosen]
         self._rest = [records[i] for i in rest]
         self._index = VerbIndex([records[i].caption for i in rest], [found[i] for i in rest])

@@ -15,7 +15,13 @@ from torch import nn
 from lvdm.models.autoencoder import Decoder, Encoder
 from lvdm.models.layers import GroupNorm
 from lvdm.models.resblocks import ResBlock
-from lvdm.models.transformers import ContextFreeAttention, SpatialBlock, SpatioTemporalBlock, TemporalBlock
+from lvdm.models.transformers import (
+    ContextFreeAttention,
+    SpatialBlock,
+    SpatioTemporalBlock,
+    TemporalBlock,
+    Transformer,
+)
 
 REGIONS: tuple[type[nn.Module], ...] = (
     SpatioTemporalBlock,
@@ -34,18 +40,22 @@ VERSIONS = 64
 def compile_regions(network: nn.Module, regions: tuple[type[nn.Module], ...] = REGIONS) -> int:
     """Compile the `forward` of the outermost modules of these classes in place, and return how many there are.
 
-    Only `forward` is replaced: forward hooks run as before, and names and parameters stay. Code is made at the first
+    Only methods are replaced: forward hooks run as before, and names and parameters stay. Code is made at the first
     call with each shape and shared by all modules that it fits. `torch.compiler.set_stance("force_eager")` turns it
     off for a while.
     """
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VERSIONS)
     torch._dynamo.config.optimize_ddp = False  # it would cut each small graph once more, at DDP's buckets
     if isinstance(network, regions):
-        network.forward = MethodType(_compiled(type(network)), network)
+        network.forward = MethodType(_compiled(type(network).forward), network)
         return 1
+    if isinstance(network, Transformer):  # what surrounds its blocks, which others may hook into
+        network.enter = MethodType(_compiled(Transformer.enter), network)
+        network.leave = MethodType(_compiled(Transformer.leave), network)
+        return 2 + compile_regions(network.blocks, regions)
     return sum(compile_regions(child, regions) for child in network.children())
 
 
 @cache
-def _compiled(region: type[nn.Module]) -> Callable:
-    return torch.compile(region.forward, dynamic=False)
+def _compiled(function: Callable) -> Callable:
+    return torch.compile(function, dynamic=False)
