@@ -49,7 +49,7 @@ def test_the_metrics_of_the_field_are_all_there():
     assert len(set(columns)) == len(columns)
     for metric in known.values():
         assert metric.about.endswith(".") and metric.needs, metric.name
-    assert known["fvd"].column == "FVD" and known["fvd"].needs[0] == "i3d"
+    assert known["fvd"].column == "FVD" and known["fvd"].roles() == {"i3d"}
     for name, metric in known.items():  # FVD without an addition means I3D
         assert name == "fvd" or metric.column != "FVD"
 
@@ -123,6 +123,15 @@ def test_accuracy_among_all_classes_and_in_a_choice_among_ten():
     observed.shown_labels = list("zzc")
     assert values("reference_acc", observed) == [False, True, True]
     assert get_metric("ten_way_acc").missing(Observed(observed.videos)) == ["label", "pool"]
+
+
+def test_a_distance_says_which_features_it_lacks():
+    """A classifier of another kind has no features: the puppet world's distance is left out, not tried."""
+    observed = Observed(
+        {"classifier.logits": torch.zeros(2, 3)}, real=Observed({"classifier.logits": torch.zeros(2, 3)})
+    )
+    assert get_metric("fd_puppets").missing(observed) == ["classifier.features"]
+    assert get_metric("kvd").missing(observed) == ["i3d.features"]
 
 
 def test_a_guess_is_right_as_often_as_the_line_says():

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aicl.evaluation.evaluators.files import import_transformers, pretrained, require_file
+from aicl.evaluation.evaluators.files import import_transformers, pretrained, pretrained_model, require_file
 from aicl.evaluation.metric import register_evaluator
 from lvdm.errors import CheckpointError, ConfigError
 from lvdm.hashing import file_hash, files_hash
@@ -110,7 +110,7 @@ class TransformersCLIP(CLIP):
 
     def __init__(self, device: torch.device | str, path: str | os.PathLike[str]) -> None:
         transformers = import_transformers()
-        self.model = pretrained(transformers.CLIPModel, path).to(device).eval().requires_grad_(False)
+        self.model = pretrained_model(transformers.CLIPModel, path).to(device).eval().requires_grad_(False)
         self.tokenizer = pretrained(transformers.CLIPTokenizer, path)
         config = self.model.config.vision_config
         self.size, self.device = config.image_size, torch.device(device)

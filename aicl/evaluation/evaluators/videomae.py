@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aicl.evaluation.evaluators.files import import_transformers, pretrained
+from aicl.evaluation.evaluators.files import import_transformers, pretrained_model
 from aicl.evaluation.metric import register_evaluator
 from lvdm.hashing import files_hash
 
@@ -25,7 +25,7 @@ class VideoMAE:
     role, version, min_frames = "videomae", 1, 2
 
     def __init__(self, device: torch.device | str, path: str | os.PathLike[str]) -> None:
-        model = pretrained(import_transformers().VideoMAEModel, path)
+        model = pretrained_model(import_transformers().VideoMAEModel, path)
         self.model = model.to(device).eval().requires_grad_(False)
         config = self.model.config
         self.dim, self.frames, self.size = config.hidden_size, config.num_frames, config.image_size
