@@ -7,6 +7,7 @@ from random import Random
 import pytest
 import torch
 
+from aicl.pseudo_words import gerund, third_person
 from aicl.puppets.actions import ACTIONS, SEEN_INDICES, UNSEEN_INDICES
 from aicl.puppets.captions import (
     GENERIC,
@@ -21,7 +22,6 @@ from aicl.puppets.captions import (
     unseen_words,
     vocabulary,
 )
-from aicl.pseudo_words import gerund, third_person
 from aicl.puppets.scene_parameters import FIELD, FIELDS
 from lvdm import config
 from lvdm.errors import DataError

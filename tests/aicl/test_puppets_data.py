@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from aicl.puppets.actions import SEEN_INDICES, UNSEEN_INDICES
 from aicl.pseudo_words import gerund
+from aicl.puppets.actions import SEEN_INDICES, UNSEEN_INDICES
 from aicl.puppets.captions import GENERIC, parse, unseen_words
 from aicl.puppets.classifier import ClassifierConfig, PuppetClassifier, soften
 from aicl.puppets.clip import CLIPConfig, PuppetCLIP, contrastive_losses

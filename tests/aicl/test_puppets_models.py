@@ -63,4 +63,4 @@ def test_an_image_to_video_model_is_trained_on_first_frames_and_on_none():
     assert kept.shape == dropped.shape == (2, 77 + 16, 256)
     torch.testing.assert_close(dropped[0], unconditional.context[0], atol=1e-4, rtol=1e-4)
     assert not torch.allclose(kept[0, 77:], kept[1, 77:], atol=1e-3)
-    assert losses.isfinite().all() and FPS == module.pipeline.config.defaults.fps
+    assert losses.isfinite().all() and module.pipeline.config.defaults.fps == FPS
