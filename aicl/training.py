@@ -15,10 +15,10 @@ from aicl.action_prism import ActionPrism
 from aicl.adapter import save_adapter
 from aicl.integrated_backbone import IntegratedBackbone
 from aicl.training_pairs import PairMaker, ReferenceSettings
+from lvdm.acceleration.regions import compile_regions
 from lvdm.diffusion import make_generators
 from lvdm.pipeline import VideoPipeline
 from lvdm.training.base import DiffusionModule
-from lvdm.training.compile import compile_regions
 from lvdm.training.module import Batch
 from lvdm.training.randomness import BatchRandomness
 from lvdm.training.settings import TrainingSettings
@@ -155,7 +155,7 @@ class AICLModule(DiffusionModule):
         positive, negative = pipe.conditions(batch["caption"], image, size=size)
         R = self.prism(references, self.encode_captions(batch)[1])
         with_references = replace(positive, extras={"references": self.integrated.reference_context(R, frames)})
-        patched = VideoPipeline(replace(pipe.components, unet=self.integrated), pipe.config)
+        patched = VideoPipeline(replace(pipe.components, unet=self.integrated), pipe.config, pipe.acceleration)
         guidance, videos = pipe.config.defaults.guidance, {"reference": pipe.decode(references[:, 0])}
         for label, model, branch in (("base", pipe, positive), ("ours", patched, with_references)):
             generators = make_generators(range(b))

@@ -20,6 +20,7 @@ from PIL import Image, ImageOps
 from torch import Generator, Tensor
 from tqdm.auto import tqdm
 
+from lvdm.acceleration import Acceleration, Mode
 from lvdm.diffusion import Condition, Denoiser, draw_noise, make_generators
 from lvdm.diffusion.samplers import SAMPLERS, Callback
 from lvdm.errors import ConfigError, VideoError
@@ -36,11 +37,19 @@ class VideoPipeline:
     `components.unet` may be replaced by anything that is called like it, and `components` or `config` by others.
     """
 
-    def __init__(self, components: Components, config: ModelConfig) -> None:
+    def __init__(
+        self, components: Components, config: ModelConfig, acceleration: Acceleration | None = None
+    ) -> None:
         missing = [name for name in ("unet", "codec", "text") if getattr(components, name) is None]
         if missing:
             raise ConfigError(f"a pipeline needs the parts unet, codec and text; missing: {', '.join(missing)}")
         self.components, self.config = components, config
+        self.acceleration = acceleration or Acceleration()
+
+    def accelerate(self, mode: Mode = "auto", expected_steps: int | None = None) -> "VideoPipeline":
+        """Choose how the UNet runs from now on, see `lvdm.acceleration`: auto, none, graphs or full."""
+        self.acceleration = Acceleration(mode, expected_steps)
+        return self
 
     @property
     def device(self) -> torch.device:
@@ -208,8 +217,10 @@ class VideoPipeline:
             raise ConfigError(f"eta is a setting of the sampler 'ddim', not of '{sampler}'")
         if sampler != "ddpm":  # which has its own spacing
             options["spacing"] = self.config.diffusion.spacing
-        model = Denoiser(parts.unet, parts.schedule, parts.unet.prediction).guided(branches, weights, rescale)
-        latents = SAMPLERS[sampler](model, x_T, parts.schedule, defaults.steps if steps is None else steps, **options)
+        steps = defaults.steps if steps is None else steps
+        unet = self.acceleration.network(parts.unet, steps)
+        model = Denoiser(unet, parts.schedule, parts.unet.prediction).guided(branches, weights, rescale)
+        latents = SAMPLERS[sampler](model, x_T, parts.schedule, steps, **options)
         watch.finish()
         return latents
 

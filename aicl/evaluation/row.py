@@ -142,7 +142,7 @@ class Source:
         )
         pipeline.lead = self.files.lead
         if self.compile:
-            from lvdm.training.compile import compile_regions
+            from lvdm.acceleration.regions import compile_regions
 
             compile_regions(pipeline.base.components.unet)
         return pipeline

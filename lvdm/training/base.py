@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from lvdm.acceleration.regions import compile_regions
 from lvdm.checkpoints import save_pipeline
 from lvdm.diffusion import Condition, Denoiser, timesteps_from_uniform
 from lvdm.models.backbone import VideoBackbone
 from lvdm.pipeline import VideoPipeline
-from lvdm.training.compile import compile_regions
 from lvdm.training.graphs import Captured
 from lvdm.training.module import Batch, TrainingModule
 from lvdm.training.randomness import BatchRandomness
@@ -39,6 +39,7 @@ class DiffusionModule(TrainingModule):
         components = pipeline.components
         super().__init__(settings, trained, frozen=[*components.modules().values(), backbone])
         self._pipeline = (pipeline,)  # in a tuple, so that the frozen parts are not registered
+        pipeline.accelerate("none")  # previews are rare, and a graph would keep memory that training needs
         if settings.gradient_checkpointing:
             backbone.enable_gradient_checkpointing()
         if settings.compile:
@@ -106,7 +107,7 @@ class DiffusionModule(TrainingModule):
 
 
 class BaseModule(DiffusionModule):
-    """A text-to-video or image-to-video model from scratch: eq. 9 without references, the usual loss of latent diffusion.
+    """A text- or image-to-video model from scratch: eq. 9 without references, the usual loss of latent diffusion.
 
     With `train_text` its text encoder learns along with the UNet. The image encoder and the resampler of an
     image-to-video model always do: they see the first frame, or a mid-grey one where the caption is dropped, which is

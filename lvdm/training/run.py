@@ -1,7 +1,6 @@
 """A training run from its config: folder, resuming, trainer, and what its ending means."""
 
 import logging
-import os
 import warnings
 from contextlib import nullcontext
 from pathlib import Path
@@ -31,7 +30,7 @@ from lvdm.training.logs import CSVLog
 from lvdm.training.metrics import Meter
 from lvdm.training.module import TrainingModule
 from lvdm.training.settings import LoggingSettings, RunSettings, TrainingSettings
-from lvdm.training.strategy import build_strategy
+from lvdm.training.strategy import build_strategy, first_process
 from lvdm.training.tasks import Recipe, build_task
 
 # What may differ when a run is resumed: it changes how long, how fast and how verbosely it trains, not what it learns.
@@ -67,7 +66,7 @@ def train(config: dict[str, Any], resume: str = "none") -> int:
     folder = Path(run.out) / run.name
     if resume not in ("none", "auto"):
         check_checkpoint(Path(resume))
-    with locked(folder, "is training") if _is_first() else nullcontext():
+    with locked(folder, "is training") if first_process() else nullcontext():
         with disk_errors(folder, then="then go on with --resume auto"):
             return _train(config, run, settings, reports, folder, resume)
 
@@ -85,7 +84,7 @@ def _train(
     checkpoint = Path(resume) if resume not in ("none", "auto") else None
     if resume == "auto":
         checkpoint, damaged = newest_whole(folder / "checkpoints")
-    if _is_first():
+    if first_process():
         _check_folder(folder, config, resume)
     progress = read_progress(checkpoint) if checkpoint else Progress()
 
@@ -94,7 +93,7 @@ def _train(
     if checkpoint:
         check_state(checkpoint, module)
     data.start = progress.samples
-    if _is_first():
+    if first_process():
         make_folder(folder)
         clear_up(folder / "checkpoints", damaged)
         configs.save(folder / "config.yaml", config)
@@ -137,23 +136,12 @@ def build_trainer(settings: TrainingSettings, options: dict[str, Any], **others:
         limit_val_batches=0,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,  # ranks already get different sample numbers
-        benchmark=gpu,
+        benchmark=False,  # cuDNN's own choice is better than its trials, which took one six times as slow
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         **others,
     )
-
-
-def _is_first() -> bool:
-    """Whether this is the first of the processes of one training, which writes its files.
-
-    However they were started: by torchrun, by Slurm, by Lightning (which numbers those of a node), or alone.
-    """
-    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"):
-        if name in os.environ:
-            return int(os.environ[name]) == 0 and (name == "RANK" or int(os.environ.get("NODE_RANK", 0)) == 0)
-    return int(os.environ.get("NODE_RANK", 0)) == 0
 
 
 def _check_folder(folder: Path, config: dict[str, Any], resume: str) -> None:

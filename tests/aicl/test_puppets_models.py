@@ -1,4 +1,4 @@
-"""Every small base model of the puppet world is built from its config and takes a training step, alone and with AICL."""
+"""Every small base model of the puppet world is built from its config and takes a training step, also with AICL."""
 
 from pathlib import Path
 

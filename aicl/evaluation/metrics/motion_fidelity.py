@@ -28,9 +28,7 @@ def motion_fidelity(first: Tensor, second: Tensor) -> Tensor:
         raise DataError(
             f"tracks of {first.shape[2]} and {second.shape[2]} frames cannot be compared: use equal lengths"
         )
-    return (
-        torch.stack([_score(a, b) for a, b in zip(first.double(), second.double())]) if len(first) else torch.zeros(0)
-    )
+    return torch.stack([_score(a, b) for a, b in zip(first.float(), second.float())]) if len(first) else torch.zeros(0)
 
 
 def _score(first: Tensor, second: Tensor) -> Tensor:
@@ -40,10 +38,11 @@ def _score(first: Tensor, second: Tensor) -> Tensor:
         steps = steps[steps.abs().flatten(1).amax(1) > 0]
         if not len(steps):
             return first.new_zeros(())
-        directions.append(F.normalize(steps, dim=-1))
-        moves.append(steps.abs().amax(-1) > 0)  # (n, t - 1)
-    either = (moves[0][:, None] | moves[1]).sum(-1)  # (n, m) steps in which one of the two moves, or both
-    likeness = torch.einsum("ntc,mtc->nm", *directions) / either
+        directions.append(F.normalize(steps, dim=-1).flatten(1))  # (n, 2 * (t - 1)); of no length stays so
+        moves.append((steps.abs().amax(-1) > 0).to(first.dtype))  # (n, t - 1)
+    both = moves[0] @ moves[1].T  # (n, m) steps
+    either = moves[0].sum(1)[:, None] + moves[1].sum(1) - both
+    likeness = directions[0] @ directions[1].T / either
     return 50 * (likeness.amax(1).mean() + likeness.amax(0).mean())
 
 
