@@ -189,4 +189,5 @@ def _groups(features: Tensor, count: int) -> list[FeatureStats]:
 def _factor(covariance: Tensor) -> Tensor:
     """F with F F^T = covariance; rounding can make the smallest eigenvalues negative."""
     values, vectors = torch.linalg.eigh(covariance)
-    return vectors * values.clamp(min=0).sqrt()
+    factor: Tensor = vectors * values.clamp(min=0).sqrt()
+    return factor

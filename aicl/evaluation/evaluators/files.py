@@ -24,7 +24,7 @@ def import_transformers() -> ModuleType:
         import transformers
     except ImportError as error:
         raise ConfigError("this network needs the library transformers: pip install transformers") from error
-    return transformers  # type: ignore[no-any-return]
+    return transformers
 
 
 def pretrained(kind: Any, folder: str | os.PathLike[str]) -> Any:

@@ -39,7 +39,7 @@ class VideoMAE:
         images = frames[:, :, picked].to(self.device, torch.float32).transpose(1, 2)  # (b, t, 3, h, w)
         flat = F.interpolate(images.flatten(0, 1), (self.size, self.size), mode="bilinear", antialias=True)
         mean, std = (flat.new_tensor(v)[:, None, None] for v in (_MEAN, _STD))
-        videos = ((flat + 1) / 2 - mean).div(std).unflatten(0, images.shape[:2])
+        videos = ((flat + 1) / 2 - mean).div(std).view(*images.shape[:3], self.size, self.size)
         return {"features": self.model(videos).last_hidden_state.mean(1).float()}
 
 
