@@ -9,6 +9,7 @@ _HOMES = {
     "adapter": ("load_adapter", "save_adapter"),
     "motion_features": ("MotionFeatures",),
     "action_integration": ("IntegratedUNet", "IntegrationConfig", "ReferenceContext", "integrate"),
+    "options": ("Reference", "SamplingOptions"),
     "pipeline": ("AICLPipeline",),
     "action_prism": ("ActionPrism", "PrismConfig"),
     "reference_retrieval": ("Library", "VerbIndex", "VerbPairSampler", "load_library", "save_library"),

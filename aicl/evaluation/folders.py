@@ -336,9 +336,11 @@ def _sampled(record: Path) -> Generated | None:
     """The video that aicl sample wrote beside a JSON file of this name, None for any other JSON file."""
     try:
         job = json.loads(record.read_text(encoding="utf-8"))["job"]
-        prompt, refs, seed = job["prompt"], job["refs"], job["seed"]
-    except (OSError, ValueError, KeyError, TypeError):
+        prompt, seed, label = job["prompt"], job["seed"], job.get("label")
+        # before version 0.2, references were paths under the name "refs"
+        refs = job["refs"] if "refs" in job else [reference["video"] for reference in job["references"]]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     video = next((v for e in VIDEO_ENDINGS if (v := record.with_suffix(e)).is_file()), None)
     references = [Path(ref) for ref in refs if Path(ref).suffix.lower() in VIDEO_ENDINGS]
-    return video and Generated(video, prompt, reference=references[0] if references else None, seed=seed)
+    return video and Generated(video, prompt, label, references[0] if references else None, seed)

@@ -62,7 +62,7 @@ class ModelFiles:
     @property
     def lead(self) -> float:
         """The model's own `lead`, see AICLPipeline: the folder's, if its own adapter is used."""
-        return find_model_files(self.path, self.adapter).lead
+        return find_model_files(self.path, self.adapter).first_reference_until
 
     def obstacle(self, row: Row) -> str | None:
         """Why `row` cannot be made with this model, or None."""
@@ -110,9 +110,9 @@ class Chunk:
         if not parts:
             return None
         pipeline = AICLPipeline.from_pretrained(
-            parts["base"], adapter=parts.get("adapter"), device=device, dtype=self.dtype
+            parts["base"], adapter=parts.get("adapter"), device=device, torch_dtype=self.dtype
         )
-        pipeline.lead = self.model.lead
+        pipeline.first_reference_until = self.model.lead
         if self.compile:
             compile_regions(pipeline.base.components.unet)
         return pipeline

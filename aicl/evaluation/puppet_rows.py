@@ -20,6 +20,7 @@ from aicl.evaluation.folders import MANIFEST
 from aicl.evaluation.motion import dynamic_degree, motion_histogram, motion_similarity, video_flow
 from aicl.evaluation.puppet_set import MAX_REFERENCES, PuppetData, Samples, draw_samples
 from aicl.evaluation.weights import file_hash
+from aicl.options import Reference
 from aicl.pipeline import AICLPipeline
 from aicl.puppets.actions import ACTIONS
 from aicl.puppets.classifier import PuppetClassifier
@@ -187,17 +188,21 @@ def _videos(
         return to_frames(to_pixels(frames))
     options = {}
     if row.references:
-        options["references"] = [list(clips) for clips in to_pixels(references)]
-        options |= {"reference_guidance": row.reference_guidance, "scale": row.scale, "lead": row.lead}
+        videos = to_pixels(references)
+        captions = [[None] * videos.shape[1]] * len(videos)
         if row.reference_captions != "prompt":
-            options["reference_captions"] = samples.reference_captions(shown, row.reference_captions)
+            captions = samples.reference_captions(shown, row.reference_captions)
+        options["references"] = [list(map(Reference, *pair)) for pair in zip(videos, captions)]
+        options |= {"reference_guidance_scale": row.reference_guidance, "first_reference_until": row.lead}
+        options["scale"] = row.scale
     pixels = pipeline(
         samples.prompts,
         seed=samples.noise_seeds,
-        size=(evaluators.size, evaluators.size),
+        height=evaluators.size,
+        width=evaluators.size,
         num_frames=evaluators.frames,
-        steps=row.steps,
-        guidance=row.guidance,
+        num_inference_steps=row.steps,
+        guidance_scale=row.guidance,
         progress=False,
         **options,
     )

@@ -189,7 +189,7 @@ def _defaults(model: _Section, unet: _Section, autoencoder: AutoencoderConfig) -
     return GenerationDefaults(
         num_frames=frames,
         size=(height * factor, width * factor),
-        guidance=15.0 if unet.meaning == "lvdm" else 12.0,
+        guidance_scale=15.0 if unet.meaning == "lvdm" else 12.0,
         fps=_fps(model, unet),
     )
 

@@ -134,8 +134,9 @@ class BaseModule(DiffusionModule):
         pixels = self.pipeline(
             batch["caption"],
             num_frames=real.shape[2],
-            size=tuple(real.shape[3:]),
-            steps=self.settings.preview_steps,
+            height=real.shape[3],
+            width=real.shape[4],
+            num_inference_steps=self.settings.preview_steps,
             seed=list(range(len(real))),
             progress=False,
         )
