@@ -1,4 +1,4 @@
-# make setup | demo | test | lint. Needs Python 3.11 or newer and git; everything else goes into .venv.
+# make setup | demo | test | lint | docs. Needs Python 3.11 or newer and git; everything else goes into .venv.
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # two workers, one thread each: what a two-core machine runs fastest
 TEST_FLAGS ?= -n 2 --dist loadfile -q
 
-.PHONY: setup demo test lint format clean
+.PHONY: setup demo test lint format docs clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -35,6 +35,10 @@ lint: setup
 
 format: setup
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+docs: setup
+	@NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true PYTHONPATH=. $(BIN)/mkdocs build --quiet
+	@echo "the documentation is in outputs/site/index.html"
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache

@@ -6,12 +6,14 @@ from typing import Any
 __version__ = "0.2.0"
 
 _HOMES = {
+    "action_integration": ("IntegrationConfig",),
+    "action_prism": ("ActionPrism", "PrismConfig", "build_prism"),
     "adapter": ("load_adapter", "save_adapter"),
+    "integrated_backbone": ("IntegratedBackbone", "integrate"),
     "motion_features": ("MotionFeatures",),
-    "action_integration": ("IntegratedUNet", "IntegrationConfig", "ReferenceContext", "integrate"),
     "options": ("Reference", "SamplingOptions"),
     "pipeline": ("AICLPipeline",),
-    "action_prism": ("ActionPrism", "PrismConfig"),
+    "reference_context": ("ReferenceContext",),
     "reference_retrieval": ("Library", "VerbIndex", "VerbPairSampler", "load_library", "save_library"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

@@ -1,28 +1,25 @@
 """The Action Prism: distils motion features R from reference videos and their captions (III-B, eq. 4-6)."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-import torch
-from einops import rearrange, repeat
+from einops import rearrange
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from aicl.rotary import Rotary, axial_rotary, check_head_dim, rotate
 from lvdm.config import check_at_least
 from lvdm.errors import ConfigError
 from lvdm.models.attention import RelativePosition, attend
-from lvdm.models.layers import LayerNorm
+from lvdm.models.layers import LayerNorm, checkpointed
 
 
 @dataclass
 class PrismConfig:
-    """Sizes and variants of the prism; the defaults are the paper's (IV, "Model Details").
+    """Sizes of the prism; the defaults are the paper's (IV, "Model Details").
 
     `context_dim` is the width of the base model's text features, `in_channels` that of its latents.
-    `cross_attention` chooses how the condition is read (Table II): `spatial` (rows 3, 6 and 9: ours), `temporal`
-    (row 4), `both` (row 5), or `text_query`, where the text asks and the video answers (row 2).
-    `features` is the number of independent features; 2 duplicates the input (row 8).
+    `self_attention`, `cross_attention` and `features` are those of Table II; other values than the defaults give the
+    prisms of `aicl.prism_variants`.
     """
 
     in_channels: int = 4
@@ -52,15 +49,15 @@ class PrismConfig:
             raise ConfigError(f"prism.features is {self.features}: one feature, or two for both integrations")
 
     @property
-    def stream_width(self) -> int:
-        """Width of the tokens that the blocks refine: the video's, or the text's where the text asks."""
-        return self.text_width if self.cross_attention == "text_query" else self.width
+    def is_variant(self) -> bool:
+        """Whether it describes another prism than that of eq. 4."""
+        return not self.self_attention or self.cross_attention != "spatial" or self.features != 1
 
 
 class PrismAttention(nn.Module):
     """Pre-norm multi-head attention over rows of tokens, as a residual update; optional relative positions."""
 
-    def __init__(self, width: int, config: PrismConfig, context_width: int | None = None, frames: bool = False):
+    def __init__(self, width: int, config: PrismConfig, context_width: int | None = None, frames: bool = False) -> None:
         super().__init__()
         inner, self.heads = config.heads * config.head_dim, config.heads
         self.norm = LayerNorm(width)
@@ -84,109 +81,99 @@ class PrismAttention(nn.Module):
         )
         if rotary is not None:
             q, k = rotate(q, rotary), rotate(k, rotary)
-        relative = None if self.relative is None else tuple(r(q.shape[2], k.shape[2]) for r in self.relative)
-        return tokens + self.to_out(rearrange(attend(q, k, v, relative=relative), "r h n d -> r n (h d)"))
+        relative = None
+        if self.relative is not None:
+            keys, values = self.relative
+            relative = keys(q.shape[2], k.shape[2]), values(q.shape[2], k.shape[2])
+        update: Tensor = self.to_out(rearrange(attend(q, k, v, relative=relative), "r h n d -> r n (h d)"))
+        return tokens + update
 
 
 class PrismBlock(nn.Module):
-    """Eq. 4: spatial self-attention, temporal self-attention, cross-attention to the condition, MLP."""
+    """Eq. 4: spatial self-attention, temporal self-attention, spatial cross-attention to the condition, MLP."""
 
-    def __init__(self, config: PrismConfig):
+    def __init__(self, config: PrismConfig) -> None:
         super().__init__()
-        width, stream, self.cross = config.width, config.stream_width, config.cross_attention
-        self.spatial_self = self.temporal_self = self.spatial_cross = self.temporal_cross = None
-        if config.self_attention:
-            self.spatial_self = PrismAttention(width, config)
-            self.temporal_self = PrismAttention(width, config, frames=True)
-        if self.cross == "text_query":
-            self.spatial_cross = PrismAttention(stream, config, context_width=width)
-        if self.cross in ("spatial", "both"):
-            self.spatial_cross = PrismAttention(width, config, context_width=config.text_width)
-        if self.cross in ("temporal", "both"):
-            self.temporal_cross = PrismAttention(width, config, context_width=config.text_width, frames=True)
-        self.mlp = nn.Sequential(
-            LayerNorm(stream),
-            nn.Linear(stream, config.mlp_ratio * stream),
-            nn.GELU(),
-            nn.Linear(config.mlp_ratio * stream, stream),
-        )
+        width = config.width
+        self.spatial_self = PrismAttention(width, config)
+        self.temporal_self = PrismAttention(width, config, frames=True)
+        self.spatial_cross = PrismAttention(width, config, context_width=config.text_width)
+        self.mlp = mlp(width, config.mlp_ratio)
 
-    def forward(self, video: Tensor, text: Tensor, rotary: Rotary | None) -> tuple[Tensor, Tensor]:
-        """video (n, t, s, width) and text (n, m, text_width) -> both, one of them refined.
-
-        Where the text asks (`text_query`) it is (n, t, m, text_width): every frame answers for itself.
-        """
-        n, t, s, _ = video.shape
-        if self.spatial_self is not None:
-            video = self.spatial_self(video.flatten(0, 1), rotary=rotary).unflatten(0, (n, t))
-            rows = self.temporal_self(rearrange(video, "n t s c -> (n s) t c"))
-            video = rearrange(rows, "(n s) t c -> n t s c", n=n)
-        if self.cross == "text_query":
-            text = self.spatial_cross(text.flatten(0, 1), video.flatten(0, 1)).unflatten(0, (n, t))
-            return video, text + self.mlp(text)
-        if self.spatial_cross is not None:  # the condition is the same in every frame, so one row holds them all
-            video = self.spatial_cross(video.flatten(1, 2), text).unflatten(1, (t, s))
-        if self.temporal_cross is not None:  # differs from the spatial one by its relative positions only
-            rows = self.temporal_cross(
-                rearrange(video, "n t s c -> (n s) t c"), repeat(text, "n m c -> (n s) m c", s=s)
-            )
-            video = rearrange(rows, "(n s) t c -> n t s c", n=n)
-        return video + self.mlp(video), text
+    def forward(self, video: Tensor, text: Tensor, rotary: Rotary | None) -> Tensor:
+        """video (n, t, s, width), its condition (n, m, text_width) -> the video, refined."""
+        video = over_places(self.spatial_self, video, rotary)
+        video = over_frames(self.temporal_self, video)
+        video = to_condition(self.spatial_cross, video, text)
+        refined: Tensor = video + self.mlp(video)
+        return refined
 
 
 class ActionPrism(nn.Module):
-    """AP of the paper: all references of a batch of samples in one call."""
+    """AP of the paper: all references of a batch of samples in one call. `build_prism` makes it, or a variant."""
 
-    def __init__(self, config: PrismConfig):
+    def __init__(self, config: PrismConfig) -> None:
         super().__init__()
+        if config.is_variant and type(self) is ActionPrism:
+            raise ValueError("this config describes another prism than that of eq. 4: make it with build_prism")
         self.config = config
-        width, stream, hidden = config.width, config.stream_width, config.output_ratio * config.stream_width
         self.video_in = nn.Sequential(
-            nn.Linear(config.features * config.in_channels, width), nn.GELU(), nn.Linear(width, width)
+            nn.Linear(config.features * config.in_channels, config.width),
+            nn.GELU(),
+            nn.Linear(config.width, config.width),
         )
         self.text_in = nn.Linear(config.context_dim, config.text_width)
-        self.blocks = nn.ModuleList(PrismBlock(config) for _ in range(config.depth))
-        self.output = nn.Sequential(
-            LayerNorm(stream),
-            nn.Linear(stream, hidden),
+        self.blocks = nn.ModuleList(self.block() for _ in range(config.depth))
+        self.output = self.head(config.width)
+
+    def forward(self, latents: Tensor, context: Tensor) -> Tensor:
+        """Eq. 4-6: k references of each of b samples -> their features R, concatenated over frames.
+
+        latents: (b, k, in_channels, t, h, w), scaled as the base model sees them; context: (b, k, tokens, context_dim).
+        Returns R: (b, k * t, out_channels, h, w), frames of one reference next to each other.
+        Raises ConfigError if channels or widths are not the configured ones.
+        """
+        self._check(latents, context)
+        b, k, _, _, h, w = latents.shape
+        dtype = self.text_in.weight.dtype
+        video = self.embed(rearrange(latents.to(dtype), "b k c t h w -> (b k) t (h w) c"))  # (n, t, s, width)
+        text = self.text_in(context.to(dtype).flatten(0, 1))  # (n, m, text_width)
+        rotary = None
+        if self.config.spatial_positions == "rotary" and self.config.self_attention:
+            rotary = axial_rotary(h, w, self.config.head_dim, video.device)
+        features = self.refine(video, text, rotary)  # (n, t, s, channels)
+        h, w = (h, w) if features.shape[2] == h * w else (1, 1)
+        return rearrange(features, "(b k) t (h w) c -> b (k t) c h w", b=b, k=k, h=h, w=w)
+
+    def embed(self, video: Tensor) -> Tensor:
+        """Latents (n, t, s, in_channels) -> tokens (n, t, s, width)."""
+        return self.video_in(video)
+
+    def refine(self, video: Tensor, text: Tensor, rotary: Rotary | None) -> Tensor:
+        """The blocks in turn, eq. 4 and 5, then the output layers: tokens -> features (n, t, s, out_channels)."""
+        for block in self.blocks:
+            video = self.run(block, video, text, rotary)
+        return self.run(self.output, video)
+
+    def block(self) -> nn.Module:
+        """One of the blocks that refine."""
+        return PrismBlock(self.config)
+
+    def head(self, width: int) -> nn.Sequential:
+        """The three output layers: expand, work there, reduce to the channels of R."""
+        config, hidden = self.config, self.config.output_ratio * width
+        return nn.Sequential(
+            LayerNorm(width),
+            nn.Linear(width, hidden),
             nn.GELU(),
             nn.Linear(hidden, hidden),
             nn.GELU(),
             nn.Linear(hidden, config.features * config.out_channels),
         )
 
-    def forward(self, latents: Tensor, context: Tensor) -> Tensor:
-        """Eq. 4-6: k references of each of b samples -> their features R, concatenated over frames.
-
-        latents: (b, k, in_channels, t, h, w), scaled as the base model sees them; context: (b, k, tokens, context_dim).
-        Returns R: (b, k * t, features * out_channels, h, w), frames of one reference next to each other;
-        (b, k * t, features * out_channels, 1, 1) where the text asks, since its answers have no place.
-        Raises ConfigError if channels or widths are not the configured ones.
-        """
-        self._check(latents, context)
-        b, k, _, t, h, w = latents.shape
-        dtype = self.text_in.weight.dtype
-        video = rearrange(latents.to(dtype), "b k c t h w -> (b k) t (h w) c")
-        video = self.video_in(video.repeat(1, 1, 1, self.config.features))  # (n, t, s, width)
-        text = self.text_in(context.to(dtype).flatten(0, 1))  # (n, m, text_width)
-        if self.config.cross_attention == "text_query":
-            text = repeat(text, "n m c -> n t m c", t=t)
-        rotary = None
-        if self.config.spatial_positions == "rotary" and self.config.self_attention:
-            rotary = axial_rotary(h, w, self.config.head_dim, video.device)
-        for block in self.blocks:
-            video, text = self._run(block, video, text, rotary)
-        if self.config.cross_attention == "text_query":
-            tokens, h, w = text.mean(dim=2, keepdim=True), 1, 1  # (n, t, 1, text_width)
-        else:
-            tokens = video
-        return rearrange(self._run(self.output, tokens), "(b k) t (h w) c -> b (k t) c h w", b=b, k=k, h=h, w=w)
-
-    def _run(self, layer: nn.Module, *inputs):
+    def run(self, layer: nn.Module, *inputs: Any) -> Any:
         """Call `layer`, recomputing it in the backward pass if so configured: only its inputs are kept."""
-        if self.config.use_checkpoint and torch.is_grad_enabled():
-            return checkpoint(layer, *inputs, use_reentrant=False)
-        return layer(*inputs)
+        return checkpointed(layer, self.config.use_checkpoint, *inputs)
 
     def _check(self, latents: Tensor, context: Tensor) -> None:
         config = self.config
@@ -199,3 +186,33 @@ class ActionPrism(nn.Module):
                 f"the prism takes a context ({latents.shape[0]}, {latents.shape[1]}, tokens, {config.context_dim}), "
                 f"got {tuple(context.shape)}: prism.context_dim must be the width of the base model's text features"
             )
+
+
+def build_prism(config: PrismConfig) -> ActionPrism:
+    """The prism that a config describes: the paper's, or one of Table II's others."""
+    if not config.is_variant:
+        return ActionPrism(config)
+    from aicl.prism_variants import build_variant  # which builds upon this module
+
+    return build_variant(config)
+
+
+def mlp(width: int, ratio: int) -> nn.Sequential:
+    """LayerNorm and two layers, `ratio` times as wide between them."""
+    return nn.Sequential(LayerNorm(width), nn.Linear(width, ratio * width), nn.GELU(), nn.Linear(ratio * width, width))
+
+
+def over_places(attention: PrismAttention, video: Tensor, rotary: Rotary | None) -> Tensor:
+    """Self-attention within each frame. (n, t, s, c) -> same."""
+    return attention(video.flatten(0, 1), rotary=rotary).unflatten(0, video.shape[:2])
+
+
+def over_frames(attention: PrismAttention, video: Tensor) -> Tensor:
+    """Self-attention over time at each place. (n, t, s, c) -> same."""
+    rows = attention(rearrange(video, "n t s c -> (n s) t c"))
+    return rearrange(rows, "(n s) t c -> n t s c", n=len(video))
+
+
+def to_condition(attention: PrismAttention, video: Tensor, text: Tensor) -> Tensor:
+    """Attention from all tokens (n, t, s, c) to text (n, m, d), which all frames share: one row holds them. -> same."""
+    return attention(video.flatten(1, 2), text).unflatten(1, video.shape[1:3])

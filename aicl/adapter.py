@@ -15,8 +15,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from aicl.action_integration import IntegratedUNet, IntegrationConfig, integrate, layout_of
-from aicl.action_prism import ActionPrism, PrismConfig
+from aicl.action_integration import IntegrationConfig
+from aicl.action_prism import ActionPrism, PrismConfig, build_prism
+from aicl.integrated_backbone import IntegratedBackbone, integrate, layout_of
 from lvdm import config as configs
 from lvdm.checkpoints import check_entries
 from lvdm.errors import CheckpointError
@@ -74,14 +75,14 @@ class AdapterInfo:
     format: int = FORMAT_VERSION
 
 
-def trained_state(prism: ActionPrism, integrated: IntegratedUNet) -> dict[str, Tensor]:
+def trained_state(prism: ActionPrism, integrated: IntegratedBackbone) -> dict[str, Tensor]:
     """All trained parameters, and nothing else, by their names in an adapter file."""
     parts = {"prism": prism, "integration": integrated.blocks}
     return {f"{part}.{name}": value for part, module in parts.items() for name, value in module.state_dict().items()}
 
 
 def save_adapter(
-    path: str | os.PathLike, prism: ActionPrism, integrated: IntegratedUNet, meta: Mapping[str, Any] | None = None
+    path: str | os.PathLike, prism: ActionPrism, integrated: IntegratedBackbone, meta: Mapping[str, Any] | None = None
 ) -> None:
     """Write an adapter file (safetensors), atomically; an existing one is replaced.
 
@@ -93,7 +94,7 @@ def save_adapter(
         integration=integrated.config,
         family=integrated.family,
         layout=integrated.layout,
-        fingerprint=Fingerprint.of(integrated.unet),
+        fingerprint=Fingerprint.of(integrated.backbone),
         step=int(notes.pop("step", 0)),
         notes=notes,
         library=_library_version(),
@@ -132,7 +133,7 @@ def read_adapter(path: str | os.PathLike) -> tuple[AdapterInfo, dict[str, Tensor
     return configs.from_mapping(AdapterInfo, content, where=str(path)), state
 
 
-def load_adapter(path: str | os.PathLike, unet: nn.Module) -> tuple[ActionPrism, IntegratedUNet, AdapterInfo]:
+def load_adapter(path: str | os.PathLike, unet: nn.Module) -> tuple[ActionPrism, IntegratedBackbone, AdapterInfo]:
     """Build what an adapter file describes, on `unet`'s device, patch the UNet and load the parameters (float32).
 
     Raises CheckpointError for a base model of another family or layout, or entries that do not fit the file's own
@@ -151,7 +152,7 @@ def load_adapter(path: str | os.PathLike, unet: nn.Module) -> tuple[ActionPrism,
             stacklevel=2,
         )
     device = next(unet.parameters()).device
-    prism, integrated = ActionPrism(info.prism), integrate(unet, info.integration)
+    prism, integrated = build_prism(info.prism), integrate(unet, info.integration)
     try:
         check_entries(trained_state(prism, integrated), state, f"the entries of {path} and its config")
     except CheckpointError:

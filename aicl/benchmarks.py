@@ -13,10 +13,11 @@ from pathlib import Path
 
 import torch
 
-from aicl.action_integration import IntegrationConfig, integrate
-from aicl.action_prism import ActionPrism
+from aicl.action_integration import IntegrationConfig
+from aicl.action_prism import build_prism
+from aicl.integrated_backbone import integrate
 from aicl.pipeline import AICLPipeline
-from aicl.training import AICLSections, build_base_pipeline, build_prism
+from aicl.training_task import AICLSections, build_base_pipeline, prism_config
 from lvdm import config as configs
 from lvdm.benchmarks import GB, Record, machine
 from lvdm.errors import ConfigError
@@ -75,7 +76,7 @@ def overhead(config: Path, model: Path, references: int, steps: int, device: str
     settings = TrainingSettings(steps=1, batch_size=1, precision="bfloat16")
     sections = configs.load(config)
     pipeline = build_base_pipeline(AICLSections.Base(config=str(model)), settings)
-    prism: ActionPrism = build_prism(sections["prism"], pipeline, settings)
+    prism = build_prism(prism_config(sections["prism"], pipeline, settings))
     integration = configs.from_mapping(IntegrationConfig, sections["integration"], where="integration")
     pipe = AICLPipeline(pipeline, prism, integrate(pipeline.components.unet, integration)).to(device)
     defaults = pipeline.config.defaults

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Generator
 
-from aicl.action_integration import IntegratedUNet, ReferenceContext
 from aicl.action_prism import ActionPrism
 from aicl.adapter import AdapterInfo, Fingerprint, load_adapter, save_adapter
 from aicl.clock import Clock
+from aicl.integrated_backbone import IntegratedBackbone
 from aicl.model_files import FOLDER_FILE, FolderConfig, ModelFiles, find_model_files
 from aicl.motion_features import MotionFeatures, concatenate
 from aicl.options import Reference, SamplingOptions
+from aicl.reference_context import ReferenceContext
 from aicl.reference_videos import read_clip, reference_key, reference_rows
 from lvdm import config as configs
 from lvdm.checkpoints import load_pipeline, save_pipeline
@@ -49,7 +50,7 @@ class AICLPipeline:
         self,
         base: VideoPipeline,
         prism: ActionPrism | None = None,
-        integrated: IntegratedUNet | None = None,
+        integrated: IntegratedBackbone | None = None,
         info: AdapterInfo | None = None,
     ) -> None:
         self.base, self.info = base, info
@@ -307,16 +308,16 @@ class AICLPipeline:
         until = self.first_reference_until if until is None else until
         timestep = round((1 - until) * len(self.base.components.schedule)) if until else None
         frames = features.features.to(self.device), features.frames
-        return integrated.memory(*frames, weights, settings.scale, timestep)
+        return integrated.reference_context(*frames, weights, settings.scale, timestep)
 
-    def _adapter(self) -> tuple[ActionPrism, IntegratedUNet]:
+    def _adapter(self) -> tuple[ActionPrism, IntegratedBackbone]:
         if self.prism is None:
             raise ConfigError(
                 "there is no adapter, so references cannot be read: give one with load_adapter, or --adapter"
             )
         return self.prism, self.integrated
 
-    def _use(self, prism: ActionPrism | None, integrated: IntegratedUNet | None) -> None:
+    def _use(self, prism: ActionPrism | None, integrated: IntegratedBackbone | None) -> None:
         """Take prism and integration, in the base model's dtype and without gradients, or none."""
         self.prism, self.integrated, self._patched = prism, integrated, self.base
         if prism is not None:

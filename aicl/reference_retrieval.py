@@ -107,7 +107,8 @@ class VerbPairSampler:
         self._targets = index.targets(num_references)
         if not len(self._targets):
             raise DataError(
-                f"none of the {len(index)} captions shares a verb with {num_references} others: the data has no pairs"
+                f"none of the {len(index)} captions shares a verb with {num_references} others: the data has no pairs; "
+                "references.kind = self pairs every video with itself"
             )
 
     @property
@@ -115,7 +116,7 @@ class VerbPairSampler:
         """Number of videos that are never a target, for want of a verb or of positives."""
         return len(self.index) - len(self._targets)
 
-    def __call__(self, rng: np.random.Generator, records: Sequence[ClipRecord]) -> list[int]:
+    def __call__(self, rng: np.random.Generator, records: Sequence[ClipRecord], number: int = 0) -> list[int]:
         """[target, reference, ...] as indices of `records`, which must be the videos of the index."""
         if len(records) != len(self.index):
             raise DataError(f"the verb index has {len(self.index)} videos, the data set {len(records)}: index it anew")

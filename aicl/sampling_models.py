@@ -4,8 +4,9 @@ from pathlib import Path
 
 import torch
 
-from aicl.action_integration import IntegrationConfig, integrate
-from aicl.action_prism import ActionPrism, PrismConfig
+from aicl.action_integration import IntegrationConfig
+from aicl.action_prism import PrismConfig, build_prism
+from aicl.integrated_backbone import integrate
 from aicl.model_files import ADAPTER_FILE, FOLDER_FILE, ModelFiles, base_folder
 from aicl.options import DEFAULT_MODEL, ModelOptions
 from aicl.pipeline import AICLPipeline
@@ -64,7 +65,7 @@ def _from_config(path: str, adapter: str | None, device: torch.device, dtype: to
         raise ConfigError(f"{path} is not the config of an AICL training: it has neither base.path nor base.config")
     if adapter is None:
         prism = {"context_dim": pipeline.config.text.width, **(sections.get("prism") or {})}
-        prism = ActionPrism(configs.from_mapping(PrismConfig, prism, where=f"prism in {path}"))
+        prism = build_prism(configs.from_mapping(PrismConfig, prism, where=f"prism in {path}"))
         integration = sections.get("integration") or {}
         integration = configs.from_mapping(IntegrationConfig, integration, where=f"integration in {path}")
         result = AICLPipeline(pipeline, prism, integrate(pipeline.components.unet, integration))

@@ -182,18 +182,10 @@ class VideoPipeline:
 
         Raises ConfigError for a size or a number of frames that the model cannot take.
         """
-        defaults, codec = self.config.defaults, self.components.codec
-        height, width = size or defaults.size
-        if height % codec.factor or width % codec.factor:
-            raise ConfigError(
-                f"size {height}x{width} (height x width) must consist of multiples of {codec.factor} pixels"
-            )
+        defaults, parts = self.config.defaults, self.components
         frames = defaults.num_frames if num_frames is None else num_frames
-        if min(height, width, frames) < 1:
-            raise ConfigError(f"a video of {frames} frames of {height}x{width} (height x width) is empty: ask for more")
-        shape = (len(generators), codec.autoencoder.embed_dim, frames, height // codec.factor, width // codec.factor)
-        self.components.unet.check_input(shape)
-        return draw_noise(shape, generators, self.device)
+        shape = parts.unet.latent_shape(frames, size or defaults.size, parts.codec.compression)
+        return draw_noise((len(generators), *shape), generators, self.device)
 
     def sample_latents(
         self,
@@ -223,7 +215,7 @@ class VideoPipeline:
             raise ConfigError(f"eta is a setting of the sampler 'ddim', not of '{sampler}'")
         if sampler != "ddpm":  # which has its own spacing
             options["spacing"] = self.config.diffusion.spacing
-        model = Denoiser(parts.unet, parts.schedule, parts.prediction).guided(branches, weights, rescale)
+        model = Denoiser(parts.unet, parts.schedule, parts.unet.prediction).guided(branches, weights, rescale)
         steps = defaults.num_inference_steps if num_inference_steps is None else num_inference_steps
         return SAMPLERS[sampler](model, x_T, parts.schedule, steps, **options)
 

@@ -151,10 +151,10 @@ def overhead(args: argparse.Namespace) -> Iterator[dict]:
 def profile(args: argparse.Namespace) -> Iterator[dict]:
     """Benchmark `profile`: one record, and its table on the screen."""
     import aicl.tasks  # noqa: F401 (makes the tasks known)
-    from lvdm.training import ConfigSchema
+    from lvdm.training import config_schema
     from lvdm.training.profile import profile_training
 
-    found = profile_training(configs.load(args.config, args.overrides, schema=ConfigSchema))
+    found = profile_training(configs.load(args.config, args.overrides, schema=config_schema()))
     print("\n".join(found.lines()))
     phases = {f"{name.replace(' ', '_')}_ms": round(ms, 2) for name, ms in found.phases.items()}
     yield {"config": args.config, "step_ms": round(found.step_ms, 2), **phases}

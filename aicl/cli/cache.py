@@ -7,7 +7,8 @@
 
 Each video gets data.clip.augmentation.cached_crops fixed augmentations. Interrupt it and run it again: it goes on;
 --verify first reads all that is there and makes anew what is damaged; --no-text leaves the captions out. Then
-train with data.cache=OUT and the same data.clip.augmentation.cached_crops.
+train with data.cache=OUT and the same data.clip.augmentation.cached_crops. Where references.kind is self or mixed,
+references.cached_changes changed versions of each are encoded too, which takes that much longer.
 """
 
 import argparse
@@ -48,6 +49,7 @@ def main(args: argparse.Namespace) -> None:
     import torch
 
     from aicl.model_files import base_folder
+    from aicl.training_pairs import ReferenceSettings
     from lvdm.data import ClipCache, DataConfig, cache_settings, read_records
     from lvdm.data.caching import cache_clips, cache_texts, encoder_settings, load_encoders, remove_damaged
     from lvdm.data.manifest import DataSchema
@@ -64,11 +66,12 @@ def main(args: argparse.Namespace) -> None:
     records = read_records(data)
     encoders = load_encoders(base_folder(args.base), device)
     text = None if args.no_text else encoders.text
-    settings = cache_settings(data.clip, seed) | encoder_settings(encoders.codec, text, precision)
+    changes = ReferenceSettings.read(config.get("references")).changes_to_cache
+    settings = cache_settings(data.clip, seed, changes) | encoder_settings(encoders.codec, text, precision)
     cache = ClipCache.create(args.out, settings)
 
     if args.verify:
-        removed = remove_damaged(cache, records[rank::world_size], data.clip)
+        removed = remove_damaged(cache, records[rank::world_size], data.clip, changes)
         print(f"{removed} damaged entries removed")
     with tqdm(unit="clip", disable=rank > 0) as bar:
 
@@ -88,6 +91,7 @@ def main(args: argparse.Namespace) -> None:
             workers=args.workers,
             part=(rank, world_size),
             progress=progress,
+            changes=changes,
         )
     if text is not None and rank == 0:
         cache_texts(cache, [record.caption for record in records], text, precision=dtype)

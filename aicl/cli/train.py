@@ -33,6 +33,6 @@ def parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> int:
     """Run a training; its exit status says whether a signal ended it."""
     import aicl.tasks  # noqa: F401 (makes the tasks known)
-    from lvdm.training import ConfigSchema, train
+    from lvdm.training import config_schema, train
 
-    return train(config.load(args.config, args.overrides, schema=ConfigSchema), resume=args.resume)
+    return train(config.load(args.config, args.overrides, schema=config_schema()), resume=args.resume)

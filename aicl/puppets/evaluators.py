@@ -18,7 +18,7 @@ from lvdm.errors import CheckpointError
 from lvdm.files import atomic_path
 from lvdm.training.module import TrainingModule
 from lvdm.training.settings import TrainingSettings
-from lvdm.training.tasks import Recipe, build_data
+from lvdm.training.tasks import Recipe, build_data, register_task
 
 INSTRUMENTS = {"classifier": (PuppetClassifier, ClassifierConfig), "clip": (PuppetCLIP, CLIPConfig)}
 _LOOKS_WEIGHT = 0.3
@@ -76,12 +76,14 @@ class CLIPSections:
     clip: CLIPConfig = field(default_factory=CLIPConfig)
 
 
+@register_task("puppet_classifier", ClassifierSections)
 def build_classifier(recipe: Recipe) -> tuple[TrainingModule, pl.LightningDataModule]:
     """Task "puppet_classifier"."""
     sections: ClassifierSections = recipe.parse(ClassifierSections)
     return ClassifierModule(PuppetClassifier(sections.classifier), recipe.training), build_data(sections.data, recipe)
 
 
+@register_task("puppet_clip", CLIPSections)
 def build_clip(recipe: Recipe) -> tuple[TrainingModule, pl.LightningDataModule]:
     """Task "puppet_clip"."""
     sections: CLIPSections = recipe.parse(CLIPSections)

@@ -1,12 +1,16 @@
-"""What a published checkpoint is, told from its entries, and which of them belong to which part."""
+"""What a published checkpoint is, told from its entries, and which of them belong to which part.
+
+The models themselves are in the modules `lvdm.checkpoints.family_*`.
+"""
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 
 from lvdm.errors import CheckpointError
+from lvdm.registry import Registry
 
 # Published name spaces, each of one part of our pipeline.
 PREFIXES = {
@@ -25,44 +29,63 @@ SCHEDULE = re.compile(
 )
 
 
+Entries = Mapping[str, torch.Tensor]
+"""Names and tensors of a published file; of a UNet with or without its prefix."""
+
+
 @dataclass(frozen=True)
 class Family:
-    """A published model: the config in `configs/models` that fits it, its UNet's family, and its name for people."""
+    """A published model: the config in `configs/models` that fits it, its backbone's family, and its name for people.
+
+    holds: whether a UNet's entries are of this model, told from marks that survive a change of width, so that a
+    differently sized model of the family is recognised too. The first model that says yes is taken.
+    """
 
     config: str
     unet: str
     title: str
+    holds: Callable[[Entries], bool] = field(repr=False)
 
 
-LVDM = Family("lvdm_t2v_256", "lvdm", "LVDM text-to-video")
-VIDEOCRAFTER1 = Family("videocrafter1_t2v_512", "videocrafter", "VideoCrafter 1 text-to-video, 320x512")
-VIDEOCRAFTER1_1024 = Family("videocrafter1_t2v_1024", "videocrafter", "VideoCrafter 1 text-to-video, 576x1024")
-VIDEOCRAFTER2 = Family("videocrafter2_t2v_512", "videocrafter", "VideoCrafter 2 text-to-video")
-VIDEOCRAFTER1_I2V = Family("videocrafter1_i2v_512", "videocrafter", "VideoCrafter 1 image-to-video")
-FAMILIES = {
-    family.config: family for family in (LVDM, VIDEOCRAFTER1, VIDEOCRAFTER1_1024, VIDEOCRAFTER2, VIDEOCRAFTER1_I2V)
-}
+@dataclass(frozen=True)
+class UNetLayout:
+    """How the UNets of a backbone family are published.
 
-
-def detect_family(entries: Mapping[str, torch.Tensor]) -> Family | None:
-    """The published model whose UNet these entries look like (with or without prefix), or None.
-
-    Only marks that survive a change of width are read, so a differently sized model of a family is recognised too.
+    names: published name -> ours, dotted pieces of entry names that are replaced in this order. holds: whether entries
+    are of this family. target: what `unet_config` in the published YAML files names, and guidance_scale: what the
+    published scripts sample with; for `read_published_config`.
     """
-    first = next((tensor for name, tensor in entries.items() if name.endswith("input_blocks.0.0.weight")), None)
-    if first is None:
-        return None
-    if first.ndim == 5:  # LVDM stores its spatial convolutions as 1x3x3 kernels
-        return LVDM
-    if first.ndim != 4:
-        return None
-    if any(".to_k_ip." in name for name in entries):
-        return VIDEOCRAFTER1_I2V
-    if any(".temopral_conv." in name for name in entries):
-        return VIDEOCRAFTER2
-    if not any("init_attn." in name for name in entries):
-        return None  # an image model such as Stable Diffusion
-    return VIDEOCRAFTER1_1024 if any("fps_embedding." in name for name in entries) else VIDEOCRAFTER1
+
+    names: Mapping[str, str]
+    holds: Callable[[Entries], bool]
+    target: str
+    guidance_scale: float
+
+
+MODULES = "lvdm.checkpoints.family_"  # each adds its models and its UNets' layout
+FAMILIES: Registry[Family] = Registry("published model", MODULES)
+LAYOUTS: Registry[UNetLayout] = Registry("UNet family", MODULES)
+
+
+def add_families(*families: Family) -> None:
+    """Make published models known, under the names of their configs."""
+    for family in families:
+        FAMILIES.register(family.config)(family)
+
+
+def detect_family(entries: Entries) -> Family | None:
+    """The published model whose UNet these entries look like (with or without prefix), or None."""
+    return next((family for family in FAMILIES.values() if family.holds(entries)), None)
+
+
+def first_kernel(entries: Entries) -> int:
+    """The dimensions of a UNet's first convolution, 4 or 5, which families differ in; 0 where there is none."""
+    return next((tensor.ndim for name, tensor in entries.items() if name.endswith("input_blocks.0.0.weight")), 0)
+
+
+def has(entries: Entries, mark: str) -> bool:
+    """Whether some entry's name contains `mark`."""
+    return any(mark in name for name in entries)
 
 
 def split_parts(entries: Mapping[str, torch.Tensor], source: str) -> dict[str, dict[str, torch.Tensor]]:

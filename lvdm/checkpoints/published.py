@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from lvdm.checkpoints.families import LAYOUTS
 from lvdm.diffusion.schedule import DiffusionConfig
 from lvdm.errors import ConfigError
 from lvdm.models.components import (
@@ -26,10 +27,6 @@ from lvdm.models.text import TextConfig
 # target -> what it is. LVDM's own repository and VideoCrafter 0.9 have `lvdm.models.modules`, VideoCrafter 1 and 2
 # `lvdm.modules`.
 MODELS = {"lvdm.models.ddpm3d.LatentDiffusion": "text", "lvdm.models.ddpm3d.LatentVisualDiffusion": "image"}
-UNETS = {
-    "lvdm.models.modules.openaimodel3d.UNetModel": "lvdm",
-    "lvdm.modules.networks.openaimodel3d.UNetModel": "videocrafter",
-}
 AUTOENCODERS = {"lvdm.models.autoencoder.AutoencoderKL": "kl"}
 TEXT_ENCODERS = {
     "lvdm.models.modules.condition_modules.FrozenCLIPEmbedder": TextConfig.clip_vit_l_14,
@@ -106,7 +103,7 @@ def read_published_config(path: str | os.PathLike) -> ModelConfig:
     if not _has_published_form(content):
         raise ConfigError(f"{path} is no published config: it has no 'model' section with a 'target'")
     model = _Section("model", content["model"], str(path), MODELS)
-    unet = _Section("unet_config", model.require("unet_config"), str(path), UNETS)
+    unet = _Section("unet_config", model.require("unet_config"), str(path), _unet_targets())
     autoencoder = _autoencoder(model, str(path))
     config = ModelConfig(
         family=unet.meaning,
@@ -123,6 +120,11 @@ def read_published_config(path: str | os.PathLike) -> ModelConfig:
     )
     model.close()
     return config
+
+
+def _unet_targets() -> dict[str, str]:
+    """`target` of `unet_config` -> the backbone's family."""
+    return {LAYOUTS[family].target: family for family in LAYOUTS}
 
 
 def is_published_config(path: str | os.PathLike) -> bool:
@@ -189,7 +191,7 @@ def _defaults(model: _Section, unet: _Section, autoencoder: AutoencoderConfig) -
     return GenerationDefaults(
         num_frames=frames,
         size=(height * factor, width * factor),
-        guidance_scale=15.0 if unet.meaning == "lvdm" else 12.0,
+        guidance_scale=LAYOUTS[unet.meaning].guidance_scale,
         fps=_fps(model, unet),
     )
 

@@ -10,19 +10,23 @@ from lvdm.data.manifest import DataConfig, Manifest, read_records, read_report
 from lvdm.data.sampling import (
     Augmentation,
     AugmentationConfig,
+    Changed,
     NumberSampler,
     PairSampler,
     TrainingSample,
     sample_rng,
     uniform_sampler,
 )
+from lvdm.data.self_pairs import CachedChanges, SelfPairConfig, change_clips, reference_seed
 from lvdm.data.ucf101 import read_split, read_ucf101
 from lvdm.data.webvid import read_webvid
 
 __all__ = [
     "Augmentation",
     "AugmentationConfig",
+    "CachedChanges",
     "CachedClip",
+    "Changed",
     "ClipCache",
     "ClipConfig",
     "ClipDataModule",
@@ -32,9 +36,11 @@ __all__ = [
     "Manifest",
     "NumberSampler",
     "PairSampler",
+    "SelfPairConfig",
     "TrainingSample",
     "build_datamodule",
     "cache_settings",
+    "change_clips",
     "collate",
     "fingerprint",
     "read_clip",
@@ -44,6 +50,7 @@ __all__ = [
     "read_split",
     "read_ucf101",
     "read_webvid",
+    "reference_seed",
     "sample_rng",
     "uniform_sampler",
 ]

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ from lvdm.data.cache import CachedClip, ClipCache, fingerprint
 from lvdm.data.clips import ClipRecord
 from lvdm.data.dataset import ClipConfig, read_clip
 from lvdm.data.sampling import cached_augmentation
+from lvdm.data.self_pairs import CachedChanges, change_clips
 from lvdm.errors import ConfigError, VideoError
 from lvdm.models.codec import LatentCodec
 from lvdm.models.components import Components, build_components
 from lvdm.models.text import TextEncoder
-from lvdm.video import to_frames
+from lvdm.video import to_frames, to_pixels
 
 _CAPTIONS = 64  # encoded at once
 
@@ -72,9 +74,11 @@ def cache_clips(
     workers: int = 0,
     part: tuple[int, int] = (0, 1),
     progress: Callable[[int, int, int], None] = lambda done, total, broken: None,
+    changes: CachedChanges | None = None,
 ) -> int:
     """Cache every augmentation of every video that is not yet cached; returns how many were broken in this call.
 
+    With `changes` as many changed versions of each cached crop follow as it says, see `CachedChanges.entry`.
     `part` = (rank, world size) does every world-size-th of the augmentations that are left. The codec is cast to
     `precision` and run under autocast, as training runs it.
     """
@@ -82,34 +86,34 @@ def cache_clips(
         raise ConfigError(
             "a cache holds fixed augmentations: set data.clip.augmentation.cached_crops to how many each video gets"
         )
-    augmentations = [
-        (record, cached_crop) for record in records for cached_crop in range(config.augmentation.cached_crops)
-    ]
+    entries = range(config.augmentation.cached_crops * (1 if changes is None else 1 + changes.count))
+    everything = [(record, entry) for record in records for entry in entries]
     left = [
-        (record, cached_crop)
-        for record, cached_crop in augmentations[part[0] :: part[1]]
-        if not cache.has_clip(record.key, cached_crop)
+        (record, entry) for record, entry in everything[part[0] :: part[1]] if not cache.has_clip(record.key, entry)
     ]
-    loader = DataLoader(
-        _Views(left, config, seed), batch_size=batch_size, num_workers=workers, collate_fn=list
-    )  # fmt: skip
+    views = _Views(left, config, seed, changes)
+    loader = DataLoader(views, batch_size=batch_size, num_workers=workers, collate_fn=list)
     device = next(codec.parameters()).device
     codec.to(precision)
     done = broken = 0
     progress(done, len(left), broken)
     for batch in loader:
-        readable = [augmentation for augmentation in batch if augmentation["error"] is None]
-        for augmentation in batch:
-            if augmentation["error"] is not None:
-                cache.write_broken(augmentation["key"], augmentation["cached_crop"], augmentation["error"])
+        readable = [view for view in batch if view["error"] is None]
+        for view in batch:
+            if view["error"] is not None:
+                cache.write_broken(view["key"], view["entry"], view["error"])
                 broken += 1
         if readable:
-            frames = torch.stack([to_frames(augmentation["pixels"]) for augmentation in readable]).to(device)
+            frames = torch.stack([to_frames(view["pixels"]) for view in readable]).to(device)
+            for i, view in enumerate(readable):
+                if view["change_seed"] is not None:
+                    frames[i : i + 1] = change_clips(frames[i : i + 1], [view["change_seed"]], changes.changes)
+            first = to_pixels(frames[:, :, :1])[:, 0].cpu()
             with _autocast(device, precision):
                 posterior = codec.posterior(frames)
-            for augmentation, mean, std in zip(readable, posterior.mean.cpu(), posterior.std.cpu()):
-                clip = CachedClip(mean, std, augmentation["fps"], augmentation["pixels"][0])
-                cache.write_clip(augmentation["key"], augmentation["cached_crop"], clip)
+            for i, view in enumerate(readable):
+                clip = CachedClip(posterior.mean[i].cpu(), posterior.std[i].cpu(), view["fps"], first[i])
+                cache.write_clip(view["key"], view["entry"], clip)
         done += len(batch)
         progress(done, len(left), broken)
     return broken
@@ -131,37 +135,45 @@ def cache_texts(
     return len(left)
 
 
-def remove_damaged(cache: ClipCache, records: Sequence[ClipRecord], config: ClipConfig) -> int:
+def remove_damaged(
+    cache: ClipCache, records: Sequence[ClipRecord], config: ClipConfig, changes: CachedChanges | None = None
+) -> int:
     """Verify all entries of the records; returns how many were damaged and removed, to be made again."""
+    entries = (config.augmentation.cached_crops or 0) * (1 if changes is None else 1 + changes.count)
     removed = 0
     for record in records:
-        removed += sum(
-            cache.remove_damaged_clip(record.key, cached_crop)
-            for cached_crop in range(config.augmentation.cached_crops or 0)
-        )
+        removed += sum(cache.remove_damaged_clip(record.key, entry) for entry in range(entries))
         removed += cache.remove_damaged_text(record.caption)
     return removed
 
 
 class _Views(Dataset):
-    """Views as uint8 clips, or the reason why there is none."""
+    """Augmented clips as uint8, or the reason why there is none; `change_seed` is that of a change still to be made."""
 
-    def __init__(self, augmentations: Sequence[tuple[ClipRecord, int]], config: ClipConfig, seed: int):
-        self.augmentations, self.config, self.seed = augmentations, config, seed
+    def __init__(
+        self, views: Sequence[tuple[ClipRecord, int]], config: ClipConfig, seed: int, changes: CachedChanges | None
+    ):
+        self.views, self.config, self.seed, self.changes = views, config, seed, changes
 
     def __len__(self) -> int:
-        return len(self.augmentations)
+        return len(self.views)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        record, cached_crop = self.augmentations[index]
-        augmentation = {"key": record.key, "cached_crop": cached_crop, "error": None}
+        record, entry = self.views[index]
+        crops = self.config.augmentation.cached_crops
+        cached_crop, change_seed = entry, None
+        if entry >= crops:
+            cached_crop = (entry - crops) // self.changes.count
+            digest = sha256(f"{self.seed}:{entry}:{record.key}".encode()).digest()
+            change_seed = int.from_bytes(digest[:7], "little")
+        view = {"key": record.key, "entry": entry, "change_seed": change_seed, "error": None}
         try:
             pixels, fps = read_clip(
                 record, cached_augmentation(self.config.augmentation, self.seed, record.key, cached_crop), self.config
             )
         except VideoError as error:
-            return augmentation | {"error": str(error)}
-        return augmentation | {"pixels": pixels, "fps": fps}
+            return view | {"error": str(error)}
+        return view | {"pixels": pixels, "fps": fps}
 
 
 def _autocast(device: torch.device, precision: torch.dtype) -> torch.autocast | nullcontext:

@@ -12,6 +12,7 @@ from lvdm.data.clips import ClipRecord
 from lvdm.data.dataset import ClipDataset, collate
 from lvdm.data.manifest import DataConfig, read_records, read_report
 from lvdm.data.sampling import NumberSampler, PairSampler, uniform_sampler
+from lvdm.data.self_pairs import CachedChanges
 
 log = logging.getLogger(__name__)
 
@@ -56,8 +57,10 @@ def build_datamodule(
     seed: int,
     pair_sampler: PairSampler = uniform_sampler,
     records: list[ClipRecord] | None = None,
+    changes: CachedChanges | None = None,
 ) -> ClipDataModule:
-    """The data module of the section; `batch_size` is that of one device, `records` may be given if already read."""
+    """The data module of the section; `batch_size` is that of one device, `records` may be given if already read, and
+    `changes` is what a cache must hold of changed clips."""
     dataset = ClipDataset(
         records if records is not None else read_records(config),
         config.clip,
@@ -65,5 +68,6 @@ def build_datamodule(
         seed,
         cache=ClipCache(config.cache) if config.cache else None,
         known_broken=read_report(config.report) if config.report else (),
+        changes=changes if config.cache else None,
     )
     return ClipDataModule(dataset, batch_size, config.workers)

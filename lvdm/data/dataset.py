@@ -1,7 +1,7 @@
 """Videos (or their cached latents) -> training samples, by global sample number."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from typing import Any, ClassVar
 
@@ -20,6 +20,7 @@ from lvdm.data.sampling import (
     candidates,
     uniform_sampler,
 )
+from lvdm.data.self_pairs import CachedChanges
 from lvdm.errors import ConfigError, DataError, VideoError
 from lvdm.video import ShortRule, frame_indices, frame_step, open_video, resize_crop, to_frames
 
@@ -64,8 +65,9 @@ def read_clip(record: ClipRecord, augmentation: Augmentation, config: ClipConfig
     return pixels, info.fps / step if step else info.fps
 
 
-def cache_settings(config: ClipConfig, seed: int) -> dict[str, Any]:
-    """What a cache must have been made with to stand in for reading files with `config` and `seed`.
+def cache_settings(config: ClipConfig, seed: int, changes: CachedChanges | None = None) -> dict[str, Any]:
+    """What a cache must have been made with to stand in for reading files with `config` and `seed`, and for changing
+    clips as `changes` says.
 
     Raises ConfigError for a config without fixed augmentations.
     """
@@ -73,7 +75,7 @@ def cache_settings(config: ClipConfig, seed: int) -> dict[str, Any]:
         raise ConfigError(
             "a cache holds fixed augmentations: set data.clip.augmentation.cached_crops to how many each video gets"
         )
-    return {"clip": asdict(config), "seed": seed}
+    return {"clip": asdict(config), "seed": seed} | ({} if changes is None else {"changes": asdict(changes)})
 
 
 class ClipDataset(Dataset):
@@ -81,7 +83,8 @@ class ClipDataset(Dataset):
 
     An item has: number, noise_seed (int), timestep_u in [0, 1), caption, fps (1/s, of the clip), skipped; with
     references also reference_captions (list of k) and reference_fps (list of k). And its clips,
-    - from files: frames float [-1, 1] (c, t, h, w), references (k, c, t, h, w);
+    - from files: frames float [-1, 1] (c, t, h, w), references (k, c, t, h, w), and reference_changed, a list of k:
+      which of them have yet to be changed, on the device, with `change_clips`;
     - from a cache: the posterior latent_mean and latent_std (c, t, h/f, w/f) and first_frame (c, h, w) in [-1, 1], the
       same with reference_ in front and (k, ...), and, if texts are cached, context (tokens, d), reference_context.
 
@@ -91,6 +94,7 @@ class ClipDataset(Dataset):
     Args:
         pair_sampler: chooses the target and its references, see `lvdm.data.sampling`.
         known_broken: keys of records that are not even tried (from aicl check-data).
+        changes: what the cache must hold for references that the pair sampler wants changed.
     """
 
     def __init__(
@@ -101,12 +105,14 @@ class ClipDataset(Dataset):
         seed: int = 0,
         cache: ClipCache | None = None,
         known_broken: Iterable[str] = (),
+        changes: CachedChanges | None = None,
     ):
         if not records:
             raise DataError("the data set lists no videos: check its path and its captions file")
         self.records, self.config, self.pair_sampler, self.seed, self.cache = records, config, pair_sampler, seed, cache
+        self.changes = changes
         if cache is not None:
-            cache.require(cache_settings(config, seed))
+            cache.require(cache_settings(config, seed, changes))
         known = set(known_broken)
         self._broken = torch.tensor([record.key in known for record in records]).share_memory_()  # by all workers
 
@@ -123,10 +129,11 @@ class ClipDataset(Dataset):
             clips = [draw.target, *draw.references]
             if any(self._broken[clip.index] for clip in clips):
                 continue
-            parts = []
+            parts: list[dict[str, Any]] = []
             for clip in clips:
                 try:
-                    parts.append(self._load(clip))
+                    again = self.cache is None and parts and replace(clip, changed=None) == clips[0]
+                    parts.append(parts[0] if again else self._load(clip))  # a self-pair is read from its file once
                 except VideoError as error:
                     self._broken[clip.index] = True
                     skipped.append(str(error))
@@ -136,7 +143,9 @@ class ClipDataset(Dataset):
         raise DataError(self._too_many_broken(number))
 
     def _candidates(self, number: int) -> Iterator[TrainingSample]:
-        return candidates(self.seed, number, self.records, self.pair_sampler, self.config.augmentation)
+        cached_changes = 1 if self.changes is None else self.changes.count
+        augmentation = self.config.augmentation
+        return candidates(self.seed, number, self.records, self.pair_sampler, augmentation, cached_changes)
 
     def _too_many_broken(self, number: int) -> str:
         return (
@@ -149,7 +158,12 @@ class ClipDataset(Dataset):
         if self.cache is None:
             pixels, fps = read_clip(record, clip.augmentation, self.config)
             return {"frames": to_frames(pixels), "fps": fps, "caption": record.caption}
-        cached = self.cache.read_clip(record.key, clip.cached_crop)
+        entry = clip.cached_crop
+        if clip.changed is not None:
+            if self.changes is None:
+                raise ConfigError(f"{self.cache.folder}: holds no changed clips, which these references need")
+            entry = self.changes.entry(clip.cached_crop, clip.changed, self.config.augmentation.cached_crops)
+        cached = self.cache.read_clip(record.key, entry)
         part = {"latent_mean": cached.mean, "latent_std": cached.std, "fps": cached.fps, "caption": record.caption}
         part["first_frame"] = to_frames(cached.first_frame[None])[:, 0]
         if self.cache.settings.get("text"):
@@ -164,6 +178,8 @@ class ClipDataset(Dataset):
             for name, value in target.items():
                 values = [reference[name] for reference in references]
                 item[_REFERENCE_NAMES[name]] = torch.stack(values) if isinstance(value, Tensor) else values
+            if self.cache is None:
+                item["reference_changed"] = [clip.changed is not None for clip in draw.references]
         return item
 
 

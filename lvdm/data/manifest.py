@@ -17,11 +17,15 @@ from lvdm.errors import ConfigError, DataError
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
     """Which videos. `path` is the data set's folder; `captions` its CSV (webvid) or CSV/JSONL (folder; see
-    `read_folder` for what is read without it); `split`, a file, and `part` choose classes of UCF-101."""
+    `read_folder` for what is read without it); `split`, a file, and `part` choose classes of UCF-101.
+
+    `default_caption` (folder) is the caption of videos that have none: "a person is moving", say, or an empty one.
+    """
 
     kind: Literal["ucf101", "webvid", "folder"]
     path: str
     captions: str | None = None
+    default_caption: str | None = None
     split: str | None = None
     part: Part = "all"
 
@@ -30,6 +34,8 @@ class Manifest:
             raise ConfigError("data.captions is missing: WebVid needs its CSV file")
         if self.part != "all" and (self.kind != "ucf101" or self.split is None):
             raise ConfigError(f"data.part = {self.part} needs data.kind = ucf101 and a data.split file")
+        if self.default_caption is not None and self.kind != "folder":
+            raise ConfigError(f"data.default_caption is for data.kind = folder: {self.kind} brings its captions")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +70,7 @@ def read_records(manifest: Manifest) -> list[ClipRecord]:
         return read_ucf101(manifest.path, manifest.part, unseen)
     if manifest.kind == "webvid":
         return read_webvid(manifest.captions, manifest.path)
-    return read_folder(manifest.path, manifest.captions)
+    return read_folder(manifest.path, manifest.captions, manifest.default_caption)
 
 
 def read_report(path: str | Path) -> list[str]:

@@ -4,18 +4,33 @@ Samples are numbered 0, 1, 2, ... over the whole run. Nothing else decides what 
 the loader worker, nor what was drawn before. So the state of the data is one integer, the number of samples consumed.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from hashlib import sha256
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import numpy as np
 
 from lvdm.data.clips import ClipRecord
 from lvdm.errors import ConfigError
 
-PairSampler = Callable[[np.random.Generator, Sequence[ClipRecord]], Sequence[int]]
-"""(rng, records) -> [target, reference, ...], indices of records; all its randomness comes from `rng`."""
+
+@dataclass(frozen=True)
+class Changed:
+    """In the answer of a pair sampler: the video of this index, with a change of looks and camera (see
+    `lvdm.data.self_pairs`). The target's own index makes a self-pair, which shows the same part of the video."""
+
+    index: int
+
+
+class PairSampler(Protocol):
+    """Chooses the videos of a sample; all its randomness comes from `rng`."""
+
+    def __call__(
+        self, rng: np.random.Generator, records: Sequence[ClipRecord], number: int = 0
+    ) -> Sequence[int | Changed]:
+        """[target, reference, ...] of sample `number`, as indices of `records`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -31,12 +46,14 @@ class Augmentation:
 class SampledClip:
     """A video of the manifest and what to take from it.
 
-    `cached_crop` numbers the augmentation where each video has a fixed set of them.
+    `cached_crop` numbers the augmentation where each video has a fixed set of them. `changed` is set for a reference
+    whose looks and camera are changed; where changed clips are cached too, it says which of them is meant.
     """
 
     index: int
     augmentation: Augmentation
     cached_crop: int | None = None
+    changed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -84,22 +101,36 @@ def cached_augmentation(config: AugmentationConfig, seed: int, key: str, cached_
     return _draw_augmentation(config, sample_rng(seed, name))
 
 
-def uniform_sampler(rng: np.random.Generator, records: Sequence[ClipRecord]) -> list[int]:
+def uniform_sampler(rng: np.random.Generator, records: Sequence[ClipRecord], number: int = 0) -> list[int | Changed]:
     """Any video as the target, no references: for training a base model."""
     return [int(rng.integers(len(records)))]
 
 
 def candidates(
-    seed: int, number: int, records: Sequence[ClipRecord], pair_sampler: PairSampler, config: AugmentationConfig
+    seed: int,
+    number: int,
+    records: Sequence[ClipRecord],
+    pair_sampler: PairSampler,
+    config: AugmentationConfig,
+    cached_changes: int = 1,
 ) -> Iterator[TrainingSample]:
     """The sample `number`, then, should one of its videos prove broken, its first replacement, its second, ...
 
     All come from one generator. Time and noise are drawn first and stay the same, so they do not depend on the files.
+    cached_changes: of how many changed versions of a clip one is drawn.
     """
     rng = sample_rng(seed, number)
     timestep_u, noise_seed = float(rng.random()), int(rng.integers(2**62))
     while True:
-        clips = [_draw_clip(config, seed, rng, index, records[index].key) for index in pair_sampler(rng, records)]
+        target, *references = pair_sampler(rng, records, number)
+        clips = [_draw_clip(config, seed, rng, target, records[target].key)]
+        for reference in references:
+            if isinstance(reference, Changed):
+                index = reference.index
+                clip = clips[0] if index == target else _draw_clip(config, seed, rng, index, records[index].key)
+                clips.append(replace(clip, changed=int(rng.integers(cached_changes))))
+            else:
+                clips.append(_draw_clip(config, seed, rng, reference, records[reference].key))
         yield TrainingSample(number, clips[0], tuple(clips[1:]), timestep_u, noise_seed)
 
 

@@ -62,17 +62,17 @@ class Denoiser:
         return Guided(self, [branch for branch, _ in used], [weight for _, weight in used], rescale)
 
     def loss(
-        self, latents: Tensor, noise: Tensor, t: Tensor, condition: Condition, weighting: Tensor | None = None
+        self, prediction: Tensor, latents: Tensor, noise: Tensor, t: Tensor, weighting: Tensor | None = None
     ) -> Tensor:
-        """Mean squared error of the prediction for each sample (b,), eq. 2 and, with references in extras, eq. 9.
+        """Mean squared error of a prediction for each sample (b,): eq. 9.
 
-        latents: clean, scaled (b, c, t, h, w); noise: standard normal, same shape; t: (b,) int64;
-        weighting: (b,) factors on the losses. For v-prediction the target is the velocity instead of the noise.
+        prediction: what `predict` gave for the noisy latents; latents: clean, scaled (b, c, t, h, w); noise: standard
+        normal, same shape; t: (b,) int64; weighting: (b,) factors on the losses. For v-prediction the target is the
+        velocity instead of the noise.
         """
         latents, noise = latents.float(), noise.float()
         target = noise if self.prediction == "eps" else self.schedule.velocity(latents, noise, t)
-        output = self.predict(self.schedule.add_noise(latents, noise, t), t, [condition])
-        loss = (output - target).square().flatten(1).mean(1)
+        loss = (prediction - target).square().flatten(1).mean(1)
         return loss if weighting is None else loss * weighting
 
     def predict(self, x: Tensor, t: Tensor, branches: Sequence[Condition]) -> Tensor:

@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
+    "backbone": ("BACKBONES", "VideoBackbone", "build_backbone"),
     "attention": ("RelativePosition", "attend", "set_backend"),
     "autoencoder": ("AutoencoderKL", "DiagonalGaussian"),
     "codec": ("LatentCodec",),
@@ -12,7 +13,6 @@ _HOMES = {
     "text": ("TextConfig", "TextEncoder"),
     "tokenizer": ("CLIPTokenizer", "WordTokenizer"),
     "transformers": ("SpatioTemporalBlock", "TemporalBlock"),
-    "unets": ("build_unet",),
     "unet_base": ("VideoUNet",),
     "unet_lvdm": ("LVDMParams", "UNetLVDM"),
     "unet_videocrafter": ("UNetVideoCrafter", "VideoCrafterParams"),

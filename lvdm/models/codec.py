@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lvdm.errors import ConfigError, VideoError
 from lvdm.models.autoencoder import AutoencoderKL, DiagonalGaussian
+from lvdm.models.backbone import Compression
 from lvdm.models.layers import own_precision
 
 REFERENCE_PIXELS = 320 * 512  # the frame size that `slice_size` is counted in
@@ -64,6 +65,11 @@ class LatentCodec(nn.Module):
     def factor(self) -> int:
         """Pixels per latent cell, along height and along width."""
         return self.autoencoder.factor
+
+    @property
+    def compression(self) -> Compression:
+        """What one latent cell stands for."""
+        return Compression(space=self.factor)
 
     @torch.no_grad()
     def posterior(self, frames: Tensor) -> DiagonalGaussian:

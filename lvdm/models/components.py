@@ -13,10 +13,10 @@ from lvdm import config as configs
 from lvdm.diffusion.schedule import DiffusionConfig, NoiseSchedule
 from lvdm.errors import ConfigError
 from lvdm.models.autoencoder import AutoencoderKL
+from lvdm.models.backbone import BACKBONES, VideoBackbone, build_backbone
 from lvdm.models.codec import LatentCodec
 from lvdm.models.image import ImageConfig, ImageEncoder, ImageResampler
 from lvdm.models.text import TextConfig, TextEncoder
-from lvdm.models.unets import build_unet
 
 PARTS = ("unet", "codec", "text", "image")
 
@@ -77,9 +77,12 @@ class GenerationDefaults:
 
 @dataclass
 class ModelConfig:
-    """A text-to-video or, with `image`, an image-to-video model. `unet` has the published parameter names."""
+    """A text-to-video or, with `image`, an image-to-video model. `unet` has the published parameter names.
 
-    family: Literal["lvdm", "videocrafter"]
+    family: a name in `lvdm.models.backbone.BACKBONES`.
+    """
+
+    family: str
     unet: dict[str, Any]
     autoencoder: AutoencoderConfig
     text: TextConfig
@@ -87,6 +90,9 @@ class ModelConfig:
     latents: LatentConfig = field(default_factory=LatentConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     defaults: GenerationDefaults = field(default_factory=GenerationDefaults)
+
+    def __post_init__(self) -> None:
+        BACKBONES[self.family]  # raises ConfigError where there is none
 
     @classmethod
     def read(cls, mapping: Mapping[str, Any], where: str) -> "ModelConfig":
@@ -104,16 +110,11 @@ class Components:
 
     schedule: NoiseSchedule
     diffusion: DiffusionConfig
-    unet: nn.Module | None = None
+    unet: VideoBackbone | None = None
     codec: LatentCodec | None = None
     text: TextEncoder | None = None
     image_encoder: ImageEncoder | None = None
     image_resampler: ImageResampler | None = None
-
-    @property
-    def prediction(self) -> str:
-        """What the UNet's output means: "eps" or "v"."""
-        return self.diffusion.prediction
 
     def modules(self) -> dict[str, nn.Module]:
         """The parts with weights, by the names that they have in a model folder."""
@@ -157,7 +158,7 @@ def build_components(
     if unknown := set(parts) - set(PARTS):
         raise ConfigError(f"unknown model parts {sorted(unknown)}: choose from {', '.join(PARTS)}")
     build: dict[str, Callable[[], nn.Module]] = {
-        "unet": lambda: build_unet(config.family, **config.unet),
+        "unet": lambda: build_backbone(config.family, config.unet, config.diffusion.prediction),
         "codec": lambda: LatentCodec(
             AutoencoderKL(ddconfig=config.autoencoder.ddconfig, embed_dim=config.autoencoder.embed_dim),
             scale=config.latents.scale,

@@ -102,7 +102,7 @@ class Transformer(nn.Module):
 
     def __init__(self, channels: int, dim: int, blocks: list[nn.Module], rows: int, use_checkpoint: bool) -> None:
         super().__init__()
-        self.use_checkpoint = use_checkpoint
+        self.use_checkpoint, self.width = use_checkpoint, dim
         self.norm = GroupNorm(channels, rows, eps=1e-6)
         self.proj_in = nn.Linear(channels, dim)
         self.blocks = nn.ModuleList(blocks)

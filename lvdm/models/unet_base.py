@@ -1,6 +1,6 @@
 """The plan that both UNets follow: residual and attention layers down, in the middle and up, with skip connections."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lvdm.errors import ConfigError
+from lvdm.models.backbone import ExtensibleBlock, VideoBackbone
 from lvdm.models.layers import (
     NORM_GROUPS,
     Downsample,
@@ -87,17 +88,16 @@ class Stage(nn.ModuleList):
         return x
 
 
-class VideoUNet(nn.Module, ABC):
-    """A UNet that predicts noise (or velocity) in a video's latents. Subclasses say what their layers are made of."""
+class VideoUNet(VideoBackbone):
+    """The plan of a UNet, which subclasses complete by saying what their layers are made of."""
 
-    family: ClassVar[str]
-    extensible_block: ClassVar[type[nn.Module]]  # of the blocks that `attention_blocks` yields
+    extensible_block: ClassVar[type[nn.Module]]  # the class of those among its blocks that can be extended
     _rows: ClassVar[int]  # dimensions that convolution blocks normalise apart, see GroupNorm
 
     def __init__(self, params: UNetParams, activation: str = "silu", frames: int = 1) -> None:
         """frames: how many frames spatial convolutions see."""
         super().__init__()
-        self.params = params
+        self.params, self.latent_channels = params, params.in_channels
         p, width = params, params.model_channels
         self.emb_channels = 4 * width
         self.activation = ACTIVATIONS[activation]()
@@ -169,17 +169,36 @@ class VideoUNet(nn.Module, ABC):
         """The type of the weights, in which everything is computed."""
         return self.time_embed[0].weight.dtype
 
-    def attention_blocks(self) -> Iterator[tuple[str, nn.Module]]:
-        """(module name, block) of the last inner block of each attention layer over time but the very first.
+    def extensible_blocks(self) -> list[ExtensibleBlock]:
+        """The last inner block of each attention layer over time but the very first.
 
-        There are none if the parameters ask for no such layers. A block maps tokens (b, t, h*w, c) to tokens:
-        `block(tokens, context, size=(h, w))`.
+        There are none if the parameters ask for no such layers. A block maps tokens (b, t, h*w, c) to tokens.
         """
-        for name, module in self.named_modules():
-            if isinstance(module, Transformer) and not name.startswith("input_blocks.0."):
-                last = len(module.blocks) - 1
-                if isinstance(module.blocks[last], self.extensible_block):
-                    yield f"{name}.blocks.{last}", module.blocks[last]
+        found = []
+        for name, stage, level in self._stages():
+            for i, layer in enumerate(stage):
+                if not isinstance(layer, Transformer) or name == "input_blocks.0":
+                    continue
+                last = len(layer.blocks) - 1
+                if isinstance(layer.blocks[last], self.extensible_block):
+                    stride = (1, 2**level, 2**level)
+                    found.append(ExtensibleBlock(f"{name}.{i}.blocks.{last}", layer.blocks[last], layer.width, stride))
+        return found
+
+    def enable_gradient_checkpointing(self) -> None:
+        self.params.use_checkpoint = True
+        for module in self.modules():
+            if isinstance(module, Transformer):
+                module.use_checkpoint = True
+
+    def _stages(self) -> Iterator[tuple[str, "Stage", int]]:
+        """(name, stage, level) in order of computation; level l has 1/2^l of the latents' height and width."""
+        each, levels = self.params.num_res_blocks, range(len(self.params.channel_mult))
+        down = [0, *(level for level in levels for _ in range(each + 1))][:-1]  # each level ends in a downsampling
+        up = [level for level in reversed(levels) for _ in range(each + 1)]
+        yield from ((f"input_blocks.{i}", stage, down[i]) for i, stage in enumerate(self.input_blocks))
+        yield "middle_block", self.middle_block, levels[-1]
+        yield from ((f"output_blocks.{i}", stage, up[i]) for i, stage in enumerate(self.output_blocks))
 
     def check_input(self, shape: Sequence[int]) -> None:
         """Raise ConfigError if latents of shape (b, c, t, h, w) are of no use to this model.

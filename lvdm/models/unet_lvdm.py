@@ -1,12 +1,15 @@
 """The UNet of LVDM (Latent Video Diffusion Models, arXiv 2211.13221): space and time in one transformer block."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
+from lvdm.config import from_mapping
 from lvdm.errors import ConfigError
+from lvdm.models.backbone import BACKBONES
+from lvdm.models.layers import GroupNorm
 from lvdm.models.resblocks import ResBlock
 from lvdm.models.transformers import ContextFreeAttention, SpatioTemporalBlock, Transformer
 from lvdm.models.unet_base import UNetParams, VideoUNet
@@ -73,6 +76,7 @@ class UNetLVDM(VideoUNet):
     """LVDM's UNet. Convolution blocks normalise over frames, height and width together."""
 
     family = "lvdm"
+    repeated_blocks = (SpatioTemporalBlock, ContextFreeAttention, ResBlock, GroupNorm)
     extensible_block = SpatioTemporalBlock
     _rows: ClassVar[int] = 1
 
@@ -85,7 +89,7 @@ class UNetLVDM(VideoUNet):
         x: Tensor,
         timesteps: Tensor,
         context: Tensor | None = None,
-        fps: Tensor | int | None = None,
+        fps: Tensor | float | None = None,
         *,
         y: Tensor | None = None,
     ) -> Tensor:
@@ -132,3 +136,9 @@ class UNetLVDM(VideoUNet):
 
     def _max_frames(self) -> int | None:
         return self.params.max_relative
+
+
+@BACKBONES.register("lvdm")
+def build(params: Mapping[str, Any]) -> UNetLVDM:
+    """From the parameters that published YAML files give (`unet_config`). Raises ConfigError as `build_backbone`."""
+    return UNetLVDM(from_mapping(LVDMParams, params, "unet"))

@@ -1,13 +1,16 @@
 """The UNet of VideoCrafter 1 and 2 (arXiv 2310.19512, 2401.09047): spatial and temporal transformers in turn."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from lvdm.config import from_mapping
 from lvdm.errors import ConfigError
+from lvdm.models.backbone import BACKBONES
+from lvdm.models.layers import GroupNorm
 from lvdm.models.resblocks import ResBlock
 from lvdm.models.transformers import SpatialBlock, TemporalBlock, Transformer
 from lvdm.models.unet_base import UNetParams, VideoUNet
@@ -62,6 +65,7 @@ class UNetVideoCrafter(VideoUNet):
     """VideoCrafter's UNet. Convolutions and spatial transformers normalise each frame, temporal layers all of them."""
 
     family = "videocrafter"
+    repeated_blocks = (SpatialBlock, TemporalBlock, ResBlock, GroupNorm)
     extensible_block = TemporalBlock
     _rows: ClassVar[int] = 2
 
@@ -69,7 +73,7 @@ class UNetVideoCrafter(VideoUNet):
         super().__init__(params)
         self.fps_embedding = self._embedding() if params.fps_cond else None
 
-    def forward(self, x: Tensor, timesteps: Tensor, context: Tensor, fps: Tensor | int | None = None) -> Tensor:
+    def forward(self, x: Tensor, timesteps: Tensor, context: Tensor, fps: Tensor | float | None = None) -> Tensor:
         """Latents x (b, c, t, h, w), timesteps (b,), context (b, m, context_dim) -> (b, out_channels, t, h, w).
 
         The result has x's type; in between everything is computed in the type of the weights.
@@ -130,3 +134,9 @@ class UNetVideoCrafter(VideoUNet):
 
     def _max_frames(self) -> int | None:
         return self.params.max_relative
+
+
+@BACKBONES.register("videocrafter")
+def build(params: Mapping[str, Any]) -> UNetVideoCrafter:
+    """From the parameters that published YAML files give (`unet_config`). Raises ConfigError as `build_backbone`."""
+    return UNetVideoCrafter(from_mapping(VideoCrafterParams, params, "unet"))

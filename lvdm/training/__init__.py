@@ -2,13 +2,12 @@
 
 from lvdm.training.module import TrainingModule
 from lvdm.training.run import train
-from lvdm.training.settings import ConfigSchema, LoggingSettings, RunSettings, TrainingSettings
-from lvdm.training.tasks import DATA_KINDS, TASKS, Recipe, build_data, build_task
+from lvdm.training.settings import LoggingSettings, RunSettings, TrainingSettings
+from lvdm.training.tasks import DATA_MODULES, TASKS, Recipe, build_data, build_task, config_schema, register_task
 
 __all__ = [
-    "DATA_KINDS",
+    "DATA_MODULES",
     "TASKS",
-    "ConfigSchema",
     "LoggingSettings",
     "Recipe",
     "RunSettings",
@@ -16,5 +15,7 @@ __all__ = [
     "TrainingSettings",
     "build_data",
     "build_task",
+    "config_schema",
+    "register_task",
     "train",
 ]

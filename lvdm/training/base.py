@@ -1,70 +1,61 @@
-"""Training a base model: the denoising UNet, and the text encoder if it has none, on a frozen autoencoder."""
+"""Training a base model: the denoising backbone, and the text encoder if it has none, on a frozen autoencoder."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from lvdm.checkpoints import save_pipeline
 from lvdm.diffusion import Condition, Denoiser, timesteps_from_uniform
-from lvdm.models.transformers import Transformer
+from lvdm.models.backbone import VideoBackbone
 from lvdm.pipeline import VideoPipeline
 from lvdm.training.compile import compile_regions
 from lvdm.training.graphs import Captured
-from lvdm.training.module import TrainingModule
+from lvdm.training.module import Batch, TrainingModule
 from lvdm.training.randomness import BatchRandomness
 from lvdm.training.settings import TrainingSettings
 from lvdm.video import to_pixels
 
 
 class DiffusionModule(TrainingModule):
-    """What training a base model and training AICL share: latents, contexts and the denoising loss.
+    """The steps of which every training of a diffusion model consists; a subclass puts them in order in `losses`.
 
-    `pipeline` is the model being trained or built upon; `unet` is its UNet, or what stands in for it.
+    `pipeline` is the model being trained or built upon; `backbone` is its UNet, or what stands in for it.
     """
 
     captures = True
+    phases: ClassVar[dict[str, str]] = {"encode_target": "encode"}
 
     def __init__(
-        self, pipeline: VideoPipeline, settings: TrainingSettings, unet: nn.Module, trained: Mapping[str, nn.Module]
-    ):
+        self,
+        pipeline: VideoPipeline,
+        settings: TrainingSettings,
+        backbone: VideoBackbone,
+        trained: Mapping[str, nn.Module],
+    ) -> None:
         components = pipeline.components
-        super().__init__(settings, trained, frozen=[*components.modules().values(), unet])
+        super().__init__(settings, trained, frozen=[*components.modules().values(), backbone])
         self._pipeline = (pipeline,)  # in a tuple, so that the frozen parts are not registered
         if settings.gradient_checkpointing:
-            recompute_activations(components.unet)
+            backbone.enable_gradient_checkpointing()
         if settings.compile:
-            for module in (unet, components.codec.autoencoder.encoder):
+            for module in (backbone, components.codec.autoencoder.encoder):
                 compile_regions(module)
-        network = Captured(unet) if settings.cuda_graphs else unet
-        self._denoiser = Denoiser(network, components.schedule, components.prediction)
+        self._denoiser = Denoiser(self.captured(backbone), components.schedule, backbone.prediction)
 
     @property
     def pipeline(self) -> VideoPipeline:
         return self._pipeline[0]
 
-    def denoising_losses(
-        self, latents: Tensor, context: Tensor, batch: dict[str, Any], randomness: BatchRandomness, **extras: Any
-    ) -> Tensor:
-        """Eq. 2 for each sample, (b,); eq. 9 with `references` among the extras. Latents (b, c, t, h, w) are scaled.
-
-        With n `training.timesteps_per_sample` it is the mean over n timesteps, evenly spread from the sample's own on,
-        each with a noise of its own. The UNet then has b * n rows, those of a sample one after another.
-        """
-        n, steps = self.settings.timesteps_per_sample, len(self.pipeline.components.schedule)
-        spread = torch.arange(n, device=latents.device) / n
-        u = ((batch["timestep_u"][:, None] + spread) % 1.0).flatten()
-        t = timesteps_from_uniform(u, steps, self.settings.timesteps)
-        noise = randomness.normal((n, *latents.shape[1:])).flatten(0, 1)
-        fps = batch["fps"].repeat_interleave(n) if self.pipeline.config.defaults.fps is not None else None
-        latents, context = (x.repeat_interleave(n, dim=0) if n > 1 else x for x in (latents, context))
-        losses = self._denoiser.loss(latents, noise, t, Condition(context, fps, extras))
-        return losses.unflatten(0, (-1, n)).mean(1)
+    def captured(self, network: nn.Module) -> nn.Module:
+        """The network, as CUDA graphs if the settings ask for them; not to be registered, since the network is."""
+        return Captured(network) if self.settings.cuda_graphs else network
 
     @torch.no_grad()
-    def target_latents(self, batch: dict[str, Any], randomness: BatchRandomness) -> Tensor:
+    def encode_target(self, batch: Batch, randomness: BatchRandomness) -> Tensor:
         """Scaled latents (b, c, t, h, w) of the targets: a sample of the posterior, from frames or from a cache."""
         if "latent_mean" in batch:
             mean, std = batch["latent_mean"], batch["latent_std"]
@@ -73,33 +64,64 @@ class DiffusionModule(TrainingModule):
             mean, std = posterior.mean, posterior.std
         return mean.float() + std.float() * randomness.normal(mean.shape[1:])
 
-    def context(self, captions: Sequence[str], first_frames: Tensor, cached: Tensor | None = None) -> Tensor:
-        """What the UNet is conditioned on, (n, tokens, d): texts, and first frames (n, 3, h, w) where it takes images.
-
-        `cached` holds the features of the captions if they were computed before.
-        """
+    def encode_text(self, captions: Sequence[str], first_frames: Tensor, cached: Tensor | None = None) -> Tensor:
+        """What the backbone is conditioned on, (n, tokens, d): texts, and first frames (n, 3, h, w) where it takes
+        images. `cached` holds the features of the captions if they were computed before."""
         context = self.pipeline.encode_prompt(captions) if cached is None else cached
         if self.pipeline.takes_image:
             image = self.pipeline.encode_image(first_frames)
             context = torch.cat([context, image.to(context.dtype)], dim=1)
         return context
 
+    def draw_noise(self, batch: Batch, latents: Tensor, randomness: BatchRandomness) -> tuple[Tensor, Tensor]:
+        """Timesteps (b * n,) and standard normal noise (b * n, c, t, h, w), those of a sample one after another.
+
+        n is `training.timesteps_per_sample`: the sample's own timestep and n - 1 more, evenly spread from it on, each
+        with a noise of its own.
+        """
+        n, steps = self.settings.timesteps_per_sample, len(self.pipeline.components.schedule)
+        spread = torch.arange(n, device=latents.device) / n
+        u = ((batch["timestep_u"][:, None] + spread) % 1.0).flatten()
+        timesteps = timesteps_from_uniform(u, steps, self.settings.timesteps)
+        return timesteps, randomness.normal((n, *latents.shape[1:])).flatten(0, 1)
+
+    def predict(
+        self, batch: Batch, latents: Tensor, noise: Tensor, timesteps: Tensor, context: Tensor, **extras: Any
+    ) -> Tensor:
+        """The backbone's prediction (b * n, c, t, h, w) for latents (b, c, t, h, w) under noise, one row a timestep.
+
+        context (b, tokens, d); extras: further arguments of the backbone, whose tensors have b rows too.
+        """
+        n = len(timesteps) // len(latents)
+        fps = batch["fps"] if self.pipeline.config.defaults.fps is not None else None
+        latents, context, fps, extras = repeat_rows((latents, context, fps, extras), n)
+        noisy = self._denoiser.schedule.add_noise(latents, noise.float(), timesteps)
+        return self._denoiser.predict(noisy, timesteps, [Condition(context, fps, extras)])
+
+    def squared_error(self, prediction: Tensor, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Eq. 9's squared error of each sample, (b,): the mean over its n predictions of `predict`."""
+        n = len(timesteps) // len(latents)
+        losses = self._denoiser.loss(prediction, repeat_rows(latents, n), noise, timesteps)
+        return losses.unflatten(0, (-1, n)).mean(1)
+
 
 class BaseModule(DiffusionModule):
-    """A text-to-video model from scratch, eq. 2; with `train_text` its text encoder learns along with the UNet."""
+    """A text-to-video model from scratch: eq. 9 without references, the usual loss of latent diffusion.
 
-    def __init__(self, pipeline: VideoPipeline, settings: TrainingSettings, train_text: bool = False):
+    With `train_text` its text encoder learns along with the UNet.
+    """
+
+    def __init__(self, pipeline: VideoPipeline, settings: TrainingSettings, train_text: bool = False) -> None:
         components = pipeline.components
         components.codec.requires_grad_(False)
-        trained = {"unet": components.unet}
+        trained: dict[str, nn.Module] = {"unet": components.unet}
         if train_text:
             trained["text"] = components.text
         else:
             components.text.requires_grad_(False)
         super().__init__(pipeline, settings, components.unet, trained)
         self.train_text = train_text
-        encode = Captured(components.text) if settings.cuda_graphs and train_text else components.text
-        self._encode = (encode,)  # in a tuple, as it is registered already
+        self._encode = (self.captured(components.text) if train_text else components.text,)  # not registered twice
         # Frozen parts are rounded to the precision of the run when it starts; what is exported should not be.
         self._given = {
             part: module.state_dict()
@@ -107,12 +129,15 @@ class BaseModule(DiffusionModule):
             if not any(parameter.requires_grad for parameter in module.parameters())
         }
 
-    def losses(self, batch: dict[str, Any]) -> Tensor:
+    def losses(self, batch: Batch) -> Tensor:
         randomness = self.randomness(batch)
-        latents = self.target_latents(batch, randomness)
-        return self.denoising_losses(latents, self._context(batch, randomness), batch, randomness)
+        latents = self.encode_target(batch, randomness)
+        context = self._context(batch, randomness)
+        timesteps, noise = self.draw_noise(batch, latents, randomness)
+        prediction = self.predict(batch, latents, noise, timesteps, context)
+        return self.squared_error(prediction, latents, noise, timesteps)
 
-    def _context(self, batch: dict[str, Any], randomness: BatchRandomness) -> Tensor:
+    def _context(self, batch: Batch, randomness: BatchRandomness) -> Tensor:
         """The captions' context, some of them emptied for classifier-free guidance."""
         captions, text = batch["caption"], self.pipeline.components.text
         dropped = [u < self.settings.caption_dropout for [u] in randomness.host_uniform()]
@@ -129,7 +154,7 @@ class BaseModule(DiffusionModule):
             return torch.cat(rows)
 
     @torch.no_grad()
-    def preview(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def preview(self, batch: Batch) -> dict[str, Tensor]:
         real = batch["frames"]
         pixels = self.pipeline(
             batch["caption"],
@@ -147,9 +172,8 @@ class BaseModule(DiffusionModule):
         save_pipeline(self.pipeline.components, self.pipeline.config, folder / "pipeline", self._given)
 
 
-def recompute_activations(unet: nn.Module) -> None:
-    """Turn on gradient checkpointing in a UNet that was built without: activations are computed anew in backward."""
-    unet.params.use_checkpoint = True
-    for module in unet.modules():
-        if isinstance(module, Transformer):
-            module.use_checkpoint = True
+def repeat_rows(values: Any, n: int) -> Any:
+    """Every tensor of a structure with each of its rows n times in a row, so that row i serves rows i*n to i*n+n-1."""
+    if n == 1:
+        return values
+    return pytree.tree_map_only(Tensor, lambda x: x.repeat_interleave(n, dim=0), values)

@@ -16,6 +16,9 @@ from lvdm.training.optim import build_optimizer, learning_rate
 from lvdm.training.randomness import BatchRandomness
 from lvdm.training.settings import TrainingSettings
 
+Batch = dict[str, Any]
+"""What a data module gives: see `lvdm.data.ClipDataset` for its keys."""
+
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
@@ -38,6 +41,7 @@ class TrainingModule(pl.LightningModule):
     """
 
     captures: ClassVar[bool] = False  # whether `training.cuda_graphs` does something here
+    phases: ClassVar[dict[str, str]] = {}  # method -> phase of a step that its time belongs to, see `profile`
 
     def __init__(self, settings: TrainingSettings, trained: Mapping[str, nn.Module], frozen: Iterable[nn.Module] = ()):
         super().__init__()
@@ -52,24 +56,24 @@ class TrainingModule(pl.LightningModule):
 
     # -- for subclasses ---------------------------------------------------------------------------------------------
 
-    def losses(self, batch: dict[str, Any]) -> Tensor:
+    def losses(self, batch: Batch) -> Tensor:
         """The loss of each sample, (b,), float32."""
         raise NotImplementedError
 
     def export(self, folder: Path, meta: dict[str, Any]) -> None:
         """Write what others can load (an adapter, a pipeline) into a checkpoint's folder. Called on the first rank."""
 
-    def preview(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def preview(self, batch: Batch) -> dict[str, Tensor]:
         """Videos to look at: label -> pixels uint8 (b, t, h, w, c), the same number for every label. Empty: none."""
         return {}
 
-    def diagnostics(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def diagnostics(self, batch: Batch) -> dict[str, Tensor]:
         """Further numbers to log now and then, of one device's batch: name -> scalar. Called without gradients."""
         return {}
 
     # -- what Lightning calls ---------------------------------------------------------------------------------------
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         batch = self.prepare(batch)
         with self.autocast():
             losses = self.losses(batch).float()
@@ -89,12 +93,12 @@ class TrainingModule(pl.LightningModule):
         if self.settings.compile and hasattr(self.trainer.datamodule, "compiled"):
             self.trainer.datamodule.compiled = True  # it prepares batches on the device, see `prepare`
 
-    def transfer_batch_to_device(self, batch: dict[str, Any], device: torch.device, dataloader_idx: int) -> Any:
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Any:
         """Everything but the integers that the host reads, which would make it wait for the device."""
         host = {name: batch[name] for name in ("number", "noise_seed")}
         return super().transfer_batch_to_device(batch, device, dataloader_idx) | host
 
-    def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         torch.manual_seed(int(batch["noise_seed"][0]))  # dropout too is a function of the samples
         rate = learning_rate(self.settings, self.global_step, self.progress())
         for optimizer in self.trainer.optimizers:
@@ -116,7 +120,7 @@ class TrainingModule(pl.LightningModule):
 
     # -- shared by subclasses ---------------------------------------------------------------------------------------
 
-    def prepare(self, batch: dict[str, Any]) -> dict[str, Any]:
+    def prepare(self, batch: Batch) -> Batch:
         """Let the data module finish a batch on the device (render puppets, say), where it wants to."""
         finish = getattr(self.trainer.datamodule, "prepare", None)
         return finish(batch) if finish is not None else batch
@@ -130,7 +134,7 @@ class TrainingModule(pl.LightningModule):
             return nullcontext()
         return torch.autocast(self.device.type, DTYPES[self.settings.precision], cache_enabled=False)
 
-    def randomness(self, batch: dict[str, Any]) -> BatchRandomness:
+    def randomness(self, batch: Batch) -> BatchRandomness:
         """The random numbers of this batch, see `lvdm.training.randomness`."""
         return BatchRandomness(batch["noise_seed"].tolist(), self.device, self.settings.noise)
 

@@ -22,9 +22,7 @@ TOP = 15
 OUTSIDE = "data and hooks"  # what is in no other phase
 PHASES = {
     "training_step": "forward",
-    "prepare": "prepare",  # puppets are rendered here
-    "target_latents": "encode",
-    "_reference_latents": "encode",
+    "prepare": "prepare",  # clips that are made on the device are made here
     "optimizer_step": "optimizer",  # with the clipping of gradients and the averaging of weights
 }
 
@@ -81,9 +79,8 @@ class Stopwatch(Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, module: TrainingModule) -> None:
         self._cuda = module.device.type == "cuda"
-        for name, phase in PHASES.items():
-            if hasattr(module, name):
-                setattr(module, name, self._timed(getattr(module, name), phase))
+        for name, phase in (PHASES | module.phases).items():
+            setattr(module, name, self._timed(getattr(module, name), phase))
         trainer.strategy.backward = self._timed(trainer.strategy.backward, "backward")
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: TrainingModule, *args: Any) -> None:

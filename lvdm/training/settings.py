@@ -1,7 +1,7 @@
 """What a training run can be told: the `run`, `training` and `logging` sections of its config."""
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from lvdm.config import check_at_least
 from lvdm.errors import ConfigError
@@ -21,7 +21,7 @@ class RunSettings:
 
 @dataclass
 class TrainingSettings:
-    """Section `training`. Lengths are optimiser steps; the optimiser's defaults are the paper's (IV, "Model Details").
+    """Section `training`. Lengths are optimiser steps; the optimiser's defaults are the paper's ("Training Details").
 
     `batch_size` counts the samples of one optimiser step over all devices and accumulated micro-batches, so that
     `devices` and `gradient_accumulation_steps` change the speed and the memory of a run but not what it learns.
@@ -59,9 +59,7 @@ class TrainingSettings:
     cuda_graphs: bool = False  # launch the kernels of a step at once, see lvdm.training.graphs
 
     timesteps: Literal["uniform", "sqrt"] = "uniform"  # t = T u, or T sqrt(u), which prefers high noise
-    timesteps_per_sample: int = (
-        1  # timesteps and noises for each sample, which is read and encoded once for all of them
-    )
+    timesteps_per_sample: int = 1  # with a noise each; the sample is read and encoded once for all of them
     noise: Literal["sample", "device"] = "sample"  # who draws the noise: see lvdm.training.randomness
     caption_dropout: float = 0.0  # share of the captions that are emptied, for classifier-free guidance
 
@@ -136,28 +134,9 @@ class LoggingSettings:
     RENAMED: ClassVar[dict[str, str]] = {"gauges": "diagnostics"}
 
     every: int = 50  # steps between two lines; the loss is also checked then
-    diagnostics: int | None = (
-        None  # steps between two measurements of what a task diagnostics, see TrainingModule.diagnostics
-    )
+    diagnostics: int | None = None  # steps between two measurements of TrainingModule.diagnostics
     tensorboard: bool = True
     wandb: str | None = None  # name of a Weights & Biases project
 
     def __post_init__(self):
         check_at_least(self, 1, ("every", "diagnostics"), "logging")
-
-
-@dataclass
-class ConfigSchema:
-    """The whole config, for checking overrides. What belongs to a task is checked when the task is built."""
-
-    run: RunSettings
-    training: TrainingSettings
-    logging: LoggingSettings
-    model: dict[str, Any]
-    base: dict[str, Any]
-    data: dict[str, Any]
-    prism: dict[str, Any]
-    integration: dict[str, Any]
-    reconstruction: dict[str, Any]
-    references: int | None = None
-    reference_dropout: float = 0.0

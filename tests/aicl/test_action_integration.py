@@ -5,14 +5,17 @@ import copy
 import pytest
 import torch
 
-from aicl.action_integration import IntegratedUNet, IntegrationConfig, integrate
+from aicl.action_integration import IntegrationConfig
+from aicl.integrated_backbone import IntegratedBackbone, integrate
 from lvdm.errors import ConfigError
 from tests.aicl.tiny_models import FAMILIES, WIDTHS, randomise, tiny_unet, unet_inputs
 
 MODES = ("temporal", "spatial", "both")
 
 
-def tiny(family: str = "lvdm", mode: str = "temporal", trained: bool = True, params=(), **settings) -> IntegratedUNet:
+def tiny(
+    family: str = "lvdm", mode: str = "temporal", trained: bool = True, params=(), **settings
+) -> IntegratedBackbone:
     torch.manual_seed(0)
     integrated = integrate(tiny_unet(family, **dict(params)), IntegrationConfig(mode=mode, head_dim=16, **settings))
     if trained:
@@ -34,7 +37,7 @@ def test_untrained_is_the_base_bit_for_bit_and_unpatch_gives_it_back(family, mod
     integrated = integrate(unet, IntegrationConfig(mode=mode, head_dim=16))
     assert list(integrated.layout.values()) == WIDTHS
     assert not any(p.requires_grad for p in unet.parameters())
-    memory = integrated.memory(features(channels=8 if mode == "both" else 4), 4)
+    memory = integrated.reference_context(features(channels=8 if mode == "both" else 4), 4)
     assert torch.equal(integrated(*inputs, references=memory), base)
     randomise(integrated.blocks, seed=3)
     assert not torch.allclose(integrated(*inputs, references=memory), base, atol=1e-3)
@@ -53,25 +56,25 @@ def test_untrained_is_the_base_bit_for_bit_and_unpatch_gives_it_back(family, mod
 @pytest.mark.parametrize("family", FAMILIES)
 def test_gradient_reaches_every_new_parameter_by_step_two(family, mode):
     integrated = tiny(family, mode, trained=False)
-    before = copy.deepcopy(integrated.unet.state_dict())
+    before = copy.deepcopy(integrated.backbone.state_dict())
     trained = [p for p in integrated.parameters() if p.requires_grad]
     assert {id(p) for p in trained} == {id(p) for p in integrated.blocks.parameters()}
     optimiser = torch.optim.SGD(trained, lr=0.1)
     r = features(channels=8 if mode == "both" else 4)
     for _ in range(2):
         optimiser.zero_grad()
-        integrated(*unet_inputs(), references=integrated.memory(r, 4)).square().mean().backward()
+        integrated(*unet_inputs(), references=integrated.reference_context(r, 4)).square().mean().backward()
         optimiser.step()
     assert [name for name, p in integrated.blocks.named_parameters() if p.grad is None or not p.grad.any()] == []
-    assert all(torch.equal(before[name], value) for name, value in integrated.unet.state_dict().items())
+    assert all(torch.equal(before[name], value) for name, value in integrated.backbone.state_dict().items())
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_order_of_references_does_not_matter(mode):
     integrated, inputs = tiny(mode=mode), unet_inputs()
     first, second, third = features(frames=13, channels=8 if mode == "both" else 4).split([4, 6, 3], dim=1)
-    one = integrated.memory(torch.cat([first, second, third], 1), [4, 6, 3], weights=[1, 2, 3])
-    other = integrated.memory(torch.cat([third, first, second], 1), [3, 4, 6], weights=[3, 1, 2])
+    one = integrated.reference_context(torch.cat([first, second, third], 1), [4, 6, 3], weights=[1, 2, 3])
+    other = integrated.reference_context(torch.cat([third, first, second], 1), [3, 4, 6], weights=[3, 1, 2])
     torch.testing.assert_close(integrated(*inputs, references=one), integrated(*inputs, references=other))
 
 
@@ -79,10 +82,14 @@ def test_the_first_reference_leads_where_it_is_noisy():
     integrated, (x, _, context) = tiny(), unet_inputs()
     one, other = features(frames=10).split([4, 6], dim=1)
     both = torch.cat([one, other], 1)
-    leading = integrated.memory(both, [4, 6], weights=[1, 2], lead_from=500)
+    leading = integrated.reference_context(both, [4, 6], weights=[1, 2], first_reference_until=500)
     for t, alone in ((499, False), (500, True), (999, True), (0, False)):
         steps = torch.full((len(x),), t)
-        expected = integrated.memory(one, 4) if alone else integrated.memory(both, [4, 6], weights=[1, 2])
+        expected = (
+            integrated.reference_context(one, 4)
+            if alone
+            else integrated.reference_context(both, [4, 6], weights=[1, 2])
+        )
         read = integrated(x, steps, context, references=leading)
         torch.testing.assert_close(read, integrated(x, steps, context, references=expected))
 
@@ -91,12 +98,14 @@ def test_the_first_reference_leads_where_it_is_noisy():
 def test_a_reference_of_weight_zero_is_absent(mode):
     integrated, inputs = tiny(mode=mode), unet_inputs()
     r = features(channels=8 if mode == "both" else 4)
-    alone = integrated(*inputs, references=integrated.memory(r[:, :4], 4))
-    listed = integrated(*inputs, references=integrated.memory(r, 4, weights=[0.7, 0]))
+    alone = integrated(*inputs, references=integrated.reference_context(r[:, :4], 4))
+    listed = integrated(*inputs, references=integrated.reference_context(r, 4, weights=[0.7, 0]))
     assert torch.equal(listed, alone)
-    assert integrated.memory(r, 4, weights=[0, 0]) is None
+    assert integrated.reference_context(r, 4, weights=[0, 0]) is None
     # As a tensor, weights differ between samples: the second has no references left, the first only its own first.
-    mixed = integrated(*inputs, references=integrated.memory(r, 4, weights=torch.tensor([[1.0, 0.0], [0.0, 0.0]])))
+    mixed = integrated(
+        *inputs, references=integrated.reference_context(r, 4, weights=torch.tensor([[1.0, 0.0], [0.0, 0.0]]))
+    )
     torch.testing.assert_close(mixed[0], alone[0])
     assert torch.equal(mixed[1], integrated(*inputs)[1])
 
@@ -106,7 +115,7 @@ def test_weights_and_scale_weigh():
     base = integrated(*inputs)
 
     def run(**options):
-        return integrated(*inputs, references=integrated.memory(r, 4, **options))
+        return integrated(*inputs, references=integrated.reference_context(r, 4, **options))
 
     assert torch.equal(run(scale=0), base)
     assert torch.equal(run(weights=[2, 2]), run())  # only ratios matter
@@ -120,7 +129,7 @@ def test_weights_and_scale_weigh():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_references_of_some_rows_leave_the_others_alone(family):
     integrated, (x, t, context) = tiny(family), unet_inputs()
-    memory = integrated.memory(features(), 4)
+    memory = integrated.reference_context(features(), 4)
     both = integrated(x.repeat(2, 1, 1, 1, 1), t.repeat(2), context.repeat(2, 1, 1), references=[(slice(2, 4), memory)])
     torch.testing.assert_close(both[:2], integrated(x, t, context))
     torch.testing.assert_close(both[2:], integrated(x, t, context, references=memory))
@@ -128,8 +137,8 @@ def test_references_of_some_rows_leave_the_others_alone(family):
 
 def test_one_memory_serves_every_sample():
     integrated, inputs = tiny(), unet_inputs()
-    shared = integrated.memory(features(b=1), 4, weights=[1, 2])
-    copied = integrated.memory(features(b=1).expand(2, -1, -1, -1, -1), 4, weights=[1, 2])
+    shared = integrated.reference_context(features(b=1), 4, weights=[1, 2])
+    copied = integrated.reference_context(features(b=1).expand(2, -1, -1, -1, -1), 4, weights=[1, 2])
     assert torch.equal(integrated(*inputs, references=shared), integrated(*inputs, references=copied))
 
 
@@ -140,7 +149,7 @@ def test_keys_and_values_are_made_once_per_video(mode):
     for block in integrated.blocks.values():
         for part in block.parts.values():
             part.to_k.register_forward_hook(lambda *_: calls.append(1))
-    memory = integrated.memory(features(channels=8 if mode == "both" else 4), 4)
+    memory = integrated.reference_context(features(channels=8 if mode == "both" else 4), 4)
     with torch.no_grad():
         first = integrated(*inputs, references=memory)
         made = len(calls)
@@ -155,7 +164,7 @@ def test_keys_and_values_are_made_once_per_video(mode):
 @pytest.mark.parametrize("size", [(8, 4), (5, 9), (1, 1)])
 def test_references_of_other_sizes_and_lengths(mode, size):
     integrated, inputs = tiny(mode=mode), unet_inputs()
-    memory = integrated.memory(features(frames=3, size=size, channels=8 if mode == "both" else 4), 3)
+    memory = integrated.reference_context(features(frames=3, size=size, channels=8 if mode == "both" else 4), 3)
     assert not torch.allclose(integrated(*inputs, references=memory), integrated(*inputs), atol=1e-3)
 
 
@@ -167,7 +176,7 @@ def test_the_same_place_is_read():
     changed = r.clone()
     changed[..., 2, 1] += 1
     tokens = torch.randn(1, 4, 32, 32, generator=torch.Generator().manual_seed(0))
-    one, other = (block(tokens, x, integrated.memory(x, 4), (8, 4)) for x in (r, changed))
+    one, other = (block(tokens, x, integrated.reference_context(x, 4), (8, 4)) for x in (r, changed))
     assert (one - other).abs().amax((0, 1, 3)).nonzero().flatten().tolist() == [2 * 4 + 1]
 
 
@@ -175,7 +184,7 @@ def test_positions_tell_a_reversed_reference_apart():
     inputs, r = unet_inputs(), features(frames=4)
     for positions, equal in (("learned", False), ("none", True)):
         integrated = tiny(temporal_positions=positions)
-        forward, backward = (integrated(*inputs, references=integrated.memory(x, 4)) for x in (r, r.flip(1)))
+        forward, backward = (integrated(*inputs, references=integrated.reference_context(x, 4)) for x in (r, r.flip(1)))
         assert torch.allclose(forward, backward, atol=1e-4) == equal
 
 
@@ -185,7 +194,7 @@ def test_checkpointing_changes_nothing(family):
     for use_checkpoint in (False, True):
         integrated = tiny(family, params={"use_checkpoint": use_checkpoint})
         r = features().requires_grad_()
-        out = integrated(*unet_inputs(), references=integrated.memory(r, 4))
+        out = integrated(*unet_inputs(), references=integrated.reference_context(r, 4))
         out.square().mean().backward()
         results.append([out, r.grad, *(p.grad for p in integrated.blocks.parameters())])
     for plain, checkpointed in zip(*results):
@@ -195,9 +204,9 @@ def test_checkpointing_changes_nothing(family):
 @pytest.mark.parametrize("mode", MODES)
 def test_new_layers_may_have_another_dtype_than_the_base(mode):
     integrated = tiny(mode=mode)
-    integrated.unet.bfloat16()
+    integrated.backbone.bfloat16()
     x, t, context = unet_inputs()
-    memory = integrated.memory(features(channels=8 if mode == "both" else 4), 4, weights=[1, 2])
+    memory = integrated.reference_context(features(channels=8 if mode == "both" else 4), 4, weights=[1, 2])
     out = integrated(x.bfloat16(), t, context.bfloat16(), references=memory)
     assert out.dtype == torch.bfloat16
     integrated.blocks.bfloat16()
@@ -206,7 +215,7 @@ def test_new_layers_may_have_another_dtype_than_the_base(mode):
 
 def test_a_copy_is_independent():
     integrated, inputs = tiny(), unet_inputs()
-    memory = integrated.memory(features(), 4)
+    memory = integrated.reference_context(features(), 4)
     expected = integrated(*inputs, references=memory)
     other = copy.deepcopy(integrated)
     randomise(other.blocks, seed=9)
@@ -217,19 +226,19 @@ def test_a_copy_is_independent():
 def test_says_what_does_not_fit():
     integrated = tiny()
     with pytest.raises(ConfigError, match="already integrated"):
-        integrate(integrated.unet, IntegrationConfig(head_dim=16))
+        integrate(integrated.backbone, IntegrationConfig(head_dim=16))
     with pytest.raises(ConfigError, match=r"integration.head_dim is 0"):
         IntegrationConfig(head_dim=0)
     with pytest.raises(ConfigError, match="head_dim 48 does not divide"):
         integrate(tiny_unet("lvdm"), IntegrationConfig(head_dim=48))
     with pytest.raises(ConfigError, match="8 channels, the integration reads 4"):
-        integrated.memory(features(channels=8), 4)
+        integrated.reference_context(features(channels=8), 4)
     with pytest.raises(ConfigError, match="8 frames"):
-        integrated.memory(features(), [3, 4])
+        integrated.reference_context(features(), [3, 4])
     with pytest.raises(ConfigError, match="weights"):
-        integrated.memory(features(), 4, weights=[1, -1])
+        integrated.reference_context(features(), 4, weights=[1, -1])
     with pytest.raises(ConfigError, match="scale"):
-        integrated.memory(features(), 4, scale=float("nan"))
+        integrated.reference_context(features(), 4, scale=float("nan"))
 
 
 @pytest.mark.slow
@@ -243,13 +252,13 @@ def test_compiles_to_one_graph_for_training_and_two_for_sampling():
     integrated, inputs = tiny("videocrafter", params={"channel_mult": [1], "addition_attention": False}), unet_inputs()
     compiled = torch.compile(integrated, backend=count, fullgraph=True)
     for seed in range(3):
-        out = compiled(*inputs, references=integrated.memory(features(seed=seed), 4))
+        out = compiled(*inputs, references=integrated.reference_context(features(seed=seed), 4))
         out.sum().backward()
-    torch.testing.assert_close(out, integrated(*inputs, references=integrated.memory(features(seed=2), 4)))
+    torch.testing.assert_close(out, integrated(*inputs, references=integrated.reference_context(features(seed=2), 4)))
     assert len(graphs) == 1
     with torch.no_grad():
         for seed in range(2):
-            memory = integrated.memory(features(seed=seed), 4)
+            memory = integrated.reference_context(features(seed=seed), 4)
             for _ in range(3):  # the first step makes keys and values, the others read them
                 compiled(*inputs, references=[(slice(0, 2), memory)])
     assert len(graphs) == 3

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from aicl.action_prism import ActionPrism, PrismConfig
+from aicl.action_prism import ActionPrism, PrismConfig, build_prism
 from aicl.rotary import axial_rotary, rotate
 from lvdm.errors import ConfigError
 
@@ -22,7 +22,7 @@ VARIANTS = {
 
 def build(**settings) -> ActionPrism:
     torch.manual_seed(0)
-    return ActionPrism(PrismConfig(**TINY | settings))
+    return build_prism(PrismConfig(**TINY | settings))
 
 
 def inputs(b=2, k=3, t=4, h=6, w=4):

@@ -8,9 +8,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from aicl.action_integration import IntegrationConfig, integrate
+from aicl.action_integration import IntegrationConfig
 from aicl.action_prism import ActionPrism, PrismConfig
 from aicl.adapter import Fingerprint, load_adapter, read_adapter, save_adapter
+from aicl.integrated_backbone import integrate
 from lvdm.errors import CheckpointError
 from tests.aicl.tiny_models import randomise, tiny_unet, unet_inputs
 
@@ -43,8 +44,8 @@ def test_round_trip_gives_the_same_numbers(adapter):
     r = prism(latents, context)
     assert torch.equal(again(latents, context), r)
     inputs = unet_inputs()
-    expected = integrated(*inputs, references=integrated.memory(r, 4))
-    assert torch.equal(patched(*inputs, references=patched.memory(r, 4)), expected)
+    expected = integrated(*inputs, references=integrated.reference_context(r, 4))
+    assert torch.equal(patched(*inputs, references=patched.reference_context(r, 4)), expected)
 
 
 def test_holds_exactly_the_trained_parameters(adapter):
@@ -91,7 +92,7 @@ def test_fingerprint_outlives_rounding(dtype):
     reference = Fingerprint.of(tiny_unet("lvdm"))
     assert len(reference.samples) == 64
     assert Fingerprint.of(tiny_unet("lvdm").to(dtype)).matches(reference)
-    assert Fingerprint.of(integrate(tiny_unet("lvdm"), IntegrationConfig(head_dim=16)).unet).matches(reference)
+    assert Fingerprint.of(integrate(tiny_unet("lvdm"), IntegrationConfig(head_dim=16)).backbone).matches(reference)
     other = tiny_unet("lvdm")
     with torch.no_grad():
         for p in other.parameters():

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch._dynamo.utils import counters
 
-from aicl.action_integration import IntegrationConfig, integrate
+from aicl.action_integration import IntegrationConfig
 from aicl.action_prism import ActionPrism, PrismConfig
 from aicl.adapter import save_adapter
 from aicl.evaluation import experiments
@@ -17,6 +17,7 @@ from aicl.evaluation.experiments import Experiment, Preset, load_preset
 from aicl.evaluation.folders import read_generated
 from aicl.evaluation.protocol import read_result
 from aicl.evaluation.puppet_set import PuppetData, draw_samples
+from aicl.integrated_backbone import integrate
 from aicl.puppets.actions import ACTIONS, UNSEEN, UNSEEN_INDICES
 from aicl.puppets.captions import parse, unseen_words, vocabulary
 from aicl.puppets.classifier import ClassifierConfig, PuppetClassifier
@@ -41,7 +42,7 @@ def models(tmp_path_factory) -> Path:
     torch.manual_seed(0)
     mapping = configs.load(ROOT / "configs" / "models" / "tiny_lvdm.yaml")
     mapping["autoencoder"]["ddconfig"] |= {"ch_mult": [1, 1, 1, 1], "resolution": SIZE}  # 8x: latents of 8x8
-    mapping["defaults"] |= {"size": [SIZE, SIZE], "num_frames": FRAMES, "steps": 2}
+    mapping["defaults"] |= {"size": [SIZE, SIZE], "num_frames": FRAMES, "num_inference_steps": 2}
     mapping["text"]["context_length"] = 64
     config = configs.from_mapping(ModelConfig, mapping)
     components = build_components(config)
@@ -241,7 +242,7 @@ def test_a_leading_reference_makes_other_videos_of_several_references_only(model
         some = preset(models, tables=tables, model={"path": str(folder)}, seeds=[0])
         experiment = Experiment(some, tmp_path / "out", "cpu")
         chunks = [experiment.chunks(some.tables[0], row)[0] for row in some.tables[0].rows]
-        assert chunks[3].load(torch.device("cpu")).lead == (0.5 if lead else 0.0)
+        assert chunks[3].load(torch.device("cpu")).first_reference_until == (0.5 if lead else 0.0)
         return [experiment.store.path(chunk) for chunk in chunks]
 
     plain, leading = paths(""), paths("lead: 0.5\n")

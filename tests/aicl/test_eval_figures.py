@@ -63,9 +63,9 @@ def test_recorded_attention_is_that_of_the_layers(pipe):
     """All tokens together get a weight of 1; what is generated does not change, and no hook stays behind."""
     count = pipe.base.components.text.config.context_length
     with recorded_attention(pipe, range(count)) as record:
-        recorded = pipe(PROMPT, steps=2, progress=False)
+        recorded = pipe(PROMPT, num_inference_steps=2, progress=False)
     torch.testing.assert_close(record.mean((4, 16, 16)), torch.ones(4, 16, 16), rtol=1e-4, atol=1e-4)
-    assert torch.equal(recorded, pipe(PROMPT, steps=2, progress=False))
+    assert torch.equal(recorded, pipe(PROMPT, num_inference_steps=2, progress=False))
     assert text_attentions(pipe.base.components.unet)
     assert not any(layer._forward_pre_hooks for layer in text_attentions(pipe.base.components.unet))
 

@@ -151,8 +151,8 @@ def test_encoded_references_replace_their_videos(pipe, tmp_path):
         generate(other, references=[tmp_path / "r.safetensors"])
     with pytest.raises(CheckpointError, match="do not exist"):
         generate(pipe, references=["none.safetensors"])
-    both = generate(pipe, references=[encoded, pixels(0)])  # videos and features go together
-    assert (both.int() - generate(pipe, references=[pixels(0), pixels(0)]).int()).abs().max() <= 1
+    mixed = generate(pipe, references=[pipe.encode_references(pixels(1), PROMPT), pixels(0)])
+    assert (mixed.int() - generate(pipe, references=[pixels(1), pixels(0)]).int()).abs().max() <= 1
 
 
 def test_references_encoded_apart_are_those_encoded_together(pipe):

@@ -13,7 +13,8 @@ from torch._dynamo.utils import counters
 
 import aicl.tasks  # noqa: F401 (makes the tasks known)
 from aicl.adapter import read_adapter
-from aicl.training import AICLSections
+from aicl.reference_context import ReferenceContext
+from aicl.training_task import AICLSections
 from lvdm import config as configs
 from lvdm.checkpoints import read_model, save_pipeline
 from lvdm.data import ClipCache, ClipConfig, cache_settings
@@ -21,7 +22,7 @@ from lvdm.data.caching import encoder_settings, load_encoders
 from lvdm.diffusion import Condition, timesteps_from_uniform
 from lvdm.errors import ConfigError
 from lvdm.models.components import build_components
-from lvdm.training import ConfigSchema, Recipe, RunSettings, TrainingSettings, build_task, train
+from lvdm.training import Recipe, RunSettings, TrainingSettings, build_task, config_schema, train
 from lvdm.training.checkpoints import list_checkpoints
 from lvdm.training.randomness import BatchRandomness
 from tests.aicl.tiny_models import randomise
@@ -110,7 +111,7 @@ def test_references_left_out_are_as_if_they_had_never_been_shown(tmp_path, clips
 
 def test_the_first_reference_of_a_sample_is_never_left_out(tmp_path, clips):
     module, _ = build(aicl_config(tmp_path, references=3, reference_dropout=0.3))
-    weights = module._weights(BatchRandomness(range(2000), "cpu"), 3)
+    weights = module._weights(torch.empty(2000, 3), BatchRandomness(range(2000), "cpu"))
     assert weights[:, 0].min() == 1 and set(weights.unique().tolist()) == {0.0, 1.0}
     assert weights[:, 1:].mean() == pytest.approx(0.7, abs=0.03)
 
@@ -120,18 +121,24 @@ def test_several_draws_of_a_sample_are_rows_of_their_own(tmp_path, clips):
         aicl_config(tmp_path, references=2, reference_dropout=0.5, training={"timesteps_per_sample": 2})
     )
     randomise(module.trained, seed=0)
-    batch, called, loss = next(iter(data.train_dataloader())), [], module._denoiser.loss
-    module._denoiser.loss = lambda *arguments: called.append(arguments) or loss(*arguments)
-    losses = module.losses(batch)
-    [(latents, noise, t, condition)] = called
+    batch, called, denoiser = next(iter(data.train_dataloader())), [], module._denoiser
+    predict = denoiser.predict
+    denoiser.predict = lambda *arguments: called.append(arguments) or predict(*arguments)
+    losses, latents = module.losses(batch), module.encode_target(batch, module.randomness(batch))
+    [(noisy, t, [condition])] = called
     u = torch.stack([batch["timestep_u"], (batch["timestep_u"] + 0.5) % 1], dim=1)
     assert torch.equal(t, timesteps_from_uniform(u.flatten(), 1000))
+    alpha, sigma = denoiser.schedule.coefficients(t, noisy)
+    noise = (noisy - alpha * latents.repeat_interleave(2, dim=0)) / sigma
     assert len(noise.flatten(1).unique(dim=0)) == 4
+    whole = condition.extras["references"]
     for row in range(4):
         sample, one = row // 2, slice(row, row + 1)
-        shown = tuple(x[sample : sample + 1] for x in condition.extras["references"])
+        shown = ReferenceContext(whole.features[one], whole.frames, whole.weights[one])
+        assert torch.equal(shown.features, whole.features[2 * sample : 2 * sample + 1])
         alone = Condition(condition.context[one], extras={"references": shown})
-        losses[sample] -= 0.5 * loss(latents[one], noise[one], t[one], alone)[0]
+        prediction = predict(noisy[one], t[one], [alone])
+        losses[sample] -= 0.5 * (prediction - noise[one]).square().mean()
     torch.testing.assert_close(losses, torch.zeros(2), rtol=0, atol=1e-5)
 
 
@@ -229,7 +236,7 @@ def test_the_rows_of_table_2_are_different_models_but_for_the_shared_one(tmp_pat
     ],
 )
 def test_full_size_configs_state_the_papers_training(name, batch, size):
-    config = configs.load(ROOT / f"configs/{name}.yaml", ["training.steps=7"], schema=ConfigSchema)
+    config = configs.load(ROOT / f"configs/{name}.yaml", ["training.steps=7"], schema=config_schema())
     training = configs.from_mapping(TrainingSettings, config["training"])
     assert (training.batch_size, training.strategy, training.precision) == (
         batch,

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from lvdm.models.unets import build_unet
+from lvdm.models.backbone import build_backbone
 
 FAMILIES = ("lvdm", "videocrafter")
 
@@ -26,7 +26,7 @@ WIDTHS = [32, 64, 64, 64, 64, 32, 32]  # of the seven attention blocks, in eithe
 
 
 def tiny_unet(family: str, **params) -> nn.Module:
-    unet = build_unet(family, **_COMMON | _UNETS[family] | params)
+    unet = build_backbone(family, _COMMON | _UNETS[family] | params)
     randomise(unet, seed=0)
     return unet
 

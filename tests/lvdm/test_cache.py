@@ -38,7 +38,7 @@ CONFIG = ClipConfig(
 SEED = 5
 
 
-def sample_pair(rng, listed):
+def sample_pair(rng, listed, number=0):
     return [int(index) for index in rng.choice(len(listed), 2, replace=False)]
 
 

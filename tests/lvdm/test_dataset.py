@@ -14,7 +14,7 @@ from tests.lvdm.videos import records
 CONFIG = ClipConfig(num_frames=4, size=(16, 16), stride=2, augmentation=AugmentationConfig(random_crop=True, flip=0.5))
 
 
-def triple_picker(rng, listed):
+def triple_picker(rng, listed, number=0):
     return [int(index) for index in rng.choice(len(listed), 3, replace=False)]
 
 

@@ -125,7 +125,8 @@ def test_loss_is_the_squared_error_of_each_sample(x, prediction, rescale_to):
     denoiser = Denoiser(unet, schedule, prediction)
     noise = noise_like(x.shape, [8, 9])
     condition = Condition(context(1), fps=torch.tensor([8, 16]), extras={"references": torch.tensor([0.5, 1.5])})
-    loss = denoiser.loss(x, noise, T, condition)
+    predicted = denoiser.predict(schedule.add_noise(x, noise, T), T, [condition])
+    loss = denoiser.loss(predicted, x, noise, T)
     by_hand = []
     for i, t in enumerate(T.tolist()):
         root, sigma, scale = schedule.alphas_cumprod[t].sqrt(), schedule.sigmas[t], schedule.scale_arr[t]
@@ -134,7 +135,7 @@ def test_loss_is_the_squared_error_of_each_sample(x, prediction, rescale_to):
         target = noise[i] if prediction == "eps" else root * noise[i] - sigma * scale * x[i]
         by_hand.append((output - target).square().mean())
     torch.testing.assert_close(loss, torch.stack(by_hand), check_dtype=False)
-    weighted = denoiser.loss(x, noise, T, condition, weighting=torch.tensor([0.0, 2.0]))
+    weighted = denoiser.loss(predicted, x, noise, T, weighting=torch.tensor([0.0, 2.0]))
     torch.testing.assert_close(weighted, loss * torch.tensor([0.0, 2.0]))
     weighted.sum().backward()
     assert unet.gain.grad.abs() > 0
@@ -148,7 +149,9 @@ def test_loss_vanishes_for_a_perfect_prediction(schedule, x):
             alpha, sigma = schedule.coefficients(t, noisy)
             return (noisy - alpha * x) / sigma
 
-    loss = Denoiser(Oracle(), schedule).loss(x, noise_like(x.shape, [8, 9]), T, Condition(context(0)))
+    denoiser, noise = Denoiser(Oracle(), schedule), noise_like(x.shape, [8, 9])
+    predicted = denoiser.predict(schedule.add_noise(x, noise, T), T, [Condition(context(0))])
+    loss = denoiser.loss(predicted, x, noise, T)
     assert loss.shape == (2,) and loss.max() < 1e-10
 
 

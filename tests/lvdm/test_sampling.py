@@ -17,7 +17,7 @@ FREE = AugmentationConfig(random_crop=True, flip=0.5)
 KNOWN = (18, 14, 1475682380706110374, 0.8352795268491885)  # target, reference, noise seed, u
 
 
-def sample_pair(rng, records):
+def sample_pair(rng, records, number=0):
     return [int(index) for index in rng.choice(len(records), 2, replace=False)]
 
 

@@ -3,7 +3,7 @@ import torch
 
 from lvdm.checkpoints import convert_unet
 from lvdm.errors import CheckpointError, ConfigError
-from lvdm.models import build_unet
+from lvdm.models import build_backbone
 from tests.parity import rebuild
 
 SHARED = {
@@ -58,7 +58,7 @@ def published(name):
 def test_full_size_layouts_are_ours_entry_by_entry(name):
     family, params = PUBLISHED[name]
     with torch.device("meta"):
-        unet = build_unet(family, **params)
+        unet = build_backbone(family, params)
     assert shapes(convert_unet(family, published(name))) == shapes(unet.state_dict())
 
 
@@ -101,7 +101,7 @@ def test_no_unet_and_unknown_family():
 def test_a_missing_or_foreign_entry_is_not_loaded():
     parameters, _ = rebuild.figure("lvdm_t2v_tiny")
     family, state = tiny("lvdm_t2v_tiny")
-    unet = build_unet(family, **parameters["unet"])
+    unet = build_backbone(family, parameters["unet"])
     missing = dict(state)
     missing.pop("out.2.bias")
     for wrong in (missing, state | {"out.3.weight": torch.zeros(1)}):
@@ -169,7 +169,7 @@ KERNELS = {
 @pytest.mark.parametrize("case", KERNELS)
 def test_entries_whose_shape_depends_on_an_option(case):
     family, params, layout = KERNELS[case]
-    expected = shapes(build_unet(family, **TINY | params).state_dict())
+    expected = shapes(build_backbone(family, TINY | params).state_dict())
     marker = torch.zeros(32, 4, 1, 3, 3) if family == "lvdm" else torch.zeros(32, 4, 3, 3)
     entries = {name: torch.zeros(shape) for name, shape in layout.items()}
     converted = convert_unet(family, {"input_blocks.0.0.weight": marker} | entries)

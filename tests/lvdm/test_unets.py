@@ -3,7 +3,7 @@ import torch
 
 from lvdm.checkpoints import convert_unet
 from lvdm.errors import ConfigError
-from lvdm.models import SpatioTemporalBlock, TemporalBlock, attention, build_unet
+from lvdm.models import SpatioTemporalBlock, TemporalBlock, attention, build_backbone
 from tests.parity import rebuild
 
 FIGURES = ["lvdm_t2v_tiny", "videocrafter1_t2v_tiny", "videocrafter2_t2v_tiny", "videocrafter1_i2v_tiny"]
@@ -48,7 +48,7 @@ OPTIONS = {
 
 def small(family, **options):
     """A small UNet whose zero-initialised layers are not zero."""
-    unet = build_unet(family, **SMALL | options).eval()
+    unet = build_backbone(family, SMALL | options).eval()
     unet.load_state_dict(rebuild.weights_for({name: value.shape for name, value in unet.state_dict().items()}))
     return unet
 
@@ -65,7 +65,7 @@ def run(unet, frames=4, size=(4, 4), tokens=80, batch=2, **conditions):
 @torch.no_grad()
 def test_published_numbers(name, backend):
     figure, expected = rebuild.figure(name)
-    unet = build_unet(figure["family"], **figure["unet"]).eval()
+    unet = build_backbone(figure["family"], figure["unet"]).eval()
     unet.load_state_dict(convert_unet(figure["family"], rebuild.weights_for(figure["state_dict"])))
     x, context = rebuild.inputs("x", figure["x"]), rebuild.inputs("context", figure["context"])
     fps = None if figure["fps"] is None else torch.tensor(figure["fps"])
@@ -99,7 +99,7 @@ def test_every_option_runs_and_trains(options):
 @pytest.mark.parametrize("family", ["lvdm", "videocrafter"])
 def test_training_from_scratch_starts_at_zero_and_reaches_every_parameter(family):
     torch.manual_seed(0)
-    unet = build_unet(family, **SMALL | {"use_relative_position": True})
+    unet = build_backbone(family, SMALL | {"use_relative_position": True})
     optimizer = torch.optim.SGD(unet.parameters(), lr=0.5)
     target = rebuild.inputs("target", (2, 4, 4, 4, 4))
     for step in range(6):
@@ -148,7 +148,7 @@ def test_wrong_channels():
 def test_published_numbers_of_options(name):
     """What the text-to-video models leave at its default: unconditional models, labels, causal attention and more."""
     figure, expected = rebuild.option_figures()[name]
-    unet = build_unet(figure["family"], **figure["unet"]).eval()
+    unet = build_backbone(figure["family"], figure["unet"]).eval()
     unet.load_state_dict(convert_unet(figure["family"], rebuild.weights_for(figure["state_dict"])))
     context = None if figure["context"] is None else rebuild.inputs("context", figure["context"])
     conditions = {name: torch.tensor(figure[name]) for name in ("fps", "y") if figure[name] is not None}
@@ -164,7 +164,7 @@ def test_stored_form_of_projections_does_not_matter():
     for name in state:
         if name.endswith(("proj_in.weight", "proj_out.weight")) and state[name].ndim == 2:
             state[name] = state[name][..., None] if ".2.proj" in name else state[name][..., None, None]
-    unet = build_unet("videocrafter", **figure["unet"] | {"use_linear": False}).eval()
+    unet = build_backbone("videocrafter", figure["unet"] | {"use_linear": False}).eval()
     unet.load_state_dict(convert_unet("videocrafter", state))
     x, context = rebuild.inputs("x", figure["x"]), rebuild.inputs("context", figure["context"])
     y = unet(x, torch.tensor(figure["timesteps"]), context)
@@ -226,7 +226,7 @@ def test_channels_last_weights_and_compilation_change_nothing(family):
     [("lvdm", SpatioTemporalBlock, 4), ("videocrafter", TemporalBlock, 4)],
 )
 @torch.no_grad()
-def test_attention_blocks_can_be_wrapped(family, block, count):
+def test_extensible_blocks_can_be_wrapped(family, block, count):
     """One for each attention layer, but none for `init_attn`; a wrapper sees tokens and the size."""
 
     class Wrapper(torch.nn.Module):
@@ -241,7 +241,7 @@ def test_attention_blocks_can_be_wrapped(family, block, count):
 
     unet, seen = small(family, **({"addition_attention": True} if family == "videocrafter" else {})), []
     before = run(unet, size=(4, 6))
-    blocks = dict(unet.attention_blocks())
+    blocks = {block.name: block.module for block in unet.extensible_blocks()}
     assert len(blocks) == count and all(type(inner) is block for inner in blocks.values())
     for name, inner in blocks.items():
         unet.set_submodule(name, Wrapper(inner))
@@ -249,8 +249,8 @@ def test_attention_blocks_can_be_wrapped(family, block, count):
     assert seen == [((2, 4, 6, 64), (2, 3))] * count
 
 
-def test_no_attention_blocks_without_attention_over_time():
-    assert not list(small("videocrafter", temporal_attention=False).attention_blocks())
+def test_no_extensible_blocks_without_attention_over_time():
+    assert not small("videocrafter", temporal_attention=False).extensible_blocks()
 
 
 @pytest.mark.parametrize(
@@ -297,14 +297,14 @@ REJECTED = {
 def test_parameters_that_cannot_work(case):
     family, options, message = REJECTED[case]
     with pytest.raises(ConfigError, match=message):
-        build_unet(family, **SMALL | options)
+        build_backbone(family, SMALL | options)
 
 
 def test_unknown_family_and_missing_parameter():
     with pytest.raises(ConfigError, match=r"'vlc'.*lvdm, videocrafter"):
-        build_unet("vlc", **SMALL)
+        build_backbone("vlc", SMALL)
     with pytest.raises(ConfigError, match="missing key 'in_channels'"):
-        build_unet("lvdm", **{key: value for key, value in SMALL.items() if key != "in_channels"})
+        build_backbone("lvdm", {key: value for key, value in SMALL.items() if key != "in_channels"})
 
 
 @pytest.mark.parametrize("family", ["lvdm", "videocrafter"])

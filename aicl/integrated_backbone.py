@@ -1,0 +1,168 @@
+"""A frozen backbone with Action Integration on its blocks: what is put on, announced to each call, and taken off."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from aicl.action_integration import IntegrationConfig, ReferenceAttention
+from aicl.integration_variants import SpatialReferenceAttention
+from aicl.reference_context import ReferenceContext
+from lvdm.errors import ConfigError
+from lvdm.models.backbone import ExtensibleBlock, Grid, VideoBackbone
+
+ATTENTIONS: dict[str, type[ReferenceAttention]] = {"temporal": ReferenceAttention, "spatial": SpatialReferenceAttention}
+References = ReferenceContext | Sequence[tuple[slice, ReferenceContext]] | None
+
+
+@dataclass
+class _Call:
+    """What the current call of the backbone reads, and on which grid; shared by all blocks of one integration."""
+
+    references: tuple[tuple[slice, ReferenceContext], ...] = ()
+    announced: tuple[tuple[slice, ReferenceContext], ...] = ()
+    latents: Grid = (0, 0, 0)
+
+    def begin(self, backbone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Forward pre-hook of the backbone: a call that announced no references has none, whoever makes it."""
+        self.references, self.announced = self.announced, ()
+        t, h, w = (args[0] if args else kwargs["x"]).shape[2:]
+        self.latents = (t, h, w)
+
+
+class BlockIntegration(nn.Module):
+    """What one block of the backbone gains: an update of its tokens from R."""
+
+    def __init__(self, block: ExtensibleBlock, config: IntegrationConfig, call: _Call) -> None:
+        super().__init__()
+        self.feature_channels, self.block, self.call = config.feature_channels, block, call
+        self.parts = nn.ModuleDict({part: ATTENTIONS[part](block.width, config) for part in config.parts})
+
+    def hook(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        """Forward hook of the block: its tokens x become x + CA'(x, R), eq. 7."""
+        shown = [(rows, context) for rows, context in self.call.references if context.scale]
+        if not shown:
+            return output
+        grid = self.block.grid(self.call.latents)
+        tokens = self.block.layout.read(output, grid)  # (b, t, h*w, width)
+        for rows, context in shown:
+            tokens = self._add(tokens, rows, context, grid[1:])
+        return self.block.layout.write(output, tokens, grid)
+
+    def _add(self, tokens: Tensor, rows: slice, context: ReferenceContext, size: tuple[int, int]) -> Tensor:
+        start, stop = rows.start or 0, tokens.shape[0] if rows.stop is None else rows.stop
+        selected = tokens[start:stop]
+        shares = context.features.split(self.feature_channels, dim=2)
+        for attention, share in zip(self.parts.values(), shares):
+            selected = selected + context.scale * attention(selected, share, context, size)
+        if stop - start == tokens.shape[0]:
+            return selected
+        return torch.cat([tokens[:start], selected, tokens[stop:]])
+
+
+class IntegratedBackbone(VideoBackbone):
+    """A frozen backbone whose blocks read R; made by `integrate`. It is called like the backbone that it holds.
+
+    The new layers live in `blocks` and act through forward hooks, so the backbone keeps its structure and its keys.
+    Under gradient checkpointing its blocks run again in the backward pass: call backward before the next forward.
+    """
+
+    def __init__(self, backbone: VideoBackbone, config: IntegrationConfig) -> None:
+        super().__init__()
+        self.backbone, self.config, self._call = backbone, config, _Call()
+        self.family, self.prediction = backbone.family, backbone.prediction
+        self.latent_channels = backbone.latent_channels
+        targets = backbone.extensible_blocks()
+        if not targets:
+            raise ConfigError("this model has no attention blocks that AICL could read references in")
+        if any(_is_integrated(block.module) for block in targets):
+            raise ConfigError(
+                "this model is already integrated: call unpatch() on the first integration before another"
+            )
+        self.layout = layout_of(backbone)
+        self.blocks = nn.ModuleDict(
+            {block.name.replace(".", "_"): BlockIntegration(block, config, self._call) for block in targets}
+        )
+        self._frozen = [(p, p.requires_grad) for p in backbone.parameters()]
+        backbone.requires_grad_(False)
+        self._hooks = [
+            block.module.register_forward_hook(new.hook) for block, new in zip(targets, self.blocks.values())
+        ]
+        self._hooks.append(backbone.register_forward_pre_hook(self._call.begin, with_kwargs=True))
+
+    def forward(
+        self,
+        x: Tensor,
+        timesteps: Tensor,
+        context: Tensor,
+        fps: Tensor | float | None = None,
+        references: References = None,
+    ) -> Tensor:
+        """The backbone's prediction for x (b, c, t, h, w), reading R where there is one.
+
+        references: None (the base model, bit for bit), a ReferenceContext for the whole batch, or
+        [(rows, ReferenceContext)] for slices of it, such as the conditional branch of classifier-free guidance.
+        """
+        if references is None:
+            references = ()
+        elif isinstance(references, ReferenceContext):
+            references = ((slice(None), references),)
+        self._call.announced = tuple((rows, shown.at(timesteps)) for rows, shown in references)
+        output: Tensor = self.backbone(x, timesteps, context, fps=fps)
+        if not torch.is_grad_enabled():  # with gradients, checkpointed blocks still need them in backward
+            self._call.references = ()
+        return output
+
+    def reference_context(
+        self,
+        features: Tensor,
+        frames_per_reference: int | Sequence[int],
+        weights: Sequence[float] | Tensor | None = None,
+        scale: float = 1.0,
+        first_reference_until: int | None = None,
+    ) -> ReferenceContext | None:
+        """Prepare R for `forward`: features (b, m, parts * feature_channels, h, w), all references on the frame axis.
+
+        The arguments are those of `ReferenceContext.build`. Returns None if every weight is 0.
+        Raises ConfigError for what does not fit, R of another number of channels included.
+        """
+        channels = self.config.feature_channels * len(self.config.parts)
+        if features.shape[2] != channels:
+            raise ConfigError(
+                f"R has {features.shape[2]} channels, the integration reads {channels} "
+                "(prism.features * prism.out_channels against integration.feature_channels and mode)"
+            )
+        return ReferenceContext.build(features, frames_per_reference, weights, scale, first_reference_until)
+
+    def unpatch(self) -> VideoBackbone:
+        """Take the new layers off and give the backbone back as it was, `requires_grad` included."""
+        for handle in self._hooks:
+            handle.remove()
+        for parameter, trained in self._frozen:
+            parameter.requires_grad_(trained)
+        return self.backbone
+
+    def extensible_blocks(self) -> Sequence[ExtensibleBlock]:
+        return self.backbone.extensible_blocks()
+
+    def check_input(self, shape: Sequence[int]) -> None:
+        self.backbone.check_input(shape)
+
+    def enable_gradient_checkpointing(self) -> None:
+        self.backbone.enable_gradient_checkpointing()
+
+
+def layout_of(backbone: VideoBackbone) -> dict[str, int]:
+    """Name -> width of the blocks of a backbone that an integration patches."""
+    return {block.name: block.width for block in backbone.extensible_blocks()}
+
+
+def integrate(backbone: VideoBackbone, config: IntegrationConfig) -> IntegratedBackbone:
+    """Patch every extensible block of `backbone` in place and freeze the rest."""
+    return IntegratedBackbone(backbone, config)
+
+
+def _is_integrated(block: nn.Module) -> bool:
+    return any(isinstance(getattr(hook, "__self__", None), BlockIntegration) for hook in block._forward_hooks.values())

@@ -1,0 +1,122 @@
+"""R as the backbone reads it while it denoises: which references, how strongly, and from which noise level on."""
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from lvdm.errors import ConfigError
+
+KeysValues = tuple[Tensor, Tensor]
+
+
+@dataclass
+class ReferenceContext:
+    """R of a batch of samples (eq. 6); `IntegratedBackbone.reference_context` makes it from what a user may give.
+
+    features: (b, m, channels, h, w) with the frames of all references on one axis, m = sum(frames); b = 1 serves any
+    number of samples. frames: frame count of each reference.
+    weights: (b, k) or None for equal ones; they multiply the attention's unnormalised weights. scale: factor of the
+    update. first_reference_until: the timestep, counted down in sampling, until which the first reference is read
+    alone; None: never.
+    Without gradients, each attention keeps its keys and values in `cache`, so they are computed once per video.
+    """
+
+    features: Tensor
+    frames: tuple[int, ...]
+    weights: Tensor | None = None
+    scale: float = 1.0
+    first_reference_until: int | None = None
+    cache: dict[Hashable, KeysValues] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def build(
+        cls,
+        features: Tensor,
+        frames_per_reference: int | Sequence[int],
+        weights: Sequence[float] | Tensor | None = None,
+        scale: float = 1.0,
+        first_reference_until: int | None = None,
+    ) -> "ReferenceContext | None":
+        """The context of features (b, m, channels, h, w); a reference of weight 0 is left out, None if all are.
+
+        frames_per_reference: one count for all, or a count each; they add up to m.
+        weights: w_i >= 0, one a reference, or a tensor (b, k): only their ratios matter, and 0 is as if that reference
+        were absent. scale: from 0 up; 0 is the base model, bit for bit.
+        Raises ConfigError for what does not fit.
+        """
+        m = features.shape[1]
+        if isinstance(frames_per_reference, int):
+            frames = (frames_per_reference,) * (m // frames_per_reference)
+        else:
+            frames = tuple(frames_per_reference)
+        if sum(frames) != m:
+            raise ConfigError(f"R has {m} frames, its references are said to have {list(frames)}")
+        if not 0 <= scale < math.inf:
+            raise ConfigError(f"scale is {scale}: give a number from 0 up, 0 for the base model and 1 for full effect")
+        if weights is None or isinstance(weights, Tensor):
+            return cls(features, frames, weights, scale, first_reference_until)
+        if len(weights) != len(frames) or any(not w >= 0 or math.isinf(w) for w in weights):
+            raise ConfigError(
+                f"weights {list(weights)} must be numbers from 0 up, one each for {len(frames)} reference(s)"
+            )
+        kept = [i for i, w in enumerate(weights) if w > 0]
+        if not kept:
+            return None
+        pieces = features.split(frames, dim=1)
+        features = torch.cat([pieces[i] for i in kept], dim=1)
+        rows = None
+        if len({weights[i] for i in kept}) > 1:
+            given = torch.tensor([weights[i] for i in kept], device=features.device)
+            rows = given.expand(features.shape[0], -1)
+        return cls(features, tuple(frames[i] for i in kept), rows, scale, first_reference_until)
+
+    @cached_property
+    def first(self) -> "ReferenceContext":
+        """The first reference alone."""
+        weights = None if self.weights is None else self.weights[:, :1]
+        return ReferenceContext(self.features[:, : self.frames[0]], self.frames[:1], weights, self.scale)
+
+    def at(self, timesteps: Tensor) -> "ReferenceContext":
+        """What is read at these timesteps (b,), all alike where the first reference is read alone for some."""
+        until = self.first_reference_until
+        if until is None or len(self.frames) == 1 or int(timesteps[0]) < until:
+            return self
+        return self.first
+
+    def bias(self, repeats: Sequence[int]) -> Tensor | None:
+        """log of the weights as a score bias (b, 1, 1, sum(repeats)), reference i's `repeats[i]` times.
+
+        A weight of 0 removes its reference exactly. None for equal weights.
+        """
+        if self.weights is None:
+            return None
+        some = (self.weights > 0).any(dim=1, keepdim=True)
+        scores = torch.where(some, self.weights.log(), 0.0)  # rows without any reference are silenced by `present`
+        columns = [scores[:, i : i + 1].expand(-1, count) for i, count in enumerate(repeats)]
+        return torch.cat(columns, dim=1)[:, None, None]
+
+    def present(self) -> Tensor | None:
+        """(b, 1, 1, 1): 0 for a sample whose references all weigh nothing, else 1. None if all samples have some."""
+        return None if self.weights is None else (self.weights > 0).any(dim=1).float()[:, None, None, None]
+
+
+def _flatten(context: ReferenceContext) -> tuple[list[Any], tuple[Any, ...]]:
+    return [context.features, context.weights], (context.frames, context.scale, context.first_reference_until)
+
+
+def _unflatten(tensors: Any, rest: tuple[Any, ...]) -> ReferenceContext:
+    features, weights = tensors
+    frames, scale, first_reference_until = rest
+    return ReferenceContext(features, frames, weights, scale, first_reference_until)
+
+
+# So that whatever handles arguments by their tensors (CUDA graphs, repeating a batch) needs to know nothing of R.
+pytree.register_pytree_node(
+    ReferenceContext, _flatten, _unflatten, serialized_type_name="aicl.reference_context.ReferenceContext"
+)

@@ -1,0 +1,188 @@
+"""What accompanies a training sample: another clip of the same action, or its own clip, changed (a self-pair).
+
+Who says which clip a reference is: for files a pair sampler, while the sample is drawn; for data that is made on the
+device (puppets) `PairMaker`. Who changes the frames is `PairMaker` in both cases, on the device; a latent cache holds
+clips that were changed when it was made.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from aicl.reference_retrieval import VerbIndex, VerbPairSampler
+from lvdm.config import from_mapping
+from lvdm.data import CachedChanges, Changed, ClipRecord, PairSampler, SelfPairConfig, change_clips, reference_seed
+from lvdm.errors import ConfigError, DataError
+
+_STREAM = 15  # of the choice between kinds for data that is made on the device
+
+
+@dataclass(frozen=True)
+class ReferenceSettings:
+    """Section `references` of an AICL training; a plain number is short for its `count`.
+
+    count: references of each sample.
+    kind: "same_action", another video whose caption shares an action (eq. 8), targets being the videos that have enough
+    of them; "self", the target's own clip, changed, for which any folder of videos will do; "mixed", both.
+    self_share: for "mixed", the share of self-pairs: a number, or a schedule [[sample number, share], ...], linear
+    between its points and constant outside, so that [[0, 1], [24000, 1], [32000, 0]] begins with self-pairs alone.
+    A video of which no other shares an action is paired with itself.
+    wrong_share: share of the samples whose references come from another video, whatever it shows, so that the model
+    learns to mistrust references that do not belong. It needs captions that tell what belongs.
+    changes: see SelfPairConfig. cached_changes: how many changed versions of each cached crop a latent cache holds.
+    """
+
+    count: int = 1
+    kind: Literal["same_action", "self", "mixed"] = "same_action"
+    self_share: float | list[tuple[float, float]] = 0.5
+    wrong_share: float = 0.0
+    changes: SelfPairConfig = field(default_factory=SelfPairConfig)
+    cached_changes: int = 4
+
+    def __post_init__(self) -> None:
+        if self.count < 1 or self.cached_changes < 1:
+            raise ConfigError("references.count and references.cached_changes must each be 1 or more")
+        points = self.self_share if isinstance(self.self_share, list) else [(0.0, self.self_share)]
+        if not points or any(b[0] <= a[0] for a, b in pairwise(points)):
+            raise ConfigError("references.self_share needs points in ascending order of sample numbers")
+        if not all(0.0 <= share <= 1.0 for _, share in [*points, (0.0, self.wrong_share)]):
+            raise ConfigError("references.self_share and references.wrong_share are shares: choose numbers in [0, 1]")
+        if self.wrong_share and self.kind == "same_action":
+            raise ConfigError("references.wrong_share needs references.kind = self or mixed")
+
+    @classmethod
+    def read(cls, section: Any) -> "ReferenceSettings":
+        """From section `references` of a config: a mapping, a number of references, or None for the defaults.
+
+        Raises ConfigError.
+        """
+        mapping = {} if section is None else {"count": section} if isinstance(section, int) else section
+        return from_mapping(cls, mapping, where="references")
+
+    @property
+    def changes_to_cache(self) -> CachedChanges | None:
+        """The changed clips that a latent cache for such references holds."""
+        return None if self.kind == "same_action" else CachedChanges(self.changes, self.cached_changes)
+
+    def share_of_self_pairs(self, number: int) -> float:
+        """How likely a reference of sample `number` is its own clip."""
+        if self.kind != "mixed":
+            return float(self.kind == "self")
+        if not isinstance(self.self_share, list):
+            return self.self_share
+        numbers, shares = zip(*self.self_share, strict=True)
+        return float(np.interp(number, numbers, shares))
+
+
+class ReferenceSampler:
+    """A pair sampler for `lvdm.data` that takes any video as a target: with itself, with others, or both by shares.
+
+    Raises DataError where other videos are asked for and there are none.
+    """
+
+    def __init__(self, settings: ReferenceSettings, records: Sequence[ClipRecord]) -> None:
+        self.settings, self._size = settings, len(records)
+        mixed = settings.kind == "mixed"
+        self._index = VerbIndex([record.caption for record in records]) if mixed else None
+        if settings.wrong_share and len(records) < 2:
+            raise DataError("references.wrong_share takes references from other videos: the data has only one")
+
+    def __call__(self, rng: np.random.Generator, records: Sequence[ClipRecord], number: int = 0) -> list[int | Changed]:
+        """[target, reference, ...] of sample `number`, as indices of `records`, which must be those of the start."""
+        if len(records) != self._size:
+            raise DataError(f"references were indexed for {self._size} videos, the data set has {len(records)}")
+        count, target = self.settings.count, int(rng.integers(self._size))
+        own = rng.random(count) < self.settings.share_of_self_pairs(number)
+        if rng.random() < self.settings.wrong_share:
+            others = (target + 1 + rng.integers(self._size - 1, size=count)) % self._size
+            return [target, *(Changed(int(i)) if change else int(i) for i, change in zip(others, own, strict=True))]
+        others = [] if self._index is None or own.all() else self._index.positives(target, count, rng)
+        own[len(others) :] = True  # where no other video shows the action
+        return [target, *(Changed(target) if own[i] else others[i].index for i in range(count))]
+
+
+def build_pair_sampler(settings: ReferenceSettings, records: Sequence[ClipRecord]) -> PairSampler:
+    """The pair sampler that the settings describe. Raises DataError where the data has no such pairs."""
+    if settings.kind == "same_action":
+        return VerbPairSampler(VerbIndex([record.caption for record in records]), settings.count)
+    return ReferenceSampler(settings, records)
+
+
+class PairMaker:
+    """Finishes the references of a batch on the device: says which are self-pairs where the data did not, and changes
+    their frames."""
+
+    def __init__(self, settings: ReferenceSettings) -> None:
+        self.settings = settings
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The batch with all references in place; one that has them already, such as one from a cache, is kept.
+
+        Expects frames (b, 3, t, h, w), caption and the host's `number` and `noise_seed`. It may hold references
+        (b, k, 3, t, h, w), and for each of them, as lists of k, reference_changed (change it) or reference_wrong (it
+        is none of this action: leave the clip as it is chosen). Without references the targets become self-pairs.
+        """
+        if "frames" not in batch or batch.get("pairs_finished"):
+            return batch
+        b, seeds = len(batch["caption"]), batch["noise_seed"].tolist()
+        if "references" in batch:
+            count = batch["references"].shape[1]
+            changed = batch.get("reference_changed")
+            own = None if changed is not None else self._own(batch, count)
+        else:
+            if self.settings.kind == "same_action":
+                return batch
+            count, changed, own = self.settings.count, None, [[True] * self.settings.count] * b
+        batch = dict(batch)
+        if own is not None:
+            self._replace(batch, own, count)
+            changed = self._changed(batch, own, count)
+        if changed is not None and any(map(any, changed)):
+            rows = [(i, j) for i in range(b) for j in range(count) if changed[i][j]]
+            numbers = [reference_seed(seeds[i], j) for i, j in rows]
+            references = batch["references"].flatten(0, 1)
+            if len(rows) == len(references):
+                references = change_clips(references, numbers, self.settings.changes)
+            else:
+                places = torch.tensor([i * count + j for i, j in rows], device=references.device)
+                new = change_clips(references[places], numbers, self.settings.changes)
+                references = references.index_copy(0, places, new)
+            batch["references"] = references.unflatten(0, (b, count))
+        return batch | {"pairs_finished": True}
+
+    def _own(self, batch: dict[str, Any], count: int) -> list[list[bool]] | None:
+        """Which references become self-pairs, (b, k); None where none does."""
+        if self.settings.kind == "same_action":
+            return None
+        wrong = batch.get("reference_wrong", [[False] * count] * len(batch["caption"]))
+        rows = []
+        for number, seed, given in zip(batch["number"].tolist(), batch["noise_seed"].tolist(), wrong, strict=True):
+            rng = np.random.Generator(np.random.Philox(key=np.array([seed, _STREAM], dtype=np.uint64)))
+            share = self.settings.share_of_self_pairs(number)
+            rows.append([bool(u < share) and not w for u, w in zip(rng.random(count), given, strict=True)])
+        return rows
+
+    def _replace(self, batch: dict[str, Any], own: list[list[bool]], count: int) -> None:
+        """Put the targets' clips and captions in place of the references that are self-pairs."""
+        copies = batch["frames"][:, None].expand(-1, count, -1, -1, -1, -1)
+        if all(map(all, own)):
+            batch["references"] = copies
+        else:
+            mask = torch.tensor(own, device=copies.device)[:, :, None, None, None, None]
+            batch["references"] = torch.where(mask, copies, batch["references"])
+        texts = batch.get("reference_captions", [[""] * count] * len(own))
+        batch["reference_captions"] = [
+            [caption if mine else text for mine, text in zip(row, given, strict=True)]
+            for caption, row, given in zip(batch["caption"], own, texts, strict=True)
+        ]
+
+    def _changed(self, batch: dict[str, Any], own: list[list[bool]], count: int) -> list[list[bool]]:
+        """Self-pairs, and beside them the references that do not belong, which must not be told by their looks."""
+        wrong = batch.get("reference_wrong", [[False] * count] * len(own))
+        if self.settings.kind != "self":
+            wrong = [[False] * count] * len(own)
+        return [[a or b for a, b in zip(mine, other, strict=True)] for mine, other in zip(own, wrong, strict=True)]

@@ -1,0 +1,103 @@
+"""Task "aicl": what a training of prism and integration is built of, from the sections of its config."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from aicl.action_integration import IntegrationConfig
+from aicl.action_prism import PrismConfig, build_prism
+from aicl.integrated_backbone import integrate
+from aicl.model_files import base_folder
+from aicl.training import AICLModule
+from aicl.training_pairs import PairMaker, ReferenceSettings, build_pair_sampler
+from lvdm import config as configs
+from lvdm.checkpoints import load_pipeline, read_model
+from lvdm.data import DataConfig, read_records
+from lvdm.data.caching import check_encoders, load_encoders
+from lvdm.errors import ConfigError
+from lvdm.models.components import build_components
+from lvdm.pipeline import VideoPipeline
+from lvdm.training.module import DTYPES
+from lvdm.training.settings import TrainingSettings
+from lvdm.training.strategy import training_device
+from lvdm.training.tasks import DATA_MODULES, Recipe, build_data, register_task
+
+
+@dataclass
+class AICLSections:
+    """The config of task "aicl".
+
+    base.path is a model folder, or a run of task base (its newest checkpoint); base.config builds a model with random
+    weights instead, to measure speed and memory. `references` says what accompanies each target, see ReferenceSettings;
+    a number is short for {count: number}, None for {count: 1}. Data that is made as it is needed (puppets) brings its
+    own number of clips of the same action, data.references; its `references` may say which of them become self-pairs.
+    `reference_dropout`: see AICLModule.
+    """
+
+    @dataclass
+    class Base:
+        path: str | None = None
+        config: str | dict[str, Any] | None = None
+
+    base: Base
+    data: dict[str, Any]
+    prism: dict[str, Any] = field(default_factory=dict)
+    integration: IntegrationConfig = field(default_factory=IntegrationConfig)
+    references: Any = None
+    reference_dropout: float = 0.0
+
+    @property
+    def pairs(self) -> ReferenceSettings:
+        """Section `references` in full. Raises ConfigError for what it cannot be."""
+        return ReferenceSettings.read(self.references)
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.reference_dropout < 1.0:
+            raise ConfigError(f"reference_dropout = {self.reference_dropout} is a share: choose a number in [0, 1)")
+        self.pairs  # noqa: B018 (raises ConfigError where it cannot work)
+
+
+@register_task("aicl", AICLSections)
+def build(recipe: Recipe) -> tuple[AICLModule, pl.LightningDataModule]:
+    """Task "aicl": see AICLSections. Raises ConfigError for sections that do not fit together."""
+    sections: AICLSections = recipe.parse(AICLSections)
+    pipeline = build_base_pipeline(sections.base, recipe.training)
+    torch.manual_seed(recipe.run.seed)  # the new layers start the same whatever was drawn for the base model
+    prism = build_prism(prism_config(sections.prism, pipeline, recipe.training))
+    integrated = integrate(pipeline.components.unet, sections.integration)
+    pairs = sections.pairs
+    module = AICLModule(pipeline, prism, integrated, recipe.training, sections.reference_dropout, PairMaker(pairs))
+    if sections.data.get("kind") in DATA_MODULES:
+        own = sections.data.get("references", 0)
+        if isinstance(sections.references, int) or pairs.wrong_share or (pairs.kind != "self" and not own):
+            raise ConfigError(
+                "this kind of data brings its own references: set data.references and data.wrong_share, not references "
+                "and references.wrong_share; without any, references.kind must be self"
+            )
+        return module, build_data(sections.data, recipe)
+    data = configs.from_mapping(DataConfig, sections.data, where="data")
+    if data.cache and sections.base.path is not None:
+        encoders = load_encoders(base_folder(sections.base.path), "cpu")  # in float32, whatever this run computes in
+        check_encoders(data.cache, encoders.codec, encoders.text)
+    records = read_records(data)
+    options = {"pair_sampler": build_pair_sampler(pairs, records), "changes": pairs.changes_to_cache}
+    return module, build_data(sections.data, recipe, records=records, **options)
+
+
+def build_base_pipeline(base: AICLSections.Base, settings: TrainingSettings) -> VideoPipeline:
+    """The frozen base model: loaded from `base.path`, or random from `base.config`, in the precision of the run."""
+    if (base.path is None) == (base.config is None):
+        raise ConfigError("give either base.path (a model folder) or base.config (random weights), not both or neither")
+    precision = {"device": training_device(settings), "dtype": DTYPES[settings.precision]}
+    if base.path is not None:
+        return load_pipeline(base_folder(base.path), **precision)
+    config = read_model(base.config)
+    return VideoPipeline(build_components(config, **precision), config)
+
+
+def prism_config(section: dict[str, Any], pipeline: VideoPipeline, settings: TrainingSettings) -> PrismConfig:
+    """That of section `prism`, which by default reads the base model's text features whatever their width."""
+    section = {"context_dim": pipeline.config.text.width, "use_checkpoint": settings.gradient_checkpointing, **section}
+    return configs.from_mapping(PrismConfig, section, where="prism")

@@ -1,0 +1,34 @@
+"""Task "autoencoder": the autoencoder of a model config, trained from scratch."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytorch_lightning as pl
+
+from lvdm.checkpoints import read_model
+from lvdm.models.components import build_components
+from lvdm.training.autoencoder import AutoencoderModule, ReconstructionLoss
+from lvdm.training.module import TrainingModule
+from lvdm.training.tasks import Recipe, build_data, register_task
+
+
+@dataclass
+class AutoencoderSections:
+    """`model.config` names or holds a model config, of which the autoencoder is trained."""
+
+    @dataclass
+    class Model:
+        config: str | dict[str, Any]
+
+    model: Model
+    data: dict[str, Any]
+    reconstruction: ReconstructionLoss = field(default_factory=ReconstructionLoss)
+
+
+@register_task("autoencoder", AutoencoderSections)
+def build(recipe: Recipe) -> tuple[TrainingModule, pl.LightningDataModule]:
+    """Task "autoencoder"."""
+    sections: AutoencoderSections = recipe.parse(AutoencoderSections)
+    components = build_components(read_model(sections.model.config), parts=["codec"])
+    module = AutoencoderModule(components.codec.autoencoder, recipe.training, sections.reconstruction)
+    return module, build_data(sections.data, recipe)

@@ -1,0 +1,57 @@
+"""Task "base": a text-to-video model, trained from scratch on a frozen autoencoder."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytorch_lightning as pl
+from safetensors.torch import load_file
+
+from lvdm import config as configs
+from lvdm.checkpoints import find_export, read_model
+from lvdm.checkpoints.folder import read_model_config
+from lvdm.checkpoints.resolve import PIPELINE
+from lvdm.data.caching import check_encoders
+from lvdm.models.components import ModelConfig, build_components
+from lvdm.pipeline import VideoPipeline
+from lvdm.training.base import BaseModule
+from lvdm.training.module import TrainingModule
+from lvdm.training.tasks import Recipe, build_data, register_task
+
+
+@dataclass
+class BaseSections:
+    """`model.autoencoder` is a finished run of task autoencoder, one of its checkpoints, or a model folder whose
+    autoencoder is taken; None leaves it random.
+
+    `model.train_text` trains the text encoder too.
+    """
+
+    @dataclass
+    class Model:
+        config: str | dict[str, Any]
+        autoencoder: str | None = None
+        train_text: bool = False
+
+    model: Model
+    data: dict[str, Any]
+
+
+@register_task("base", BaseSections)
+def build(recipe: Recipe) -> tuple[TrainingModule, pl.LightningDataModule]:
+    """Task "base"."""
+    sections: BaseSections = recipe.parse(BaseSections)
+    config = read_model(sections.model.config)
+    folder = None
+    if sections.model.autoencoder is not None:
+        folder = find_export(sections.model.autoencoder, "autoencoder.safetensors", inside=PIPELINE)
+        alone = folder / "autoencoder.yaml"
+        trained = configs.load(alone) if alone.exists() else configs.to_mapping(read_model_config(folder))
+        trained = {name: trained[name] for name in ("autoencoder", "latents")}
+        config = configs.from_mapping(ModelConfig, configs.to_mapping(config) | trained)
+    components = build_components(config)
+    if folder is not None:
+        components.codec.autoencoder.load_state_dict(load_file(folder / "autoencoder.safetensors"))
+    if sections.data.get("cache"):
+        check_encoders(sections.data["cache"], components.codec, None if sections.model.train_text else components.text)
+    module = BaseModule(VideoPipeline(components, config), recipe.training, sections.model.train_text)
+    return module, build_data(sections.data, recipe)

@@ -1,0 +1,188 @@
+"""What accompanies a training sample: itself, others, by which shares; from files, from a cache, on the device."""
+
+import numpy as np
+import pytest
+import torch
+
+import aicl.tasks  # noqa: F401 (makes the tasks known)
+from aicl.training_pairs import PairMaker, ReferenceSettings, build_pair_sampler
+from lvdm.data import CachedChanges, Changed, ClipCache, ClipConfig, ClipRecord, SelfPairConfig, cache_settings
+from lvdm.data.caching import cache_clips, cache_texts, encoder_settings, load_encoders
+from lvdm.data.manifest import DataConfig, read_records
+from lvdm.errors import ConfigError, DataError
+from lvdm.training import train
+from tests.aicl.test_training import aicl_config, build, save_base
+from tests.aicl.tiny_models import randomise
+from tests.lvdm.training_runs import MODEL, losses, make_clips
+
+CAPTIONS = ["a man runs", "a dog runs", "she is running fast", "a mountain lake"]
+RECORDS = [ClipRecord(f"{i}.mp4", caption) for i, caption in enumerate(CAPTIONS)]
+CHANGES = {"scale": 0.2, "convolution": 0.0}
+
+
+@pytest.fixture
+def clips(tmp_path):
+    save_base(MODEL, tmp_path / "base")
+    return make_clips(tmp_path / "clips")
+
+
+def drawn(settings, count=200, number=0, records=RECORDS):
+    sampler = build_pair_sampler(settings, records)
+    return [sampler(np.random.default_rng(seed), records, number) for seed in range(count)]
+
+
+def test_self_pairs_take_every_video_and_no_other():
+    samples = drawn(ReferenceSettings(kind="self", count=2))
+    assert all(references == [Changed(target)] * 2 for target, *references in samples)
+    assert {target for target, *_ in samples} == {0, 1, 2, 3}
+
+
+def test_a_single_video_trains():
+    records = [ClipRecord("only.mp4", "")]
+    assert drawn(ReferenceSettings(kind="self"), 3, records=records) == [[0, Changed(0)]] * 3
+    with pytest.raises(DataError, match=r"references\.kind = self"):
+        build_pair_sampler(ReferenceSettings(), records)
+
+
+def test_mixed_pairs_follow_their_schedule():
+    settings = ReferenceSettings(kind="mixed", self_share=[(0, 1.0), (100, 1.0), (200, 0.0)])
+    assert [settings.share_of_self_pairs(n) for n in (0, 100, 150, 200, 900)] == [1.0, 1.0, 0.5, 0.0, 0.0]
+    assert all(isinstance(reference, Changed) for _, reference in drawn(settings, number=50))
+    late = drawn(settings, number=300)
+    assert {tuple(pair) for pair in late if pair[0] < 3} == {(a, b) for a in range(3) for b in range(3) if a != b}
+    assert {pair[1] for pair in late if pair[0] == 3} == {Changed(3)}  # nobody else shows a lake
+    half = drawn(settings, number=150)
+    assert 0.4 < np.mean([isinstance(pair[1], Changed) for pair in half if pair[0] < 3]) < 0.6
+
+
+def test_wrong_references_are_changed_like_right_ones():
+    samples = drawn(ReferenceSettings(kind="self", wrong_share=0.25), 400)
+    wrong = [reference.index != target for target, reference in samples]
+    assert 0.18 < np.mean(wrong) < 0.32
+    assert all(isinstance(reference, Changed) for _, reference in samples)
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"count": 0}, "1 or more"),
+        ({"self_share": 1.5}, r"in \[0, 1\]"),
+        ({"self_share": [(5, 1.0), (5, 0.0)]}, "ascending"),
+        ({"wrong_share": 0.1}, "needs references.kind"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(section, message):
+    with pytest.raises(ConfigError, match=message):
+        ReferenceSettings.read(section)
+    assert ReferenceSettings.read(3).count == 3 and ReferenceSettings.read(None).kind == "same_action"
+
+
+def device_batch(count=None, number=0):
+    frames = torch.rand(3, 3, 2, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    batch = {
+        "frames": frames,
+        "caption": ["a", "b", "c"],
+        "number": torch.arange(number, number + 3),
+        "noise_seed": torch.tensor([11, 22, 33]),
+    }
+    if count is not None:
+        batch["references"] = torch.zeros(3, count, 3, 2, 8, 8)
+        batch["reference_captions"] = [["x"] * count] * 3
+    return batch
+
+
+def test_on_the_device_targets_without_references_become_self_pairs():
+    batch = device_batch()
+    made = PairMaker(ReferenceSettings(kind="self", count=2))(batch)
+    assert made["references"].shape == (3, 2, 3, 2, 8, 8)
+    assert made["reference_captions"] == [["a"] * 2, ["b"] * 2, ["c"] * 2]
+    assert not torch.equal(made["references"][:, 0], made["references"][:, 1])
+    assert PairMaker(ReferenceSettings(kind="self"))(made)["references"] is made["references"]  # once is enough
+    alone = {name: value[1:2] for name, value in batch.items()}
+    again = PairMaker(ReferenceSettings(kind="self", count=2))(alone)
+    torch.testing.assert_close(again["references"][0], made["references"][1], atol=2e-5, rtol=0)
+
+
+def test_on_the_device_a_share_of_given_references_becomes_self_pairs():
+    settings = ReferenceSettings(kind="mixed", self_share=[(0, 1.0), (10, 0.0)], changes=SelfPairConfig(brightness=0.5))
+    batch = device_batch(2, number=100)
+    late = PairMaker(settings)(batch)
+    assert torch.equal(late["references"], batch["references"]) and late["reference_captions"] == [["x", "x"]] * 3
+    early = PairMaker(settings)(device_batch(2))
+    own = [[text != "x" for text in texts] for texts in early["reference_captions"]]
+    assert any(map(any, own))
+    for i, row in enumerate(own):
+        for j, mine in enumerate(row):
+            assert early["references"][i, j].any() == mine
+
+
+def test_on_the_device_references_that_do_not_belong_are_kept_but_changed():
+    batch = device_batch(1) | {"reference_wrong": [[True], [False], [True]]}
+    batch["references"] = batch["references"] + 0.1
+    made = PairMaker(ReferenceSettings(kind="self"))(batch)
+    assert made["reference_captions"] == [["x"], ["b"], ["x"]]
+    spread = made["references"].std((3, 4, 5)).amax((1, 2))
+    assert spread[0] < 1e-3 < spread[1]  # a flat clip stays flat
+    assert not torch.allclose(made["references"][0], batch["references"][0])
+
+
+def self_config(tmp_path, **sections):
+    references = {"kind": "self", "count": 1, "changes": CHANGES} | sections.pop("references", {})
+    return aicl_config(tmp_path, references=references, **sections)
+
+
+def test_one_clip_without_a_caption_trains(tmp_path, clips):
+    for path in sorted(clips.iterdir()):
+        if path.stem != "0":
+            path.unlink()
+    (clips / "0.txt").unlink()
+    config = self_config(tmp_path)
+    with pytest.raises(DataError, match=r"data\.default_caption"):
+        build(config)
+    config["data"]["default_caption"] = "a person"
+    assert train(config) == 0
+    assert len(losses(tmp_path / "runs" / "aicl")) == 4
+
+
+def test_a_cache_of_changed_clips_gives_what_files_give(tmp_path, clips):
+    config = self_config(tmp_path)
+    config["data"]["clip"]["augmentation"] = {"random_crop": True, "cached_crops": 2}
+    data = DataConfig(kind="folder", path=str(clips), clip=ClipConfig(2, (16, 16), 8, None))
+    clip = build(config)[1].dataset.config
+    records, encoders = read_records(data), load_encoders(tmp_path / "base", "cpu")
+    changes = CachedChanges(SelfPairConfig(**CHANGES), 3)
+    settings = cache_settings(clip, 0, changes) | encoder_settings(encoders.codec, encoders.text, "float32")
+    cache = ClipCache.create(tmp_path / "cache", settings)
+    assert cache_clips(cache, records, clip, 0, encoders.codec, changes=changes) == 0
+    cache_texts(cache, [record.caption for record in records], encoders.text)
+
+    config["data"]["cache"] = str(tmp_path / "cache")
+    with pytest.raises(ConfigError, match="changes"):
+        build(config)  # four versions of each crop are the default
+    config["references"]["cached_changes"] = 3
+    module, loaded = build(config)
+    randomise(module.trained, seed=0)
+    batch = next(iter(loaded.train_dataloader()))
+    sample = loaded.dataset.sample(int(batch["number"][0]))
+    target, reference = sample.target, sample.references[0]
+    assert reference.index == target.index and reference.cached_crop == target.cached_crop
+    key = records[target.index].key
+    entry = changes.entry(target.cached_crop, reference.changed, 2)
+    assert torch.equal(batch["reference_latent_mean"][0, 0], cache.read_clip(key, entry).mean)
+    assert not torch.allclose(batch["reference_latent_mean"][0, 0], batch["latent_mean"][0], atol=1e-2)
+    versions = [cache.read_clip(key, changes.entry(target.cached_crop, c, 2)) for c in range(3)]
+    assert len({tuple(each.first_frame.flatten().tolist()) for each in versions}) == 3
+    assert module.losses(batch).isfinite().all()
+
+
+@pytest.mark.parametrize("model", ["tiny_lvdm", "tiny_videocrafter", "tiny_videocrafter_i2v"])
+def test_every_base_takes_a_step_with_self_pairs(tmp_path, model):
+    make_clips(tmp_path / "clips", 2)
+    save_base(MODEL.replace("tiny_lvdm", model), tmp_path / "base")
+    module, data = build(self_config(tmp_path))
+    randomise(module.trained, seed=0)
+    batch = next(iter(data.train_dataloader()))
+    loss = module.losses(batch)
+    loss.mean().backward()
+    assert loss.isfinite().all() and all(p.grad is not None for p in module.trained.parameters())
+    assert "reference_gap" in module.diagnostics(batch)
