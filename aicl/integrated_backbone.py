@@ -56,7 +56,13 @@ class BlockIntegration(nn.Module):
         selected = tokens[start:stop]
         shares = context.features.split(self.feature_channels, dim=2)
         for attention, share in zip(self.parts.values(), shares):
-            selected = selected + context.scale * attention(selected, share, context, size)
+            update = attention(selected, share, context, size)
+            if torch.is_grad_enabled():
+                selected = selected + context.scale * update
+            else:
+                selected.add_(update, alpha=context.scale)  # in the place of the block's output, which nobody else has
+        if not torch.is_grad_enabled():
+            return tokens
         if stop - start == tokens.shape[0]:
             return selected
         return torch.cat([tokens[:start], selected, tokens[stop:]])

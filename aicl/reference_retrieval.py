@@ -1,17 +1,18 @@
 """Reference selection: videos that share an action with a caption (eq. 8, III-D1), and an index of them on disk."""
 
-import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from aicl.verbs import contains, phrase, verbs
+from lvdm.config import from_mapping
 from lvdm.data.clips import ClipRecord
 from lvdm.errors import DataError
 from lvdm.files import write_json
+from lvdm.outside import checked, checked_path, hinted, read_object
 
 FORMAT_VERSION = 1
 
@@ -28,8 +29,10 @@ class VerbIndex:
     """Which of a list of captioned videos show which action.
 
     An action is a verb, whatever its form, or for uniform captions ("A person is playing guitar") the whole phrase.
-    `without_action` lists the videos whose captions name none: they are never references. Pass `actions` and
-    `phrases` to skip the reading of captions where that was done before.
+    `without_action` lists the captions that name none: their videos are never references. Pass `actions` and `phrases`
+    to skip the reading of captions where that was done before. `videos` says, for each caption, which video it is about
+    (any values; None: each about another): a video with several captions is counted once, is drawn as often as others,
+    and is never its own reference.
     """
 
     def __init__(
@@ -37,8 +40,13 @@ class VerbIndex:
         captions: Sequence[str],
         actions: Sequence[Sequence[str]] | None = None,
         phrases: Sequence[str | None] | None = None,
+        videos: Sequence[Hashable] | None = None,
     ):
         self.captions = list(captions)
+        numbers: dict[Hashable, int] = {}
+        names = range(len(self.captions)) if videos is None else videos
+        self.video = np.array([numbers.setdefault(name, len(numbers)) for name in names], dtype=np.int64)
+        self.num_videos = len(numbers)
         self.verbs = [tuple(verbs(caption)) for caption in captions] if actions is None else [tuple(a) for a in actions]
         self.phrases = [phrase(caption) for caption in captions] if phrases is None else list(phrases)
         self._by_verb = _members(self.verbs)
@@ -48,9 +56,15 @@ class VerbIndex:
     def __len__(self) -> int:
         return len(self.captions)
 
+    @classmethod
+    def of_records(cls, records: Sequence[ClipRecord], actions: Sequence[Sequence[str]] | None = None) -> "VerbIndex":
+        """The index of a manifest's records, of which those with one key are about one video."""
+        return cls([record.caption for record in records], actions, videos=[record.key for record in records])
+
     def counts(self) -> dict[str, int]:
         """How many videos show each verb, most frequent first."""
-        return dict(sorted(((v, len(i)) for v, i in self._by_verb.items()), key=lambda item: (-item[1], item[0])))
+        sizes = ((verb, self._count(rows)) for verb, rows in self._by_verb.items())
+        return dict(sorted(sizes, key=lambda item: (-item[1], item[0])))
 
     def select(self, caption: str, k: int, seed: int, exclude: Iterable[int] = ()) -> list[RetrievedReference]:
         """Draw k different videos that share an action with `caption` (eq. 8), never one of `exclude`.
@@ -62,7 +76,7 @@ class VerbIndex:
             {p: self._by_phrase[p] for p in contains(caption, self._by_phrase)},
             {v: self._by_verb[v] for v in verbs(caption) if v in self._by_verb},
         ]
-        chosen = _draw(groups, k, np.random.default_rng(seed), exclude)
+        chosen = self._draw(groups, k, np.random.default_rng(seed), exclude)
         if len(chosen) < k:
             named = (*contains(caption, self._by_phrase), *verbs(caption))
             if not named:
@@ -70,7 +84,7 @@ class VerbIndex:
                     f"'{caption}' names no action to look for: write one ('... is dancing') or give references"
                 )
             raise DataError(
-                f"{len(chosen)} of the {len(self)} videos share an action ({', '.join(named)}) with '{caption}', "
+                f"{len(chosen)} of the {self.num_videos} videos share an action ({', '.join(named)}) with '{caption}', "
                 f"{k} are wanted: ask for fewer references or add videos to the library"
             )
         return chosen
@@ -82,18 +96,43 @@ class VerbIndex:
             {} if own is None else {own: self._by_phrase[own]},
             {v: self._by_verb[v] for v in self.verbs[target]},
         ]
-        return _draw(groups, k, rng, (target,))
+        return self._draw(groups, k, rng, (target,))
 
     def targets(self, k: int) -> np.ndarray:
-        """Videos that have at least k others sharing one of their verbs or their phrase, as indices."""
+        """Captions whose video has at least k others sharing one of their verbs or their phrase, as indices."""
+        by_verb = {verb: self._count(rows) for verb, rows in self._by_verb.items()}
+        by_phrase = {name: self._count(rows) for name, rows in self._by_phrase.items()}
         return np.array(
             [
                 i
                 for i, (v, p) in enumerate(zip(self.verbs, self.phrases))
-                if any(len(self._by_verb[verb]) > k for verb in v) or (p is not None and len(self._by_phrase[p]) > k)
+                if any(by_verb[verb] > k for verb in v) or (p is not None and by_phrase[p] > k)
             ],
             dtype=np.int64,
         )
+
+    def _count(self, rows: np.ndarray) -> int:
+        """How many videos some captions are about."""
+        return len(np.unique(self.video[rows])) if self.num_videos < len(self) else len(rows)
+
+    def _draw(
+        self, groups: Sequence[dict[str, np.ndarray]], k: int, rng: np.random.Generator, exclude: Iterable[int]
+    ) -> list[RetrievedReference]:
+        """Up to k videos, evenly from the union of the first group's members, then of the next group's."""
+        taken = {int(self.video[number]) for number in exclude}
+        chosen: list[RetrievedReference] = []
+        for group in groups:
+            if len(chosen) == k or not group:
+                continue
+            rows = np.unique(np.concatenate(list(group.values())))
+            rows = rows[~np.isin(self.video[rows], list(taken))]
+            if self.num_videos < len(self):  # one caption of each video
+                rows = np.sort(rows[np.unique(self.video[rows], return_index=True)[1]])
+            for number in rng.choice(rows, size=min(k - len(chosen), len(rows)), replace=False).tolist():
+                action = next(name for name, members in group.items() if _has(members, number))
+                taken.add(int(self.video[number]))
+                chosen.append(RetrievedReference(number, action))
+        return chosen
 
 
 class VerbPairSampler:
@@ -104,8 +143,10 @@ class VerbPairSampler:
 
     def __init__(self, index: VerbIndex, num_references: int = 1):
         self.index, self.num_references = index, num_references
-        self._targets = index.targets(num_references)
-        if not len(self._targets):
+        targets = index.targets(num_references)
+        self._targets = targets[np.argsort(index.video[targets], kind="stable")]  # captions of one video side by side
+        _, self._first, self._several = np.unique(index.video[self._targets], return_index=True, return_counts=True)
+        if not len(targets):
             raise DataError(
                 f"none of the {len(index)} captions shares a verb with {num_references} others: the data has no pairs; "
                 "references.kind = self pairs every video with itself"
@@ -114,14 +155,26 @@ class VerbPairSampler:
     @property
     def unused(self) -> int:
         """Number of videos that are never a target, for want of a verb or of positives."""
-        return len(self.index) - len(self._targets)
+        return self.index.num_videos - len(self._first)
 
     def __call__(self, rng: np.random.Generator, records: Sequence[ClipRecord], number: int = 0) -> list[int]:
         """[target, reference, ...] as indices of `records`, which must be the videos of the index."""
         if len(records) != len(self.index):
             raise DataError(f"the verb index has {len(self.index)} videos, the data set {len(records)}: index it anew")
-        target = int(self._targets[rng.integers(len(self._targets))])
+        video = rng.integers(len(self._first))
+        caption = rng.integers(self._several[video]) if self._several[video] > 1 else 0
+        target = int(self._targets[self._first[video] + caption])
         return [target, *(choice.index for choice in self.index.positives(target, self.num_references, rng))]
+
+
+@dataclass(frozen=True)
+class _IndexedVideo:
+    """An entry of an index file."""
+
+    path: str
+    caption: str
+    verbs: list[str]
+    phrase: str | None = None
 
 
 @dataclass(frozen=True)
@@ -140,9 +193,8 @@ class Library:
 
 def build_library(records: Sequence[ClipRecord], progress: Callable[[Iterable[str]], Iterable[str]] = iter) -> Library:
     """Read the actions of all captions; `progress` may wrap the iteration, such as tqdm does."""
-    captions = [record.caption for record in records]
-    actions = [verbs(caption) for caption in progress(captions)]
-    return Library([Path(record.path) for record in records], VerbIndex(captions, actions))
+    actions = [verbs(caption) for caption in progress([record.caption for record in records])]
+    return Library([Path(record.path) for record in records], VerbIndex.of_records(records, actions))
 
 
 def save_library(path: str | os.PathLike, library: Library) -> None:
@@ -158,23 +210,26 @@ def save_library(path: str | os.PathLike, library: Library) -> None:
 
 def load_library(path: str | os.PathLike) -> Library:
     """Read an index file. Raises DataError if it is missing, not one, or of another format version."""
-    path = Path(path)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+    path = checked_path(path, DataError)
+    with hinted("make an index of references with aicl index"):
+        content = read_object(path, DataError)
+        if "format" not in content or not isinstance(content.get("videos"), list):
+            raise DataError(f"{path} is not an index of references")
+    if content["format"] != FORMAT_VERSION:
         version = content["format"]
-        videos = content["videos"]
-        if version != FORMAT_VERSION:
-            raise DataError(
-                f"{path} has index format {version}, this version reads {FORMAT_VERSION}: index the videos anew"
-            )
-        folder = path.resolve().parent
-        paths = [Path(os.path.normpath(folder / video["path"])) for video in videos]
-        fields = ([video[name] for video in videos] for name in ("caption", "verbs", "phrase"))
-        return Library(paths, VerbIndex(*fields))
-    except OSError as error:
-        raise DataError(f"index {path} cannot be read ({error.strerror}): make it with aicl index") from error
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is not an index of references: make one with aicl index") from error
+        raise DataError(
+            f"{path} has index format {version}, this version reads {FORMAT_VERSION}: index the videos anew"
+        )
+    videos = [
+        from_mapping(
+            _IndexedVideo, checked(video, dict, f"{path}: video {number}", DataError), f"{path}: video {number}"
+        )
+        for number, video in enumerate(content["videos"])
+    ]
+    folder = path.resolve().parent
+    paths = [Path(os.path.normpath(folder / checked_path(video.path, DataError))) for video in videos]
+    fields = ([getattr(video, name) for video in videos] for name in ("caption", "verbs", "phrase"))
+    return Library(paths, VerbIndex(*fields, videos=paths))
 
 
 def _members(labels: Sequence[Sequence[str]]) -> dict[str, np.ndarray]:
@@ -184,22 +239,6 @@ def _members(labels: Sequence[Sequence[str]]) -> dict[str, np.ndarray]:
         for label in own:
             members.setdefault(label, []).append(i)
     return {label: np.array(numbers, dtype=np.int64) for label, numbers in members.items()}
-
-
-def _draw(
-    groups: Sequence[dict[str, np.ndarray]], k: int, rng: np.random.Generator, exclude: Iterable[int]
-) -> list[RetrievedReference]:
-    """Up to k videos, evenly from the union of the first group's members, then of the next group's."""
-    taken, chosen = set(exclude), []
-    for group in groups:
-        if len(chosen) == k or not group:
-            continue
-        pool = np.setdiff1d(np.concatenate(list(group.values())), np.array(sorted(taken), dtype=np.int64))
-        for number in rng.choice(pool, size=min(k - len(chosen), len(pool)), replace=False).tolist():
-            action = next(name for name, members in group.items() if _has(members, number))
-            taken.add(number)
-            chosen.append(RetrievedReference(number, action))
-    return chosen
 
 
 def _has(members: np.ndarray, number: int) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor
 from aicl.motion_features import ENDING, MotionFeatures
 from aicl.options import Reference
 from lvdm.errors import ConfigError, VideoError
-from lvdm.video import frame_files, frame_indices, load_clip, probe, read_image, resize_crop, to_frames
+from lvdm.video import IMAGE_ENDINGS, frame_files, frame_indices, load_clip, probe, read_image, resize_crop, to_frames
 
 
 def reference_rows(references: Any, count: int) -> list[list[Reference]]:
@@ -53,7 +53,7 @@ def reference_key(reference: Reference) -> tuple[str | int, str | None]:
 
 
 def check_reference(reference: Reference) -> None:
-    """Raise VideoError for a file that cannot be read, or a still image, however it is called: it shows no action.
+    """Raise VideoError for a file that cannot be read, or a single image: it shows no action.
 
     Raises ConfigError for pixels that are not uint8 (t, h, w, 3), CheckpointError for a damaged file of features.
     """
@@ -104,6 +104,8 @@ def _loaded(rows: list[list[Reference]]) -> list[list[Reference]]:
 
 def _count(video: Path) -> int:
     """The number of frames of a file or of a folder. Raises VideoError where there are none to read."""
+    if video.suffix.lower() in IMAGE_ENDINGS and video.is_file():
+        return 1
     return len(frame_files(video)) if video.is_dir() else probe(video).num_frames
 
 

@@ -87,7 +87,7 @@ class ReferenceSampler:
     def __init__(self, settings: ReferenceSettings, records: Sequence[ClipRecord]) -> None:
         self.settings, self._size = settings, len(records)
         mixed = settings.kind == "mixed"
-        self._index = VerbIndex([record.caption for record in records]) if mixed else None
+        self._index = VerbIndex.of_records(records) if mixed else None
         if settings.wrong_share and len(records) < 2:
             raise DataError("references.wrong_share takes references from other videos: the data has only one")
 
@@ -108,7 +108,7 @@ class ReferenceSampler:
 def build_pair_sampler(settings: ReferenceSettings, records: Sequence[ClipRecord]) -> PairSampler:
     """The pair sampler that the settings describe. Raises DataError where the data has no such pairs."""
     if settings.kind == "same_action":
-        return VerbPairSampler(VerbIndex([record.caption for record in records]), settings.count)
+        return VerbPairSampler(VerbIndex.of_records(records), settings.count)
     return ReferenceSampler(settings, records)
 
 

@@ -63,5 +63,8 @@ def main(args: argparse.Namespace) -> int:
         report = check_records(records, args.report, args.workers, args.quick, progress)
     for reason in report["broken"].values():
         print(reason)
-    print(f"{report['checked']} videos checked, {len(report['broken'])} broken: see {args.report}")
+    for key, message in report["damaged"].items():
+        print(f"{key}: {message}; the file is damaged, fetch it again")
+    counts = f"{len(report['broken'])} broken, {len(report['damaged'])} damaged"
+    print(f"{report['checked']} videos checked, {counts}: see {args.report}")
     return 1 if report["broken"] else 0

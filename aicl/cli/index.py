@@ -46,7 +46,7 @@ def main(args: argparse.Namespace) -> None:
     save_library(args.out, library)
     index = library.index
     frequent = ", ".join(f"{verb} {count}" for verb, count in list(index.counts().items())[:SHOWN])
-    print(f"{args.out}: {len(index)} videos, {len(index.counts())} verbs, most often {frequent or 'none'}")
+    print(f"{args.out}: {index.num_videos} videos, {len(index.counts())} verbs, most often {frequent or 'none'}")
     if index.without_action:
         print(f"{len(index.without_action)} captions name no action and are never chosen, such as:")
         for number in index.without_action[:SHOWN]:

@@ -17,8 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from aicl.puppets.actions import ACTIONS, SEEN_INDICES, UNSEEN_INDICES
-from aicl.puppets.captions import Description, Wording, caption, describe, made_up, random_wording
-from aicl.puppets.names import GENERIC
+from aicl.puppets.captions import GENERIC, Description, Wording, caption, describe, made_up, random_wording
 from aicl.puppets.programs import FIRST_RANDOM, program_bank
 from aicl.puppets.renderer import render
 from aicl.puppets.scene_parameters import CAMERA_FIELDS, FIELDS, MOTION_FIELDS, draw_scene_parameters, looks, uniforms
@@ -26,7 +25,7 @@ from lvdm.data.sampling import NumberSampler
 from lvdm.errors import ConfigError
 
 _STREAM = 1  # keeps these draws apart from those of random programs
-_DRAWS = len(FIELDS) + 2  # uniforms for one performance
+_DRAWS = len(FIELDS) + 2  # uniforms for one scene
 _CHOICES = 8  # uniforms for everything else about a sample
 FPS = 8.0  # of 16 frames; a clip lasts two seconds at any frame count
 
@@ -59,8 +58,8 @@ class PuppetConfig:
     looks. patterns: share of striped shirts, and of striped backgrounds.
     in_turn: sample n shows the n-th named action, counted round and round, and no random motion (for measuring).
     references: how many clips accompany a target (0 for a base model). paired: share of references that are another
-    rendering of the target's own performance, with other person, looks and camera; the rest are independent
-    performances of the same motion. same_camera: share of the paired ones that keep the target's camera.
+    rendering of the target's own motion, with other person, looks and camera; the rest are independent
+    scenes of the same motion. same_camera: share of the paired ones that keep the target's camera.
     """
 
     size: int = 64
@@ -105,7 +104,7 @@ class PuppetConfig:
 def draw_batch(config: PuppetConfig, seed: int, numbers: NDArray[np.int64]) -> dict[str, Any]:
     """The samples `numbers` as numbers and captions, without frames.
 
-    number, noise_seed int64 (b,), timestep_u float64 (b,), performances float32 (b, FIELDS), caption (list), fps (b,);
+    number, noise_seed int64 (b,), timestep_u float64 (b,), scenes float32 (b, FIELDS), caption (list), fps (b,);
     with references also reference_scene_parameters (b, k, FIELDS) and reference_captions (list of lists of k).
     """
     clips = 1 + config.references
@@ -118,17 +117,17 @@ def draw_batch(config: PuppetConfig, seed: int, numbers: NDArray[np.int64]) -> d
     if config.references:
         _pair(config, rows, per_clip[..., _DRAWS:])
     captions = [_captions(config, clip_rows, choice) for clip_rows, choice in zip(rows, choices)]
-    performances = torch.from_numpy(rows)
+    scenes = torch.from_numpy(rows)
     batch = {
         "number": torch.from_numpy(np.asarray(numbers, np.int64)),
         "timestep_u": torch.from_numpy(choices[:, 3].copy()),
         "noise_seed": torch.from_numpy((choices[:, 4] * 2**53).astype(np.int64)),
-        "scene_parameters": performances[:, 0].contiguous(),
+        "scene_parameters": scenes[:, 0].contiguous(),
         "caption": [texts[0] for texts in captions],
         "fps": torch.full((len(numbers),), FPS * config.frames / 16),
     }
     if config.references:
-        batch["reference_scene_parameters"] = performances[:, 1:].contiguous()
+        batch["reference_scene_parameters"] = scenes[:, 1:].contiguous()
         batch["reference_captions"] = [texts[1:] for texts in captions]
     return batch
 
@@ -146,7 +145,7 @@ def _motions(config: PuppetConfig, numbers: NDArray[np.int64], choices: NDArray)
 
 
 def _pair(config: PuppetConfig, rows: NDArray, draws: NDArray) -> None:
-    """Make some references, in place, renderings of the target's own performance. `draws` (b, 1 + k, choices)."""
+    """Make some references, in place, renderings of the target's own motion. `draws` (b, 1 + k, choices)."""
     paired = draws[:, 1:, 0] < config.paired
     shared = [(MOTION_FIELDS, paired), (CAMERA_FIELDS, paired & (draws[:, 1:, 1] < config.same_camera))]
     for fields, which in shared:
@@ -253,7 +252,7 @@ class PuppetDataModule(pl.LightningDataModule):
         return batch
 
     def bank(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """The motions that performances refer to, kept on the device."""
+        """The motions that scenes refer to, kept on the device."""
         if device not in self._banks:
             count = self.config.programs if self.config.program_share > 0 else 0
             self._banks[device] = tuple(tensor.to(device) for tensor in program_bank(count, self.seed))

@@ -8,6 +8,7 @@ import torch
 from lvdm import config as configs
 from lvdm.checkpoints.families import FAMILIES, Family, detect_family, split_parts
 from lvdm.checkpoints.folder import CONFIG_FILE, expected_parts, new_folder, write_part
+from lvdm.checkpoints.integrity import check_values
 from lvdm.checkpoints.reader import State, read_checkpoint
 from lvdm.checkpoints.strict import check_entries
 from lvdm.checkpoints.text_layouts import (
@@ -55,7 +56,9 @@ def convert_checkpoint(
     modules = build_components(config, init="meta").modules()
     converted = {part: converters[part](parts[part]) for part in modules}
     for part, module in modules.items():
-        check_entries(module.state_dict(), converted[part], f"the entries of {part} in {source}{seems} and the config")
+        what = f"the entries of {part} in {source}{seems} and the config"
+        check_entries(module.state_dict(), converted[part], what)
+        check_values(module.state_dict(), converted[part], what)
     with new_folder(folder) as temporary:
         for part, state in converted.items():
             write_part(temporary, part, state, dtype)

@@ -87,7 +87,8 @@ def cache_clips(
             "a cache holds fixed augmentations: set data.clip.augmentation.cached_crops to how many each video gets"
         )
     entries = range(config.augmentation.cached_crops * (1 if changes is None else 1 + changes.count))
-    everything = [(record, entry) for record in records for entry in entries]
+    videos = {record.key: record for record in records}.values()  # a video may be listed with several captions
+    everything = [(record, entry) for record in videos for entry in entries]
     left = [
         (record, entry) for record, entry in everything[part[0] :: part[1]] if not cache.has_clip(record.key, entry)
     ]

@@ -33,6 +33,7 @@ class ClipDataModule(pl.LightningDataModule):
         super().__init__()
         self.dataset, self.batch_size, self.workers, self.start = dataset, batch_size, workers, start
         self.skipped = 0  # broken videos met so far by this process
+        self.damaged: set[str] = set()  # sentences about videos that were used though frames decode with errors
 
     def train_dataloader(self) -> DataLoader:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
@@ -48,6 +49,10 @@ class ClipDataModule(pl.LightningDataModule):
         for error in batch.pop("skipped"):
             self.skipped += 1
             log.warning("skipped a broken video (%d so far): %s", self.skipped, error)
+        for message in batch.pop("damaged"):
+            if message not in self.damaged:
+                self.damaged.add(message)
+                log.warning("used a damaged video (%d so far): %s", len(self.damaged), message)
         return batch
 
 

@@ -22,7 +22,7 @@ from lvdm.data.sampling import (
 )
 from lvdm.data.self_pairs import CachedChanges
 from lvdm.errors import ConfigError, DataError, VideoError
-from lvdm.video import ShortRule, frame_indices, frame_step, open_video, resize_crop, to_frames
+from lvdm.video import ShortRule, damage, open_video, to_frames
 
 _ATTEMPTS = 100  # replacements for one sample before the data set counts as broken
 
@@ -52,17 +52,21 @@ class ClipConfig:
             )
 
 
-def read_clip(record: ClipRecord, augmentation: Augmentation, config: ClipConfig) -> tuple[Tensor, float]:
-    """The clip as uint8 pixels (t, h, w, 3), and its frame rate (1/s). Raises VideoError for a broken file."""
-    video = open_video(record.path)
-    info = video.info
-    timing = {"source_fps": info.fps, "stride": config.stride, "target_fps": config.fps, "short": config.short}
-    indices = frame_indices(info.num_frames, config.num_frames, position=augmentation.position, **timing)
-    step = frame_step(info.num_frames, config.num_frames, **timing)
-    pixels = resize_crop(video.read(indices), config.size, augmentation.crop)
+def read_clip(
+    record: ClipRecord, augmentation: Augmentation, config: ClipConfig, damaged: list[str] | None = None
+) -> tuple[Tensor, float]:
+    """The clip as uint8 pixels (t, h, w, 3), and its frame rate (1/s). Raises VideoError for a broken file.
+
+    A sentence about frames that decode with errors is appended to `damaged`.
+    """
+    video, frames = open_video(record.path), []
+    indices, fps = video.choose(config.num_frames, config.fps, config.stride, augmentation.position, config.short)
+    pixels = video.read(indices, size=config.size, crop=augmentation.crop, damaged=frames)
+    if frames and damaged is not None:
+        damaged.append(damage(record.path, frames))
     if augmentation.flip:
         pixels = pixels.flip(2)
-    return pixels, info.fps / step if step else info.fps
+    return pixels, fps
 
 
 def cache_settings(config: ClipConfig, seed: int, changes: CachedChanges | None = None) -> dict[str, Any]:
@@ -81,7 +85,7 @@ def cache_settings(config: ClipConfig, seed: int, changes: CachedChanges | None 
 class ClipDataset(Dataset):
     """Training samples, indexed by global sample number (any non-negative integer).
 
-    An item has: number, noise_seed (int), timestep_u in [0, 1), caption, fps (1/s, of the clip), skipped; with
+    An item has: number, noise_seed (int), timestep_u in [0, 1), caption, fps (1/s, of the clip), skipped, damaged; with
     references also reference_captions (list of k) and reference_fps (list of k). And its clips,
     - from files: frames float [-1, 1] (c, t, h, w), references (k, c, t, h, w), and reference_changed, a list of k:
       which of them have yet to be changed, on the device, with `change_clips`;
@@ -90,6 +94,7 @@ class ClipDataset(Dataset):
 
     A video that cannot be read is replaced by the next draw of the same generator. It is not tried again, in any
     worker; `skipped` lists the errors met while making this item, so that the main process can count and report them.
+    `damaged` does so for videos that were used though some of their frames decode with errors.
 
     Args:
         pair_sampler: chooses the target and its references, see `lvdm.data.sampling`.
@@ -130,16 +135,18 @@ class ClipDataset(Dataset):
             if any(self._broken[clip.index] for clip in clips):
                 continue
             parts: list[dict[str, Any]] = []
+            damaged: list[str] = []
             for clip in clips:
                 try:
                     again = self.cache is None and parts and replace(clip, changed=None) == clips[0]
-                    parts.append(parts[0] if again else self._load(clip))  # a self-pair is read from its file once
+                    # a self-pair is read from its file once
+                    parts.append(parts[0] if again else self._load(clip, damaged))
                 except VideoError as error:
                     self._broken[clip.index] = True
                     skipped.append(str(error))
                     break
             else:
-                return self._item(draw, parts, skipped)
+                return self._item(draw, parts, {"skipped": skipped, "damaged": damaged})
         raise DataError(self._too_many_broken(number))
 
     def _candidates(self, number: int) -> Iterator[TrainingSample]:
@@ -153,10 +160,10 @@ class ClipDataset(Dataset):
             f"{len(self.records)} are broken; check the data set with aicl check-data"
         )
 
-    def _load(self, clip: SampledClip) -> dict[str, Any]:
+    def _load(self, clip: SampledClip, damaged: list[str]) -> dict[str, Any]:
         record = self.records[clip.index]
         if self.cache is None:
-            pixels, fps = read_clip(record, clip.augmentation, self.config)
+            pixels, fps = read_clip(record, clip.augmentation, self.config, damaged)
             return {"frames": to_frames(pixels), "fps": fps, "caption": record.caption}
         entry = clip.cached_crop
         if clip.changed is not None:
@@ -170,10 +177,10 @@ class ClipDataset(Dataset):
             part["context"] = self.cache.read_text(record.caption)
         return part
 
-    def _item(self, draw: TrainingSample, parts: list[dict[str, Any]], skipped: list[str]) -> dict[str, Any]:
+    def _item(self, draw: TrainingSample, parts: list[dict[str, Any]], errors: dict[str, list[str]]) -> dict[str, Any]:
         target, *references = parts
         item = {"number": draw.number, "timestep_u": draw.timestep_u, "noise_seed": draw.noise_seed}
-        item |= target | {"skipped": skipped}
+        item |= target | errors
         if references:
             for name, value in target.items():
                 values = [reference[name] for reference in references]
@@ -196,11 +203,12 @@ _REFERENCE_NAMES = {
 
 def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Items -> batch: tensors and numbers stacked on a new first dimension (number, noise_seed int64; timestep_u
-    float64; fps float32), captions as lists (reference captions: one list of k for each sample), skipped joined."""
+    float64; fps float32), captions as lists (reference captions: a list of k for each sample), skipped and damaged
+    joined."""
     batch: dict[str, Any] = {}
     for name, value in items[0].items():
         values = [item[name] for item in items]
-        if name == "skipped":
+        if name in ("skipped", "damaged"):
             batch[name] = [error for errors in values for error in errors]
         elif isinstance(value, Tensor):
             batch[name] = torch.stack(values)

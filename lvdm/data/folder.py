@@ -7,6 +7,7 @@ from pathlib import Path
 from lvdm.data.clips import ClipRecord
 from lvdm.data.manifest_rows import LISTING_ENDINGS, read_rows
 from lvdm.errors import DataError
+from lvdm.outside import check_text, checked_path, read_text
 from lvdm.video import VIDEO_ENDINGS
 
 LISTING = "captions.csv"
@@ -19,7 +20,8 @@ def read_folder(
 
     With `captions`: the rows of a .csv (with a header) or .jsonl file, in its order: `file` (relative to `root`),
     `caption` and optionally `label`. Without it: those of captions.csv in `root`, as aicl make-puppets writes it;
-    where there is none, every video file, sorted, each with its caption in a .txt file of the same name.
+    where there is none, every video file that is not hidden, sorted, each with its caption in a .txt file of the same
+    name. A file that is listed with several captions gives a record for each, all with the same key.
     default_caption: of videos that have none; None does not allow that.
     Raises DataError for a missing folder, file, caption or column.
     """
@@ -34,13 +36,27 @@ def read_folder(
     return records
 
 
+def video_files(root: str | os.PathLike[str]) -> list[Path]:
+    """All video files below `root`, sorted; hidden ones, and those in hidden folders, are left out."""
+    root = Path(root)
+    found = (path for path in root.rglob("*") if path.suffix.lower() in VIDEO_ENDINGS)
+    return sorted(path for path in found if not is_hidden(path.relative_to(root)) and path.is_file())
+
+
+def is_hidden(path: Path) -> bool:
+    """Whether a relative path has a part that begins with a dot, as the system's own files have (._a.mp4, .Trash)."""
+    return any(part.startswith(".") for part in path.parts)
+
+
 def _beside(root: Path, default_caption: str | None) -> Iterator[ClipRecord]:
-    for file in sorted(path for path in root.rglob("*") if path.suffix.lower() in VIDEO_ENDINGS and path.is_file()):
-        try:
-            caption = file.with_suffix(".txt").read_text(encoding="utf-8").strip() or None
-        except (OSError, UnicodeDecodeError):
-            caption = None
-        caption = default_caption if caption is None else caption
+    texts: dict[Path, dict[str, Path]] = {}  # folder -> name without its ending -> text file
+    for file in video_files(root):
+        if file.parent not in texts:
+            found = (path for path in sorted(file.parent.iterdir()) if path.suffix.lower() == ".txt")
+            texts[file.parent] = {path.stem: path for path in found}
+        text = texts[file.parent].get(file.stem)
+        caption = check_text(read_text(text, DataError).strip(), text, DataError) if text else None
+        caption = caption or default_caption
         if caption is None:
             raise DataError(
                 f"{file}: has no caption; write it to {file.with_suffix('.txt').name} beside it, or set "
@@ -52,16 +68,19 @@ def _beside(root: Path, default_caption: str | None) -> Iterator[ClipRecord]:
 def _listed(root: Path, listing: Path, default_caption: str | None) -> Iterator[ClipRecord]:
     if listing.suffix.lower() not in LISTING_ENDINGS:
         raise DataError(f"{listing}: is neither .csv nor .jsonl; give captions in one of these")
-    for line, row in read_rows(listing, '"file": ..., "caption": ...'):
-        values = {name: row.get(name) for name in ("file", "caption", "label")}
-        if not str(values["caption"] or "").strip():
-            values["caption"] = default_caption
-        empty = [name for name, value in (("file", values["file"]), ("caption", values["caption"])) if value is None]
-        empty += [] if str(values["file"] or "").strip() else ["file"]
-        if empty:
-            raise DataError(f"{listing}: line {line} has no '{empty[0]}'; each needs file and caption")
-        path = root / values["file"]
+    columns = ("file",) if default_caption is not None else ("file", "caption")
+    for line, row in read_rows(listing, columns):
+        where = f"{listing}: line {line}"
+        file, caption, label = (_text(row.get(name), f"{where}: '{name}'") for name in ("file", "caption", "label"))
+        caption = caption or default_caption
+        if not file or caption is None:
+            raise DataError(f"{where} has no '{'caption' if file else 'file'}'; each needs file and caption")
+        path = root / checked_path(file, DataError)
         if not path.is_file():
-            raise DataError(f"{listing}: line {line} names {values['file']}, which is not in {root}")
-        key = Path(values["file"]).as_posix()
-        yield ClipRecord(path, str(values["caption"]).strip(), values["label"] or None, key)
+            raise DataError(f"{where} names {file}, which is not in {root}")
+        yield ClipRecord(path, caption, label or None, Path(os.path.normpath(file)).as_posix())
+
+
+def _text(value: object, where: str) -> str:
+    """A field of a row without space around it, "" where it is missing. Raises DataError for anything but text."""
+    return "" if value is None else check_text(value, where, DataError).strip()

@@ -1,6 +1,5 @@
 """The `data` section of a config, and the manifest that it names."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,6 +11,7 @@ from lvdm.data.folder import read_folder
 from lvdm.data.ucf101 import Part, read_split, read_ucf101
 from lvdm.data.webvid import read_webvid
 from lvdm.errors import ConfigError, DataError
+from lvdm.outside import hinted, read_object
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,10 @@ def read_records(manifest: Manifest) -> list[ClipRecord]:
 
 def read_report(path: str | Path) -> list[str]:
     """The keys of the broken videos in a report of aicl check-data."""
-    try:
-        return list(json.loads(Path(path).read_text(encoding="utf-8"))["broken"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: is not a report of aicl check-data; run it to make one") from error
+    with hinted("make a report with aicl check-data"):
+        broken = read_object(path, DataError).get("broken")
+        if not isinstance(broken, dict) or not all(isinstance(reason, str) for reason in broken.values()):
+            raise DataError(
+                f"{path}: is not a report of aicl check-data, its 'broken' is no map from videos to reasons"
+            )
+    return list(broken)

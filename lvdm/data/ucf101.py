@@ -151,7 +151,7 @@ def read_ucf101(root: str | os.PathLike, part: Part = "all", unseen: Collection[
     if not root.is_dir():
         raise DataError(f"{root}: is not a folder; give the folder that holds UCF-101's class folders")
     wanted = [label for label in ACTIONS if part == "all" or (label in unseen) == (part == "unseen")]
-    folders = {folder.name for folder in root.iterdir() if folder.is_dir()}
+    folders = {folder.name for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith(".")}
     if folders - ACTIONS.keys():
         raise DataError(f"{root}: '{min(folders - ACTIONS.keys())}' is not a class of UCF-101; move that folder away")
     if set(wanted) - folders:
@@ -160,7 +160,8 @@ def read_ucf101(root: str | os.PathLike, part: Part = "all", unseen: Collection[
         )
     records = []
     for label in wanted:
-        files = sorted(file for file in (root / label).iterdir() if file.suffix.lower() in VIDEO_ENDINGS)
+        files = [file for file in (root / label).iterdir() if file.suffix.lower() in VIDEO_ENDINGS]
+        files = sorted(file for file in files if not file.name.startswith(".") and file.is_file())
         if not files:
             raise DataError(f"{root / label}: holds no videos; unpack the whole data set")
         records += [ClipRecord(file, caption(label), label, file.relative_to(root).as_posix()) for file in files]

@@ -1,12 +1,12 @@
 """WebVid as published: CSV files with the columns videoid, page_dir and name (the caption), and a tree of videos."""
 
-import csv
 import logging
 import os
 from pathlib import Path
 
 from lvdm.data.clips import ClipRecord
 from lvdm.errors import DataError
+from lvdm.outside import check_text, checked_path, read_table
 
 log = logging.getLogger(__name__)
 
@@ -19,26 +19,22 @@ def read_webvid(csv_path: str | os.PathLike, root: str | os.PathLike) -> list[Cl
     """
     root, records, missing, silent = Path(root), [], 0, 0
     present: dict[str, set[str]] = {}  # one listing of each folder instead of one look at each file
-    try:
-        with open(csv_path, newline="", encoding="utf-8") as file:
-            rows = csv.DictReader(file)
-            absent = {"videoid", "page_dir", "name"} - set(rows.fieldnames or ())
-            if absent:
-                raise DataError(f"{csv_path}: has no column '{min(absent)}'; give WebVid's results CSV")
-            for row in rows:
-                page, name = row["page_dir"] or "", f"{row['videoid']}.mp4"
-                if page not in present:
-                    present[page] = set(os.listdir(root / page)) if (root / page).is_dir() else set()
-                if name not in present[page]:
-                    missing += 1
-                    continue
-                caption = (row["name"] or "").strip()
-                if not caption:
-                    silent += 1
-                    continue
-                records.append(ClipRecord(root / page / name, caption, key=f"{page}/{name}"))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{csv_path}: cannot be read as a CSV file ({error})") from error
+    for line, row in read_table(csv_path, DataError, ("videoid", "page_dir", "name")):
+        page, name = row["page_dir"], f"{row['videoid']}.mp4"
+        if page not in present:
+            folder = root / checked_path(page, DataError)
+            try:
+                present[page] = set(os.listdir(folder)) if folder.is_dir() else set()
+            except OSError as error:
+                raise DataError(f"{folder}: cannot be read ({error.strerror})") from error
+        if name not in present[page]:
+            missing += 1
+            continue
+        caption = check_text(row["name"], f"{csv_path}: line {line}: 'name'", DataError).strip()
+        if not caption:
+            silent += 1
+            continue
+        records.append(ClipRecord(root / page / name, caption, key=f"{page}/{name}"))
     if not records:
         raise DataError(f"{root}: holds no captioned video of {csv_path}; give the folder that holds the page folders")
     if missing or silent:

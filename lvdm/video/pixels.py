@@ -6,6 +6,7 @@ pixels: uint8 (t, h, w, 3) in [0, 255], RGB.  frames: float (3, t, h, w) in [-1,
 import math
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,6 +14,8 @@ from torch import Tensor
 from lvdm.errors import ConfigError, VideoError
 
 ShortRule = Literal["stretch", "hold", "loop", "error"]
+
+_TICK = 1e-3  # s, to which many containers round the times of their frames
 
 
 def frame_step(
@@ -23,18 +26,21 @@ def frame_step(
     stride: float | None = None,
     target_fps: float | None = None,
     short: ShortRule = "stretch",
+    times: np.ndarray | None = None,
 ) -> float:
     """Source frames between two frames of the clip: `stride`, or source_fps / target_fps, or 1 if neither is given.
 
     With the "stretch" rule it is lowered where the video is too short, so source_fps / frame_step is the clip's rate.
+    `times`: see `frame_indices`.
     """
     if stride is not None and target_fps is not None:
         raise ConfigError("a clip has a frame stride or a target fps, not both: remove one of them")
-    if num_frames < 1 or (stride is not None and stride <= 0) or (target_fps is not None and target_fps <= 0):
+    if num_frames < 1 or not all(value is None or 0 < value < math.inf for value in (stride, target_fps)):
         raise ConfigError(f"num_frames={num_frames}, stride={stride}, fps={target_fps}: each must be positive")
     step = source_fps / target_fps if target_fps is not None else float(stride or 1)
     if short == "stretch" and num_frames > 1:
-        step = min(step, (total - 1) / (num_frames - 1))
+        room = total - 1 if times is None or target_fps is None else float(times[-1]) * source_fps
+        step = min(step, room / (num_frames - 1))
     return step
 
 
@@ -47,25 +53,37 @@ def frame_indices(
     target_fps: float | None = None,
     position: float = 0.5,
     short: ShortRule = "stretch",
+    times: np.ndarray | None = None,
 ) -> list[int]:
     """Which of a video's `total` frames make a clip of `num_frames`, `frame_step` apart.
 
     `position` in [0, 1] places the clip between the start and the end of the video. A video that is too short for it:
     "stretch" lowers the step so that the whole video is used once, at most slower (frames repeat if there are fewer
     than `num_frames`); "hold" repeats the last frame; "loop" starts again; "error" raises VideoError.
+
+    `times`, seconds (total,), says when each frame of a video of varying rate is shown: with `target_fps` each chosen
+    frame is then the one on screen at start + k / target_fps. A stride counts frames, whatever their times.
     """
     if total < 1:
         raise VideoError("a video without frames has no clip")
     step = frame_step(
-        total, num_frames, source_fps=source_fps, stride=stride, target_fps=target_fps, short=short
-    )  # fmt: skip
+        total, num_frames, source_fps=source_fps, stride=stride, target_fps=target_fps, short=short, times=times
+    )
     span = (num_frames - 1) * step
-    room = total - 1 - span
+    timed = times is not None and target_fps is not None
+    room = (float(times[-1]) * source_fps if timed else total - 1) - span
     if room < -1e-6 and short == "error":
         raise VideoError(f"a clip spans {math.ceil(span) + 1} frames but the video has {total}; lower the stride")
     start = position * max(room, 0.0)
     # Rounding down after a small push, so that 2.9999999 from floating point counts as 3.
-    indices = [math.floor(start + number * step + 1e-6) for number in range(num_frames)]
+    places = [start + number * step + 1e-6 for number in range(num_frames)]
+    if timed:
+        lasts = float(times[-1]) + 1 / source_fps  # the last frame is given the average time
+        instants = np.array(places) / source_fps
+        instants = np.mod(instants, lasts) if short == "loop" else instants
+        indices = np.searchsorted(times, instants + _TICK / 2, side="right") - 1
+        return [min(max(int(index), 0), total - 1) for index in indices]
+    indices = [math.floor(place) for place in places]
     return [index % total if short == "loop" else min(index, total - 1) for index in indices]
 
 

@@ -44,7 +44,7 @@ def write_video(path: str | os.PathLike, pixels: Tensor, fps: float, overwrite: 
 def _write_mp4(path: Path, pixels: np.ndarray, fps: float) -> None:
     _, height, width, _ = pixels.shape
     pixels = np.pad(pixels, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-    with atomic_path(path) as temporary, av.open(os.fspath(temporary), "w", format="mp4") as container:
+    with atomic_path(path) as temporary, av.open(os.path.abspath(temporary), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
         stream.height, stream.width, stream.pix_fmt = *pixels.shape[1:3], "yuv420p"
         # With its macroblock tree, x264 now and then makes another file of the same pixels (seen at 64x64).

@@ -1,12 +1,12 @@
 """Scoring folders of files, through the script."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from aicl.cli import evaluate, parse
 from aicl.evaluation import folders
 from aicl.evaluation.puppet_set import PuppetData, draw_samples
 from aicl.puppets.actions import ACTIONS
@@ -17,6 +17,7 @@ from aicl.puppets.programs import program_bank
 from aicl.puppets.renderer import render
 from lvdm.errors import ConfigError, DataError, UserError, VideoError
 from lvdm.video import to_pixels, write_video
+from scripts import evaluate
 
 FRAMES, COUNT = 4, 12
 
@@ -45,7 +46,8 @@ def world(tmp_path_factory) -> Path:
 
 
 def run(monkeypatch, *arguments) -> None:
-    evaluate.main(parse("evaluate", list(map(str, arguments))))
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, arguments)])
+    evaluate.main()
 
 
 def score(monkeypatch, world, out, row, *more):

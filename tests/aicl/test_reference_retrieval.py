@@ -67,7 +67,7 @@ CAPTIONS = {
     "Beijing, China - skyline of the city": "",
     "Swans swimming in a pond": "swim",
     "Woman doing yoga on the beach": "do-yoga",
-    "Man doing push-ups in a gym": "do-push-up",
+    "Man doing push-ups in a gym": "do-push-ups",
     "Does not matter": "",
 }
 
@@ -153,11 +153,11 @@ def test_index_file_keeps_everything(tmp_path):
 
 
 def test_index_file_that_is_none(tmp_path):
-    with pytest.raises(DataError, match=r"index_references\.py"):
+    with pytest.raises(DataError, match="make an index of references with aicl index"):
         load_library(tmp_path / "missing.json")
     (tmp_path / "other.json").write_text('{"format": 9, "videos": []}')
     with pytest.raises(DataError, match="format 9"):
         load_library(tmp_path / "other.json")
     (tmp_path / "broken.json").write_text("[1, 2]")
-    with pytest.raises(DataError, match="not an index"):
+    with pytest.raises(DataError, match="must be an object"):
         load_library(tmp_path / "broken.json")

@@ -157,7 +157,7 @@ def test_mistakes_in_a_prompts_file_end_in_one_sentence(call, model, line, messa
         (("--size", "30x32"), "multiple"),
         (("--refs", "none.mp4"), "none.mp4 does not exist"),
         (("--refs", "still.png"), "a single frame shows no action"),
-        (("--refs", "still.mp4"), "a single frame shows no action"),
+        (("--refs", "still.mp4"), "still.mp4: not a readable video"),
         (("--refs", "text.mp4"), "text.mp4: not a readable video"),
         (("--refs", "a.mp4", "--scale", "-1"), "scale is -1.0: it must be at least 0"),
         (("--refs", "a.mp4", "--ref-fps", "0"), "reference_fps is 0.0: it must be above 0"),

@@ -30,8 +30,8 @@ def test_a_manifest_gives_the_same_pairs_as_jsonl_and_as_csv(tmp_path):
     ("lines", "sentence"),
     [
         ([], "lists no pairs"),
-        (["{"], "cannot be read"),
-        (['["a"]'], "line 1 is not an object"),
+        (["{"], "line 1: is no valid JSON"),
+        (['["a"]'], "line 1: must be an object"),
         (['{"prompt": "p", "ours": "a.mp4"}'], "line 1 needs 'baseline'"),
         (['{"prompt": " ", "ours": "a.mp4", "baseline": "b.mp4"}'], "line 1 needs 'prompt'"),
         (['{"prompt": 3, "ours": "a.mp4", "baseline": "b.mp4"}'], "line 1 needs 'prompt' as text"),

@@ -179,8 +179,8 @@ def test_bad_listings(tmp_path):
     (tmp_path / "b.jsonl").write_text("{oops\n")
     (tmp_path / "c.xlsx").touch()
     for name, reason in (
-        ("a.jsonl", "line 1 is not an object"),
-        ("b.jsonl", "cannot be read"),
+        ("a.jsonl", "line 1: must be an object"),
+        ("b.jsonl", "line 1: is no valid JSON"),
         ("c.xlsx", "neither .csv"),
         ("d.csv", "cannot be read"),
     ):
@@ -205,5 +205,5 @@ def test_a_report_of_something_else(tmp_path):
     assert read_report(tmp_path / "report.json") == ["a.mp4"]
     for text in ("[]", "{}", "nothing"):
         (tmp_path / "other.json").write_text(text)
-        with pytest.raises(DataError, match="not a report"):
+        with pytest.raises(DataError, match="make a report with aicl check-data"):
             read_report(tmp_path / "other.json")

@@ -60,8 +60,12 @@ def patched(source: Path, path: Path, box: bytes, offset: int, value: bytes) -> 
 
 def rotated(source: Path, path: Path, quarter_turns: int) -> Path:
     """A copy of an MP4 whose header asks players to turn it clockwise."""
-    a, b, c, d = {1: (0, 1, -1, 0), 2: (-1, 0, 0, -1), 3: (0, -1, 1, 0)}[quarter_turns]
-    one = 1 << 16
+    return oriented(source, path, {1: (0, 1, -1, 0), 2: (-1, 0, 0, -1), 3: (0, -1, 1, 0)}[quarter_turns])
+
+
+def oriented(source: Path, path: Path, turn: tuple[int, int, int, int]) -> Path:
+    """A copy of an MP4 whose header takes a stored point (x, y) to (a x + c y, b x + d y), turn = (a, b, c, d)."""
+    (a, b, c, d), one = turn, 1 << 16
     matrix = struct.pack(">9i", a * one, b * one, 0, c * one, d * one, 0, 0, 0, 1 << 30)
     return patched(source, path, b"tkhd", 40, matrix)
 

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 from lvdm.errors import VideoError
-from lvdm.video import VideoInfo, probe, read_frames, write_video
+from lvdm.video import VideoInfo, open_video, write_video
 
 _MAX_BYTES = 2 * 1024**3  # of decoded frames, which are in memory at once
 
@@ -33,11 +33,13 @@ def make_copy(source: str | os.PathLike, sha256: str, folder: str | os.PathLike)
 
     Raises VideoError where the video is broken or far too long for a study.
     """
-    info, target = probe(source), copy_path(folder, sha256)
+    video, target = open_video(source), copy_path(folder, sha256)
+    info = video.info
     if info.num_frames * info.height * info.width * 3 > _MAX_BYTES:
         raise VideoError(f"{source}: is too long to be compared by eye ({info.num_frames} frames); cut it to a clip")
     if not target.exists():
-        write_video(target, read_frames(source, range(info.num_frames)), info.fps)
+        steady, _ = video.choose(info.num_frames, fps=info.fps)  # of a varying rate: shown at the right times
+        write_video(target, video.read(steady), info.fps)
         os.utime(target, (0, 0))  # a server sends this date
     return info
 

@@ -7,11 +7,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from aicl.evaluation.folders import read_generated
+from aicl.evaluation.generated import read_generated
 from aicl.sidecar_files import is_companion
-from lvdm.data.folder import read_folder
+from lvdm.data.folder import read_folder, video_files
 from lvdm.data.manifest_rows import LISTING_ENDINGS, read_rows
 from lvdm.errors import DataError
+from lvdm.outside import check_text, checked_path
 from lvdm.video import VIDEO_ENDINGS
 
 Side = Literal["left", "right"]
@@ -36,7 +37,7 @@ def read_manifest(path: str | os.PathLike) -> list[Pair]:
     if path.suffix.lower() not in LISTING_ENDINGS:
         raise DataError(f"{path}: is neither .csv nor .jsonl; give the pairs in one of these")
     seen: dict[Pair, int] = {}
-    for line, row in read_rows(path, '"prompt": ..., "ours": ...'):
+    for line, row in read_rows(path, ("prompt", "ours", "baseline")):
         pair = _pair(path, line, row)
         if pair in seen:
             raise DataError(f"{path}: line {line} repeats line {seen[pair]}; remove one of them")
@@ -111,10 +112,12 @@ def _shuffled(key: str, count: int) -> tuple[int, ...]:
 def _pair(manifest: Path, line: int, row: dict) -> Pair:
     values = {name: row.get(name) or "" for name in ("prompt", "ours", "baseline", "group")}
     for name, value in values.items():
+        if isinstance(value, str):
+            check_text(value, f"{manifest}: line {line}: '{name}'", DataError)
         if not isinstance(value, str) or (name != "group" and not value.strip()):
             raise DataError(f"{manifest}: line {line} needs '{name}' as text; each line has prompt, ours and baseline")
     for name in ("ours", "baseline"):
-        if not (manifest.parent / values[name]).is_file():
+        if not (manifest.parent / checked_path(values[name], DataError)).is_file():
             raise DataError(f"{manifest}: line {line} names {values[name]}, which is not in {manifest.parent}")
     ours, baseline = (manifest.parent / values[name] for name in ("ours", "baseline"))
     return Pair(values["prompt"].strip(), ours, baseline, values["group"].strip())
@@ -123,8 +126,7 @@ def _pair(manifest: Path, line: int, row: dict) -> Pair:
 def _videos(folder: Path) -> set[str]:
     if not folder.is_dir():
         raise DataError(f"{folder}: is not a folder; give a folder of videos")
-    files = {file for file in folder.rglob("*") if file.suffix.lower() in VIDEO_ENDINGS and file.is_file()}
-    files = {file for file in files if not is_companion(file)}
+    files = {file for file in video_files(folder) if not is_companion(file)}
     if not files:
         raise DataError(f"{folder}: holds no videos; known endings are {', '.join(VIDEO_ENDINGS)}")
     return {file.relative_to(folder).as_posix() for file in files}
