@@ -136,7 +136,7 @@ def build_trainer(settings: TrainingSettings, options: dict[str, Any], **others:
         limit_val_batches=0,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,  # ranks already get different sample numbers
-        benchmark=gpu,
+        benchmark=False,  # cuDNN's own choice is better than its trials, which took one six times as slow
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
