@@ -32,13 +32,14 @@ class SetSpec:
 
 @dataclass
 class PictureSpec:
-    """One picture for each of `samples` samples: "features" (Fig. 4) or "attention" (Fig. 6).
+    """One picture for each of `samples` samples: "features" of the generated video (Fig. 4), "attention" (Fig. 6), or
+    "motion_features", those of the prism.
 
     "samples" is one sheet of all of them: the first reference, the base model's video and AICL's; and an animation of
     the first few. model, adapter: names, as in a row.
     """
 
-    kind: Literal["samples", "features", "attention"]
+    kind: Literal["samples", "features", "motion_features", "attention"]
     model: str = "lvdm"
     adapter: str | None = "lvdm"
     samples: int = 4
