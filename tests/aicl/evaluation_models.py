@@ -27,7 +27,7 @@ def save_tiny_model(
     torch.manual_seed(seed)
     mapping = configs.load(ROOT / "configs" / "models" / f"{config}.yaml")
     mapping["autoencoder"]["ddconfig"] |= {"ch_mult": [1, 1, 1, 1], "resolution": size}  # 8x
-    mapping["defaults"] |= {"size": [size, size], "num_frames": frames, "steps": 2, "save_fps": fps}
+    mapping["defaults"] |= {"size": [size, size], "num_frames": frames, "num_inference_steps": 2, "save_fps": fps}
     mapping["text"]["context_length"] = 64
     model = configs.from_mapping(ModelConfig, mapping)
     components = build_components(model)
