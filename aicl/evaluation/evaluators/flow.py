@@ -45,9 +45,9 @@ class FlowEvaluator:
 
 
 def flow_model(device: torch.device | str, path: str | None, network: str) -> tuple[FlowModel, str, str]:
-    """The flow, its name and its hash: RAFT with weights from `path`, or Lucas and Kanade's where there is none."""
+    """The flow, its name and its weights' hash: RAFT from `path`, or Lucas and Kanade's where there is none."""
     if path is None:
-        return lucas_kanade, "Lucas-Kanade", "lucas-kanade-1"
+        return lucas_kanade, "Lucas-Kanade", ""  # it has no weights
     return raft(network, path, device), network, file_hash(path)
 
 
