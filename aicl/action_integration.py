@@ -1,7 +1,7 @@
 """Action Integration: the cross-attention from a backbone's features to R (III-C, eq. 7)."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -77,9 +77,8 @@ class ReferenceAttention(nn.Module):
 
     def read(self, q: Tensor, k: Tensor, v: Tensor, context: ReferenceContext, size: tuple[int, int]) -> Tensor:
         """Attention of queries (b, t, h*w, heads, d) to what `keys_values` made -> (b, t, h*w, width)."""
-        tables = (None, None) if self.relative is None else tuple(each.embeddings_table for each in self.relative)
         if len(set(context.frames)) == 1:
-            return attend_over_time(q, k, v, tables=tables, bias=context.scores(), parts=len(context.frames))
+            return attend_over_time(q, k, v, tables=self._tables(), bias=context.scores(), parts=len(context.frames))
         b, t, places = q.shape[:3]
         bias = context.bias(context.frames)
         if bias is not None:
@@ -108,6 +107,12 @@ class ReferenceAttention(nn.Module):
         if config.temporal_positions == "none":
             return None
         return nn.ModuleList(RelativePosition(config.head_dim, config.max_relative_frames) for _ in ("key", "value"))
+
+    def _tables(self) -> tuple[Tensor | None, Tensor | None]:
+        if self.relative is None:
+            return None, None
+        key_table, value_table = (cast(RelativePosition, each).embeddings_table for each in self.relative)
+        return key_table, value_table
 
     def _relative(self, t: int, frames: tuple[int, ...], device: torch.device) -> KeysValues | None:
         """Learned keys and values (t, m, d) for the distance of a query's frame to a key's inside its reference."""

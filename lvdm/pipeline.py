@@ -37,9 +37,7 @@ class VideoPipeline:
     `components.unet` may be replaced by anything that is called like it, and `components` or `config` by others.
     """
 
-    def __init__(
-        self, components: Components, config: ModelConfig, acceleration: Acceleration | None = None
-    ) -> None:
+    def __init__(self, components: Components, config: ModelConfig, acceleration: Acceleration | None = None) -> None:
         missing = [name for name in ("unet", "codec", "text") if getattr(components, name) is None]
         if missing:
             raise ConfigError(f"a pipeline needs the parts unet, codec and text; missing: {', '.join(missing)}")
