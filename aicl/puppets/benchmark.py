@@ -1,6 +1,7 @@
 """The puppet world as a benchmark: clips are drawn, not read, so there is no end of samples."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from hashlib import sha256
 from typing import Any, Literal
 
@@ -12,10 +13,13 @@ from aicl.pseudo_words import gerund
 from aicl.puppets.actions import ACTIONS
 from aicl.puppets.captions import caption, describe
 from aicl.puppets.data import FPS
+from aicl.puppets.hard_scenes import VERSION as HARD_VERSION
+from aicl.puppets.hard_scenes import HardScenes, render_hard, scene_seeds
 from aicl.puppets.programs import program_bank
 from aicl.puppets.renderer import VERSION, render
 from aicl.puppets.samples import PuppetData, draw_samples
 from aicl.puppets.scene_parameters import FIELD, looks
+from lvdm import config as configs
 from lvdm.errors import ConfigError
 from lvdm.video import to_pixels
 
@@ -26,7 +30,8 @@ _REAL = 2200  # clips in that set, unless another number is asked for
 class PuppetBenchmark:
     """Actions, "seen" or "unseen" ones, in "plain" captions (the UCF protocol: one wording for all) or "free" ones (the
     WebVid protocol), under their real names or made_up ones. size: height and width in pixels; a clip lasts two seconds
-    at any number of frames.
+    at any number of frames. hard_scenes: what `HardScenes` has, such as {moving_camera: 1.0}, in references and real
+    clips alike.
     """
 
     count = None
@@ -40,6 +45,7 @@ class PuppetBenchmark:
         names: Literal["real", "made_up"] = "real",
         size: int = 64,
         frames: int = 16,
+        hard_scenes: Mapping[str, float] | None = None,
     ) -> None:
         for name, value, choices in (
             ("actions", actions, ("seen", "unseen")),
@@ -51,13 +57,15 @@ class PuppetBenchmark:
         if size < 1 or frames < 2:
             raise ConfigError("benchmark.size must be positive and benchmark.frames 2 or more")
         self.data = PuppetData(actions, captions, names)
+        self.hard_scenes = configs.from_mapping(HardScenes, hard_scenes or {}, where="benchmark.hard_scenes")
         self.frames, self.fps, self.size = frames, FPS * frames / 16, (size, size)
         self.pool = tuple(ACTIONS[index].name for index in self.data.pool)
         self.device = torch.device(device)
         self._bank = tuple(tensor.to(device) for tensor in program_bank(0, 0))
 
     def __str__(self) -> str:
-        return str(self.data)
+        hard = [each.name for each in fields(HardScenes) if getattr(self.hard_scenes, each.name)]
+        return ", ".join([str(self.data), *(name.replace("_", " ") for name in hard)])
 
     def samples(self, seed: int, start: int, stop: int) -> list[Sample]:
         """See `Benchmark`; every action of the pool comes up equally often."""
@@ -78,14 +86,19 @@ class PuppetBenchmark:
 
     def content(self, clip: Clip) -> str:
         """A hash of the scene and of how it is drawn."""
-        return sha256(f"{clip.key} {VERSION} {self.size[0]} {self.frames}".encode()).hexdigest()
+        hard = f" {HARD_VERSION} {self.hard_scenes}" if self.hard_scenes.any else ""
+        return sha256(f"{clip.key} {VERSION} {self.size[0]} {self.frames}{hard}".encode()).hexdigest()
 
     @torch.no_grad()
     def load(self, clips: Sequence[Clip]) -> tuple[Tensor, list[float]]:
         """See `Benchmark`: drawn on the device, and left there."""
-        scenes = torch.stack([clip.drawn for clip in clips]).to(self.device)
-        pixels = to_pixels(render(scenes, self._bank, self.size[0], self.frames))
-        return pixels, [self.fps] * len(clips)
+        scenes = torch.stack([clip.drawn for clip in clips])
+        seeds, scenes = scene_seeds(scenes.numpy()), scenes.to(self.device)
+        if self.hard_scenes.any:
+            frames = render_hard(scenes, seeds, self._bank, self.hard_scenes, self.size[0], self.frames)
+        else:
+            frames = render(scenes, self._bank, self.size[0], self.frames)
+        return to_pixels(frames), [self.fps] * len(clips)
 
     def shown(self, clips: Sequence[Clip]) -> list[Any]:
         """Their pixels, uint8 (t, h, w, 3)."""

@@ -41,20 +41,26 @@ _FRAMES_AT_ONCE = 1024  # bounds the memory on a GPU: 0.3 GB for each of a few t
 
 
 def render(
-    scenes: Tensor, bank: tuple[Tensor, Tensor], size: int = 64, frames: int = 16, compiled: bool = False
+    scenes: Tensor,
+    bank: tuple[Tensor, Tensor],
+    size: int = 64,
+    frames: int = 16,
+    compiled: bool = False,
+    cover: bool = False,
 ) -> Tensor:
     """Draw scenes (b, FIELDS) of the motions in `bank` (see `programs.program_bank`), all on one device.
 
     A clip spans two seconds however many frames it has; a single frame shows the start, at the scene's phase.
     compiled: by fused kernels, which are made at the first call with each shape and round a little differently.
+    cover: add a fourth channel, how much of each pixel the figure covers, in [0, 1].
     Returns float32 frames in [-1, 1], (b, 3, frames, size, size).
     """
     draw = _compiled() if compiled else _render
     # On the CPU a clip at a time: vectorised loops round the odd elements at their ends differently.
     step = 1 if scenes.device.type == "cpu" else max(1, _FRAMES_AT_ONCE // frames)
     table = _part_table(scenes.device)
-    clips = [draw(part, table, bank, size, frames) for part in scenes.split(step)]
-    return torch.cat(clips) if clips else scenes.new_zeros(0, 3, frames, size, size)
+    clips = [draw(part, table, bank, size, frames, cover) for part in scenes.split(step)]
+    return torch.cat(clips) if clips else scenes.new_zeros(0, 4 if cover else 3, frames, size, size)
 
 
 @cache
@@ -79,12 +85,20 @@ def joint_positions(scenes: Tensor, bank: tuple[Tensor, Tensor], frames: int = 1
     return turn(joints, field(scenes, "camera_yaw"), field(scenes, "camera_pitch"))
 
 
-def _render(scenes: Tensor, table: dict[str, Tensor], bank: tuple[Tensor, Tensor], size: int, frames: int) -> Tensor:
-    joints = joint_positions(scenes, bank, frames)
-    scale = size * _SCALE * (field(scenes, "camera_zoom") * field(scenes, "height"))[:, None, None]  # px/m
+def project(scenes: Tensor, joints: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Where joints (b, t, joints, 3) lie in the picture: x, y (b, t, joints) in pixels; the row of the ground (b,); the
+    scale (b, 1, 1) in pixels a metre."""
+    scale = size * _SCALE * (field(scenes, "camera_zoom") * field(scenes, "height"))[:, None, None]
     ground = size * (_GROUND + field(scenes, "camera_pan_y"))
-    x = size * (0.5 + field(scenes, "camera_pan_x"))[:, None, None] + joints[..., 0] * scale  # (b, t, joints)
-    y = ground[:, None, None] - joints[..., 1] * scale
+    x = size * (0.5 + field(scenes, "camera_pan_x"))[:, None, None] + joints[..., 0] * scale
+    return x, ground[:, None, None] - joints[..., 1] * scale, ground, scale
+
+
+def _render(
+    scenes: Tensor, table: dict[str, Tensor], bank: tuple[Tensor, Tensor], size: int, frames: int, with_cover: bool
+) -> Tensor:
+    joints = joint_positions(scenes, bank, frames)
+    x, y, ground, scale = project(scenes, joints, size)
     depth = joints[..., 2]
 
     start, end = table["start"], table["end"]
@@ -113,7 +127,10 @@ def _render(scenes: Tensor, table: dict[str, Tensor], bank: tuple[Tensor, Tensor
     for part in range(len(_PARTS)):  # far to near
         paint = colours[:, :, part] * shade[:, :, part, None]
         picture = torch.lerp(picture, paint, cover[:, :, part, None])
-    return (picture.clamp(0, 1) * 2 - 1).transpose(1, 2).contiguous()
+    picture = picture.clamp(0, 1) * 2 - 1
+    if with_cover:
+        picture = torch.cat([picture, 1 - (1 - cover).prod(2, keepdim=True)], 2)
+    return picture.transpose(1, 2).contiguous()
 
 
 def _part_colours(scenes: Tensor, table: dict[str, Tensor]) -> Tensor:

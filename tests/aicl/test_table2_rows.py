@@ -33,9 +33,7 @@ def test_row_4_is_ours_but_for_a_bias_by_frame_and_word(inputs):
     assert torch.equal(row(*inputs), ours(*inputs))
 
     learned = prism(cross_attention="temporal")
-    extra = set(learned.state_dict()) - {
-        key.replace("spatial_cross", "temporal_cross") for key in prism().state_dict()
-    }
+    extra = set(learned.state_dict()) - {key.replace("spatial_cross", "temporal_cross") for key in prism().state_dict()}
     assert extra and all("temporal_cross.relative" in key for key in extra)  # the bias is all that it has more
 
 
