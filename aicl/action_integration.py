@@ -1,7 +1,7 @@
 """Action Integration: the cross-attention from a backbone's features to R (III-C, eq. 7)."""
 
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from aicl.reference_context import KeysValues, ReferenceContext
 from aicl.rotary import check_head_dim
 from lvdm.config import check_at_least
 from lvdm.errors import ConfigError
-from lvdm.models.attention import RelativePosition, attend, attend_over_time
+from lvdm.models.attention import RelativePosition, attend, attend_over_time, position_tables
 from lvdm.models.layers import LayerNorm
 
 
@@ -78,7 +78,9 @@ class ReferenceAttention(nn.Module):
     def read(self, q: Tensor, k: Tensor, v: Tensor, context: ReferenceContext, size: tuple[int, int]) -> Tensor:
         """Attention of queries (b, t, h*w, heads, d) to what `keys_values` made -> (b, t, h*w, width)."""
         if len(set(context.frames)) == 1:
-            return attend_over_time(q, k, v, tables=self._tables(), bias=context.scores(), parts=len(context.frames))
+            return attend_over_time(
+                q, k, v, tables=position_tables(self.relative), bias=context.scores(), parts=len(context.frames)
+            )
         b, t, places = q.shape[:3]
         bias = context.bias(context.frames)
         if bias is not None:
@@ -107,12 +109,6 @@ class ReferenceAttention(nn.Module):
         if config.temporal_positions == "none":
             return None
         return nn.ModuleList(RelativePosition(config.head_dim, config.max_relative_frames) for _ in ("key", "value"))
-
-    def _tables(self) -> tuple[Tensor | None, Tensor | None]:
-        if self.relative is None:
-            return None, None
-        key_table, value_table = (cast(RelativePosition, each).embeddings_table for each in self.relative)
-        return key_table, value_table
 
     def _relative(self, t: int, frames: tuple[int, ...], device: torch.device) -> KeysValues | None:
         """Learned keys and values (t, m, d) for the distance of a query's frame to a key's inside its reference."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -253,6 +253,14 @@ class RelativePosition(nn.Module):
             x.to(device) if isinstance(x, Tensor) else torch.arange(x, device=device) for x in (queries, keys)
         )
         return _by_distance(self.embeddings_table, keys[None, :] - queries[:, None])
+
+
+def position_tables(relative: nn.ModuleList | None) -> tuple[Tensor | None, Tensor | None]:
+    """The tables of two RelativePosition, of keys and of values, for `attend_over_time`; none of None."""
+    if relative is None:
+        return None, None
+    keys, values = (cast(RelativePosition, each).embeddings_table for each in relative)
+    return keys, values
 
 
 class Attention(nn.Module):
