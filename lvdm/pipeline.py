@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 from lvdm.acceleration import Acceleration, Mode
 from lvdm.diffusion import Condition, Denoiser, draw_noise, make_generators
 from lvdm.diffusion.samplers import SAMPLERS, Callback
+from lvdm.diffusion.step_cache import StepCache
 from lvdm.errors import ConfigError, VideoError
 from lvdm.finite import FiniteWatch, check_frames
 from lvdm.models.components import Components, ModelConfig
@@ -197,11 +198,14 @@ class VideoPipeline:
         sampler: str = "ddim",
         eta: float | None = None,
         rescale: float = 0.0,
+        step_cache: int = 1,
         generators: Sequence[Generator] | None = None,
         callback: Callback | None = None,
     ) -> Tensor:
         """Noise x_T (b, c, t, h, w) -> latents, float32, under the weighted sum of the branches (weights sum to 1).
 
+        step_cache: the steps from one whole call of a UNet to the next, in between which only its outermost level is
+        computed, see `lvdm.diffusion.step_cache`; 1 computes everything always, as published.
         `generators`, those of the initial noise, feed the stochastic samplers. Raises ConfigError for an unknown
         sampler, an eta for a sampler that has none, or branches and weights that don't fit; SamplingError, which names
         the step, where the latents are no longer finite.
@@ -219,6 +223,8 @@ class VideoPipeline:
             options["spacing"] = self.config.diffusion.spacing
         steps = defaults.steps if steps is None else steps
         unet = self.acceleration.network(parts.unet, steps)
+        if step_cache != 1:
+            unet = StepCache(unet, step_cache)
         model = Denoiser(unet, parts.schedule, parts.unet.prediction).guided(branches, weights, rescale)
         latents = SAMPLERS[sampler](model, x_T, parts.schedule, steps, **options)
         watch.finish()
