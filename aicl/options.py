@@ -73,6 +73,10 @@ class ModelOptions(Options):
         None, "of the weights (default: bfloat16 on a GPU, float32 on a CPU)", group="model"
     )
     attention: Literal["sdpa", "xformers", "reference"] = option("sdpa", "what computes attention", group="model")
+    compile: Literal["auto", "none", "graphs", "full"] = option(
+        "auto", "how the UNet runs on a GPU, see lvdm.acceleration (default: auto, by what pays)", group="model"
+    )
+    offload: bool = option(False, "keep on the GPU only what works there at the moment: less memory", group="model")
 
     def __post_init__(self) -> None:
         super().__post_init__()
