@@ -79,7 +79,7 @@ class IntegratedBackbone(VideoBackbone):
         super().__init__()
         self.backbone, self.config, self._call = backbone, config, _Call()
         self.family, self.prediction = backbone.family, backbone.prediction
-        self.latent_channels = backbone.latent_channels
+        self.latent_channels, self.repeated_blocks = backbone.latent_channels, backbone.repeated_blocks
         targets = backbone.extensible_blocks()
         if not targets:
             raise ConfigError("this model has no attention blocks that AICL could read references in")

@@ -33,6 +33,13 @@ class MotionFeatures:
     prism: Fingerprint
     sources: list[str] = field(default_factory=list)
 
+    def split(self) -> "list[MotionFeatures]":
+        """Each reference by itself, in order."""
+        pieces = self.features.split(self.frames, dim=1)
+        sources = self.sources if len(self.sources) == len(self.frames) else [""] * len(self.frames)
+        rows = zip(pieces, self.frames, sources)
+        return [MotionFeatures(piece, (count,), self.prism, [source]) for piece, count, source in rows]
+
     def save(self, path: str | os.PathLike, overwrite: bool = False) -> None:
         """Write a safetensors file. Raises CheckpointError if it exists, unless `overwrite`, or has another ending."""
         path = Path(path)

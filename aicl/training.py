@@ -156,7 +156,7 @@ class AICLModule(DiffusionModule):
         R = self.prism(references, self.encode_captions(batch)[1])
         with_references = replace(positive, extras={"references": self.integrated.reference_context(R, frames)})
         patched = VideoPipeline(replace(pipe.components, unet=self.integrated), pipe.config, pipe.acceleration)
-        guidance, videos = pipe.config.defaults.guidance, {"reference": pipe.decode(references[:, 0])}
+        guidance, videos = pipe.config.defaults.guidance_scale, {"reference": pipe.decode(references[:, 0])}
         for label, model, branch in (("base", pipe, positive), ("ours", patched, with_references)):
             generators = make_generators(range(b))
             x_T = pipe.initial_noise(generators, frames, size)
@@ -164,7 +164,7 @@ class AICLModule(DiffusionModule):
                 [negative, branch],
                 [1 - guidance, guidance],
                 x_T,
-                steps=self.settings.preview_steps,
+                num_inference_steps=self.settings.preview_steps,
                 generators=generators,
             )
             videos[label] = model.decode(latents)

@@ -53,6 +53,10 @@ def parser() -> argparse.ArgumentParser:
     score.add_argument("--device", help="default: a GPU if there is one")
     score.add_argument("--result", type=Path, help="the JSON to write (default: outputs/results/ROW.json)")
     score.add_argument("--overwrite", action="store_true", help="replace that file")
+    vbench = commands.add_parser("vbench", help="copy a folder, named as VBench's custom input reads it")
+    vbench.add_argument("videos", type=Path)
+    vbench.add_argument("out", type=Path, help="a new folder for the copies and their prompts.json")
+    vbench.add_argument("--manifest", type=Path, help="default: manifest.jsonl in the folder, if there")
     table = commands.add_parser("table", help="set results side by side; different protocols are refused")
     table.add_argument("results", type=Path, nargs="+")
     table.add_argument("--title", default="Results")
@@ -61,7 +65,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Measure a folder, or set results side by side."""
+    """Measure a folder, copy it for VBench, or set results side by side."""
+    if args.command == "vbench":
+        copy_for_vbench(args)
+        return
     from aicl.evaluation.metric import all_metrics
     from aicl.evaluation.results import read_result
     from aicl.evaluation.tables import Table, latex, markdown
@@ -99,6 +106,20 @@ def score(args: argparse.Namespace) -> "Result":
     write_result(place, result)
     print(f"written to {place}\n")
     return result
+
+
+def copy_for_vbench(args: argparse.Namespace) -> None:
+    """Copy a folder in VBench's naming, and say how its measures are run on it."""
+    from aicl.evaluation.generated import read_generated
+    from aicl.evaluation.vbench import DIMENSIONS, PROMPTS_FILE, export_vbench
+
+    videos = read_generated(args.videos, args.manifest)
+    export_vbench([(video.path, video.prompt) for video in videos], args.out)
+    print(
+        f"{len(videos)} videos copied. Measure them with VBench:\n"
+        f"  vbench evaluate --mode=custom_input --videos_path {args.out} --prompt_file {args.out / PROMPTS_FILE} "
+        f"--dimension {' '.join(DIMENSIONS)}"
+    )
 
 
 def wanted(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:

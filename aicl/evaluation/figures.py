@@ -73,7 +73,9 @@ def feature_sheet(
     features have like colours in every row.
     """
     size = tuple(clips[0].shape[1:3])
-    encoded = pipe.encode_references([[c] for c in clips], [[c] for c in captions], num_frames=len(clips[0]), size=size)
+    encoded = pipe.encode_references(
+        [[clip] for clip in clips], captions, num_frames=len(clips[0]), height=size[0], width=size[1]
+    )
     features = encoded.features.float().expand(len(clips), -1, -1, -1, -1)  # (n, t, c, h, w)
     rows = []
     for clip, colours, label in zip(clips, principal_colours(features), labels):
@@ -102,7 +104,7 @@ def generated_feature_sheet(
     videos, features = [], []
     for shown in ((), references):
         with recorded_features(pipe, noise) as record:
-            videos.append(pipe(prompt, references=shown, seed=seed, steps=steps, progress=False)[0])
+            videos.append(pipe(prompt, references=shown, seed=seed, num_inference_steps=steps, progress=False)[0])
         features.append(record.features())
     size = tuple(videos[0].shape[1:3])
     colours = [_enlarged(each, size) for each in principal_colours(torch.stack(features))]
@@ -207,7 +209,7 @@ def attention_sheet(
     videos, maps = [], []
     for shown in ((), references):
         with recorded_attention(pipe, tokens) as record:
-            pixels = pipe(prompt, references=shown, seed=seed, steps=steps, progress=False)[0]
+            pixels = pipe(prompt, references=shown, seed=seed, num_inference_steps=steps, progress=False)[0]
         videos.append(pixels)
         frames_shown, height, width, _ = pixels.shape
         maps.append(record.mean((frames_shown, height // factor, width // factor)))

@@ -20,7 +20,9 @@ from tqdm import tqdm
 from aicl.evaluation.benchmark import Benchmark, Sample
 from aicl.evaluation.lossless import ENDING, write_lossless
 from aicl.evaluation.row import Hashes, Source, reference_captions, sample_key
+from aicl.options import Reference
 from aicl.pipeline import AICLPipeline
+from aicl.reference_videos import read_clip
 from lvdm.errors import ConfigError
 from lvdm.files import write_json
 from lvdm.video import to_frames, to_pixels
@@ -117,7 +119,6 @@ def make(pipeline: AICLPipeline, source: Source, benchmark: Benchmark, samples: 
     Raises ConfigError where the benchmark lacks what the row shows.
     """
     row, base = source.row, pipeline.base
-    defaults = base.config.defaults
     targets = [sample.target for sample in samples if sample.target is not None]
     if (row.kind == "autoencoder" or base.takes_image) and len(targets) < len(samples):
         raise ConfigError(f"row '{row.label}' needs a real clip of every sample, which {benchmark} does not have")
@@ -132,20 +133,20 @@ def make(pipeline: AICLPipeline, source: Source, benchmark: Benchmark, samples: 
             raise ConfigError(f"row '{row.label}' shows {row.references} {kind}, of which {benchmark} has fewer")
         clips = [clip for sample in samples for clip in row.shown(sample)]
         shown = benchmark.shown(clips)
-        options["references"] = [shown[i : i + row.references] for i in range(0, len(shown), row.references)]
-        options |= {"reference_guidance": row.reference_guidance_scale, "scale": row.scale}
-        options["lead"] = row.first_reference_until
+        captions: list[str | None] = [None] * len(shown)  # the prompt
         if row.reference_captions != "prompt":
-            options["reference_captions"] = [reference_captions(row, sample) for sample in samples]
+            captions = [text for sample in samples for text in reference_captions(row, sample)]
+        given = [Reference(video, text) for video, text in zip(shown, captions)]
+        options["references"] = [given[i : i + row.references] for i in range(0, len(given), row.references)]
+        options |= {"reference_guidance_scale": row.reference_guidance_scale, "scale": row.scale}
+        options["first_reference_until"] = row.first_reference_until
     if base.takes_image:
         options["image"] = [video[0] for video in first_frames(pipeline, benchmark, targets)]
     return pipeline(
         [sample.prompt for sample in samples],
         seed=[sample.seed for sample in samples],
-        size=tuple(defaults.size),
-        num_frames=defaults.num_frames,
-        steps=row.num_inference_steps,
-        guidance=row.guidance_scale,
+        num_inference_steps=row.num_inference_steps,
+        guidance_scale=row.guidance_scale,
         progress=False,
         **options,
     ).cpu()
@@ -155,7 +156,7 @@ def first_frames(pipeline: AICLPipeline, benchmark: Benchmark, targets: Sequence
     """The clips as the model would see them as references, uint8 (t, h, w, 3): their first frame starts a video."""
     defaults = pipeline.base.config.defaults
     clips = [
-        pipeline.read_clip(video, defaults.num_frames, tuple(defaults.size), defaults.save_fps)
+        read_clip(Reference(video), defaults.num_frames, tuple(defaults.size), defaults.save_fps)
         for video in benchmark.shown(targets)
     ]
     return [to_pixels(clip) for clip in clips]

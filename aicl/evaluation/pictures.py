@@ -1,4 +1,4 @@
-"""The pictures of a preset: samples, features of the prism (Fig. 4), attention to the action's name (Fig. 6)."""
+"""The pictures of a preset: samples, features of the UNet (Fig. 4) and of the prism, attention to words (Fig. 6)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from aicl.evaluation.benchmark import Clip, Sample
-from aicl.evaluation.figures import attention_sheet, feature_sheet, sample_sheet, sample_video
+from aicl.evaluation.figures import attention_sheet, feature_sheet, generated_feature_sheet, sample_sheet, sample_video
 from aicl.evaluation.presets import PictureSpec
 from aicl.evaluation.row import Row
 from aicl.evaluation.table_run import TableRun
@@ -37,6 +37,8 @@ def draw(run: TableRun, spec: PictureSpec, out: Path, name: str) -> list[Path]:
     written = []
     for index, sample in enumerate(samples):
         if spec.kind == "features":
+            sheet = generated_feature_sheet(pipe, sample.prompt, shown[index], seed=sample.seed)
+        elif spec.kind == "motion_features":
             labels = [f"{sample.words or sample.prompt}, {number}" for number in range(1, spec.references + 1)]
             sheet = feature_sheet(pipe, shown[index], [sample.prompt] * spec.references, labels)
         else:

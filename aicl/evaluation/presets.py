@@ -32,13 +32,14 @@ class SetSpec:
 
 @dataclass
 class PictureSpec:
-    """One picture for each of `samples` samples: "features" (Fig. 4) or "attention" (Fig. 6).
+    """One picture for each of `samples` samples: "features" of the generated video (Fig. 4), "attention" (Fig. 6), or
+    "motion_features", those of the prism.
 
     "samples" is one sheet of all of them: the first reference, the base model's video and AICL's; and an animation of
     the first few. model, adapter: names, as in a row.
     """
 
-    kind: Literal["samples", "features", "attention"]
+    kind: Literal["samples", "features", "motion_features", "attention"]
     model: str = "lvdm"
     adapter: str | None = "lvdm"
     samples: int = 4
@@ -60,9 +61,10 @@ class Preset:
     `aicl.evaluation.metric.build_evaluators`. metrics: the columns. user_study: a report of `aicl user-study`, for the
     columns us_cc and us_fc; its groups are called like the rows' models.
     seeds, videos: of each seed and row; real: how many real videos they are compared with, None for all. batch_size:
-    videos made at once; measure_batch_size: those looked at together. precision: of the generating model; "auto" is bfloat16 on a GPU and float32 elsewhere. compile:
-    the UNet's blocks, which takes a minute for each size of batch, so `batch_size` should divide `videos`; it pays from
-    a few thousand videos on. allow_few: measure sets of too few videos, for a first look only.
+    videos made at once; measure_batch_size: those looked at together. precision: of the generating model; "auto" is
+    bfloat16 on a GPU and float32 elsewhere. compile: the UNet's blocks, which takes a minute for each size of batch, so
+    `batch_size` should divide `videos`; it pays from a few thousand videos on. allow_few: measure sets of too few
+    videos, for a first look only.
     """
 
     title: str

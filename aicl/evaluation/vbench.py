@@ -5,8 +5,7 @@ VBench takes the prompt of a video from its file's name, PROMPT-NUMBER.mp4, or f
 
     vbench evaluate --mode=custom_input --videos_path FOLDER --prompt_file FOLDER/prompts.json --dimension NAME
 
-measures them. Custom input has the dimensions that need no annotations: subject_consistency, background_consistency,
-motion_smoothness, dynamic_degree, aesthetic_quality and imaging_quality.
+measures them. Custom input has the dimensions that need no annotations, see DIMENSIONS.
 """
 
 import os
@@ -23,6 +22,16 @@ from lvdm.files import atomic_path, write_json
 from lvdm.video import probe, read_frames, write_video
 
 PROMPTS_FILE = "prompts.json"
+DIMENSIONS = (
+    "subject_consistency",
+    "background_consistency",
+    "motion_smoothness",
+    "dynamic_degree",
+    "aesthetic_quality",
+    "imaging_quality",
+)
+"""What VBench measures of videos of anybody's prompts."""
+
 _LONGEST = 200  # bytes of a prompt in a file's name; with number and ending it stays below 255
 
 

@@ -14,7 +14,7 @@ from lvdm.acceleration.regions import compile_regions
 from lvdm.errors import ConfigError
 from lvdm.models.attention import Attention
 
-__all__ = ["Acceleration", "Holdable", "Mode", "Replayed", "compile_regions", "keep_kernels"]
+__all__ = ["Acceleration", "Holdable", "Mode", "Replayed", "compile_regions", "keep_kernels", "prepare"]
 
 Mode = Literal["auto", "none", "graphs", "full"]
 """none: as it is written. graphs: our kernels, a step's launches replayed as one CUDA graph. full: the blocks are
@@ -91,9 +91,9 @@ class Acceleration:
 
 
 def prepare(unet: nn.Module) -> None:
-    """Lay weights out as the kernels read them; their values, names and shapes stay."""
+    """Lay frozen weights out as the kernels read them; their values, names and shapes stay."""
     for module in unet.modules():
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, nn.Conv2d) and not module.weight.requires_grad:
             module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
         elif isinstance(module, Attention):
             module.fuse()

@@ -13,37 +13,26 @@ import torch
 from torch import nn
 
 from lvdm.models.autoencoder import Decoder, Encoder
-from lvdm.models.layers import GroupNorm
-from lvdm.models.resblocks import ResBlock
-from lvdm.models.transformers import (
-    ContextFreeAttention,
-    SpatialBlock,
-    SpatioTemporalBlock,
-    TemporalBlock,
-    Transformer,
-)
+from lvdm.models.backbone import VideoBackbone
+from lvdm.models.transformers import Transformer
 
-REGIONS: tuple[type[nn.Module], ...] = (
-    SpatioTemporalBlock,
-    SpatialBlock,
-    TemporalBlock,
-    ContextFreeAttention,
-    ResBlock,
-    GroupNorm,
-    Encoder,  # of the autoencoder, with its decoder: two graphs, each as small as a few blocks
-    Decoder,
-)
+# Of what is no backbone: of the autoencoder, two graphs, each as small as a few blocks.
+REGIONS: tuple[type[nn.Module], ...] = (Encoder, Decoder)
 # Code compiled for one class: a version for each width, size, precision and mode in which its modules are called.
 VERSIONS = 64
 
 
-def compile_regions(network: nn.Module, regions: tuple[type[nn.Module], ...] = REGIONS) -> int:
-    """Compile the `forward` of the outermost modules of these classes in place, and return how many there are.
+def compile_regions(network: nn.Module, regions: tuple[type[nn.Module], ...] | None = None) -> int:
+    """Compile the `forward` of the outermost modules of some classes in place, and return how many there are.
+
+    regions: the classes; by default those of which a backbone consists (`repeated_blocks`), elsewhere `REGIONS`.
 
     Only methods are replaced: forward hooks run as before, and names and parameters stay. Code is made at the first
     call with each shape and shared by all modules that it fits. `torch.compiler.set_stance("force_eager")` turns it
     off for a while.
     """
+    if regions is None:
+        regions = network.repeated_blocks if isinstance(network, VideoBackbone) else REGIONS
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VERSIONS)
     torch._dynamo.config.optimize_ddp = False  # it would cut each small graph once more, at DDP's buckets
     if isinstance(network, regions):

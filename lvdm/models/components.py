@@ -1,14 +1,15 @@
 """The description of a whole model, `configs/models/*.yaml`, and the building of its parts from it."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from lvdm import config as configs
 from lvdm.diffusion.schedule import DiffusionConfig, NoiseSchedule
 from lvdm.errors import ConfigError
 from lvdm.models.autoencoder import AutoencoderKL
@@ -52,14 +53,26 @@ class GenerationDefaults:
     input. save_fps: at which rate its videos are meant to be played. eta: DDIM's.
     """
 
+    OLD_NAMES: ClassVar[dict[str, str]] = {"steps": "num_inference_steps", "guidance": "guidance_scale"}
+
     num_frames: int = 16
     size: tuple[int, int] = (256, 256)
-    steps: int = 50
-    guidance: float = 12.0
+    num_inference_steps: int = 50
+    guidance_scale: float = 12.0
     eta: float = 1.0
     fps: int | None = None
     save_fps: int = 8
     negative_prompt: str = ""
+
+    @property
+    def height(self) -> int:
+        """In pixels."""
+        return self.size[0]
+
+    @property
+    def width(self) -> int:
+        """In pixels."""
+        return self.size[1]
 
 
 @dataclass
@@ -80,6 +93,15 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         BACKBONES[self.family]  # raises ConfigError where there is none
+
+    @classmethod
+    def read(cls, mapping: Mapping[str, Any], where: str) -> "ModelConfig":
+        """From the mapping of a config file, also of an earlier version. Raises ConfigError, naming it `where`."""
+        if isinstance(mapping, Mapping) and isinstance(mapping.get("defaults"), Mapping):
+            renamed = GenerationDefaults.OLD_NAMES
+            defaults = configs.with_new_names(mapping["defaults"], renamed, f"defaults in {where}")
+            mapping = {**mapping, "defaults": defaults}
+        return configs.from_mapping(cls, mapping, where=where)
 
 
 @dataclass

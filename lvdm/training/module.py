@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from lvdm.acceleration import prepare
 from lvdm.errors import ConfigError
 from lvdm.models.ema import EMA
 from lvdm.training.optim import build_optimizer, learning_rate
@@ -98,6 +99,8 @@ class TrainingModule(pl.LightningModule):
         device = self.trainer.strategy.root_device
         for module in self._frozen:
             place_frozen(module, device, DTYPES[self.settings.precision])
+            if device.type == "cuda":
+                prepare(module)
         self.trained.train()
         if self.ema is not None:
             self.ema.to(device)

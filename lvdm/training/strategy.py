@@ -60,10 +60,10 @@ def first_process() -> bool:
 
     However they were started: by torchrun, by Slurm, by Lightning (which numbers those of a node), or alone.
     """
-    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
+    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"):
         if name in os.environ:
-            return int(os.environ[name]) == 0
-    return True
+            return int(os.environ[name]) == 0 and (name == "RANK" or int(os.environ.get("NODE_RANK", 0)) == 0)
+    return int(os.environ.get("NODE_RANK", 0)) == 0
 
 
 @contextmanager

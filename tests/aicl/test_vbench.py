@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from aicl.cli import evaluate
 from aicl.evaluation.vbench import PROMPTS_FILE, export_vbench, vbench_names
 from lvdm.errors import DataError
 from lvdm.video import probe, write_video
@@ -56,3 +57,12 @@ def test_nothing_is_copied_where_something_is_missing(videos, tmp_path):
     with pytest.raises(DataError, match="no prompt"):
         export_vbench([(videos[0], " ")], folder)
     assert not folder.exists()
+
+
+def test_the_command_copies_a_folder_with_its_manifest(videos, tmp_path, capsys):
+    made = tmp_path / "made"
+    lines = [json.dumps({"file": name, "caption": prompt}) for name, prompt in (("a.mp4", "a cat"), ("c.gif", "a dog"))]
+    (made / "manifest.jsonl").write_text("\n".join(lines))
+    evaluate.main(evaluate.parser().parse_args(["vbench", str(made), str(tmp_path / "out")]))
+    assert json.loads((tmp_path / "out" / PROMPTS_FILE).read_text()) == {"a cat-0.mp4": "a cat", "a dog-0.mp4": "a dog"}
+    assert f"--prompt_file {tmp_path / 'out' / PROMPTS_FILE} --dimension subject_consistency" in capsys.readouterr().out

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 HALF = (torch.bfloat16, torch.float16)
-NAMES = ("group_norm", "layer_norm", "temporal_attention", "geglu", "temporal_conv", "sums")
+NAMES = ("group_norm", "layer_norm", "temporal_attention", "geglu", "temporal_conv", "sums", "rotary")
 _enabled = set(NAMES)
 
 

@@ -198,9 +198,7 @@ def _gradient_coefficients(
 
 
 @triton.jit
-def _gradient(
-    x, dy, coefficients, terms, dx, n, c, silu: tl.constexpr, block_n: tl.constexpr, block_c: tl.constexpr
-):
+def _gradient(x, dy, coefficients, terms, dx, n, c, silu: tl.constexpr, block_n: tl.constexpr, block_c: tl.constexpr):
     """dx = factor dz + terms0 x + terms1: (rows, n, c)."""
     row = tl.program_id(0)
     positions = tl.program_id(1) * block_n + tl.arange(0, block_n)
@@ -270,9 +268,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 def _differentiate(ctx: Any, dy: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     x, shift, coefficients, moments = ctx.saved_tensors
     dx, parameters = _group_norm_backward(x, dy.contiguous(), shift, coefficients, moments, ctx.silu)
-    weight, bias = (
-        parameters[:, i].sum(0).to(ctx.types[i]) if ctx.needs_input_grad[1 + i] else None for i in range(2)
-    )
+    weight, bias = (parameters[:, i].sum(0).to(ctx.types[i]) if ctx.needs_input_grad[1 + i] else None for i in range(2))
     moved = None
     if ctx.needs_input_grad[3]:
         moved = parameters[:, 2].unflatten(0, (shift.shape[0], -1)).sum(1).to(shift.dtype)
