@@ -19,14 +19,18 @@ from lvdm.models.components import build_components
 from lvdm.pipeline import VideoPipeline
 
 
-def load_model(options: ModelOptions) -> AICLPipeline:
-    """Load what the options name, and set what computes attention.
+def load_model(options: ModelOptions, expected_steps: int | None = None) -> AICLPipeline:
+    """Load what the options name, and set what computes attention. expected_steps: see `lvdm.acceleration`.
 
     Raises ConfigError for options that do not fit this machine, CheckpointError for what is not there.
     """
     set_backend(options.attention)
     place = cli.device(options.device)
     precision = getattr(torch, options.dtype or ("bfloat16" if place.type == "cuda" else "float32"))
+    return _load(options, place, precision).accelerate(options.compile, expected_steps)
+
+
+def _load(options: ModelOptions, place: torch.device, precision: torch.dtype) -> AICLPipeline:
     if options.config is not None:
         return _from_config(options.config, options.adapter, place, precision)
     if options.model == DEFAULT_MODEL and not (Path(DEFAULT_MODEL) / FOLDER_FILE).is_file():

@@ -83,7 +83,7 @@ def main(args: argparse.Namespace) -> None:
     jobs = read_jobs(_job_options(given), prompts_file)
     rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     jobs = prepare(jobs[rank::processes])  # a video depends on its own job only, so it does not matter who makes it
-    pipe = _load(model)
+    pipe = _load(model, sum(-(-job.num_samples // job.batch_size) * (job.num_inference_steps or 25) for job in jobs))
 
     from aicl.sampling_records import write_record
     from aicl.sampling_run import generate_samples, job_line, write_sample
@@ -150,11 +150,11 @@ def _job_options(given: dict[str, Any]) -> dict[str, Any]:
     return given
 
 
-def _load(model: ModelOptions) -> "AICLPipeline":
+def _load(model: ModelOptions, expected_steps: int | None = None) -> "AICLPipeline":
     """The model, named on the first line of the output."""
     from aicl.sampling_models import load_model, model_line
 
-    pipe = load_model(model)
+    pipe = load_model(model, expected_steps)
     print(model_line(pipe, model))
     return pipe
 
