@@ -55,6 +55,8 @@ class Replayed(nn.Module):
         self, x: Tensor, timesteps: Tensor, context: Tensor, fps: Tensor | None = None, **extras: Any
     ) -> Tensor:
         """What the UNet returns for latents x (b, c, t, h, w), timesteps (b,), context (b, m, d) and the like."""
+        if torch.is_grad_enabled():
+            return self.unet(x, timesteps, context, fps=fps, **extras)
         rows = [(name, part, value.at(timesteps)) for name, parts in extras.items() for part, value in parts]
         values = [value for *_, value in rows]
         inputs = [x, timesteps, context] + ([] if fps is None else [fps])
