@@ -79,6 +79,7 @@ class ModelOptions(Options):
         "on a GPU: replay the steps as CUDA graphs, or compile the UNet too (default: auto, by the number of steps)",
         group="model",
     )
+    offload: bool = option(False, "keep on the GPU only what works there at the moment: less memory", group="model")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -19,24 +19,25 @@ from lvdm.models.components import build_components
 from lvdm.pipeline import VideoPipeline
 
 
-def load_model(options: ModelOptions, expected_steps: int | None = None) -> AICLPipeline:
-    """Load what the options name, and set what computes attention. expected_steps: see `lvdm.acceleration`.
+def load_model(options: ModelOptions) -> AICLPipeline:
+    """Load what the options name, and set what computes attention.
 
     Raises ConfigError for options that do not fit this machine, CheckpointError for what is not there.
     """
     set_backend(options.attention)
     place = cli.device(options.device)
     precision = getattr(torch, options.dtype or ("bfloat16" if place.type == "cuda" else "float32"))
-    return _load(options, place, precision).accelerate(options.compile, expected_steps)
-
-
-def _load(options: ModelOptions, place: torch.device, precision: torch.dtype) -> AICLPipeline:
+    at_first = torch.device("cpu") if options.offload else place
     if options.config is not None:
-        return _from_config(options.config, options.adapter, place, precision)
-    if options.model == DEFAULT_MODEL and not (Path(DEFAULT_MODEL) / FOLDER_FILE).is_file():
-        raise CheckpointError(f"there is no model in {DEFAULT_MODEL}, the default: name one with --model or --base")
-    path = options.model or base_folder(str(options.base))
-    return AICLPipeline.from_pretrained(path, adapter=options.adapter, device=place, torch_dtype=precision)
+        pipe = _from_config(options.config, options.adapter, at_first, precision)
+    else:
+        if options.model == DEFAULT_MODEL and not (Path(DEFAULT_MODEL) / FOLDER_FILE).is_file():
+            raise CheckpointError(f"there is no model in {DEFAULT_MODEL}, the default: name one with --model or --base")
+        path = options.model or base_folder(str(options.base))
+        pipe = AICLPipeline.from_pretrained(path, adapter=options.adapter, device=at_first, torch_dtype=precision)
+    if options.offload:
+        pipe.enable_model_cpu_offload(place)
+    return pipe.accelerate(options.compile)
 
 
 def model_line(pipe: AICLPipeline, options: ModelOptions) -> str:

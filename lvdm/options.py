@@ -88,6 +88,11 @@ class GenerationOptions(Options):
         None, "strength of the text, and of the references unless theirs is given; 1 is none", spellings=("guidance",)
     )
     negative_prompt: str | None = option(None, "what the video must not show")
+    step_cache: int = option(
+        1,
+        "steps from one whole call of a UNet to the next, only its outermost level between (default: 1, all)",
+        least=1,
+    )
 
     def filled(self, defaults: Any) -> dict[str, Any]:
         """All options by name, those that are None taken from the attributes of `defaults` where it has them.

@@ -83,11 +83,14 @@ def main(args: argparse.Namespace) -> None:
     jobs = read_jobs(_job_options(given), prompts_file)
     rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     jobs = prepare(jobs[rank::processes])  # a video depends on its own job only, so it does not matter who makes it
-    pipe = _load(model, sum(-(-job.num_samples // job.batch_size) * (job.num_inference_steps or 25) for job in jobs))
+    pipe = _load(model)
 
     from aicl.sampling_records import write_record
     from aicl.sampling_run import generate_samples, job_line, write_sample
 
+    default = pipe.base.config.defaults.num_inference_steps
+    steps = sum((job.num_inference_steps or default) * len(job.outputs()) for job in jobs)
+    pipe.accelerate(model.compile, expected_steps=steps)
     for job in jobs:
         _warn_of_unknown_words(pipe, job)
         print(job_line(pipe, job))
@@ -150,11 +153,11 @@ def _job_options(given: dict[str, Any]) -> dict[str, Any]:
     return given
 
 
-def _load(model: ModelOptions, expected_steps: int | None = None) -> "AICLPipeline":
+def _load(model: ModelOptions) -> "AICLPipeline":
     """The model, named on the first line of the output."""
     from aicl.sampling_models import load_model, model_line
 
-    pipe = load_model(model, expected_steps)
+    pipe = load_model(model)
     print(model_line(pipe, model))
     return pipe
 
@@ -170,6 +173,7 @@ def _warn_of_unknown_words(pipe: "AICLPipeline", job: Job) -> None:
 def _say_costs(pipe: "AICLPipeline") -> None:
     import torch
 
+    print(pipe.base.acceleration.choice)
     if pipe.timings:
         seconds = ", ".join(f"{name} {value:.2f}" for name, value in pipe.timings.items())
         print(f"seconds of the last video: {seconds}")
