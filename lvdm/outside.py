@@ -37,20 +37,21 @@ _MARKS = {
 }  # byte order marks; the longer one of those that begin alike comes first
 
 
-def read_text(path: str | os.PathLike[str], kind: Kind, limit: int = MAX_BYTES) -> str:
+def read_text(path: str | os.PathLike[str], kind: Kind, limit: int = MAX_BYTES, what: str | None = None) -> str:
     """The text of a file of at most `limit` bytes, without its byte order mark. Raises `kind`.
 
-    Without a mark it must be UTF-8; the message names what it seems to be instead.
+    Without a mark it must be UTF-8; the message names what it seems to be instead. `what` names the file in messages,
+    its path unless given.
     """
     path = checked_path(path, kind)
     try:
         size = path.stat().st_size
         if size > limit:
-            raise kind(f"{path}: is too large to be what is wanted here ({size:,} bytes, at most {limit:,})")
+            raise kind(f"{what or path}: is too large to be what is wanted ({size:,} bytes, at most {limit:,})")
         data = path.read_bytes()
     except OSError as error:
-        raise kind(f"{path}: cannot be read ({error.strerror})") from error
-    return _decoded(data, path, kind, first_line=1)
+        raise kind(f"{what or path}: cannot be read ({error.strerror})") from error
+    return _decoded(data, what or path, kind, first_line=1)
 
 
 def read_lines(path: str | os.PathLike[str], kind: Kind) -> Iterator[tuple[int, str]]:
@@ -251,7 +252,7 @@ def metadata_object(metadata: Mapping[str, str] | None, name: str, where: object
     return checked(parse_json(metadata[name], about, kind), dict, about, kind)
 
 
-def _decoded(data: bytes, path: Path, kind: Kind, first_line: int) -> str:
+def _decoded(data: bytes, path: object, kind: Kind, first_line: int) -> str:
     mark = next((mark for mark in _MARKS if data.startswith(mark)), None)
     try:
         text = data.decode(_MARKS[mark] if mark else "utf-8")

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from lvdm.checkpoints.families import LAYOUTS
+from lvdm.config import MAX_YAML
 from lvdm.diffusion.schedule import DiffusionConfig
 from lvdm.errors import ConfigError
 from lvdm.models.components import (
@@ -23,6 +24,7 @@ from lvdm.models.components import (
 )
 from lvdm.models.image import ImageConfig
 from lvdm.models.text import TextConfig
+from lvdm.outside import check_yaml, read_text
 
 # target -> what it is. LVDM's own repository and VideoCrafter 0.9 have `lvdm.models.modules`, VideoCrafter 1 and 2
 # `lvdm.modules`.
@@ -133,12 +135,12 @@ def is_published_config(path: str | os.PathLike) -> bool:
 
 
 def _read_yaml(path: Path) -> Any:
+    text = read_text(path, ConfigError, MAX_YAML, what=f"config file {path}")
+    check_yaml(text, f"config file {path}", ConfigError)
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"config file {path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config file {path} is not valid YAML: {' '.join(str(error).split())}") from error
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, TypeError, AssertionError) as error:
+        raise ConfigError(f"config file {path} is not valid YAML: {' '.join(str(error).split())[:300]}") from error
 
 
 def _has_published_form(content: Any) -> bool:

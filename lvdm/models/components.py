@@ -2,20 +2,22 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from lvdm.config import from_mapping
 from lvdm.diffusion.schedule import DiffusionConfig, NoiseSchedule
 from lvdm.errors import ConfigError
 from lvdm.models.autoencoder import AutoencoderKL
 from lvdm.models.backbone import BACKBONES, VideoBackbone, build_backbone
 from lvdm.models.codec import LatentCodec
-from lvdm.models.image import ImageConfig, ImageEncoder, ImageResampler
+from lvdm.models.image import ImageConfig, ImageEncoder, ImageResampler, ResamplerParams
 from lvdm.models.text import TextConfig, TextEncoder
+from lvdm.sizes import check_sizes
 
 PARTS = ("unet", "codec", "text", "image")
 
@@ -26,6 +28,9 @@ class AutoencoderConfig:
 
     ddconfig: dict[str, Any]
     embed_dim: int = 4
+
+    def __post_init__(self) -> None:
+        check_sizes(self, "autoencoder")
 
 
 @dataclass
@@ -60,6 +65,9 @@ class GenerationDefaults:
     fps: int | None = None
     save_fps: int = 8
     negative_prompt: str = ""
+
+    def __post_init__(self) -> None:
+        check_sizes(self, "defaults")
 
 
 @dataclass
@@ -146,7 +154,8 @@ def build_components(
     }
     if config.image is not None:
         build["image_encoder"] = lambda: ImageEncoder(config.image.encoder)
-        build["image_resampler"] = lambda: ImageResampler(**config.image.resampler)
+        resampler = from_mapping(ResamplerParams, config.image.resampler, "image.resampler")
+        build["image_resampler"] = lambda: ImageResampler(**asdict(resampler))
     device = torch.device(device or "cpu")
     built = {}
     for name, construct in build.items():

@@ -1,10 +1,12 @@
 """What a training run can be told: the `run`, `training` and `logging` sections of its config."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from lvdm.config import check_at_least
 from lvdm.errors import ConfigError
+from lvdm.outside import checked_path
 
 DEEPSPEED = ("deepspeed_zero2_offload", "deepspeed_zero2", "deepspeed_zero3")
 
@@ -17,6 +19,11 @@ class RunSettings:
     task: str
     out: str = "runs"
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"run.seed is {self.seed}: it must be a whole number from 0 on, below 2^63")
+        checked_path(Path(self.out) / self.name, ConfigError)
 
 
 @dataclass
