@@ -1,7 +1,7 @@
 """Action Integration: the cross-attention from a backbone's features to R (III-C, eq. 7)."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from aicl.reference_context import KeysValues, ReferenceContext
 from aicl.rotary import check_head_dim
 from lvdm.errors import ConfigError
-from lvdm.models.attention import RelativePosition, attend
+from lvdm.models.attention import RelativePosition, attend, attend_over_time
 from lvdm.models.layers import LayerNorm
 from lvdm.sizes import check_sizes
 
@@ -49,8 +49,6 @@ class ReferenceAttention(nn.Module):
     references does not matter. The output projection starts at zero: untrained, it adds nothing.
     """
 
-    rows: ClassVar[str] = "b s h t d"  # one row of attention for each sample, place and head; its tokens are frames
-
     def __init__(self, width: int, config: IntegrationConfig) -> None:
         super().__init__()
         if width % config.head_dim:
@@ -70,43 +68,40 @@ class ReferenceAttention(nn.Module):
 
         `features` is this attention's share of `context.features`; a batch of one serves every sample. size: (h, w).
         """
-        b, t = tokens.shape[:2]
         x = tokens if torch.is_autocast_enabled(tokens.device.type) else tokens.to(self.norm.weight.dtype)
-        q = self.queries(self.norm(x), size)  # (b, groups, heads, n, d)
-        k, v = self._keys_values(features, context, size, t)  # (b or 1, groups, heads, keys, d)
-        k, v = (x.expand(b, -1, -1, -1, -1).flatten(0, 1) for x in (k, v))
-        bias = context.bias(self.keys_per_reference(context, size))
-        if bias is not None:
-            bias = bias.expand(b, -1, -1, -1).repeat_interleave(q.shape[1], dim=0)
-        out = attend(q.flatten(0, 1), k, v, bias=bias, relative=self._relative(t, context.frames, q.device))
-        out = self.to_out(rearrange(out.unflatten(0, (b, -1)), f"{self.rows} -> b t s (h d)"))
+        q = self.to_q(self.norm(x)).unflatten(-1, (self.heads, -1))  # (b, t, h*w, heads, d)
+        k, v = self._keys_values(features, context, size, tokens.shape[1])
+        out = self.to_out(self.read(q, k, v, context, size))
         present = context.present()
         return (out if present is None else out * present.to(out.dtype)).to(tokens.dtype)
 
-    def queries(self, tokens: Tensor, size: tuple[int, int]) -> Tensor:
-        """Normalised tokens (b, t, h*w, width) -> (b, groups, heads, n, d), as `rows` says."""
-        return rearrange(self.to_q(tokens), f"b t s (h d) -> {self.rows}", h=self.heads)
+    def read(self, q: Tensor, k: Tensor, v: Tensor, context: ReferenceContext, size: tuple[int, int]) -> Tensor:
+        """Attention of queries (b, t, h*w, heads, d) to what `keys_values` made -> (b, t, h*w, width)."""
+        tables = (None, None) if self.relative is None else tuple(each.embeddings_table for each in self.relative)
+        if len(set(context.frames)) == 1:
+            return attend_over_time(q, k, v, tables=tables, bias=context.scores(), parts=len(context.frames))
+        b, t, places = q.shape[:3]
+        bias = context.bias(context.frames)
+        if bias is not None:
+            bias = bias.expand(b, -1, -1, -1).repeat_interleave(places, dim=0)
+        q, k, v = (rearrange(x.expand(b, *[-1] * 4), "b t s h d -> (b s) h t d") for x in (q, k, v))
+        out = attend(q, k, v, bias=bias, relative=self._relative(t, context.frames, q.device))
+        return rearrange(out, "(b s) h t d -> b t s (h d)", b=b)
 
     def keys_values(self, pooled: Tensor, context: ReferenceContext, size: tuple[int, int], t: int) -> KeysValues:
-        """R at this level, (b, m, h*w, channels) -> keys and values (b, groups, heads, keys, d)."""
-        k, v = (rearrange(layer(pooled), "b m s (h d) -> b s h m d", h=self.heads) for layer in (self.to_k, self.to_v))
+        """R at this level, (b, m, h*w, channels) -> keys and values (b, m, h*w, heads, d)."""
+        k, v = (layer(pooled).unflatten(-1, (self.heads, -1)) for layer in (self.to_k, self.to_v))
         return k, v
-
-    def keys_per_reference(self, context: ReferenceContext, size: tuple[int, int]) -> tuple[int, ...]:
-        """How many keys of a row come from each reference."""
-        return context.frames
 
     def _keys_values(self, features: Tensor, context: ReferenceContext, size: tuple[int, int], t: int) -> KeysValues:
         """`keys_values` of R averaged to this level's size, from the context's cache where gradients are not asked."""
-        keep, key = not torch.is_grad_enabled(), (id(self), size, t)
-        if keep and key in context.cache:
-            return context.cache[key]
-        pooled = F.adaptive_avg_pool2d(features.to(self.to_k.weight.dtype).flatten(0, 1), size)
-        pooled = rearrange(pooled, "(b m) c h w -> b m (h w) c", b=features.shape[0])
-        found = self.keys_values(pooled, context, size, t)
-        if keep:
-            context.cache[key] = found
-        return found
+
+        def make() -> KeysValues:
+            pooled = F.adaptive_avg_pool2d(features.to(self.to_k.weight.dtype).flatten(0, 1), size)
+            pooled = rearrange(pooled, "(b m) c h w -> b m (h w) c", b=features.shape[0])
+            return self.keys_values(pooled, context, size, t)
+
+        return make() if torch.is_grad_enabled() else context.kept((id(self), size, t), make)
 
     def _positions(self, config: IntegrationConfig) -> nn.ModuleList | None:
         """Tables of learned relative keys and values, where there are any."""

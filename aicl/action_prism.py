@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from aicl.rotary import Rotary, axial_rotary, check_head_dim, rotate
 from lvdm.errors import ConfigError
-from lvdm.models.attention import RelativePosition, attend
+from lvdm.models.attention import RelativePosition, attend, attend_over_time
 from lvdm.models.layers import LayerNorm, checkpointed
 from lvdm.sizes import check_sizes
 
@@ -86,6 +86,14 @@ class PrismAttention(nn.Module):
             relative = keys(q.shape[2], k.shape[2]), values(q.shape[2], k.shape[2])
         update: Tensor = self.to_out(rearrange(attend(q, k, v, relative=relative), "r h n d -> r n (h d)"))
         return tokens + update
+
+    def over_time(self, video: Tensor) -> Tensor:
+        """Self-attention along frames at each place. (n, t, s, width) -> same."""
+        x = self.norm(video)
+        q, k, v = (layer(x).unflatten(-1, (self.heads, -1)) for layer in (self.to_q, self.to_k, self.to_v))
+        tables = (None, None) if self.relative is None else tuple(each.embeddings_table for each in self.relative)
+        update: Tensor = self.to_out(attend_over_time(q, k, v, tables=tables))
+        return video + update
 
 
 class PrismBlock(nn.Module):
@@ -208,8 +216,7 @@ def over_places(attention: PrismAttention, video: Tensor, rotary: Rotary | None)
 
 def over_frames(attention: PrismAttention, video: Tensor) -> Tensor:
     """Self-attention over time at each place. (n, t, s, c) -> same."""
-    rows = attention(rearrange(video, "n t s c -> (n s) t c"))
-    return rearrange(rows, "(n s) t c -> n t s c", n=len(video))
+    return attention.over_time(video)
 
 
 def to_condition(attention: PrismAttention, video: Tensor, text: Tensor) -> Tensor:

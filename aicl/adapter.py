@@ -20,6 +20,7 @@ from aicl.action_prism import ActionPrism, PrismConfig, build_prism
 from aicl.integrated_backbone import IntegratedBackbone, integrate, layout_of
 from lvdm import config as configs
 from lvdm.checkpoints import check_entries
+from lvdm.checkpoints.integrity import HASH_KEY, check_hash, check_values, tensors_hash
 from lvdm.errors import CheckpointError
 from lvdm.files import atomic_path
 
@@ -100,8 +101,9 @@ def save_adapter(
         library=_library_version(),
     )
     state = {name: value.detach().cpu().contiguous() for name, value in trained_state(prism, integrated).items()}
+    metadata = {"format": "pt", "aicl": json.dumps(configs.to_mapping(info)), HASH_KEY: tensors_hash(state)}
     with atomic_path(path) as temporary:
-        save_file(state, temporary, metadata={"format": "pt", "aicl": json.dumps(configs.to_mapping(info))})
+        save_file(state, temporary, metadata=metadata)
 
 
 def read_adapter(path: str | os.PathLike) -> tuple[AdapterInfo, dict[str, Tensor]]:
@@ -114,17 +116,23 @@ def read_adapter(path: str | os.PathLike) -> tuple[AdapterInfo, dict[str, Tensor
         raise CheckpointError(f"adapter {path} does not exist")
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = (file.metadata() or {}).get("aicl")
+            metadata = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{path} is damaged or no safetensors file ({error}): train or download it again"
         ) from error
-    if metadata is None:
+    if "aicl" not in metadata:
         raise CheckpointError(
             f"{path} is a safetensors file, but no AICL adapter: give the adapter.safetensors of a run"
         )
-    content = json.loads(metadata)
+    check_hash(state, metadata, path)
+    try:
+        content = json.loads(metadata["aicl"])
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged (what it says about itself is no JSON): get it again") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} is damaged (it says nothing about itself): get it again")
     if content.get("format") != FORMAT_VERSION:
         raise CheckpointError(
             f"{path} has adapter format {content.get('format')}, this version reads {FORMAT_VERSION}: "
@@ -154,7 +162,9 @@ def load_adapter(path: str | os.PathLike, unet: nn.Module) -> tuple[ActionPrism,
     device = next(unet.parameters()).device
     prism, integrated = build_prism(info.prism), integrate(unet, info.integration)
     try:
-        check_entries(trained_state(prism, integrated), state, f"the entries of {path} and its config")
+        what = f"the entries of {path} and its config"
+        check_entries(trained_state(prism, integrated), state, what)
+        check_values(trained_state(prism, integrated), state, what)
     except CheckpointError:
         integrated.unpatch()
         raise

@@ -56,7 +56,13 @@ class BlockIntegration(nn.Module):
         selected = tokens[start:stop]
         shares = context.features.split(self.feature_channels, dim=2)
         for attention, share in zip(self.parts.values(), shares):
-            selected = selected + context.scale * attention(selected, share, context, size)
+            update = attention(selected, share, context, size)
+            if torch.is_grad_enabled():
+                selected = selected + context.scale * update
+            else:
+                selected.add_(update, alpha=context.scale)  # in the place of the block's output, which nobody else has
+        if not torch.is_grad_enabled():
+            return tokens
         if stop - start == tokens.shape[0]:
             return selected
         return torch.cat([tokens[:start], selected, tokens[stop:]])
@@ -73,7 +79,7 @@ class IntegratedBackbone(VideoBackbone):
         super().__init__()
         self.backbone, self.config, self._call = backbone, config, _Call()
         self.family, self.prediction = backbone.family, backbone.prediction
-        self.latent_channels = backbone.latent_channels
+        self.latent_channels, self.repeated_blocks = backbone.latent_channels, backbone.repeated_blocks
         targets = backbone.extensible_blocks()
         if not targets:
             raise ConfigError("this model has no attention blocks that AICL could read references in")

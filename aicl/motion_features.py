@@ -12,11 +12,13 @@ from torch import Tensor
 
 from aicl.adapter import Fingerprint
 from lvdm import config as configs
+from lvdm.checkpoints.integrity import HASH_KEY, check_hash, check_values, tensors_hash
 from lvdm.errors import CheckpointError, ConfigError
 from lvdm.files import atomic_path
 
 FORMAT_VERSION = 1
 ENDING = ".safetensors"
+METADATA = "aicl_references"  # the entry of the file's metadata
 
 
 @dataclass
@@ -42,7 +44,8 @@ class MotionFeatures:
         about["prism"] = configs.to_mapping(self.prism)
         with atomic_path(path) as temporary:
             features = self.features.detach().cpu().contiguous()
-            save_file({"features": features}, temporary, metadata={"aicl_references": json.dumps(about)})
+            tensors = {"features": features}
+            save_file(tensors, temporary, metadata={METADATA: json.dumps(about), HASH_KEY: tensors_hash(tensors)})
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "MotionFeatures":
@@ -51,16 +54,25 @@ class MotionFeatures:
             raise CheckpointError(f"encoded references {path} do not exist")
         try:
             with safe_open(path, framework="pt") as file:
-                about = json.loads((file.metadata() or {})["aicl_references"])
-                features = file.get_tensor("features")
-            if about["format"] != FORMAT_VERSION:
-                raise CheckpointError(
-                    f"{path} has format {about['format']}, this version reads {FORMAT_VERSION}: encode the videos again"
-                )
-            prism = configs.from_mapping(Fingerprint, about["prism"], where=str(path))
-            return cls(features, tuple(about["frames"]), prism, about["sources"])
-        except (SafetensorError, KeyError) as error:
+                metadata = file.metadata() or {}
+                about = json.loads(metadata[METADATA])
+                tensors = {"features": file.get_tensor("features")}
+            form, frames, sources, prism = (about[name] for name in ("format", "frames", "sources", "prism"))
+        except (SafetensorError, OSError, KeyError, ValueError, TypeError, RecursionError) as error:
             raise CheckpointError(f"{path} holds no encoded references: make it with encode_references") from error
+        if form != FORMAT_VERSION:
+            raise CheckpointError(
+                f"{path} has format {form}, this version reads {FORMAT_VERSION}: encode the videos again"
+            )
+        check_hash(tensors, metadata, path)
+        features = tensors["features"]
+        check_values({"features": torch.empty(0)}, tensors, f"the features in {path}")
+        counted = isinstance(frames, list) and all(type(count) is int and count > 0 for count in frames)
+        if not counted or features.ndim != 5 or features.shape[1] != sum(frames) or not features.numel():
+            raise CheckpointError(f"{path} says {frames!r} frames of features {tuple(features.shape)}: encode it again")
+        if not isinstance(sources, list) or not all(isinstance(source, str) for source in sources):
+            raise CheckpointError(f"{path} names no sources that can be read: encode the videos again")
+        return cls(features, tuple(frames), configs.from_mapping(Fingerprint, prism, where=str(path)), sources)
 
 
 def concatenate(parts: list[MotionFeatures]) -> MotionFeatures:

@@ -17,6 +17,7 @@ from aicl.model_files import FOLDER_FILE, FolderConfig, check_lead, find_model_f
 from aicl.motion_features import ENDING, MotionFeatures, concatenate
 from aicl.reference_context import ReferenceContext
 from lvdm import config as configs
+from lvdm.acceleration import Mode
 from lvdm.checkpoints import load_pipeline, save_pipeline
 from lvdm.checkpoints.folder import new_folder
 from lvdm.diffusion import Condition, make_generators
@@ -104,6 +105,11 @@ class AICLPipeline:
                 save_pipeline(self.base.components, self.base.config, temporary / pointer.base)
             save_adapter(temporary / pointer.adapter, prism, integrated, meta)
             configs.save(temporary / FOLDER_FILE, configs.to_mapping(pointer))
+
+    def accelerate(self, mode: Mode = "auto", expected_steps: int | None = None) -> "AICLPipeline":
+        """Choose how the UNet runs from now on, see `lvdm.acceleration`: auto, none, graphs or full."""
+        self._patched.acceleration = self.base.accelerate(mode, expected_steps).acceleration
+        return self
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "AICLPipeline":
         """Move and cast every part in place."""
@@ -292,12 +298,14 @@ class AICLPipeline:
 
     def _use(self, prism: ActionPrism | None, integrated: IntegratedBackbone | None) -> None:
         """Take prism and integration, in the base model's dtype and without gradients, or none."""
+        self.base.acceleration.forget()  # what was captured with another adapter, or none
         self.prism, self.integrated, self._patched = prism, integrated, self.base
         if prism is not None:
             unet = self.base.components.unet
             for module in (prism, integrated.blocks):
                 module.to(device=self.base.device, dtype=unet.dtype).eval().requires_grad_(False)
-            self._patched = VideoPipeline(replace(self.base.components, unet=integrated), self.base.config)
+            components = replace(self.base.components, unet=integrated)
+            self._patched = VideoPipeline(components, self.base.config, self.base.acceleration)
 
 
 def check_reference(video: Video) -> None:

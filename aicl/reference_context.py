@@ -1,7 +1,7 @@
 """R as the backbone reads it while it denoises: which references, how strongly, and from which noise level on."""
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -32,7 +32,7 @@ class ReferenceContext:
     weights: Tensor | None = None
     scale: float = 1.0
     first_reference_until: int | None = None
-    cache: dict[Hashable, KeysValues] = field(default_factory=dict, repr=False)
+    cache: dict[Hashable, tuple[KeysValues, Callable[[], KeysValues]]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def build(
@@ -82,22 +82,51 @@ class ReferenceContext:
         weights = None if self.weights is None else self.weights[:, :1]
         return ReferenceContext(self.features[:, : self.frames[0]], self.frames[:1], weights, self.scale)
 
+    @cached_property
+    def all(self) -> "ReferenceContext":
+        """All references, at any timestep."""
+        return ReferenceContext(self.features, self.frames, self.weights, self.scale)
+
     def at(self, timesteps: Tensor) -> "ReferenceContext":
         """What is read at these timesteps (b,), all alike where the first reference is read alone for some."""
         until = self.first_reference_until
-        if until is None or len(self.frames) == 1 or int(timesteps[0]) < until:
+        if until is None or len(self.frames) == 1:
             return self
-        return self.first
+        return self.all if int(timesteps[0]) < until else self.first
+
+    def kept(self, key: Hashable, make: Callable[[], KeysValues]) -> KeysValues:
+        """The keys and values of one attention: made at its first call, by `make`."""
+        if key not in self.cache:
+            self.cache[key] = make(), make
+        return self.cache[key][0]
+
+    def overwrite(self, other: "ReferenceContext") -> None:
+        """Become another context of the same shapes, in the memory of this one, which CUDA graphs read.
+
+        Without gradients only. What was kept is made anew, in its place.
+        """
+        for own, given in ((self.features, other.features), (self.weights, other.weights)):
+            if own is not None and given is not None:
+                own.copy_(given)
+        for pair, make in self.cache.values():
+            for own, made in zip(pair, make(), strict=True):
+                own.copy_(made)
+
+    def scores(self) -> Tensor | None:
+        """log of the weights (b, k), which attention adds to the scores of a reference's keys; None for equal ones."""
+        if self.weights is None:
+            return None
+        some = (self.weights > 0).any(dim=1, keepdim=True)
+        return torch.where(some, self.weights.log(), 0.0)  # rows without any reference are silenced by `present`
 
     def bias(self, repeats: Sequence[int]) -> Tensor | None:
         """log of the weights as a score bias (b, 1, 1, sum(repeats)), reference i's `repeats[i]` times.
 
         A weight of 0 removes its reference exactly. None for equal weights.
         """
-        if self.weights is None:
+        scores = self.scores()
+        if scores is None:
             return None
-        some = (self.weights > 0).any(dim=1, keepdim=True)
-        scores = torch.where(some, self.weights.log(), 0.0)  # rows without any reference are silenced by `present`
         columns = [scores[:, i : i + 1].expand(-1, count) for i, count in enumerate(repeats)]
         return torch.cat(columns, dim=1)[:, None, None]
 

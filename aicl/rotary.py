@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from lvdm.errors import ConfigError
+from lvdm.models import kernels
 
 Rotary = tuple[Tensor, Tensor]
 
@@ -32,5 +33,9 @@ def axial_rotary(height: int, width: int, head_dim: int, device: torch.device, b
 def rotate(x: Tensor, rotary: Rotary) -> Tensor:
     """Rotate x (rows, heads, n, head_dim) by its positions, in float32; returns x's dtype."""
     cos, sin = rotary
+    if x.ndim == 4 and kernels.enabled("rotary") and kernels.usable(x):
+        from lvdm.models.kernels.rotary import rotate as in_one_pass
+
+        return in_one_pass(x.transpose(1, 2).contiguous(), cos, sin).transpose(1, 2)
     first, second = x.float().chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1).to(x.dtype)

@@ -1,5 +1,8 @@
 """Algorithm 1: training the Action Prism and the Action Integration on a frozen base model."""
 
+import math
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,14 +15,17 @@ from aicl.action_prism import ActionPrism
 from aicl.adapter import save_adapter
 from aicl.integrated_backbone import IntegratedBackbone
 from aicl.training_pairs import PairMaker, ReferenceSettings
+from lvdm.acceleration.regions import compile_regions
 from lvdm.diffusion import make_generators
 from lvdm.pipeline import VideoPipeline
 from lvdm.training.base import DiffusionModule
-from lvdm.training.compile import compile_regions
 from lvdm.training.module import Batch
 from lvdm.training.randomness import BatchRandomness
 from lvdm.training.settings import TrainingSettings
 from lvdm.video import to_pixels
+
+_DIAGNOSED = 8  # timesteps at least in one measurement of the diagnostics
+_JUDGED_AFTER, _LEAST_GAP = 1000, 1.0  # steps, and percent of the loss: by then every training that works is far above
 
 
 class AICLModule(DiffusionModule):
@@ -45,12 +51,14 @@ class AICLModule(DiffusionModule):
         super().__init__(pipeline, settings, integrated, {"prism": prism, "integration": integrated.blocks})
         if settings.compile:
             compile_regions(self.trained, (type(prism.blocks[0]), ReferenceAttention))
-        self.reference_dropout, self._pairs = reference_dropout, pairs or PairMaker(ReferenceSettings())
+        self.reference_dropout = reference_dropout
+        self.pairs = pairs or PairMaker(ReferenceSettings())
+        self._measured_before: dict[str, Any] | None = None  # the references of the last diagnosed batch of one
         self._parts = (self.captured(prism), prism, integrated)  # in a tuple, since they are registered already
 
     def losses(self, batch: Batch) -> Tensor:
         """Algorithm 1: the loss of each sample, (b,), whose mean the optimiser descends."""
-        batch = self._pairs(batch)
+        batch = self.pairs(batch)
         randomness = self.randomness(batch)
         target = self.encode_target(batch, randomness)  # (b, c, t, h, w)
         references = self.encode_references(batch)  # (b, k, c, t, h, w)
@@ -99,31 +107,55 @@ class AICLModule(DiffusionModule):
         return shown.float()
 
     def diagnostics(self, batch: Batch) -> dict[str, Tensor]:
-        """reference_gap: how much the loss rises with another sample's references, the same noise given.
+        """What a wrong reference costs, the same noise given, as a mean over 8 timesteps or more.
 
-        It parts from zero when the model begins to read references, long before videos show it.
+        reference_gap: how much the loss rises with another sample's references. reference_gap_percent: the same as a
+        share of the loss, which can be compared between models. Both part from zero when the model begins to read
+        references, long before videos show it. Batches of one take the references of the batch measured before.
         """
-        if len(batch["caption"]) < 2:
+        batch = self.pairs(batch)
+        shown = {name: value for name, value in batch.items() if name.startswith("reference")}
+        b, wrong = len(batch["caption"]), self._measured_before
+        self._measured_before = shown if b == 1 else None
+        if b > 1:
+            wrong = {n: v.roll(1, 0) if isinstance(v, Tensor) else [*v[-1:], *v[:-1]] for n, v in shown.items()}
+        if wrong is None:
             return {}
-        batch = self._pairs(batch)
-        wrong = {
-            name: value.roll(1, 0) if isinstance(value, Tensor) else [*value[-1:], *value[:-1]]
-            for name, value in batch.items()
-            if name.startswith("reference")
-        }
-        return {"reference_gap": self.losses(batch | wrong).mean() - self.losses(batch).mean()}
+        right_loss, wrong_loss = [], []
+        rounds = math.ceil(_DIAGNOSED / b)
+        for i in range(rounds):
+            u = (batch["timestep_u"] + i / rounds) % 1.0
+            again = batch | {"timestep_u": u, "noise_seed": batch["noise_seed"] + i}
+            right_loss.append(self.losses(again).mean())
+            wrong_loss.append(self.losses(again | wrong).mean())
+        right = torch.stack(right_loss).mean()
+        gap = torch.stack(wrong_loss).mean() - right
+        return {"reference_gap": gap, "reference_gap_percent": 100 * gap / right}
+
+    def judge_diagnostics(self, histories: Mapping[str, Sequence[tuple[int, float]]]) -> str | None:
+        """Whether references are still not read after a thousand steps."""
+        points = histories["reference_gap_percent"]
+        if points[-1][0] < _JUDGED_AFTER or len(points) < 3:
+            return None
+        gap = statistics.median(value for _, value in points[-5:])
+        if gap >= _LEAST_GAP:
+            return None
+        return (
+            f"after {points[-1][0]} steps a wrong reference raises the loss by {gap:.2f}% only "
+            "(reference_gap_percent): references are hardly read; docs/recipe.md says what to try"
+        )
 
     @torch.no_grad()
     def preview(self, batch: Batch) -> dict[str, Tensor]:
         """The first reference, what the base model makes of the prompt, and what AICL makes of both."""
-        batch, pipe, b = self._pairs(batch), self.pipeline, len(batch["caption"])
+        batch, pipe, b = self.pairs(batch), self.pipeline, len(batch["caption"])
         references = self.encode_references(batch)
         frames, size = references.shape[3], tuple(_first_frames(batch).shape[-2:])
         image = to_pixels(_first_frames(batch)[:b].unsqueeze(2))[:, 0] if pipe.takes_image else None
         positive, negative = pipe.conditions(batch["caption"], image, size=size)
         R = self.prism(references, self.encode_captions(batch)[1])
         with_references = replace(positive, extras={"references": self.integrated.reference_context(R, frames)})
-        patched = VideoPipeline(replace(pipe.components, unet=self.integrated), pipe.config)
+        patched = VideoPipeline(replace(pipe.components, unet=self.integrated), pipe.config, pipe.acceleration)
         guidance, videos = pipe.config.defaults.guidance, {"reference": pipe.decode(references[:, 0])}
         for label, model, branch in (("base", pipe, positive), ("ours", patched, with_references)):
             generators = make_generators(range(b))

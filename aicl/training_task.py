@@ -98,6 +98,7 @@ def build_base_pipeline(base: AICLSections.Base, settings: TrainingSettings) -> 
 
 
 def prism_config(section: dict[str, Any], pipeline: VideoPipeline, settings: TrainingSettings) -> PrismConfig:
-    """That of section `prism`, which by default reads the base model's text features whatever their width."""
-    section = {"context_dim": pipeline.config.text.width, "use_checkpoint": settings.gradient_checkpointing, **section}
+    """That of section `prism`; by default it reads the base model's latents and text features, whatever their width."""
+    widths = {"in_channels": pipeline.config.autoencoder.embed_dim, "context_dim": pipeline.config.text.width}
+    section = {**widths, "use_checkpoint": settings.gradient_checkpointing, **section}
     return configs.from_mapping(PrismConfig, section, where="prism")

@@ -11,7 +11,7 @@ import math
 import os
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
@@ -29,8 +29,12 @@ MAX_YAML = 4 * 2**20  # bytes of a config file
 MAX_EXTENDS = 20  # files that extend each other in a row
 
 
-def load(path: str | os.PathLike, overrides: Iterable[str] = (), schema: type | None = None) -> dict[str, Any]:
+def load(
+    path: str | os.PathLike | Sequence[str | os.PathLike], overrides: Iterable[str] = (), schema: type | None = None
+) -> dict[str, Any]:
     """Read a YAML file and everything it `extends`, apply overrides, resolve interpolations; return plain containers.
+
+    Of several files, later ones win, as if one extended those before it.
 
     `extends: other.yaml` (or a list of files, later ones winning) is relative to the file that says it. Mappings are
     merged key by key, lists and scalars are replaced. An override is `dotted.key=value`, its value written as in YAML;
@@ -39,7 +43,12 @@ def load(path: str | os.PathLike, overrides: Iterable[str] = (), schema: type | 
 
     Raises ConfigError for a missing or malformed file, a circular `extends`, an unknown key, a bad interpolation.
     """
-    config = _load_file(find(path), ())
+    paths = [path] if isinstance(path, str | os.PathLike) else list(path)
+    path = paths[-1]
+    try:
+        config = OmegaConf.merge(*(_load_file(find(each), ()) for each in paths))
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"the config files {', '.join(map(str, paths))} do not fit: {_first_line(error)}") from error
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key:

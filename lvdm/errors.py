@@ -19,3 +19,11 @@ class CheckpointError(UserError):
 
 class DataError(UserError):
     """A dataset whose index, captions or files do not fit together."""
+
+
+class DiskError(UserError):
+    """A file that cannot be written: a full or read-only disk, a folder that is no place for it."""
+
+
+class SamplingError(UserError):
+    """Numbers that are no longer finite while a video is made."""

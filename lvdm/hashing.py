@@ -1,11 +1,15 @@
-"""SHA-256 of files, folders and lists: what identifies the models and videos behind a result."""
+"""SHA-256 of files, folders and lists: what identifies models and videos, and tells whether they are still whole."""
 
 import hashlib
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
 from lvdm.errors import CheckpointError
+from lvdm.files import atomic_path
+
+SUMS = "SHA256SUMS"  # as `sha256sum --check` reads it
 
 
 def file_hash(path: str | os.PathLike[str]) -> str:
@@ -27,3 +31,29 @@ def files_hash(folder: str | os.PathLike[str]) -> str:
 def text_hash(lines: Iterable[str]) -> str:
     """SHA-256 of lines of text, in hexadecimal: what identifies a list of prompts or of videos."""
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def write_sums(folder: str | os.PathLike[str], pattern: str = "*") -> None:
+    """Write SHA256SUMS: a line "hash  path" for each file below `folder` whose name matches `pattern`."""
+    folder = Path(folder)
+    paths = sorted(path for path in folder.rglob(pattern) if path.is_file() and path.name != SUMS)
+    lines = [f"{file_hash(path)}  {path.relative_to(folder).as_posix()}\n" for path in paths]
+    with atomic_path(folder / SUMS) as temporary:
+        temporary.write_text("".join(lines), encoding="utf-8")
+
+
+def check_sums(folder: str | os.PathLike[str]) -> None:
+    """Raise CheckpointError unless all files in `folder` are there and as `write_sums` found them."""
+    folder = Path(folder)
+    try:
+        lines = (folder / SUMS).read_bytes().decode("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{folder / SUMS} cannot be read") from error
+    if not lines:
+        raise CheckpointError(f"{folder / SUMS} is empty")
+    for line in lines:
+        found = re.fullmatch(r"([0-9a-f]{64})  ([^\0]+)", line)
+        if not found or Path(found[2]).is_absolute() or ".." in Path(found[2]).parts:
+            raise CheckpointError(f"{folder / SUMS} is damaged")
+        if file_hash(folder / found[2]) != found[1]:
+            raise CheckpointError(f"{folder / found[2]} is damaged: it does not have the checksum in {SUMS}")

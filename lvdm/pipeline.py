@@ -20,9 +20,11 @@ from PIL import Image, ImageOps
 from torch import Generator, Tensor
 from tqdm.auto import tqdm
 
+from lvdm.acceleration import Acceleration, Mode
 from lvdm.diffusion import Condition, Denoiser, draw_noise, make_generators
 from lvdm.diffusion.samplers import SAMPLERS, Callback
 from lvdm.errors import ConfigError, VideoError
+from lvdm.finite import FiniteWatch, check_frames
 from lvdm.models.components import Components, ModelConfig
 from lvdm.video import to_frames, to_pixels
 
@@ -35,11 +37,17 @@ class VideoPipeline:
     `components.unet` may be replaced by anything that is called like it, and `components` or `config` by others.
     """
 
-    def __init__(self, components: Components, config: ModelConfig) -> None:
+    def __init__(self, components: Components, config: ModelConfig, acceleration: Acceleration | None = None) -> None:
         missing = [name for name in ("unet", "codec", "text") if getattr(components, name) is None]
         if missing:
             raise ConfigError(f"a pipeline needs the parts unet, codec and text; missing: {', '.join(missing)}")
         self.components, self.config = components, config
+        self.acceleration = acceleration or Acceleration()
+
+    def accelerate(self, mode: Mode = "auto", expected_steps: int | None = None) -> "VideoPipeline":
+        """Choose how the UNet runs from now on, see `lvdm.acceleration`: auto, none, graphs or full."""
+        self.acceleration = Acceleration(mode, expected_steps)
+        return self
 
     @property
     def device(self) -> torch.device:
@@ -193,25 +201,32 @@ class VideoPipeline:
         """Noise x_T (b, c, t, h, w) -> latents, float32, under the weighted sum of the branches (weights sum to 1).
 
         `generators`, those of the initial noise, feed the stochastic samplers. Raises ConfigError for an unknown
-        sampler, an eta for a sampler that has none, or branches and weights that don't fit.
+        sampler, an eta for a sampler that has none, or branches and weights that don't fit; SamplingError, which names
+        the step, where the latents are no longer finite.
         """
         defaults, parts = self.config.defaults, self.components
         if sampler not in SAMPLERS:
             raise ConfigError(f"unknown sampler '{sampler}': choose from {', '.join(SAMPLERS)}")
-        options: dict[str, Any] = {"generators": generators, "callback": callback}
+        watch = FiniteWatch(callback)
+        options: dict[str, Any] = {"generators": generators, "callback": watch}
         if sampler == "ddim":
             options["eta"] = defaults.eta if eta is None else eta
         elif eta is not None:
             raise ConfigError(f"eta is a setting of the sampler 'ddim', not of '{sampler}'")
         if sampler != "ddpm":  # which has its own spacing
             options["spacing"] = self.config.diffusion.spacing
-        model = Denoiser(parts.unet, parts.schedule, parts.unet.prediction).guided(branches, weights, rescale)
-        return SAMPLERS[sampler](model, x_T, parts.schedule, defaults.steps if steps is None else steps, **options)
+        steps = defaults.steps if steps is None else steps
+        unet = self.acceleration.network(parts.unet, steps)
+        model = Denoiser(unet, parts.schedule, parts.unet.prediction).guided(branches, weights, rescale)
+        latents = SAMPLERS[sampler](model, x_T, parts.schedule, steps, **options)
+        watch.finish()
+        return latents
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents (b, c, t, h, w) -> pixels uint8 (b, t, h, w, 3) on the CPU."""
-        return torch.stack([to_pixels(self.components.codec.decode(sample[None])[0]).cpu() for sample in latents])
+        """Latents (b, c, t, h, w) -> pixels uint8 (b, t, h, w, 3) on the CPU. Raises SamplingError for NaN."""
+        videos = (check_frames(self.components.codec.decode(sample[None])[0]) for sample in latents)
+        return torch.stack([to_pixels(frames).cpu() for frames in videos])
 
 
 def progress_bar() -> Callback:

@@ -15,6 +15,7 @@ Event handlers are wrapped in `answered`, so that a visitor's mistake (a UserErr
 
 import functools
 import json
+import logging
 import re
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
@@ -26,7 +27,7 @@ from gradio.block_function import BlockFunction
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from lvdm.errors import ConfigError, UserError
+from lvdm.errors import ConfigError, DiskError, UserError
 
 MAX_BODY = 64 * 1024  # bytes: an event holds a few words and numbers
 MAX_TEXT = 4096  # characters of one text
@@ -51,6 +52,7 @@ _PAGE_ROUTES = (
 _HOST = re.compile(r"[A-Za-z0-9._-]{1,253}(:\d{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](:\d{1,5})?")
 _DROPPED_HEADERS = (b"content-length", b"content-type", b"transfer-encoding", b"x-gradio-server")
 
+_log = logging.getLogger(__name__)
 _mistakes: ContextVar[list[str] | None] = ContextVar("mistakes", default=None)
 
 
@@ -133,12 +135,18 @@ def check_paths(blocks: gr.Blocks) -> None:
 
 
 def answered(handler: Callable[..., Any]) -> Callable[..., Any]:
-    """An event handler whose UserErrors are answered with the status 400, without a traceback on the server."""
+    """An event handler whose UserErrors are answered with the status 400, without a traceback on the server.
+
+    A DiskError is not the visitor's: its status is 500, and the server's log has the sentence.
+    """
 
     @functools.wraps(handler)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         try:
             return handler(*args, **kwargs)
+        except DiskError as error:
+            _log.error("%s", error)
+            raise gr.Error("this cannot be kept now: please try again later", print_exception=False) from error
         except UserError as error:
             mistakes = _mistakes.get()
             if mistakes is not None:

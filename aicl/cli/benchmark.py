@@ -1,6 +1,10 @@
 """Measure what the library costs on this machine, with random weights, and keep the figures.
 
 examples:
+  aicl benchmark step                           # a denoising step of every full-size model, beside its floor
+  aicl benchmark step --model videocrafter2_t2v_512 --upstream ~/VideoCrafter --out step.json
+  aicl benchmark clip                           # a prompt to an mp4 file
+  aicl benchmark batches --model lvdm_t2v_256   # videos a minute and memory at several batch sizes
   aicl benchmark generate                       # every full-size model, in bfloat16 on the GPU
   aicl benchmark generate --model lvdm_t2v_256 --table docs/benchmarks.md
   aicl benchmark convert --model videocrafter2_t2v_512 --folder /tmp/convert
@@ -42,6 +46,23 @@ def parser() -> argparse.ArgumentParser:
     results.add_argument("--table", type=Path, help="append a row for each record to this Markdown file")
     parser = new_parser("benchmark", __doc__)
     commands = parser.add_subparsers(dest="command", required=True)
+
+    speed = argparse.ArgumentParser(add_help=False, parents=[results])
+    speed.add_argument("--model", nargs="+", default=MODELS, help="names in configs/models (default: all full-size)")
+    speed.add_argument("--device", default="cuda")
+    speed.add_argument("--compile", default="auto", choices=("auto", "none", "graphs", "full"))
+
+    command = commands.add_parser("step", parents=[speed], help="a guided denoising step, beside its floor")
+    command.add_argument("--upstream", type=Path, help="a checkout of LVDM or VideoCrafter, which is timed beside it")
+    command.set_defaults(run=step, title="A denoising step")
+
+    command = commands.add_parser("clip", parents=[speed], help="a prompt to an mp4 file")
+    command.add_argument("--steps", type=int, default=25)
+    command.set_defaults(run=clip, title="A clip")
+
+    command = commands.add_parser("batches", parents=[speed], help="videos a minute at several batch sizes")
+    command.add_argument("--sizes", type=int, nargs="+", default=[1, 2, 4, 8])
+    command.set_defaults(run=batches, title="Many clips")
 
     command = commands.add_parser("generate", parents=[results], help="generate a 16-frame video at full size")
     command.add_argument("--model", nargs="+", default=MODELS, help="names in configs/models (default: all full-size)")
@@ -102,6 +123,35 @@ def model_config(name: str) -> "ModelConfig":
     from lvdm.checkpoints import read_model
 
     return read_model(f"models/{name}")
+
+
+def step(args: argparse.Namespace) -> Iterator[dict]:
+    """Benchmark `step`: one record for each model."""
+    from lvdm import speed
+
+    cli.device(args.device)
+    for name in args.model:
+        record = speed.denoising_step(model_config(name), args.device, args.compile, upstream=args.upstream)
+        yield {"model": name, **record}
+
+
+def clip(args: argparse.Namespace) -> Iterator[dict]:
+    """Benchmark `clip`: one record for each model."""
+    from lvdm import speed
+
+    cli.device(args.device)
+    for name in args.model:
+        yield {"model": name, **speed.clip(model_config(name), args.device, args.compile, args.steps)}
+
+
+def batches(args: argparse.Namespace) -> Iterator[dict]:
+    """Benchmark `batches`: one record for each model and size."""
+    from lvdm import speed
+
+    cli.device(args.device)
+    for name in args.model:
+        for record in speed.batches(model_config(name), args.device, args.compile, args.sizes):
+            yield {"model": name, **record}
 
 
 def generate(args: argparse.Namespace) -> Iterator[dict]:

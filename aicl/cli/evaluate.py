@@ -1,19 +1,20 @@
-"""Score generated videos: CC, FC, FVD, ACC, dynamics, and motion and looks against the references.
+"""Score generated videos by every metric that the given networks allow, and set results side by side.
 
-  aicl evaluate score out/aicl --row AICL --real data/ucf101/unseen --fvd checkpoints/i3d_torchscript.pt \\
+  aicl evaluate score out/aicl --row AICL --real data/ucf101/unseen --i3d checkpoints/i3d_torchscript.pt \\
       --clip ViT-L-14 checkpoints/clip_vit_l_14.pt --result results/aicl.json
-  aicl evaluate score out/base --row base --real data/ucf101/unseen --fvd checkpoints/i3d_torchscript.pt \\
-      --clip ViT-L-14 checkpoints/clip_vit_l_14.pt --result results/base.json
-  aicl evaluate score outputs/tables/videos/ours-1a2b3c4d --puppets checkpoints/puppets --real real
+  aicl evaluate score out/base --row base --real data/ucf101/unseen --fps 8 --classifier checkpoints/videomae_ucf101
+  aicl evaluate score outputs/tables/exported/Table-I-LVDM --benchmark puppets --real real
   aicl evaluate table results/base.json results/aicl.json --latex
 
-A folder is one of aicl sample, or has a manifest.jsonl of lines {"file", "caption", "label", "reference"} (the
-last two optional), or a .txt beside each video. A measure whose network is not given is left out; none is ever fetched.
+A folder is one of `aicl sample` or of `aicl reproduce --save-videos`, or has a manifest.jsonl of lines {"file",
+"caption", "label", "reference", "seed"} (the last three optional), or a .txt beside each video. A metric whose
+network is not given is left out; none is ever fetched. Videos of different frame rates are compared at the one that
+--fps names.
 """
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aicl.cli import new_parser
 from lvdm import cli
@@ -21,7 +22,7 @@ from lvdm.errors import ConfigError
 from lvdm.files import check_writable
 
 if TYPE_CHECKING:
-    from aicl.evaluation import folders
+    from aicl.evaluation.results import Result
 
 
 def parser() -> argparse.ArgumentParser:
@@ -33,24 +34,29 @@ def parser() -> argparse.ArgumentParser:
     score.add_argument("--manifest", type=Path, help="default: manifest.jsonl in the folder, if there")
     score.add_argument("--row", help="what the row is called (default: the folder's name)")
     score.add_argument("--real", type=Path, help="a folder of real videos")
-    score.add_argument("--fvd", metavar="NETWORK", help="I3D's TorchScript file, or a folder of a VideoMAE model")
-    score.add_argument("--clip", nargs=2, metavar=("MODEL", "WEIGHTS"), help="an open_clip model and its local weights")
-    score.add_argument("--fc-pairs", choices=("consecutive", "all"), default="consecutive")
-    score.add_argument("--classifier", type=Path, help="a video classification model of transformers, in a folder")
-    score.add_argument("--puppets", type=Path, help="folder of the puppet world's networks, for all of these")
+    score.add_argument("--i3d", "--fvd", metavar="FILE", help="I3D's TorchScript file, for FVD and KVD")
+    score.add_argument("--videomae", metavar="FOLDER", help="a VideoMAE encoder of transformers")
+    score.add_argument("--clip", nargs="+", metavar="MODEL", help="an open_clip model and its weights, or a folder")
+    score.add_argument("--classifier", metavar="FOLDER", help="a video classification model of transformers")
     score.add_argument("--flow", nargs=2, metavar=("RAFT", "WEIGHTS"), help="raft_small or raft_large (torchvision)")
+    score.add_argument("--benchmark", metavar="NAME", help="take evaluators and metrics from configs/benchmarks")
+    score.add_argument("--metrics", nargs="+", help="default: all that the networks allow")
     score.add_argument("--frames", type=int, help="of each video (default: all)")
     score.add_argument("--size", help="WIDTHxHEIGHT in pixels (default: that of the first video)")
     step = score.add_mutually_exclusive_group()
     step.add_argument("--stride", type=float, help="frames from one to the next (default: 1)")
-    step.add_argument("--fps", type=float, help="frames a second instead of a stride")
+    step.add_argument("--fps", type=float, help="the rate at which all videos are compared")
     score.add_argument("--allow-short", action="store_true", help="slow down videos that are too short")
-    score.add_argument("--allow-few", action="store_true", help="compute FVD of fewer videos than features")
+    score.add_argument("--allow-few", action="store_true", help="measure sets of too few videos, such as by FVD")
     score.add_argument("--batch-size", type=int, default=16)
-    score.add_argument("--cache", type=Path, default=Path("outputs/features"), help="default: %(default)s")
+    score.add_argument("--cache", type=Path, default=Path("outputs/observations"), help="default: %(default)s")
     score.add_argument("--device", help="default: a GPU if there is one")
     score.add_argument("--result", type=Path, help="the JSON to write (default: outputs/results/ROW.json)")
     score.add_argument("--overwrite", action="store_true", help="replace that file")
+    vbench = commands.add_parser("vbench", help="copy a folder, named as VBench's custom input reads it")
+    vbench.add_argument("videos", type=Path)
+    vbench.add_argument("out", type=Path, help="a new folder for the copies and their prompts.json")
+    vbench.add_argument("--manifest", type=Path, help="default: manifest.jsonl in the folder, if there")
     table = commands.add_parser("table", help="set results side by side; different protocols are refused")
     table.add_argument("results", type=Path, nargs="+")
     table.add_argument("--title", default="Results")
@@ -59,82 +65,78 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Score a folder or set results side by side, as the options say."""
-    from aicl.evaluation.protocol import read_result
-    from aicl.evaluation.tables import COLUMNS, Table, latex, markdown
+    """Measure a folder, copy it for VBench, or set results side by side."""
+    if args.command == "vbench":
+        copy_for_vbench(args)
+        return
+    from aicl.evaluation.metric import all_metrics
+    from aicl.evaluation.results import read_result
+    from aicl.evaluation.tables import Table, latex, markdown
 
     results = [score(args)] if args.command == "score" else [read_result(path) for path in args.results]
-    metrics = [name for name in COLUMNS if any(name in result.metrics for result in results)]
+    known = {name for result in results for name in result.metrics}
     title = args.title if args.command == "table" else f"Result of {args.videos}"
-    table = Table(title, [(result.row, result) for result in results], metrics)
+    table = Table(title, [(result.row, result) for result in results], [n for n in all_metrics() if n in known])
     print(latex(table) if args.command == "table" and args.latex else markdown(table))
 
 
-def score(args: argparse.Namespace) -> "folders.Result":
+def score(args: argparse.Namespace) -> "Result":
     """Measure, and write the result."""
-    from aicl.evaluation import folders
-    from aicl.evaluation.protocol import write_result
+    from aicl.evaluation.generated import list_videos, read_generated
+    from aicl.evaluation.metric import build_evaluators, get_metrics
+    from aicl.evaluation.results import write_result
+    from aicl.evaluation.score import choose_reading, score
 
-    args.device = cli.device(args.device)
     row = args.row or args.videos.name
     place = args.result or Path("outputs/results") / f"{row}.json"
     if place.exists() and not args.overwrite:
         raise ConfigError(f"{place} exists already: choose another place with --result, or ask to --overwrite it")
     check_writable(place)
-    videos = folders.read_generated(args.videos, args.manifest)
-    reading = folders.default_reading(
-        videos,
-        frames=args.frames,
-        size=_size(args.size),
-        stride=args.stride,
-        fps=args.fps,
-        allow_short=args.allow_short,
-    )
-    real = folders.list_videos(args.real) if args.real else []
-    result = folders.score(
-        row,
-        videos,
-        real,
-        reading,
-        networks(args),
-        pairs=args.fc_pairs,
-        cache=args.cache,
-        batch_size=args.batch_size,
-        allow_few=args.allow_few,
-        device=args.device,
-    )
+    videos = read_generated(args.videos, args.manifest)
+    real = list_videos(args.real) if args.real else []
+    names = ("frames", "stride", "fps", "allow_short")
+    reading = choose_reading(videos, real, size=_size(args.size), **{name: getattr(args, name) for name in names})
+    specs, names = wanted(args)
+    evaluators = build_evaluators(specs, cli.device(args.device))
+    metrics = get_metrics(names, "--metrics")
+    if not args.metrics:  # those that are asked for by name say what they lack, others do not
+        metrics = [m for m in metrics if m.roles() <= evaluators.keys() and (real or "real" not in m.needs)]
+    options = {"cache": args.cache, "batch_size": args.batch_size, "allow_few": args.allow_few}
+    result = score(row, videos, real, reading, evaluators, metrics, **options)
     write_result(place, result)
     print(f"written to {place}\n")
     return result
 
 
-def networks(args: argparse.Namespace) -> "folders.Networks":
-    """The networks that the arguments name."""
-    from aicl.evaluation import clip_scores, features, folders, motion
-    from aicl.evaluation.accuracy import TransformersClassifier
-    from aicl.evaluation.weights import file_hash
-    from aicl.puppets.evaluators import load_evaluator
+def copy_for_vbench(args: argparse.Namespace) -> None:
+    """Copy a folder in VBench's naming, and say how its measures are run on it."""
+    from aicl.evaluation.generated import read_generated
+    from aicl.evaluation.vbench import DIMENSIONS, PROMPTS_FILE, export_vbench
 
-    found, device = folders.Networks(), args.device
-    if args.puppets:
-        if args.fvd or args.clip or args.classifier:
-            raise ConfigError("--puppets brings its own networks: leave --fvd, --clip and --classifier out")
-        found.puppet_hash = file_hash(args.puppets / "classifier.safetensors")
-        found.puppet_classifier = load_evaluator(args.puppets, "classifier", device)
-        found.fvd = features.PuppetBackbone(found.puppet_classifier, found.puppet_hash)
-        found.clip = clip_scores.PuppetCLIPScorer(
-            load_evaluator(args.puppets, "clip", device), file_hash(args.puppets / "clip.safetensors")
-        )
-    if args.fvd:
-        backbone = features.VideoMAEBackbone if (Path(args.fvd) / "config.json").is_file() else features.I3DBackbone
-        found.fvd = backbone(args.fvd, device)
+    videos = read_generated(args.videos, args.manifest)
+    export_vbench([(video.path, video.prompt) for video in videos], args.out)
+    print(
+        f"{len(videos)} videos copied. Measure them with VBench:\n"
+        f"  vbench evaluate --mode=custom_input --videos_path {args.out} --prompt_file {args.out / PROMPTS_FILE} "
+        f"--dimension {' '.join(DIMENSIONS)}"
+    )
+
+
+def wanted(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
+    """The evaluators, as a preset's section describes them, and the names of the metrics that are asked for."""
+    from aicl.evaluation.metric import all_metrics
+    from aicl.evaluation.presets import evaluator_section
+
+    specs, names = evaluator_section(args.benchmark) if args.benchmark else ({}, [])
+    specs = {"flow": {}, "tracks": {}} | specs
+    specs |= {role: path for role in ("i3d", "videomae", "classifier") if (path := getattr(args, role))}
     if args.clip:
-        found.clip = clip_scores.OpenCLIPScorer(*args.clip, device)
-    if args.classifier:
-        found.classifier = TransformersClassifier(args.classifier, device)
+        if len(args.clip) > 2:
+            raise ConfigError("--clip takes an open_clip model and its weights, or the folder of a transformers CLIP")
+        specs["clip"] = {"path": args.clip[-1]} | ({"model": args.clip[0]} if len(args.clip) == 2 else {})
     if args.flow:
-        found.flow, found.flow_name = motion.raft(*args.flow, device), f"{args.flow[0]} {file_hash(args.flow[1])}"
-    return found
+        specs["flow"] = {"network": args.flow[0], "path": args.flow[1]}
+    return specs, args.metrics or names or list(all_metrics())
 
 
 def _size(text: str | None) -> tuple[int, int] | None:

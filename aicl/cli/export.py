@@ -14,9 +14,6 @@ from pathlib import Path
 
 from aicl.cli import new_parser
 from lvdm.errors import CheckpointError
-from lvdm.files import atomic_path
-
-SUMS = "SHA256SUMS"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -41,19 +38,26 @@ def main(args: argparse.Namespace) -> None:
     from aicl.puppets.evaluators import load_evaluator, save_evaluator
     from aicl.sampling_models import load_model
     from lvdm.checkpoints import save_pipeline
+    from lvdm.checkpoints.folder import new_folder
+    from lvdm.hashing import SUMS, write_sums
 
     dtype = getattr(torch, args.dtype)
     evaluators = {name: folder for run in args.evaluators for name, folder in find_evaluators(run).items()}
 
     pipeline = load_model(base=args.base, adapter=args.adapter, device="cpu", dtype=args.dtype)
-    if args.adapter:
-        pipeline.lead = check_lead(args.lead)
-        pipeline.save_pretrained(args.out)
-    else:
-        save_pipeline(pipeline.base.components, pipeline.base.config, args.out)
-    for name, folder in evaluators.items():
-        save_evaluator(args.out, name, load_evaluator(folder, name), dtype)
-    write_sums(args.out)
+    with new_folder(args.out) as whole:
+        model = whole / "model"  # a folder of its own while it is written
+        if args.adapter:
+            pipeline.lead = check_lead(args.lead)
+            pipeline.save_pretrained(model)
+        else:
+            save_pipeline(pipeline.base.components, pipeline.base.config, model)
+        for path in list(model.iterdir()):
+            path.rename(whole / path.name)
+        model.rmdir()
+        for name, folder in evaluators.items():
+            save_evaluator(whole, name, load_evaluator(folder, name), dtype)
+        write_sums(whole, "*.safetensors")
     size = sum(path.stat().st_size for path in args.out.rglob("*") if path.is_file())
     print(f"{args.out}: {size / 1e6:.1f} MB in {args.dtype}; verify with: cd {args.out} && sha256sum --check {SUMS}")
 
@@ -72,13 +76,3 @@ def find_evaluators(run: str) -> dict[str, Path]:
     if not found:
         raise CheckpointError(f"{run} holds no evaluator: it has neither of {', '.join(INSTRUMENTS)}.safetensors")
     return found
-
-
-def write_sums(folder: Path) -> None:
-    """Write SHA256SUMS: a line "hash  path" for each weights file below `folder`."""
-    from lvdm.hashing import file_hash
-
-    paths = sorted(folder.rglob("*.safetensors"))
-    lines = [f"{file_hash(path)}  {path.relative_to(folder).as_posix()}\n" for path in paths]
-    with atomic_path(folder / SUMS) as temporary:
-        temporary.write_text("".join(lines), encoding="utf-8")

@@ -1,11 +1,14 @@
-"""Run a table or an experiment of the paper on the puppet world; write Markdown and LaTeX, or pictures.
+"""Measure a table or an experiment of the paper, on its data sets or another; write Markdown and LaTeX, or pictures.
 
-  aicl reproduce --table I
-  aicl reproduce --table V model.path=runs/puppets_aicl evaluators.classifier=runs/puppets_classifier
-  aicl reproduce --experiment nonsense videos=64 real=600 allow_few=true
-  torchrun --nproc-per-node 4 -m aicl reproduce --table I
+  aicl reproduce --table I --benchmark ucf101 webvid model.lvdm=checkpoints/lvdm adapter.lvdm=runs/aicl_lvdm
+  aicl reproduce --table IV --benchmark ucf101 benchmark.path=data/ucf101 evaluators.classifier=checkpoints/videomae
+  aicl reproduce --table V --benchmark folder benchmark.path=my_videos videos=50
+  aicl reproduce --table I III V        # on the puppet world, with the shipped models
+  aicl reproduce --experiment pseudo_words videos=64 real=600 allow_few=true
+  torchrun --nproc-per-node 4 -m aicl reproduce --table I --benchmark ucf101
 
-Presets are in configs/tables; key=value changes one. What was measured before is not measured again.
+Presets are in configs/benchmarks and configs/tables; key=value changes one. A row whose weights are missing says so in
+the table. What was generated or measured before is not done again.
 """
 
 import argparse
@@ -16,24 +19,34 @@ from pathlib import Path
 from aicl.cli import new_parser
 from lvdm import cli
 from lvdm.config import shipped_configs
+from lvdm.errors import ConfigError
 from lvdm.files import check_writable
 
 TABLES = {"I": 1, "II": 2, "III": 3, "IV": 4, "V": 5}
+DEFAULT = "puppets"
 
 
 def parser() -> argparse.ArgumentParser:
     """The options of `aicl reproduce`."""
-    presets = (shipped_configs() / "tables").glob("experiment_*.yaml")
-    experiments = sorted(path.stem.removeprefix("experiment_") for path in presets)
+    presets = (shipped_configs() / "tables").rglob("experiment_*.yaml")
+    experiments = sorted({path.stem.removeprefix("experiment_") for path in presets})
     parser = new_parser("reproduce", __doc__)
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--table", choices=TABLES)
-    what.add_argument("--experiment", choices=experiments)
-    what.add_argument("--preset", type=Path, help="a preset of your own")
+    parser.add_argument("--table", nargs="+", choices=TABLES, default=[], help="of the paper")
+    parser.add_argument("--experiment", nargs="+", choices=experiments, default=[], help="one or several")
+    parser.add_argument(
+        "--preset", nargs="+", type=Path, default=[], help="tables of your own, written like those in configs/tables"
+    )
+    parser.add_argument(
+        "--benchmark",
+        nargs="+",
+        default=[DEFAULT],
+        metavar="NAME",
+        help="ucf101, webvid, folder, puppets, or a file like those in configs/benchmarks (default: puppets)",
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the preset")
     parser.add_argument("--out", type=Path, default=Path("outputs/tables"), help="default: %(default)s")
     parser.add_argument("--device", help="default: the GPU if there is one")
-    parser.add_argument("--save-videos", action="store_true", help="keep the videos that are measured, as mp4")
+    parser.add_argument("--save-videos", action="store_true", help="also write the videos as mp4, with a manifest")
     return parser
 
 
@@ -41,23 +54,32 @@ def main(args: argparse.Namespace) -> None:
     """Measure what a preset asks for, write its tables and draw its pictures."""
     import torch
 
-    from aicl.evaluation.experiments import Experiment, load_preset
+    from aicl.evaluation.engine import Experiment
+    from aicl.evaluation.presets import load_preset, preset_files
 
-    name = f"table_{TABLES[args.table]}" if args.table else f"experiment_{args.experiment}"
-    preset = args.preset or shipped_configs() / "tables" / f"{name}.yaml"
-
-    check_writable(args.out / f"{preset.stem}.md")
+    # after --benchmark, argparse takes key=value for names
+    overrides = [*(name for name in args.benchmark if "=" in name), *args.overrides]
+    benchmarks = [name for name in args.benchmark if "=" not in name] or [DEFAULT]
+    tables = [f"table_{TABLES[name]}" for name in args.table] + [f"experiment_{name}" for name in args.experiment]
+    tables += map(str, args.preset)
+    if not tables:
+        raise ConfigError("say what to measure, with --table, --experiment or --preset")
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    experiment = Experiment(load_preset(preset, args.overrides), args.out, cli.device(args.device))
+    device = cli.device(args.device)
     if world_size > 1:  # only to wait for each other: work is shared through files
         torch.distributed.init_process_group("gloo", timeout=timedelta(days=2))
-    experiment.run(rank, world_size, save_videos=args.save_videos)
-    if world_size > 1:
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
-    if rank == 0:
-        if experiment.preset.tables:
-            print(experiment.write(preset.stem))
-            print(f"written to {args.out}/{preset.stem}.md, .tex and {args.out}/results/")
-        for picture in experiment.draw(preset.stem):
+    wait = torch.distributed.barrier if world_size > 1 else lambda: None
+    for benchmark, table in ((benchmark, table) for benchmark in benchmarks for table in tables):
+        files = preset_files(table, benchmark)
+        name = f"{files[-1].stem}_{files[0].stem}"
+        check_writable(args.out / f"{name}.md")
+        experiment = Experiment(load_preset(files, overrides), args.out, device)
+        if experiment.preset.rows:
+            experiment.run(rank, world_size, wait, args.save_videos)
+        if rank == 0 and experiment.preset.rows:
+            print(experiment.write(name))
+            print(f"written to {args.out}/{name}.md, .tex and {args.out}/results/")
+        for picture in experiment.draw(name) if rank == 0 else []:
             print(f"drawn: {picture}")
+    if world_size > 1:
+        torch.distributed.destroy_process_group()

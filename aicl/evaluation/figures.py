@@ -1,7 +1,8 @@
-"""Pictures of what AICL does: samples, features of the prism (Fig. 4), where the UNet looks for an action (Fig. 6)."""
+"""Pictures of what AICL does: samples, features of the UNet (Fig. 4) and the prism, where the UNet looks (Fig. 6)."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from aicl.pipeline import AICLPipeline
 from lvdm.errors import ConfigError
 from lvdm.models.attention import Attention
+from lvdm.models.backbone import Grid
 from lvdm.models.transformers import SpatialBlock, SpatioTemporalBlock
 from lvdm.video import contact_sheet, resize_crop, side_by_side, text_strip
 
@@ -65,7 +67,7 @@ def sample_video(
 def feature_sheet(
     pipe: AICLPipeline, clips: Sequence[Tensor], captions: Sequence[str], labels: Sequence[str], frames: int = 8
 ) -> Image.Image:
-    """Each clip, uint8 (t, h, w, 3), above the features R that the prism makes of it, as colours.
+    """Each clip, uint8 (t, h, w, 3), above the features R that the prism makes of it, as colours (not in the paper).
 
     Red, green and blue are the first three principal components of the features of all clips together, so that like
     features have like colours in every row.
@@ -77,6 +79,93 @@ def feature_sheet(
     for clip, colours, label in zip(clips, principal_colours(features), labels):
         rows += [(clip.cpu(), label), (_enlarged(colours, size), f"R of: {label}")]
     return contact_sheet([row for row, _ in rows], [label for _, label in rows], frames)
+
+
+@torch.no_grad()
+def generated_feature_sheet(
+    pipe: AICLPipeline,
+    prompt: str,
+    references: Sequence[Tensor],
+    *,
+    seed: int = 0,
+    steps: int | None = None,
+    noise: float = 0.5,
+    frames: int = 8,
+) -> Image.Image:
+    """The paper's Fig. 4: the base model's video and AICL's, each above the UNet's features while it was generated.
+
+    references: clips, uint8 (t, h, w, 3), of which the first stands on top. Both videos start from the same noise, and
+    their features are coloured together (see `principal_colours`), so like colours mean like features: where the
+    colours of ground and figure lie alike in both, AICL has kept the base model's layout. `recorded_features` says
+    which features they are; `noise` is the share of the noise levels at which they are taken.
+    """
+    videos, features = [], []
+    for shown in ((), references):
+        with recorded_features(pipe, noise) as record:
+            videos.append(pipe(prompt, references=shown, seed=seed, steps=steps, progress=False)[0])
+        features.append(record.features())
+    size = tuple(videos[0].shape[1:3])
+    colours = [_enlarged(each, size) for each in principal_colours(torch.stack(features))]
+    rows = [resize_crop(references[0].cpu(), size), videos[0], colours[0], videos[1], colours[1]]
+    labels = ["reference", "base model", "its features in the UNet", "AICL", "its features in the UNet"]
+    return contact_sheet(rows, labels, frames)
+
+
+class FeatureRecord:
+    """A block's output tokens at one step: the one whose timestep is nearest to `target`."""
+
+    def __init__(self, target: float) -> None:
+        self.target = target
+        self.distance = float("inf")
+        self.timestep = 0.0
+        self.latents: Grid = (0, 0, 0)
+        self._features: Tensor | None = None
+
+    def begin(self, timestep: float, latents: Grid) -> None:
+        """A call of the network begins, on latents of this grid."""
+        self.timestep, self.latents = timestep, latents
+
+    def take(self, tokens: Tensor, grid: Grid) -> None:
+        """Tokens (t, h*w, c) of the block, on their grid (t, h, w); kept where no step before was nearer."""
+        distance = abs(self.timestep - self.target)
+        if distance < self.distance:
+            self.distance = distance
+            self._features = tokens.float().cpu().unflatten(1, grid[1:]).movedim(-1, 1)
+
+    def features(self) -> Tensor:
+        """The features (t, c, h, w). Raises ConfigError where the network was not called."""
+        if self._features is None:
+            raise ConfigError("no features were recorded: the network was not called")
+        return self._features
+
+
+@contextmanager
+def recorded_features(pipe: AICLPipeline, noise: float = 0.5) -> Iterator[FeatureRecord]:
+    """Inside, the network's calls record the conditional branch's features at three quarters of its depth.
+
+    In a UNet that is the middle of the decoder. noise: the noise level wanted, from 0 (clean) to 1. What an adapter
+    adds to the block is included. Raises ConfigError for a network without blocks that AICL extends.
+    """
+    network, levels = pipe.base.components.unet, len(pipe.base.components.schedule)
+    blocks = network.extensible_blocks()
+    if not blocks:
+        raise ConfigError("this network has no blocks that AICL extends, whose features could be shown")
+    block, record = blocks[3 * len(blocks) // 4], FeatureRecord(noise * (levels - 1))
+
+    def begin(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        t, h, w = args[0].shape[2:]
+        record.begin(float(args[1][-1]), (t, h, w))
+
+    def take(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        grid = block.grid(record.latents)
+        record.take(block.layout.read(output, grid)[-1], grid)  # the last row is the conditional branch's
+
+    handles = [network.register_forward_pre_hook(begin), block.module.register_forward_hook(take)]
+    try:
+        yield record
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def principal_colours(features: Tensor) -> Tensor:

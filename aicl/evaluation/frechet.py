@@ -5,12 +5,13 @@ several processes can share the work. With FVD the features are those of a video
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from aicl.evaluation.intervals import Estimate, normal_quantile
+from aicl.evaluation.metric import Evaluator, Metric, Observed
+from aicl.evaluation.statistics import Estimate, normal_quantile, random_groups
 from lvdm.errors import DataError
 
 VERSION = 1
@@ -152,10 +153,37 @@ def distance_with_interval(
     return Estimate(value, max(value - reach, 0.0), value + reach, len(features), "delete-a-group jackknife")
 
 
+def frechet_metric(name: str, column: str, role: str, about: str, key: str = "features") -> Metric:
+    """A metric of the Frechet distance between an evaluator's features of generated and of real videos.
+
+    role, key: the features are what the evaluator of this role sees under this name.
+    """
+
+    def sets(observed: Observed) -> tuple[Tensor, Tensor]:
+        if observed.real is None:
+            raise DataError("a distance between sets needs real videos")
+        return observed.videos[f"{role}.{key}"], observed.real.videos[f"{role}.{key}"]
+
+    def estimate(observed: Observed) -> Estimate:
+        features, real = sets(observed)
+        return distance_with_interval(features, real, allow_few=observed.allow_few)
+
+    def lines(observed: Observed) -> dict[str, float]:
+        features, real = sets(observed)
+        count = min(len(features), len(real) // 2)
+        if count < 2 or (count <= real.shape[1] and not observed.allow_few):
+            return {}  # no floor can be told from so few real videos
+        floor = real_floor(real, count, allow_few=observed.allow_few)
+        return {f"{column} of {count} real videos against other real ones": floor}
+
+    def least(evaluators: Mapping[str, Evaluator]) -> int:
+        return int(getattr(evaluators[role], "dim", 1)) + 1
+
+    return Metric(name, column, -1, (role, "real"), about, VERSION, estimate=estimate, lines=lines, least=least)
+
+
 def _groups(features: Tensor, count: int) -> list[FeatureStats]:
-    """Random groups of nearly equal size: evaluation sets are in a regular order of classes."""
-    order = torch.randperm(len(features), generator=torch.Generator().manual_seed(0))
-    return [FeatureStats.of(features[part]) for part in order.tensor_split(min(count, len(features)))]
+    return [FeatureStats.of(part) for part in random_groups(features, min(count, len(features)))]
 
 
 def _factor(covariance: Tensor) -> Tensor:

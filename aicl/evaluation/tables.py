@@ -1,12 +1,15 @@
 """Results as tables, in Markdown and LaTeX; those of different protocols refuse to stand in one."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from aicl.evaluation.intervals import Estimate
-from aicl.evaluation.protocol import Result, check_comparable
+from aicl.evaluation.metric import get_metrics
+from aicl.evaluation.results import Result, check_comparable
+from aicl.evaluation.statistics import Estimate
 
 NOT_RUN = "not run"
+_ARROWS = {1: " ↑", -1: " ↓", 0: ""}
+_LATEX_ARROWS = {1: r" $\uparrow$", -1: r" $\downarrow$", 0: ""}
 
 
 @dataclass(frozen=True)
@@ -19,49 +22,42 @@ class Column:
     decimals: int = 1
 
 
-COLUMNS = {
-    "cc": Column("CC", decimals=2),
-    "fc": Column("FC", decimals=2),
-    "fvd": Column("FVD", better=-1),
-    "acc": Column("ACC %", factor=100),
-    "choice": Column("choice %", factor=100),
-    "looks": Column("looks %", factor=100),
-    "leak": Column("leak %", better=-1, factor=100),
-    "dynamics": Column("dynamics", better=0, decimals=2),
-    "motion": Column("motion", decimals=1),
-    "motion_other": Column("motion, other action", better=0),
-    "reference_acc": Column("ACC as reference %", better=0, factor=100),
-    "similarity": Column("similarity", better=0),
-    "similarity_others": Column("similarity, others", better=0),
-}
-LINES = {  # values to be read beside the rows
-    "fvd_floor": "FVD of {fvd_floor_count:.0f} real videos against other real ones",
-    "fc_static": "FC of a static video",
-    "fc_real": "FC of real videos",
-    "cc_real": "CC of real videos",
-    "dynamics_real": "dynamics of real videos",
-    "acc_real": "ACC of real videos, %",
-}
-_ARROWS = {1: " ↑", -1: " ↓", 0: ""}
-_LATEX_ARROWS = {1: r" $\uparrow$", -1: r" $\downarrow$", 0: ""}
+STUDIED = {"us_cc": Column("US-CC %", factor=100), "us_fc": Column("US-FC %", factor=100)}
+"""What people say, not evaluators: see `aicl.apps.user_study`."""
+
+
+def columns_of(names: Sequence[str]) -> dict[str, Column]:
+    """The columns of metrics and of what people say. Raises ConfigError for an unknown name."""
+    metrics = {metric.name: metric for metric in get_metrics([n for n in names if n not in STUDIED], "the metrics")}
+    return {
+        name: STUDIED[name] if name in STUDIED else Column(m.column, m.better, m.factor, m.decimals)
+        for name in names
+        for m in [metrics.get(name)]
+        if m is not None or name in STUDIED
+    }
 
 
 @dataclass
 class Table:
     """Rows in order: a label and its result, or None where it was not run. All results share one protocol.
 
-    paper: the paper's values by row label and metric, in the units of the table; only what was read in the paper. None
-    for a table that the paper does not have.
+    paper: what the paper prints, by row label and metric, for a table on the paper's own data; it stands beside ours.
     """
 
     title: str
     rows: list[tuple[str, Result | None]]
     metrics: Sequence[str]
-    paper: Mapping[str, Mapping[str, float]] | None = None
+    paper: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     notes: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         check_comparable([result for _, result in self.rows if result is not None])
+
+    def columns(self) -> dict[str, Column]:
+        """Those of the metrics that any row has, or the paper where it stands beside; of all where nothing was run."""
+        known = {name for _, result in self.rows if result is not None for name in result.metrics}
+        known |= {name for values in self.paper.values() for name in values}
+        return columns_of([name for name in self.metrics if name in known or not known])
 
 
 def markdown(table: Table) -> str:
@@ -69,21 +65,22 @@ def markdown(table: Table) -> str:
 
     Beneath it stand the differences to a baseline of the rows that have them.
     """
-    columns = [COLUMNS[name] for name in table.metrics]
-    head = ["", *(column.title + _ARROWS[column.better] for column in columns)]
+    columns = table.columns()
+    head = ["", *(column.title + _ARROWS[column.better] for column in columns.values())]
     lines = [f"### {table.title}", "", *_head(head)]
-    lines += [_row([label, *_cells(table, label, result)]) for label, result in table.rows]
-    lines += _differences(table)
+    lines += [_row([label, *_cells(table, columns, label, result)]) for label, result in table.rows]
+    lines += _differences(table, columns)
     lines += ["", *(f"- {text}" for text in _remarks(table))]
     return "\n".join(lines).rstrip() + "\n"
 
 
 def latex(table: Table) -> str:
     """The table as a LaTeX `table` for booktabs."""
-    columns = [COLUMNS[name] for name in table.metrics]
-    head = " & ".join(["", *(_escape(c.title) + _LATEX_ARROWS[c.better] for c in columns)])
+    columns = table.columns()
+    titles = [_escape(column.title) + _LATEX_ARROWS[column.better] for column in columns.values()]
+    head = " & ".join(["", *titles])
     body = [
-        " & ".join(_escape(cell) for cell in [label, *_cells(table, label, result)]) + r" \\"
+        " & ".join(_escape(cell) for cell in [label, *_cells(table, columns, label, result)]) + r" \\"
         for label, result in table.rows
     ]
     return "\n".join(
@@ -104,32 +101,34 @@ def latex(table: Table) -> str:
     )
 
 
-def _cells(table: Table, label: str, result: Result | None) -> list[str]:
+def _cells(table: Table, columns: Mapping[str, Column], label: str, result: Result | None) -> list[str]:
     cells = []
-    for name in table.metrics:
-        column, paper = COLUMNS[name], (table.paper or {}).get(label, {}).get(name)
+    for name, column in columns.items():
         estimate = None if result is None else result.metrics.get(name)
-        text = NOT_RUN if result is None else "" if estimate is None else _shown(column, estimate)
-        cells.append(text if paper is None else f"{text} (paper {paper:g})")
+        text = NOT_RUN if result is None else "" if estimate is None else shown(column, estimate)
+        if printed := table.paper.get(label, {}).get(name):
+            text = f"{text} (paper {printed})".strip()
+        cells.append(text)
     return cells
 
 
-def _shown(column: Column, estimate: Estimate, sign: str = "") -> str:
+def shown(column: Column, estimate: Estimate, sign: str = "") -> str:
+    """A value with its interval, as it stands in a cell."""
     value, low, high = (
         f"{column.factor * x:{sign}.{column.decimals}f}" for x in (estimate.value, estimate.low, estimate.high)
     )
     return f"{value} [{low}, {high}]"
 
 
-def _differences(table: Table) -> list[str]:
+def _differences(table: Table, columns: Mapping[str, Column]) -> list[str]:
     """The lines of a second table: what is measured of each video, against the same samples of the baseline."""
     results = [(label, result) for label, result in table.rows if result is not None and result.differences]
-    names = [name for name in table.metrics if any(name in result.differences for _, result in results)]
+    names = [name for name in columns if any(name in result.differences for _, result in results)]
     lines = []
     for baseline in dict.fromkeys(result.baseline for _, result in results):
-        lines += ["", *_head([f"minus {baseline}", *(COLUMNS[name].title for name in names)])]
+        lines += ["", *_head([f"minus {baseline}", *(columns[name].title for name in names)])]
         for label, differences in ((label, r.differences) for label, r in results if r.baseline == baseline):
-            cells = [_shown(COLUMNS[name], differences[name], "+") if name in differences else "" for name in names]
+            cells = [shown(columns[name], differences[name], "+") if name in differences else "" for name in names]
             lines.append(_row([label, *cells]))
     return lines
 
@@ -139,18 +138,22 @@ def _remarks(table: Table) -> list[str]:
     texts = list(table.notes)
     if not results:
         return texts
-    lines = results[0].lines
-    texts += [f"{LINES[name].format(**lines)}: {value:.2f}" for name, value in lines.items() if name in LINES]
+    lines = {text: value for result in reversed(results) for text, value in result.lines.items()}
+    texts += [f"{text}: {value:.2f}" for text, value in lines.items()]
     protocol = results[0].protocol
     height, width = protocol.size
+    pace = f"at {protocol.fps:g} a second" if protocol.fps else f"{protocol.stride:g} apart"
     texts.append(
         f"{protocol.data}; {protocol.generated} videos a row, {protocol.real} real ones; "
         + (f"seeds {', '.join(map(str, protocol.seeds))}; " if protocol.seeds else "")
-        + f"{protocol.frames} frames of {width}x{height}"
+        + f"compared in {protocol.frames} frames of {width}x{height} {pace}"
     )
-    texts += [f"{name}, SHA-256 {sha[:12]}" for name, sha in protocol.networks.items()]
-    if table.paper == {}:
-        texts.append("the paper's numbers are not entered in this preset")
+    for kind in ("generated", "real"):
+        if rates := sorted({rate for result in results for rate in result.rates.get(kind, [])}):
+            texts.append(f"own frame rates of {kind} videos: {', '.join(f'{rate:g}' for rate in rates)} a second")
+    missing = {name: why for result in results for name, why in result.missing.items()}
+    texts += [f"{name} is left out: {why}" for name, why in missing.items()]
+    texts += [f"{role}: {network}" for role, network in protocol.networks.items()]
     return texts
 
 

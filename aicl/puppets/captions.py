@@ -1,4 +1,4 @@
-"""Captions of performances: looks and action in one sentence, plain or free, and reading them back.
+"""Captions of scenes: looks and action in one sentence, plain or free, and reading them back.
 
 Plain: "a person in a red shirt and blue trousers is waving a hand in front of a green background". Free captions say
 the same in other words and other orders: "while it rains a tall man in a red shirt and blue trousers waves a hand
@@ -12,11 +12,12 @@ from random import Random
 
 from torch import Tensor
 
+from aicl.pseudo_words import gerund, made_up_phrase, third_person
 from aicl.puppets.actions import ACTIONS, SEEN_INDICES
-from aicl.puppets.names import GENERIC, gerund, made_up_phrase, third_person
 from aicl.puppets.scene_parameters import BACKGROUNDS, COLOURS, FIELD, HEIGHTS, PACES, kind_of
 from lvdm.errors import DataError
 
+GENERIC = ("move", "do something", "perform an action")
 PEOPLE = ("person", "man", "woman")
 # What a caption may add and no picture shows; a model has to learn to ignore it.
 SETTINGS = (
@@ -60,7 +61,7 @@ class Wording:
 
 
 def describe(row: Tensor, phrase: str, *, looks: bool = True) -> Description:
-    """The description of a performance (FIELDS,) doing `phrase`; without `looks`, of the action alone."""
+    """The description of a scene (FIELDS,) doing `phrase`; without `looks`, of the action alone."""
     if not looks:
         return Description(phrase)
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from aicl.puppets.actions import ACTIONS, SEEN_INDICES, UNSEEN_INDICES
-from aicl.puppets.captions import Description, Wording, caption, describe, made_up, random_wording
-from aicl.puppets.names import GENERIC
+from aicl.puppets.captions import GENERIC, Description, Wording, caption, describe, made_up, random_wording
+from aicl.puppets.hard_scenes import HardScenes, render_hard, scene_seeds
 from aicl.puppets.programs import FIRST_RANDOM, program_bank
 from aicl.puppets.renderer import render
 from aicl.puppets.scene_parameters import CAMERA_FIELDS, FIELDS, MOTION_FIELDS, draw_scene_parameters, looks, uniforms
@@ -26,7 +26,7 @@ from lvdm.data.sampling import NumberSampler
 from lvdm.errors import ConfigError
 
 _STREAM = 1  # keeps these draws apart from those of random programs
-_DRAWS = len(FIELDS) + 2  # uniforms for one performance
+_DRAWS = len(FIELDS) + 2  # uniforms for one scene
 _CHOICES = 8  # uniforms for everything else about a sample
 FPS = 8.0  # of 16 frames; a clip lasts two seconds at any frame count
 
@@ -59,8 +59,10 @@ class PuppetConfig:
     looks. patterns: share of striped shirts, and of striped backgrounds.
     in_turn: sample n shows the n-th named action, counted round and round, and no random motion (for measuring).
     references: how many clips accompany a target (0 for a base model). paired: share of references that are another
-    rendering of the target's own performance, with other person, looks and camera; the rest are independent
-    performances of the same motion. same_camera: share of the paired ones that keep the target's camera.
+    rendering of the target's own motion, with other person, looks and camera; the rest are independent
+    scenes of the same motion. same_camera: share of the paired ones that keep the target's camera.
+    wrong_share: share of samples with an action's own name whose references all show another action; their captions say
+    what the target does. hard_scenes: moving cameras, textures and the like, see HardScenes.
     """
 
     size: int = 64
@@ -77,6 +79,8 @@ class PuppetConfig:
     references: int = 0
     paired: float = 0.0
     same_camera: float = 0.0
+    wrong_share: float = 0.0
+    hard_scenes: HardScenes = field(default_factory=HardScenes)
     reference_captions: ReferenceShares = field(default_factory=ReferenceShares)
     workers: int = 2
 
@@ -89,6 +93,7 @@ class PuppetConfig:
             "patterns",
             "paired",
             "same_camera",
+            "wrong_share",
         ):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ConfigError(f"data.{name} = {getattr(self, name)} is a share: choose a number in [0, 1]")
@@ -105,7 +110,7 @@ class PuppetConfig:
 def draw_batch(config: PuppetConfig, seed: int, numbers: NDArray[np.int64]) -> dict[str, Any]:
     """The samples `numbers` as numbers and captions, without frames.
 
-    number, noise_seed int64 (b,), timestep_u float64 (b,), performances float32 (b, FIELDS), caption (list), fps (b,);
+    number, noise_seed int64 (b,), timestep_u float64 (b,), scenes float32 (b, FIELDS), caption (list), fps (b,);
     with references also reference_scene_parameters (b, k, FIELDS) and reference_captions (list of lists of k).
     """
     clips = 1 + config.references
@@ -117,19 +122,24 @@ def draw_batch(config: PuppetConfig, seed: int, numbers: NDArray[np.int64]) -> d
     rows = rows.reshape(len(numbers), clips, len(FIELDS))
     if config.references:
         _pair(config, rows, per_clip[..., _DRAWS:])
+        wrong = _mislead(config, rows, choices)
     captions = [_captions(config, clip_rows, choice) for clip_rows, choice in zip(rows, choices)]
-    performances = torch.from_numpy(rows)
+    scenes = torch.from_numpy(rows)
     batch = {
         "number": torch.from_numpy(np.asarray(numbers, np.int64)),
         "timestep_u": torch.from_numpy(choices[:, 3].copy()),
         "noise_seed": torch.from_numpy((choices[:, 4] * 2**53).astype(np.int64)),
-        "scene_parameters": performances[:, 0].contiguous(),
+        "scene_parameters": scenes[:, 0].contiguous(),
         "caption": [texts[0] for texts in captions],
         "fps": torch.full((len(numbers),), FPS * config.frames / 16),
     }
     if config.references:
-        batch["reference_scene_parameters"] = performances[:, 1:].contiguous()
+        batch["reference_scene_parameters"] = scenes[:, 1:].contiguous()
         batch["reference_captions"] = [texts[1:] for texts in captions]
+        if config.wrong_share:
+            batch["reference_wrong"] = [[bool(each)] * config.references for each in wrong]
+    if config.hard_scenes.any:
+        batch["scene_seeds"] = [scene_seeds(clip_rows) for clip_rows in rows]
     return batch
 
 
@@ -146,12 +156,28 @@ def _motions(config: PuppetConfig, numbers: NDArray[np.int64], choices: NDArray)
 
 
 def _pair(config: PuppetConfig, rows: NDArray, draws: NDArray) -> None:
-    """Make some references, in place, renderings of the target's own performance. `draws` (b, 1 + k, choices)."""
+    """Make some references, in place, renderings of the target's own motion. `draws` (b, 1 + k, choices)."""
     paired = draws[:, 1:, 0] < config.paired
     shared = [(MOTION_FIELDS, paired), (CAMERA_FIELDS, paired & (draws[:, 1:, 1] < config.same_camera))]
     for fields, which in shared:
         for column in fields:
             rows[:, 1:, column] = np.where(which, rows[:, :1, column], rows[:, 1:, column])
+
+
+def _mislead(config: PuppetConfig, rows: NDArray, choices: NDArray) -> NDArray[np.bool_]:
+    """Let the references of some samples do something else, in place; returns of which, (b,).
+
+    Only those of actions under their own names: to a motion with a name that is made up for it everything belongs.
+    """
+    program, named = FIELDS.index("program"), np.asarray(config.action_indices)
+    own = rows[:, 0, program].astype(np.int64)
+    wrong = (choices[:, 6] < config.wrong_share) & (own < FIRST_RANDOM) & (len(named) > 1)
+    for i in np.flatnonzero(wrong):  # as `_phrase` will find, whose generator begins alike
+        wrong[i] = _name_kind(config, int(own[i]), Random(int(choices[i, 5] * 2**53))) == 0
+    for i in np.flatnonzero(wrong):
+        others = named[named != own[i]]
+        rows[i, 1:, program] = others[int(choices[i, 7] * len(others))]
+    return wrong
 
 
 def _captions(config: PuppetConfig, rows: NDArray, choices: NDArray) -> list[str]:
@@ -169,12 +195,17 @@ def _captions(config: PuppetConfig, rows: NDArray, choices: NDArray) -> list[str
     return texts
 
 
-def _phrase(config: PuppetConfig, motion: int, random: Random) -> str:
+def _name_kind(config: PuppetConfig, motion: int, random: Random) -> int:
+    """0 for an action's own name, 1 for a made-up one, 2 for a generic one."""
     names = config.names
     shares = (names.real, names.made_up, names.generic)
     if motion >= FIRST_RANDOM:
         shares = (0.0, 1.0 - config.generic_share, config.generic_share)
-    kind = _choose(random, shares)
+    return _choose(random, shares)
+
+
+def _phrase(config: PuppetConfig, motion: int, random: Random) -> str:
+    kind = _name_kind(config, motion, random)
     if kind == 0:
         return ACTIONS[motion].phrase
     return made_up(random) if kind == 1 else GENERIC[int(random.random() * len(GENERIC))]
@@ -246,14 +277,20 @@ class PuppetDataModule(pl.LightningDataModule):
         batch = batch | {"action": torch.where(motion < FIRST_RANDOM, motion, -1), "looks": looks(rows)}
         references = batch.get("reference_scene_parameters", rows.new_zeros(len(rows), 0, len(FIELDS)))
         together = torch.cat([rows, references.flatten(0, 1)])  # in one go: small batches are slow to launch
-        frames = render(together, self.bank(rows.device), self.config.size, self.config.frames, self.compiled)
+        bank, options = self.bank(rows.device), (self.config.size, self.config.frames, self.compiled)
+        if self.config.hard_scenes.any:
+            targets = [seeds[0] for seeds in batch["scene_seeds"]]
+            seeds = [*targets, *(seed for seeds in batch["scene_seeds"] for seed in seeds[1:])]
+            frames = render_hard(together, seeds, bank, self.config.hard_scenes, *options)
+        else:
+            frames = render(together, bank, *options)
         batch["frames"] = frames[: len(rows)]
         if references.shape[1]:
             batch["references"] = frames[len(rows) :].unflatten(0, references.shape[:2])
         return batch
 
     def bank(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """The motions that performances refer to, kept on the device."""
+        """The motions that scenes refer to, kept on the device."""
         if device not in self._banks:
             count = self.config.programs if self.config.program_share > 0 else 0
             self._banks[device] = tuple(tensor.to(device) for tensor in program_bank(count, self.seed))

@@ -19,7 +19,7 @@ from aicl.puppets.skeleton import ARM, CHANNEL, CHANNELS, NEUTRAL, PHASES
 
 Array = NDArray[np.float64]
 
-_STREAM = 7  # keeps these draws apart from those of performances
+_STREAM = 7  # keeps these draws apart from those of scenes
 _WIDTH = 128
 _HARMONICS = 4
 _ARM_CHANNELS = [CHANNEL[f"{side}_{name}"] for side in ("left", "right") for name in ARM]
@@ -187,7 +187,7 @@ def _legs(draws: _Draws, put, wave: _Wave) -> None:
 
 @lru_cache(maxsize=2)
 def program_bank(count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """All motions that a performance can name: the actions in order, then `count` random programs of `seed`.
+    """All motions that a scene can name: the actions in order, then `count` random programs of `seed`.
 
     Returns programs (actions + count, channels, PHASES) and cycles (actions + count,), float32 on the CPU.
     """

@@ -1,4 +1,4 @@
-"""Draws performances as video: shaded capsules with soft edges, back to front, on the CPU or a GPU.
+"""Draws scenes as video: shaded capsules with soft edges, back to front, on the CPU or a GPU.
 
 Every operation is elementwise over pixels, so a clip's pixels do not depend on the batch it is drawn in.
 """
@@ -12,6 +12,7 @@ from torch import Tensor
 from aicl.puppets.scene_parameters import BACKGROUNDS, COLOURS, FIELD, field
 from aicl.puppets.skeleton import JOINT, PROPORTIONS, pose, turn
 
+VERSION = 1  # raised when the same scenes come to look otherwise
 _SHIRT, _TROUSERS, _SKIN, _SHOES = range(4)
 # from joint, to joint, radius in metres, colour, brightness (the nearer side of a neutral figure is lighter)
 _PARTS = (
@@ -40,20 +41,26 @@ _FRAMES_AT_ONCE = 1024  # bounds the memory on a GPU: 0.3 GB for each of a few t
 
 
 def render(
-    performances: Tensor, bank: tuple[Tensor, Tensor], size: int = 64, frames: int = 16, compiled: bool = False
+    scenes: Tensor,
+    bank: tuple[Tensor, Tensor],
+    size: int = 64,
+    frames: int = 16,
+    compiled: bool = False,
+    cover: bool = False,
 ) -> Tensor:
-    """Draw performances (b, FIELDS) of the motions in `bank` (see `programs.program_bank`), all on one device.
+    """Draw scenes (b, FIELDS) of the motions in `bank` (see `programs.program_bank`), all on one device.
 
-    A clip spans two seconds however many frames it has; a single frame shows the start, at the performance's phase.
+    A clip spans two seconds however many frames it has; a single frame shows the start, at the scene's phase.
     compiled: by fused kernels, which are made at the first call with each shape and round a little differently.
+    cover: add a fourth channel, how much of each pixel the figure covers, in [0, 1].
     Returns float32 frames in [-1, 1], (b, 3, frames, size, size).
     """
     draw = _compiled() if compiled else _render
     # On the CPU a clip at a time: vectorised loops round the odd elements at their ends differently.
-    step = 1 if performances.device.type == "cpu" else max(1, _FRAMES_AT_ONCE // frames)
-    table = _part_table(performances.device)
-    clips = [draw(part, table, bank, size, frames) for part in performances.split(step)]
-    return torch.cat(clips) if clips else performances.new_zeros(0, 3, frames, size, size)
+    step = 1 if scenes.device.type == "cpu" else max(1, _FRAMES_AT_ONCE // frames)
+    table = _part_table(scenes.device)
+    clips = [draw(part, table, bank, size, frames, cover) for part in scenes.split(step)]
+    return torch.cat(clips) if clips else scenes.new_zeros(0, 4 if cover else 3, frames, size, size)
 
 
 @cache
@@ -61,31 +68,37 @@ def _compiled() -> Callable[..., Tensor]:
     return torch.compile(_render, dynamic=False)
 
 
-def joint_positions(performances: Tensor, bank: tuple[Tensor, Tensor], frames: int = 16) -> Tensor:
+def joint_positions(scenes: Tensor, bank: tuple[Tensor, Tensor], frames: int = 16) -> Tensor:
     """Joints (b, frames, joints, 3) in metres as the camera sees them: x right, y up, z towards the viewer."""
     programs, cycles = bank
-    index = field(performances, "program").long()
-    time = torch.arange(frames, device=performances.device) / frames  # in clips
-    speed = cycles[index] * field(performances, "speed")
+    index = field(scenes, "program").long()
+    time = torch.arange(frames, device=scenes.device) / frames  # in clips
+    speed = cycles[index] * field(scenes, "speed")
     first = FIELD[f"length_{PROPORTIONS[0]}"]
     joints = pose(
         programs[index],
-        field(performances, "phase")[:, None] + speed[:, None] * time,
-        amplitude=field(performances, "amplitude"),
-        proportions=performances[:, first : first + len(PROPORTIONS)],
-        mirror=field(performances, "mirror"),
+        field(scenes, "phase")[:, None] + speed[:, None] * time,
+        amplitude=field(scenes, "amplitude"),
+        proportions=scenes[:, first : first + len(PROPORTIONS)],
+        mirror=field(scenes, "mirror"),
     )
-    return turn(joints, field(performances, "camera_yaw"), field(performances, "camera_pitch"))
+    return turn(joints, field(scenes, "camera_yaw"), field(scenes, "camera_pitch"))
+
+
+def project(scenes: Tensor, joints: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Where joints (b, t, joints, 3) lie in the picture: x, y (b, t, joints) in pixels; the row of the ground (b,); the
+    scale (b, 1, 1) in pixels a metre."""
+    scale = size * _SCALE * (field(scenes, "camera_zoom") * field(scenes, "height"))[:, None, None]
+    ground = size * (_GROUND + field(scenes, "camera_pan_y"))
+    x = size * (0.5 + field(scenes, "camera_pan_x"))[:, None, None] + joints[..., 0] * scale
+    return x, ground[:, None, None] - joints[..., 1] * scale, ground, scale
 
 
 def _render(
-    performances: Tensor, table: dict[str, Tensor], bank: tuple[Tensor, Tensor], size: int, frames: int
+    scenes: Tensor, table: dict[str, Tensor], bank: tuple[Tensor, Tensor], size: int, frames: int, with_cover: bool
 ) -> Tensor:
-    joints = joint_positions(performances, bank, frames)
-    scale = size * _SCALE * (field(performances, "camera_zoom") * field(performances, "height"))[:, None, None]  # px/m
-    ground = size * (_GROUND + field(performances, "camera_pan_y"))
-    x = size * (0.5 + field(performances, "camera_pan_x"))[:, None, None] + joints[..., 0] * scale  # (b, t, joints)
-    y = ground[:, None, None] - joints[..., 1] * scale
+    joints = joint_positions(scenes, bank, frames)
+    x, y, ground, scale = project(scenes, joints, size)
     depth = joints[..., 2]
 
     start, end = table["start"], table["end"]
@@ -95,13 +108,13 @@ def _render(
         return torch.gather(values.expand(order.shape), 2, order)[..., None, None]
 
     ax, ay, bx, by = (sort(values) for values in (x[..., start], y[..., start], x[..., end], y[..., end]))
-    radius = sort(table["radius"] * field(performances, "girth")[:, None, None] * scale)
-    colours = _part_colours(performances, table)[:, None].expand(-1, frames, -1, -1)  # (b, t, parts, 3)
+    radius = sort(table["radius"] * field(scenes, "girth")[:, None, None] * scale)
+    colours = _part_colours(scenes, table)[:, None].expand(-1, frames, -1, -1)  # (b, t, parts, 3)
     colours = torch.gather(colours, 2, order[..., None].expand(-1, -1, -1, 3))[..., None, None]
-    stripes = sort((table["colour"] == _SHIRT) * 0.45 * field(performances, "shirt_striped")[:, None, None])
+    stripes = sort((table["colour"] == _SHIRT) * 0.45 * field(scenes, "shirt_striped")[:, None, None])
 
     # each part's cover and colour at each pixel, (b, t, parts, size, size)
-    row = torch.arange(size, device=performances.device, dtype=torch.float32)[:, None] + 0.5
+    row = torch.arange(size, device=scenes.device, dtype=torch.float32)[:, None] + 0.5
     column = row.T
     dx, dy, px, py = bx - ax, by - ay, column - ax, row - ay
     along = ((px * dx + py * dy) / (dx * dx + dy * dy + 1e-4)).clamp(0, 1)
@@ -110,31 +123,34 @@ def _render(
     shade = 1.03 - 0.33 * (distance / radius).clamp(0, 1).square()
     shade = shade * (1 - stripes * (0.5 + 0.5 * torch.tanh(6 * torch.sin(15.7 * along))))
 
-    picture = _background(performances, table, x[..., JOINT["pelvis"]], ground, row, column)  # (b, t, 3, size, size)
+    picture = _background(scenes, table, x[..., JOINT["pelvis"]], ground, row, column)  # (b, t, 3, size, size)
     for part in range(len(_PARTS)):  # far to near
         paint = colours[:, :, part] * shade[:, :, part, None]
         picture = torch.lerp(picture, paint, cover[:, :, part, None])
-    return (picture.clamp(0, 1) * 2 - 1).transpose(1, 2).contiguous()
+    picture = picture.clamp(0, 1) * 2 - 1
+    if with_cover:
+        picture = torch.cat([picture, 1 - (1 - cover).prod(2, keepdim=True)], 2)
+    return picture.transpose(1, 2).contiguous()
 
 
-def _part_colours(performances: Tensor, table: dict[str, Tensor]) -> Tensor:
+def _part_colours(scenes: Tensor, table: dict[str, Tensor]) -> Tensor:
     """Colours (b, parts, 3) in [0, 1]."""
-    tone = field(performances, "skin")[:, None]
+    tone = field(scenes, "skin")[:, None]
     palette = torch.stack(
         [
-            table["cloth"][field(performances, "shirt").long()],
-            table["cloth"][field(performances, "trousers").long()],
+            table["cloth"][field(scenes, "shirt").long()],
+            table["cloth"][field(scenes, "trousers").long()],
             table["skin_light"] * (1 - tone) + table["skin_dark"] * tone,
-            table["shoe"].expand(len(performances), 3),
+            table["shoe"].expand(len(scenes), 3),
         ],
         1,
     )
-    light = field(performances, "light")[:, None, None]
+    light = field(scenes, "light")[:, None, None]
     return (palette[:, table["colour"]] * table["brightness"][:, None] * light).clamp(0, 1)
 
 
 def _background(
-    performances: Tensor, table: dict[str, Tensor], pelvis_x: Tensor, ground: Tensor, row: Tensor, column: Tensor
+    scenes: Tensor, table: dict[str, Tensor], pelvis_x: Tensor, ground: Tensor, row: Tensor, column: Tensor
 ) -> Tensor:
     """Wall, floor and a soft shadow under the figure: (b, t, 3, size, size). `ground` (b,) and positions in pixels."""
     size = row.shape[0]
@@ -142,12 +158,12 @@ def _background(
     def each(values: Tensor) -> Tensor:
         return values[:, None, None]
 
-    wall = table["wall"][field(performances, "background").long()]
-    wall = wall * field(performances, "light")[:, None]
+    wall = table["wall"][field(scenes, "background").long()]
+    wall = wall * field(scenes, "light")[:, None]
     floor = ((row - each(ground) + 0.06 * size) / (0.012 * size)).clamp(0, 1)  # (b, size, 1)
-    tone = (1 + each(field(performances, "gradient")) * (0.5 - row / size)) * (1 - 0.24 * floor)
+    tone = (1 + each(field(scenes, "gradient")) * (0.5 - row / size)) * (1 - 0.24 * floor)
     bands = 0.5 + 0.5 * torch.sin(column * (50.0 / size))
-    tone = tone * (1 - 0.2 * each(field(performances, "background_striped")) * bands * (1 - floor))  # (b, size, size)
+    tone = tone * (1 - 0.2 * each(field(scenes, "background_striped")) * bands * (1 - floor))  # (b, size, size)
     across = (column - pelvis_x[..., None, None]) / (0.13 * size)  # (b, t, 1, size)
     down = ((row - each(ground) - 0.016 * size) / (0.031 * size))[:, None]
     shadow = 1 - 0.35 * torch.exp(-across.square() - down.square())

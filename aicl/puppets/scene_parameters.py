@@ -1,4 +1,4 @@
-"""A performance: the few dozen numbers from which one clip is drawn, as one row of a float32 matrix (b, FIELDS).
+"""Scene parameters: the few dozen numbers from which one clip is drawn, as one row of a float32 matrix (b, FIELDS).
 
 Who moves how, in what clothes, before which camera. Row and picture are pure functions of (seed, sample number), so a
 training run can be resumed, or spread over processes, without storing or replaying anything.
@@ -58,7 +58,7 @@ _RANGES = {**_MOTION, **_BODY, **_LOOKS, **{f"camera_{name}": bounds for name, b
 
 FIELDS = tuple(_RANGES)
 FIELD = {name: index for index, name in enumerate(FIELDS)}
-MOTION_FIELDS = tuple(FIELD[name] for name in _MOTION)  # what two renderings of one performance share
+MOTION_FIELDS = tuple(FIELD[name] for name in _MOTION)  # what two renderings of one motion share
 CAMERA_FIELDS = tuple(index for name, index in FIELD.items() if name.startswith("camera_"))
 LOOKS = ("shirt", "trousers", "background")  # the named looks that measurements check, eight values each
 
@@ -78,7 +78,7 @@ def draw_scene_parameters(draws: NDArray[np.float64], programs: NDArray[np.int64
     """Performances (n, FIELDS) float32 of the motions `programs` (n,) (indices into a program bank).
 
     `draws` (n, FIELDS + 2) are uniforms, `patterns` is the chance that a shirt, and that a background, is striped.
-    Three in ten people are noticeably short or tall, and three in ten performances slow or quick.
+    Three in ten people are noticeably short or tall, and three in ten motions slow or quick.
     """
     rows = np.empty((len(draws), len(FIELDS)), np.float32)
     for index, bounds in enumerate(_RANGES.values()):
@@ -102,11 +102,11 @@ def kind_of(table: dict[str | None, tuple[float, float]], value: float) -> str |
     return next((word for word, (low, high) in table.items() if word and low - 1e-4 <= value <= high + 1e-4), None)
 
 
-def field(performances: Tensor, name: str) -> Tensor:
-    """One column (b,) of performances (b, FIELDS)."""
-    return performances[:, FIELD[name]]
+def field(scenes: Tensor, name: str) -> Tensor:
+    """One column (b,) of scenes (b, FIELDS)."""
+    return scenes[:, FIELD[name]]
 
 
-def looks(performances: Tensor) -> Tensor:
-    """The named looks (..., 3) int64 of performances (..., FIELDS): shirt, trousers, background."""
-    return torch.stack([performances[..., FIELD[name]] for name in LOOKS], -1).long()
+def looks(scenes: Tensor) -> Tensor:
+    """The named looks (..., 3) int64 of scenes (..., FIELDS): shirt, trousers, background."""
+    return torch.stack([scenes[..., FIELD[name]] for name in LOOKS], -1).long()

@@ -58,7 +58,7 @@ def pose(
 ) -> Tensor:
     """Forward kinematics: joint positions (b, t, joints, 3) of programs (b, channels, PHASES) at `phase` (b, t).
 
-    `proportions` (b, 8) multiply the lengths named by PROPORTIONS, `mirror` (b,) is -1 for a left-handed performance.
+    `proportions` (b, 8) multiply the lengths named by PROPORTIONS, `mirror` (b,) is -1 for a left-handed person.
     The lowest joint of each frame touches the ground (y = 0) before the program's own `y` lifts the figure.
     """
     batch = programs.shape[0]

@@ -28,6 +28,8 @@ SETTINGS = (
     ("data", "Which videos, and what is taken from them.", "lvdm.data.manifest:DataConfig"),
     ("data.clip", "What a training clip is.", "lvdm.data.dataset:ClipConfig"),
     ("data.clip.augmentation", "What varies from sample to sample.", "lvdm.data.sampling:AugmentationConfig"),
+    ("references", "What accompanies a training sample.", "aicl.training_pairs:ReferenceSettings"),
+    ("references.changes", "How a clip is changed that is its own reference.", "lvdm.data.self_pairs:SelfPairConfig"),
     ("prism", "Sizes and variants of the Action Prism.", "aicl.action_prism:PrismConfig"),
     ("integration", "How the UNet reads R.", "aicl.action_integration:IntegrationConfig"),
     ("model config", "A base model, `configs/models/*.yaml`.", "lvdm.models.components:ModelConfig"),

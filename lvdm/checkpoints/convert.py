@@ -9,6 +9,7 @@ import torch
 from lvdm import config as configs
 from lvdm.checkpoints.families import FAMILIES, Family, detect_family, split_parts
 from lvdm.checkpoints.folder import CONFIG_FILE, expected_parts, new_folder, read_model_config, read_part, write_part
+from lvdm.checkpoints.integrity import check_values
 from lvdm.checkpoints.reader import State, read_checkpoint
 from lvdm.checkpoints.strict import check_entries
 from lvdm.checkpoints.text_layouts import (
@@ -62,7 +63,9 @@ def convert_checkpoint(
     }
     converted = {part: others[part] if part in others else converters[part](parts[part]) for part in modules}
     for part, module in modules.items():
-        check_entries(module.state_dict(), converted[part], f"the entries of {part} in {source}{seems} and the config")
+        what = f"the entries of {part} in {source}{seems} and the config"
+        check_entries(module.state_dict(), converted[part], what)
+        check_values(module.state_dict(), converted[part], what)
     with new_folder(folder) as temporary:
         for part, state in converted.items():
             write_part(temporary, part, state, dtype)

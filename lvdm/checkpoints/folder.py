@@ -2,8 +2,7 @@
 
 import json
 import os
-import shutil
-import tempfile
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from safetensors.torch import save_file
 from lvdm import config as configs
 from lvdm.checkpoints.strict import load_strict
 from lvdm.errors import CheckpointError
+from lvdm.files import temporary_folder
 from lvdm.models.components import Components, ModelConfig, build_components
 from lvdm.pipeline import VideoPipeline
 
@@ -102,40 +102,46 @@ def read_part(
 ) -> dict[str, torch.Tensor]:
     """All entries of one part, on `device`. Raises CheckpointError for missing or damaged files."""
     index = folder / f"{part}.safetensors.index.json"
-    try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()) if index.is_file() else ()
-    except (ValueError, KeyError) as error:
-        raise CheckpointError(f"{index} is damaged ({error}): convert the checkpoint again") from error
-    state = {}
-    for name in sorted(names) or [f"{part}.safetensors"]:
+    places = _read_index(index) if index.is_file() else {}
+    state: dict[str, torch.Tensor] = {}
+    for name in sorted(set(places.values())) or [f"{part}.safetensors"]:
         path = folder / name
         if not path.is_file():
             raise CheckpointError(f"{folder} is incomplete: {name} is missing")
         try:
             with safe_open(path, framework="pt", device=str(device)) as file:
                 state |= {key: _stored(file.get_tensor(key), dtype) for key in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
+        except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path} is damaged ({error}): convert the checkpoint again") from error
+    if places and places.keys() != state.keys():
+        raise CheckpointError(f"{index} lists other entries than its shards hold: convert the checkpoint again")
     return state
 
 
+def _read_index(index: Path) -> dict[str, str]:
+    """Entry name -> file name. Raises CheckpointError for anything else, or a file outside the index's folder."""
+    try:
+        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{index} is damaged ({error}): convert the checkpoint again") from error
+    if not isinstance(places, dict) or not places or not all(_is_file_name(name) for name in places.values()):
+        raise CheckpointError(f"{index} is damaged (its weight_map is no map to file names): convert it again")
+    return places
+
+
+def _is_file_name(name: object) -> bool:
+    return isinstance(name, str) and bool(re.fullmatch(r"[^/\\\0]{1,255}", name)) and name not in (".", "..")
+
+
 @contextmanager
-def new_folder(folder: str | os.PathLike) -> Iterator[Path]:
-    """Yield a temporary folder that becomes `folder` on success. Raises CheckpointError if that has content already."""
+def new_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary folder that becomes `folder` on success. Raises CheckpointError if that has content already,
+    DiskError where it cannot be written."""
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"{folder} exists already: choose another place or remove it first")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    with temporary_folder(folder) as temporary:
         yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o777 & ~umask)  # mkdtemp makes private folders
-        os.replace(temporary, folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
 
 
 def _shards(state: Mapping[str, torch.Tensor], limit: int, dtype: torch.dtype | None) -> list[list[str]]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import nn
 
+from lvdm.checkpoints.integrity import check_values
 from lvdm.errors import CheckpointError
 
 GROUPS_SHOWN = 8  # of each kind of difference; a wrong family differs in hundreds of entries
@@ -41,8 +42,13 @@ def check_entries(expected: Mapping[str, torch.Tensor], found: Mapping[str, torc
 
 
 def load_strict(module: nn.Module, state: Mapping[str, torch.Tensor], what: str) -> None:
-    """Make `state` the entries of `module`, which may be on the meta device: tensors are taken over, not copied."""
-    check_entries(module.state_dict(), state, what)
+    """Make `state` the entries of `module`, which may be on the meta device: tensors are taken over, not copied.
+
+    Raises CheckpointError for entries that are missing, too many, of another shape or type, NaN or infinite.
+    """
+    expected = module.state_dict()
+    check_entries(expected, state, what)
+    check_values(expected, state, what)
     module.load_state_dict(state, strict=True, assign=True)
 
 

@@ -10,25 +10,27 @@ are encoded at once).
     clips/ab/abcd...          one safetensors file for each (video key, cached_crop): mean, std and the first frame
     text/ab/abcd...           one for each caption: context
 
-Each file carries the checksum of its tensors, verified whenever it is read, and appears whole or not at all: writing
-can be interrupted and continued, also by several processes.
+Each file carries the checksum of its tensors and whose they are (the video's key and the cached crop, or the caption),
+verified whenever it is read, and appears whole or not at all: writing can be interrupted and continued, also by several
+processes. Caches of any age have both.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from lvdm.checkpoints.integrity import tensor_bytes, tensors_hash
 from lvdm.errors import ConfigError, DataError, VideoError
 from lvdm.files import atomic_path, write_json
+from lvdm.finite import is_finite
 
 _FORMAT = 1
 _FILL_IN = "run aicl cache again, which fills in what is missing"
@@ -51,7 +53,7 @@ def fingerprint(module: nn.Module, *settings: Any) -> str:
     digest = hashlib.sha256(repr(settings).encode())
     for name, value in sorted(module.state_dict().items()):
         digest.update(f"{name} {tuple(value.shape)}".encode())
-        digest.update(_bytes(value.float() if value.is_floating_point() else value))
+        digest.update(tensor_bytes(value.float() if value.is_floating_point() else value))
     return digest.hexdigest()[:16]
 
 
@@ -74,12 +76,14 @@ class ClipCache:
         self.folder = Path(folder)
         try:
             about = json.loads((self.folder / "cache.json").read_text(encoding="utf-8"))
-            self.settings: dict[str, Any] = _present_names(about["settings"])
-            version = about["format"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            settings, version = about["settings"], about["format"]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise DataError(f"{folder}: is not a latent cache; make one with aicl cache") from error
+        if not isinstance(settings, dict):
+            raise DataError(f"{folder}: its cache.json is damaged (settings is no mapping); make the cache anew")
         if version != _FORMAT:
             raise DataError(f"{folder}: has cache format {version}, this library reads {_FORMAT}; make the cache anew")
+        self.settings: dict[str, Any] = _present_names(settings)
 
     @classmethod
     def create(cls, folder: str | os.PathLike, settings: Mapping[str, Any]) -> "ClipCache":
@@ -128,25 +132,27 @@ class ClipCache:
         _write(self._text_path(caption), {"context": context}, {"caption": caption})
 
     def read_clip(self, key: str, cached_crop: int) -> CachedClip:
-        """Raises VideoError if the video was broken or the entry is damaged, DataError if it is not there."""
+        """Raises VideoError if the video was broken, or the entry is damaged or another clip's, DataError if it is not
+        there."""
         path = self._clip_path(key, cached_crop)
         broken = path.with_suffix(".broken")
         if broken.exists():
-            raise VideoError(broken.read_text(encoding="utf-8").strip())
-        tensors, about = _read(path, f"cached_crop {cached_crop} of {key}")
-        return CachedClip(tensors["mean"], tensors["std"], float(about["fps"]), tensors["first_frame"])
+            raise VideoError(broken.read_bytes().decode("utf-8", "replace").strip())
+        return _read_clip(path, key, cached_crop)
 
     def read_text(self, caption: str) -> Tensor:
-        """The features (tokens, d) of a caption. Raises VideoError if damaged, DataError if not there."""
-        return _read(self._text_path(caption), f"the caption '{caption}'")[0]["context"]
+        """The features (tokens, d) of a caption. Raises VideoError if damaged or another's, DataError if not there."""
+        return _read_text(self._text_path(caption), caption)
 
     def remove_damaged_clip(self, key: str, cached_crop: int) -> bool:
-        """Verify an entry and remove it if it is damaged, so that it is made again; True if it was."""
-        return _remove_damaged(self._clip_path(key, cached_crop))
+        """Verify an entry and remove it if it is damaged or another clip's, so that it is made again; True if so."""
+        path = self._clip_path(key, cached_crop)
+        return _remove_damaged(path, lambda: _read_clip(path, key, cached_crop))
 
     def remove_damaged_text(self, caption: str) -> bool:
         """The same for the features of a caption."""
-        return _remove_damaged(self._text_path(caption))
+        path = self._text_path(caption)
+        return _remove_damaged(path, lambda: _read_text(path, caption))
 
     def _clip_path(self, key: str, cached_crop: int) -> Path:
         return self._path("clips", f"{cached_crop}:{key}")
@@ -159,42 +165,54 @@ class ClipCache:
         return self.folder / kind / digest[:2] / f"{digest}.safetensors"
 
 
-def _bytes(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-
-
-def _checksum(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
-        digest.update(_bytes(tensors[name]))
-    return digest.hexdigest()
-
-
 def _write(path: Path, tensors: dict[str, Tensor], about: dict[str, str]) -> None:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata=about | {"checksum": _checksum(tensors)})
+    with atomic_path(path, durable=False) as temporary:
+        save_file(tensors, temporary, metadata=about | {"checksum": tensors_hash(tensors)})
 
 
-def _read(path: Path, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _read_clip(path: Path, key: str, cached_crop: int) -> CachedClip:
+    what = f"cached crop {cached_crop} of {key}"
+    tensors, about = _read(path, what, ("mean", "std", "first_frame"))
+    crop = about.get("cached_crop", about.get("variant"))  # which older caches call it
+    if (about.get("key"), crop) != (key, str(cached_crop)):
+        raise VideoError(f"{path}: is the cache entry of {about.get('key')} (crop {crop}), not of {what}; {_REPAIR}")
+    try:
+        fps = float(about["fps"])
+    except (KeyError, ValueError) as error:
+        raise VideoError(f"{path}: the cache entry of {what} is damaged; {_REPAIR}") from error
+    return CachedClip(tensors["mean"], tensors["std"], fps, tensors["first_frame"])
+
+
+def _read_text(path: Path, caption: str) -> Tensor:
+    what = f"the caption '{caption}'"
+    tensors, about = _read(path, what, ("context",))
+    if about.get("caption") != caption:
+        raise VideoError(f"{path}: is the cache entry of '{about.get('caption')}', not of {what}; {_REPAIR}")
+    return tensors["context"]
+
+
+def _read(path: Path, what: str, names: tuple[str, ...]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of an entry, which must have these `names`, and its metadata."""
     try:
         with safe_open(path, framework="pt") as file:
-            about = file.metadata()
+            about = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except FileNotFoundError as error:
         raise DataError(f"{what} is not in the cache; {_FILL_IN}") from error
     except (SafetensorError, OSError) as error:
         raise VideoError(f"{path}: the cache entry of {what} is damaged; {_REPAIR}") from error
-    if about.get("checksum") != _checksum(tensors):
+    if tensors.keys() != set(names) or about.get("checksum") != tensors_hash(tensors):
         raise VideoError(f"{path}: the cache entry of {what} is damaged; {_REPAIR}")
+    if not all(is_finite(tensor) for tensor in tensors.values()):
+        raise VideoError(f"{path}: the cache entry of {what} holds NaN or infinity; {_REPAIR}")
     return tensors, about
 
 
-def _remove_damaged(path: Path) -> bool:
+def _remove_damaged(path: Path, read: Callable[[], object]) -> bool:
     try:
         if path.exists():
-            _read(path, path.name)
+            read()
     except VideoError:
         path.unlink(missing_ok=True)
         return True

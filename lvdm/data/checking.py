@@ -14,10 +14,11 @@ from typing import Any
 
 from lvdm.data.clips import ClipRecord
 from lvdm.errors import VideoError
-from lvdm.files import atomic_path, write_json
+from lvdm.files import atomic_path, disk_errors, json_text, make_folder, write_json
 from lvdm.video import check_video, probe
 
 Result = dict[str, Any]
+_MEASURED = ("frames", "fps", "width", "height")
 
 
 def check_record(record: ClipRecord, quick: bool = False) -> Result:
@@ -47,14 +48,14 @@ def check_records(
     """
     records = list({record.key: record for record in records}.values())  # a video with several captions is checked once
     journal = Path(f"{report}.jsonl")
-    journal.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(journal.parent)
     results = _still_valid(_read_journal(journal), records, quick)
     todo = [record for record in records if record.key not in results]
     broken = sum(1 for result in results.values() if result["error"])
     progress(len(results), len(records), broken)
-    with open(journal, "a", encoding="utf-8") as file:
+    with disk_errors(journal, then="then go on with the same command"), open(journal, "a", encoding="utf-8") as file:
         for result in _run(partial(check_record, quick=quick), todo, workers):
-            file.write(json.dumps(result, ensure_ascii=False) + "\n")
+            file.write(json_text(result) + "\n")
             file.flush()
             results[result["key"]] = result
             broken += bool(result["error"])
@@ -92,19 +93,32 @@ def _stamp(path: Path) -> list[int]:
 
 
 def _read_journal(journal: Path) -> dict[str, Result]:
+    """Key -> result. Lines that are none are left out: a killed or full run writes half of one."""
     results: dict[str, Result] = {}
     if journal.exists():
-        for line in journal.read_text(encoding="utf-8").splitlines():
+        for line in journal.read_bytes().decode("utf-8", "replace").split("\n"):
             try:
                 result = json.loads(line)
-            except ValueError:  # the last line of a run that was killed while writing it
+            except (ValueError, RecursionError):
                 continue
-            results[result["key"]] = result
+            if _is_result(result):
+                results[result["key"]] = result
         # Start the file anew, so that nothing is appended to half a line.
         with atomic_path(journal) as temporary:
-            lines = [json.dumps(result, ensure_ascii=False) + "\n" for result in results.values()]
+            lines = [json_text(result) + "\n" for result in results.values()]
             temporary.write_text("".join(lines), encoding="utf-8")
     return results
+
+
+def _is_result(content: Any) -> bool:
+    """Whether a line of the journal holds all that `check_record` writes."""
+    if not isinstance(content, dict) or not isinstance(content.get("key"), str):
+        return False
+    if not isinstance(content.get("stamp"), list) or not isinstance(content.get("quick"), bool):
+        return False
+    if isinstance(content.get("error"), str):
+        return True
+    return "error" in content and all(type(content.get(name)) in (int, float) for name in _MEASURED)
 
 
 def _still_valid(results: dict[str, Result], records: Sequence[ClipRecord], quick: bool) -> dict[str, Result]:

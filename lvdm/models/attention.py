@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lvdm.errors import ConfigError
+from lvdm.models import kernels
 from lvdm.models.layers import own_precision
 
 Backend = Literal["sdpa", "xformers", "reference"]
@@ -76,6 +77,55 @@ def attend(
         for i, chunk in enumerate(zip(q.split(step), k.split(step), v.split(step)))
     ]
     return torch.cat(chunks)
+
+
+def attend_over_time(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    tables: tuple[Tensor | None, Tensor | None] = (None, None),
+    bias: Tensor | None = None,
+    parts: int = 1,
+    causal: bool = False,
+) -> Tensor:
+    """Attention along frames at each position: q (b, n, s, heads, d), k and v (b or 1, m, s, heads, d) -> (b, n, s,
+    heads * d).
+
+    The m keys are `parts` clips of equal length one after another; places are counted inside each.
+    tables: learned relative keys and values (2 r + 1, d) for the distance of a key's place to a query's, clamped to
+    +-r. bias: (b or 1, parts), added to the scores of a clip's keys. causal: query i sees keys 0 to i of each clip.
+    """
+    if bias is not None:
+        bias = bias.expand(len(q), -1).contiguous()
+    if _backend != "reference" and kernels.enabled("temporal_attention") and kernels.usable(q):
+        from lvdm.models.kernels.temporal_attention import fits, temporal_attention
+
+        if kernels.differentiated(q, k, v, *tables, bias):
+            k, v = (each.expand(len(q), *[-1] * 4) for each in (k, v))
+        if fits(q, k, parts) and not kernels.differentiated(bias):
+            return temporal_attention(q, k, v, bias, *tables, parts, causal)
+    b, n, s = q.shape[:3]
+    place = torch.arange(k.shape[1], device=q.device) % (k.shape[1] // parts)
+    distance = place - torch.arange(n, device=q.device)[:, None]  # (n, m)
+    relative = None
+    if any(table is not None for table in tables):
+        relative = tuple(None if table is None else _by_distance(table, distance) for table in tables)
+    scores = None
+    if bias is not None:
+        scores = bias.repeat_interleave(k.shape[1] // parts, dim=1)[:, None, None].repeat_interleave(s, dim=0)
+    if causal and parts > 1:
+        future = torch.where(distance > 0, float("-inf"), 0.0)
+        scores, causal = future if scores is None else scores + future, False
+    rows = (x.permute(0, 2, 3, 1, 4).expand(b, -1, -1, -1, -1).flatten(0, 1) for x in (q, k, v))
+    out = attend(*rows, bias=scores, causal=causal, relative=relative)  # (b*s, heads, n, d)
+    return out.unflatten(0, (b, s)).permute(0, 3, 1, 2, 4).flatten(3)
+
+
+def _by_distance(table: Tensor, distance: Tensor) -> Tensor:
+    """Rows of a table (2 r + 1, d) for distances, clamped to +-r: (*distance.shape, d)."""
+    reach = table.shape[0] // 2
+    return table[distance.clamp(-reach, reach) + reach]
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: bool, _: None) -> Tensor:
@@ -196,8 +246,7 @@ class RelativePosition(nn.Module):
         queries, keys = (
             x.to(device) if isinstance(x, Tensor) else torch.arange(x, device=device) for x in (queries, keys)
         )
-        distance = (keys[None, :] - queries[:, None]).clamp(-self.max_relative, self.max_relative)
-        return self.embeddings_table[distance + self.max_relative]
+        return _by_distance(self.embeddings_table, keys[None, :] - queries[:, None])
 
 
 class Attention(nn.Module):
@@ -223,6 +272,7 @@ class Attention(nn.Module):
         inner, context_dim = heads * head_dim, context_dim or dim
         self.heads = heads
         self.image_tokens = image_tokens
+        self._fused: Tensor | None = None
         self.to_q = nn.Linear(dim, inner, bias=False)
         self.to_k = nn.Linear(context_dim, inner, bias=False)
         self.to_v = nn.Linear(context_dim, inner, bias=False)
@@ -237,24 +287,60 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None = None, causal: bool = False) -> Tensor:
         """x (rows, n, dim), context (rows or a divisor of rows, m, context_dim), x itself if None -> (rows, n, dim)."""
-        context = x if context is None else context
-        text, image = context, None
-        if self.image_tokens:
-            text, image = context[:, : self.TEXT_TOKENS], context[:, self.TEXT_TOKENS :]
-        q = self._heads(self.to_q(x))
-        k, v = (self._heads(project(text), rows=len(x)) for project in (self.to_k, self.to_v))
+        image = None
+        if context is not None and self.image_tokens:
+            context, image = context[:, : self.TEXT_TOKENS], context[:, self.TEXT_TOKENS :]
+        q, k, v = self._projections(x, context)
+        k, v = (self._for_rows(each, len(x)) for each in (k, v))
         relative = None
         if self.relative_position_k is not None:
-            n, m = q.shape[2], k.shape[2]
+            n, m = q.shape[1], k.shape[1]
             relative = self.relative_position_k(n, m), self.relative_position_v(n, m)
-        out = attend(q, k, v, causal=causal, relative=relative)
+        out = attend(*(each.transpose(1, 2) for each in (q, k, v)), causal=causal, relative=relative)
         if image is not None and image.shape[1] > 0:
-            k, v = (self._heads(project(image), rows=len(x)) for project in (self.to_k_ip, self.to_v_ip))
-            out = out + attend(q, k, v)
+            k, v = (self._for_rows(self._heads(project(image)), len(x)) for project in (self.to_k_ip, self.to_v_ip))
+            out = out + attend(*(each.transpose(1, 2) for each in (q, k, v)))
         return self.to_out(out.transpose(1, 2).flatten(2))
 
-    def _heads(self, x: Tensor, rows: int | None = None) -> Tensor:
-        """(rows, n, heads*d) -> (rows, heads, n, d); each row of x serves `rows / len(x)` rows in turn."""
-        if rows is not None and rows != len(x):
-            x = x.repeat_interleave(rows // len(x), dim=0)
-        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
+    def over_time(self, x: Tensor, causal: bool = False) -> Tensor:
+        """Self-attention along frames at each position. (b, t, s, dim) -> same."""
+        tables = None, None
+        if self.relative_position_k is not None:
+            tables = self.relative_position_k.embeddings_table, self.relative_position_v.embeddings_table
+        return self.to_out(attend_over_time(*self._projections(x), tables=tables, causal=causal))
+
+    def fuse(self) -> None:
+        """Project to queries, keys and values at once from now on, until weights are moved or replaced.
+
+        For self-attention that is not trained. The three weights become parts of one; their names stay.
+        """
+        weights = [self.to_q.weight, self.to_k.weight, self.to_v.weight]
+        if weights[0].shape[1] != weights[1].shape[1] or any(weight.requires_grad for weight in weights):
+            return
+        self._fused = torch.cat([weight.data for weight in weights])
+        for weight, part in zip(weights, self._fused.chunk(3)):
+            weight.data = part
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Attention":
+        self._fused = None
+        return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        self._fused = None
+        super()._load_from_state_dict(*args)
+
+    def _projections(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Queries of x and keys and values of the context, by default of x: (..., dim) -> (..., heads, d)."""
+        if context is None and self._fused is not None:
+            return tuple(self._heads(part) for part in F.linear(x, self._fused).chunk(3, dim=-1))
+        source = x if context is None else context
+        return self._heads(self.to_q(x)), self._heads(self.to_k(source)), self._heads(self.to_v(source))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """(..., heads * d) -> (..., heads, d)"""
+        return x.unflatten(-1, (self.heads, -1))
+
+    @staticmethod
+    def _for_rows(x: Tensor, rows: int) -> Tensor:
+        """Each row of x serves `rows / len(x)` rows in turn."""
+        return x if len(x) == rows else x.repeat_interleave(rows // len(x), dim=0)

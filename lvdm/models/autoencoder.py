@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lvdm.config import from_mapping
 from lvdm.errors import ConfigError
+from lvdm.models import kernels
 from lvdm.models.attention import attend
 from lvdm.models.layers import own_precision
 from lvdm.sizes import check_sizes
@@ -167,7 +168,7 @@ class Encoder(nn.Module):
         for level in self.down:
             x = level(x)
         x = self.mid(x)
-        return self.conv_out(_swish(self.norm_out(x)))
+        return self.conv_out(self.norm_out(x, silu=True))
 
 
 class Decoder(nn.Module):
@@ -196,7 +197,7 @@ class Decoder(nn.Module):
             x = level(x)
         if self.give_pre_end:
             return x
-        x = self.conv_out(_swish(self.norm_out(x)))
+        x = self.conv_out(self.norm_out(x, silu=True))
         return torch.tanh(x) if self.tanh_out else x
 
 
@@ -262,8 +263,8 @@ class ResnetBlock(nn.Module):
             self.nin_shortcut = nn.Conv2d(channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(_swish(self.norm1(x)))
-        h = self.conv2(self.dropout(_swish(self.norm2(h))))
+        h = self.conv1(self.norm1(x, silu=True))
+        h = self.conv2(self.dropout(self.norm2(h, silu=True)))
         if hasattr(self, "nin_shortcut"):
             x = self.nin_shortcut(x)
         return x + h
@@ -332,14 +333,18 @@ class Norm(nn.GroupNorm):
     def __init__(self, channels: int) -> None:
         super().__init__(GROUPS, channels, eps=1e-6)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, silu: bool = False) -> Tensor:
+        """silu: apply SiLU to the result."""
+        if kernels.enabled("group_norm") and kernels.usable(x):
+            from lvdm.models.kernels.group_norm import group_norm
+
+            rows = x.permute(0, 2, 3, 1).contiguous()  # no copy where channels lie last
+            y = group_norm(rows.flatten(1, 2), self.weight, self.bias, None, GROUPS, self.eps, silu)
+            return y.view(rows.shape).permute(0, 3, 1, 2)
         with own_precision(x):
-            return F.group_norm(x, self.num_groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
-
-
-def _swish(x: Tensor) -> Tensor:
-    # In place: x is always the fresh output of a normalisation, and here decoding large frames peaks in memory.
-    return F.silu(x, inplace=True)
+            y = F.group_norm(x, self.num_groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+        # In place: y is a fresh result, and here decoding large frames peaks in memory.
+        return F.silu(y, inplace=True) if silu else y
 
 
 def _attention(config: DDConfig, channels: int) -> nn.Module:

@@ -7,7 +7,7 @@ Pipelines, training and methods built on top know a network by `VideoBackbone` a
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -113,7 +113,7 @@ class VideoBackbone(nn.Module, ABC):
     family: str
     latent_channels: int
     prediction: Prediction = "eps"
-    repeated_blocks: ClassVar[tuple[type[nn.Module], ...]] = ()
+    repeated_blocks: tuple[type[nn.Module], ...] = ()
 
     @abstractmethod
     def forward(self, x: Tensor, timesteps: Tensor, context: Tensor, fps: Tensor | float | None = None) -> Tensor:

@@ -119,7 +119,10 @@ class LatentCodec(nn.Module):
         weight, whole = self.autoencoder.quant_conv.weight, None  # its dtype and device are the codec's
         for start in range(0, len(x), count):
             with own_precision(weight):
-                part = self._in_tiles(function, x[start : start + count].to(weight), cell, out_cell)
+                images = x[start : start + count].to(weight)
+                if images.is_cuda:  # where convolutions are fastest, and normalisations need no copies, channels last
+                    images = images.contiguous(memory_format=torch.channels_last)
+                part = self._in_tiles(function, images, cell, out_cell)
             if whole is None:
                 whole = part.new_empty(len(x), *part.shape[1:])
             whole[start : start + count] = part

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from lvdm.models import kernels
+
 NORM_GROUPS = 32
 
 
@@ -50,8 +52,21 @@ class LayerNorm(nn.LayerNorm):
     """Over the last dimension; the result has the type of x, under autocast too."""
 
     def forward(self, x: Tensor) -> Tensor:
+        if kernels.enabled("layer_norm") and kernels.usable(x):
+            from lvdm.models.kernels.layer_norm import layer_norm
+
+            return layer_norm(x.contiguous(), self.weight, self.bias, self.eps)
         with own_precision(x):
             return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+
+    def after(self, x: Tensor, update: Tensor) -> tuple[Tensor, Tensor]:
+        """x + update, and that normalised: the end of one residual branch and the begin of the next."""
+        if kernels.enabled("layer_norm") and x.dtype == update.dtype and kernels.usable(x):
+            from lvdm.models.kernels.layer_norm import add_layer_norm
+
+            return add_layer_norm(x.contiguous(), update.contiguous(), self.weight, self.bias, self.eps)
+        x = x + update
+        return x, self(x)
 
 
 class GroupNorm(nn.GroupNorm):
@@ -65,35 +80,70 @@ class GroupNorm(nn.GroupNorm):
         super().__init__(NORM_GROUPS, channels, eps=eps)
         self.rows = rows
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, shift: Tensor | None = None, silu: bool = False) -> Tensor:
+        """shift: (c,) or (b, c), added before the norm. silu: apply SiLU to the result."""
         rows = x.flatten(0, self.rows - 1).flatten(1, -2)  # (rows, n, c)
+        if kernels.enabled("group_norm") and kernels.usable(x):
+            from lvdm.models.kernels.group_norm import group_norm
+
+            if shift is not None:
+                shift = shift.expand(x.shape[0] if shift.ndim > 1 else 1, -1).contiguous()
+            return group_norm(rows.contiguous(), self.weight, self.bias, shift, self.num_groups, self.eps, silu).view(
+                x.shape
+            )
+        if shift is not None:
+            rows = x + (shift if shift.ndim == 1 else shift.view(len(shift), *[1] * (x.ndim - 2), -1))
+            rows = rows.flatten(0, self.rows - 1).flatten(1, -2)
         with own_precision(x):
             weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
-            y = F.group_norm(rows.transpose(1, 2), self.num_groups, weight, bias, self.eps)  # (rows, c, n)
-        return y.transpose(1, 2).contiguous().view(x.shape)
+            images = rows.unsqueeze(2).permute(0, 3, 1, 2)  # (rows, c, n, 1): "channels last", which needs no copy
+            y = F.group_norm(images, self.num_groups, weight, bias, self.eps)
+        y = F.silu(y) if silu else y
+        return y.permute(0, 2, 3, 1).contiguous().view(x.shape)
 
 
 class FrameConv(nn.Conv2d):
     """k x k convolution of each frame. (b, t, h, w, c) -> (b, t, h', w', c')."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, bias: bool = True) -> Tensor:
+        """bias: false leaves it to the caller to add `self.bias`."""
         frames = x.flatten(0, 1).permute(0, 3, 1, 2)  # (b*t, c, h, w), channels last in memory
-        return super().forward(frames).permute(0, 2, 3, 1).unflatten(0, x.shape[:2])
+        y = self._conv_forward(frames, self.weight, self.bias if bias else None)
+        return y.permute(0, 2, 3, 1).unflatten(0, x.shape[:2])
 
 
 class TemporalConv(nn.Conv2d):
     """Convolution along frames at each position, as a 2-D one over frames x positions. (b, t, h, w, c) -> same."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, bias: bool = True) -> Tensor:
+        """bias: false leaves it to the caller to add `self.bias`."""
+        if kernels.enabled("temporal_conv") and not kernels.differentiated(x, self.weight) and kernels.usable(x):
+            from lvdm.models.kernels import products
+
+            if products.temporal_conv_fits(self.weight):
+                y = products.temporal_conv(x.flatten(2, 3).contiguous(), self.weight).unflatten(2, x.shape[2:4])
+                return y + self.bias if bias else y
         columns = x.flatten(2, 3).permute(0, 3, 1, 2)  # (b, c, t, h*w)
-        return super().forward(columns).permute(0, 2, 3, 1).unflatten(2, x.shape[2:4])
+        y = self._conv_forward(columns, self.weight, self.bias if bias else None)
+        return y.permute(0, 2, 3, 1).unflatten(2, x.shape[2:4])
 
 
 class VideoConv(nn.Conv3d):
     """k x k x k convolution over frames, height and width. (b, t, h, w, c) -> (b, t, h', w', c')."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.permute(0, 4, 1, 2, 3)).permute(0, 2, 3, 4, 1)
+    def forward(self, x: Tensor, bias: bool = True) -> Tensor:
+        """bias: false leaves it to the caller to add `self.bias`."""
+        y = self._conv_forward(x.permute(0, 4, 1, 2, 3), self.weight, self.bias if bias else None)
+        return y.permute(0, 2, 3, 4, 1)
+
+
+def add_biased(x: Tensor, update: Tensor, bias: Tensor) -> Tensor:
+    """x + update + bias, features (..., c) and a bias (c,) that a convolution left out."""
+    if kernels.enabled("sums") and x.dtype == update.dtype and kernels.usable(x):
+        from lvdm.models.kernels import sums
+
+        return sums.add_biased(x.contiguous(), update.contiguous(), bias)
+    return x + (update + bias)
 
 
 def conv(in_channels: int, out_channels: int, frames: int = 1, size: int = 3, stride: int = 1) -> nn.Module:
@@ -141,5 +191,12 @@ class FeedForward(nn.Module):
         self.proj_out = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
+        if kernels.enabled("geglu") and kernels.usable(x):
+            from lvdm.models.kernels import products
+
+            if kernels.differentiated(x, self.proj_in.weight):
+                return self.proj_out(products.gated(self.proj_in(x)))
+            if products.geglu_fits(x):
+                return self.proj_out(products.geglu(x.contiguous(), self.proj_in.weight, self.proj_in.bias))
         value, gate = self.proj_in(x).chunk(2, dim=-1)
         return self.proj_out(value * F.gelu(gate))

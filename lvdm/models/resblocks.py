@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lvdm.models.layers import Downsample, GroupNorm, Upsample, conv, zero_init
+from lvdm.models.layers import Downsample, GroupNorm, Upsample, add_biased, conv, zero_init
 
 ACTIVATIONS = {"silu": nn.SiLU, "leaky_relu": nn.LeakyReLU}
 
@@ -50,15 +50,18 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """emb: (b, emb_channels), after its activation."""
-        emb = self.emb(emb)[:, None, None, None]  # (b, 1, 1, 1, c) or 2c
-        h = self.conv1(self.resample(self.activation(self.norm1(x))))
+        emb = self.emb(emb)  # (b, c) or 2c
+        silu = isinstance(self.activation, nn.SiLU)
+        h = self.norm1(x, silu=silu)
+        h = self.conv1(self.resample(h if silu else self.activation(h)), bias=False)
         if self.scale_shift:
-            scale, shift = emb.chunk(2, dim=-1)
-            h = self.norm2(h) * (1 + scale) + shift
+            scale, shift = emb[:, None, None, None].chunk(2, dim=-1)
+            h = self.activation(self.norm2(h, self.conv1.bias) * (1 + scale) + shift)
         else:
-            h = self.norm2(h + emb)
-        h = self.conv2(self.dropout(self.activation(h)))
-        h = self.skip(self.resample(x)) + h
+            h = self.norm2(h, self.conv1.bias + emb, silu=silu)
+            h = h if silu else self.activation(h)
+        h = self.conv2(self.dropout(h), bias=False)
+        h = add_biased(self.skip(self.resample(x)), h, self.conv2.bias)
         return h if self.temporal_conv is None else self.temporal_conv(h)
 
 
@@ -75,8 +78,9 @@ class TemporalConvBlock(nn.Module):
         zero_init(self.convs[-1])
 
     def forward(self, x: Tensor) -> Tensor:
-        h = x
+        h, shift = x, None
         for i, (norm, convolution) in enumerate(zip(self.norms, self.convs)):
-            h = F.silu(norm(h))
-            h = convolution(F.dropout(h, self.DROPOUT, self.training and i > 0))
-        return x + h
+            h = norm(h, shift, silu=True)
+            h = convolution(F.dropout(h, self.DROPOUT, self.training and i > 0), bias=False)
+            shift = convolution.bias
+        return add_biased(x, h, shift)

@@ -33,13 +33,13 @@ class SpatioTemporalBlock(nn.Module):
 
     def forward(self, tokens: Tensor, context: Tensor | None = None, *, size: tuple[int, int]) -> Tensor:
         """tokens (b, t, h*w, c), context (b, m, context_dim), size (h, w) -> (b, t, h*w, c)."""
-        x = tokens
-        x = x + self.spatial_attn(self.spatial_norm(x).flatten(0, 1)).view_as(x)
-        x = x + _over_time(self.temporal_attn1, self.temporal_norm1(x))
+        x, h = tokens, self.spatial_norm(tokens)
+        x, h = self.temporal_norm1.after(x, self.spatial_attn(h.flatten(0, 1)).view_as(x))
+        x, h = self.cross_norm.after(x, self.temporal_attn1.over_time(h))
         # All frames share the context, so they are the queries of one row.
-        x = x + self.cross_attn(self.cross_norm(x).flatten(1, 2), context).view_as(x)
-        x = x + _over_time(self.temporal_attn2, self.temporal_norm2(x))
-        return x + self.ff(self.ff_norm(x))
+        x, h = self.temporal_norm2.after(x, self.cross_attn(h.flatten(1, 2), context).view_as(x))
+        x, h = self.ff_norm.after(x, self.temporal_attn2.over_time(h))
+        return x + self.ff(h)
 
 
 class SpatialBlock(nn.Module):
@@ -56,10 +56,10 @@ class SpatialBlock(nn.Module):
 
     def forward(self, tokens: Tensor, context: Tensor | None = None, *, size: tuple[int, int]) -> Tensor:
         """tokens (b, t, h*w, c), context (b, m, context_dim), size (h, w) -> (b, t, h*w, c)."""
-        x = tokens
-        x = x + self.attn1(self.norm1(x).flatten(0, 1)).view_as(x)
-        x = x + self.attn2(self.norm2(x).flatten(1, 2), context).view_as(x)
-        return x + self.ff(self.norm3(x))
+        x, h = tokens, self.norm1(tokens)
+        x, h = self.norm2.after(x, self.attn1(h.flatten(0, 1)).view_as(x))
+        x, h = self.norm3.after(x, self.attn2(h.flatten(1, 2), context).view_as(x))
+        return x + self.ff(h)
 
 
 class TemporalBlock(nn.Module):
@@ -80,18 +80,15 @@ class TemporalBlock(nn.Module):
 
     def forward(self, tokens: Tensor, context: Tensor | None = None, *, size: tuple[int, int]) -> Tensor:
         """tokens (b, t, h*w, c), context (b, m, context_dim), size (h, w) -> (b, t, h*w, c)."""
-        rows = tokens.transpose(1, 2)  # (b, h*w, t, c)
-        x = rows.flatten(0, 1)
-        x = x + self.attn1(self.norm1(x), causal=self.causal)
-        x = x + self.attn2(self.norm2(x), context if self.cross else None, causal=self.causal)
-        x = x + self.ff(self.norm3(x))
-        return x.view(rows.shape).transpose(1, 2)
-
-
-def _over_time(attention: Attention, x: Tensor) -> Tensor:
-    """Self-attention along frames at each position. (b, t, h*w, c) -> same."""
-    rows = x.transpose(1, 2)  # (b, h*w, t, c)
-    return attention(rows.flatten(0, 1)).view(rows.shape).transpose(1, 2)
+        x, h = tokens, self.norm1(tokens)
+        x, h = self.norm2.after(x, self.attn1.over_time(h, causal=self.causal))
+        if self.cross:  # the frames of each position ask its sample's text
+            rows = h.transpose(1, 2)  # (b, h*w, t, c)
+            update = self.attn2(rows.flatten(0, 1), context, causal=self.causal).view(rows.shape).transpose(1, 2)
+        else:
+            update = self.attn2.over_time(h, causal=self.causal)
+        x, h = self.norm3.after(x, update)
+        return x + self.ff(h)
 
 
 class Transformer(nn.Module):
@@ -110,11 +107,18 @@ class Transformer(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """context: (b, m, context_dim)."""
-        size = x.shape[2:4]
-        tokens = self.proj_in(self.norm(x)).flatten(2, 3)
+        tokens = self.enter(x)
         for block in self.blocks:
-            tokens = checkpointed(block, self.use_checkpoint, tokens, context, size=size)
-        return x + self.proj_out(tokens).unflatten(2, size)
+            tokens = checkpointed(block, self.use_checkpoint, tokens, context, size=x.shape[2:4])
+        return self.leave(x, tokens)
+
+    def enter(self, x: Tensor) -> Tensor:
+        """Features (b, t, h, w, channels) -> tokens (b, t, h*w, dim)."""
+        return self.proj_in(self.norm(x)).flatten(2, 3)
+
+    def leave(self, x: Tensor, tokens: Tensor) -> Tensor:
+        """Features and what the blocks made of their tokens -> the transformer's result, like x."""
+        return x + self.proj_out(tokens).view(x.shape)
 
 
 class ContextFreeAttention(nn.Module):

@@ -250,4 +250,6 @@ class VideoUNet(VideoBackbone):
         h = self.middle_block(h, emb, context, recompute)
         for stage in self.output_blocks:
             h = stage(torch.cat([h, skips.pop()], dim=-1), emb, context, recompute)
-        return self.out(h).permute(0, 4, 1, 2, 3).to(x.dtype).contiguous()
+        norm, activation, last = self.out
+        h = norm(h, silu=True) if isinstance(activation, nn.SiLU) else activation(norm(h))
+        return last(h).permute(0, 4, 1, 2, 3).to(x.dtype).contiguous()

@@ -9,9 +9,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lvdm import config as configs
+from lvdm.acceleration.regions import compile_regions
 from lvdm.errors import ConfigError
 from lvdm.models.autoencoder import AutoencoderKL
-from lvdm.training.compile import compile_regions
 from lvdm.training.module import TrainingModule
 from lvdm.training.settings import TrainingSettings
 from lvdm.video import to_pixels

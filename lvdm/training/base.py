@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from lvdm.acceleration.regions import compile_regions
 from lvdm.checkpoints import save_pipeline
 from lvdm.diffusion import Condition, Denoiser, timesteps_from_uniform
 from lvdm.models.backbone import VideoBackbone
 from lvdm.pipeline import VideoPipeline
-from lvdm.training.compile import compile_regions
 from lvdm.training.graphs import Captured
 from lvdm.training.module import Batch, TrainingModule
 from lvdm.training.randomness import BatchRandomness
@@ -39,6 +39,7 @@ class DiffusionModule(TrainingModule):
         components = pipeline.components
         super().__init__(settings, trained, frozen=[*components.modules().values(), backbone])
         self._pipeline = (pipeline,)  # in a tuple, so that the frozen parts are not registered
+        pipeline.accelerate("none")  # previews are rare, and a graph would keep memory that training needs
         if settings.gradient_checkpointing:
             backbone.enable_gradient_checkpointing()
         if settings.compile:
@@ -106,15 +107,23 @@ class DiffusionModule(TrainingModule):
 
 
 class BaseModule(DiffusionModule):
-    """A text-to-video model from scratch: eq. 9 without references, the usual loss of latent diffusion.
+    """A text- or image-to-video model from scratch: eq. 9 without references, the usual loss of latent diffusion.
 
-    With `train_text` its text encoder learns along with the UNet.
+    With `train_text` its text encoder learns along with the UNet. The image encoder and the resampler of an
+    image-to-video model always do: they see the first frame, or a mid-grey one where the caption is dropped, which is
+    the unconditional branch of the pipeline.
     """
+
+    drops_captions = True
 
     def __init__(self, pipeline: VideoPipeline, settings: TrainingSettings, train_text: bool = False) -> None:
         components = pipeline.components
         components.codec.requires_grad_(False)
         trained: dict[str, nn.Module] = {"unet": components.unet}
+        if pipeline.takes_image:
+            encoder, resampler = components.image_encoder, components.image_resampler
+            assert encoder is not None and resampler is not None  # built with the model
+            trained |= {"image_encoder": encoder, "image_resampler": resampler}
         if train_text:
             trained["text"] = components.text
         else:
@@ -138,9 +147,19 @@ class BaseModule(DiffusionModule):
         return self.squared_error(prediction, latents, noise, timesteps)
 
     def _context(self, batch: Batch, randomness: BatchRandomness) -> Tensor:
-        """The captions' context, some of them emptied for classifier-free guidance."""
-        captions, text = batch["caption"], self.pipeline.components.text
+        """The context of captions and, where the model takes them, first frames, some of them emptied for
+        classifier-free guidance."""
         dropped = [u < self.settings.caption_dropout for [u] in randomness.host_uniform()]
+        context = self._text_context(batch, dropped)
+        if not self.pipeline.takes_image:
+            return context
+        first = batch["first_frame"] if "first_frame" in batch else batch["frames"][:, :, 0]
+        kept = torch.tensor([not drop for drop in dropped]).to(first.device, non_blocking=True)
+        image = self.trained["image_resampler"](self.trained["image_encoder"](first * kept[:, None, None, None]))
+        return torch.cat([context, image.to(context.dtype)], dim=1)
+
+    def _text_context(self, batch: Batch, dropped: Sequence[bool]) -> Tensor:
+        captions, text = batch["caption"], self.pipeline.components.text
         if self.train_text:
             tokens = text.tokenize(["" if drop else caption for caption, drop in zip(captions, dropped)])
             return self._encode[0](tokens.to(self.device, non_blocking=True))
@@ -158,6 +177,7 @@ class BaseModule(DiffusionModule):
         real = batch["frames"]
         pixels = self.pipeline(
             batch["caption"],
+            image=to_pixels(real[:, :, :1])[:, 0] if self.pipeline.takes_image else None,
             num_frames=real.shape[2],
             size=tuple(real.shape[3:]),
             steps=self.settings.preview_steps,

@@ -1,5 +1,6 @@
 """What happens around training steps: counting, checkpoints, stopping on a signal or a time limit, previews."""
 
+import os
 import signal
 import time
 from pathlib import Path
@@ -19,6 +20,7 @@ from lvdm.training.module import TrainingModule
 from lvdm.training.settings import TrainingSettings
 from lvdm.video import contact_sheet, side_by_side, write_video
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 AGREE_EVERY = 10  # steps between two moments in which several devices agree on whether to stop
 PREVIEW_NUMBERS = 2**62  # the samples of previews: numbers that no training reaches
 
@@ -54,9 +56,10 @@ class Counter(Callback):
 
 
 class Checkpoints(Callback):
-    """Writes checkpoints every so often, and a last one at the end, on SIGINT or SIGTERM, or when the time is up.
+    """Writes checkpoints every so often, and a last one at the end, on a signal of SIGNALS, or when the time is up.
 
-    A second signal is not caught any more. `stopped_by` tells which signal ended the run, if one did.
+    A second signal is not caught any more, and one that was ignored before (SIGHUP, by nohup) stays so.
+    `stopped_by` tells which signal ended the run, if one did.
     """
 
     def __init__(self, settings: TrainingSettings, progress: Progress, meter: Meter, folder: Path):
@@ -64,11 +67,14 @@ class Checkpoints(Callback):
         self.stopped_by: int | None = None
         self._step = progress.step
         self._handlers: dict[int, Any] = {}
+        self._terminals: list[int] = []
 
     def on_train_start(self, trainer: pl.Trainer, module: TrainingModule) -> None:
         # After Lightning's own handlers, which end the process before anything is saved.
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._handlers[number] = signal.signal(number, self._request)
+        for number in SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._handlers[number] = signal.signal(number, self._request)
+        self._terminals = [handle for handle in (1, 2) if os.isatty(handle)]
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: TrainingModule, *args: Any) -> None:
         step = self.progress.step
@@ -99,28 +105,12 @@ class Checkpoints(Callback):
     def _request(self, number: int, frame: FrameType | None) -> None:
         self.stopped_by = number
         signal.signal(number, signal.SIG_DFL)
+        if number == signal.SIGHUP:  # nobody reads what is said to a terminal that was closed, and saying it fails
+            silent = os.open(os.devnull, os.O_WRONLY)
+            for handle in self._terminals:
+                os.dup2(silent, handle)
+            os.close(silent)
         rank_zero_info(f"{signal.Signals(number).name}: writing a checkpoint after this step, then stopping")
-
-
-class Diagnostics(Callback):
-    """Every `every` steps: log the module's diagnostics of the batch just trained on, a mean over all devices."""
-
-    def __init__(self, every: int, progress: Progress):
-        self.every, self.progress = every, progress
-        self._measured = progress.step
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, module: TrainingModule, outputs: Any, batch: dict[str, Any], batch_idx: int
-    ) -> None:
-        step = self.progress.step
-        if step == self._measured or step % self.every:
-            return
-        self._measured = step
-        with torch.no_grad(), module.showing(), module.autocast():
-            values = module.diagnostics(module.prepare(batch))
-        values = {name: float(trainer.strategy.reduce(value, reduce_op="mean")) for name, value in values.items()}
-        for logger in trainer.loggers if values else ():
-            logger.log_metrics(values, step)
 
 
 class Previews(Callback):

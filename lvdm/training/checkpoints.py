@@ -4,24 +4,37 @@
         progress.json          step, samples seen, seconds trained
         state.ckpt             what Lightning needs to continue: trained parameters, optimiser (a folder with DeepSpeed)
         adapter.safetensors    or whatever else the task exports for use
+        SHA256SUMS             the checksums of all of these
 
-A folder is written under a temporary name and renamed when everything is in it.
+A folder is written under a temporary name and renamed when everything is in it. One that is found damaged later is
+passed over for the one before it, and renamed to step_00001000.damaged.
 """
 
 import json
 import os
+import pickle
 import shutil
+import warnings
+import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.utilities.rank_zero import rank_zero_info
 
-from lvdm.checkpoints import list_checkpoints
+from lvdm import config as configs
+from lvdm.checkpoints import check_entries, list_checkpoints
+from lvdm.checkpoints.integrity import check_values
 from lvdm.errors import CheckpointError
-from lvdm.files import write_json
+from lvdm.files import disk_errors, make_folder, sync_folder, write_json
+from lvdm.hashing import SUMS, check_sums, write_sums
 from lvdm.training.module import TrainingModule
 from lvdm.training.strategy import whole_parameters
+
+STATE, PROGRESS = "state.ckpt", "progress.json"
+_WRITING = ".writing_"  # how the name of a folder begins while it is written
 
 
 @dataclass
@@ -32,36 +45,106 @@ class Progress:
     samples: int = 0
     seconds: float = 0.0
 
+    def __post_init__(self):
+        configs.check_at_least(self, 0, ("step", "samples", "seconds"))
+
 
 def read_progress(checkpoint: Path) -> Progress:
     """Read a checkpoint's progress.json. Raises CheckpointError if `checkpoint` is not a training checkpoint."""
     try:
-        return Progress(**json.loads((checkpoint / "progress.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        content = json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8"))
+        return configs.from_mapping(Progress, content, where=PROGRESS)
+    except (OSError, ValueError, RecursionError) as error:  # ConfigError is a ValueError
         raise CheckpointError(
-            f"{checkpoint} is not a training checkpoint: it has no readable progress.json ({error})"
+            f"{checkpoint} is not a training checkpoint: it has no readable {PROGRESS} ({error})"
         ) from error
 
 
+def check_checkpoint(checkpoint: Path) -> None:
+    """Raise CheckpointError if a training checkpoint is damaged.
+
+    One from before there were checksums is held against those that the archive format of PyTorch has of its own.
+    """
+    read_progress(checkpoint)
+    if not (checkpoint / STATE).exists():
+        raise CheckpointError(f"{checkpoint} has no {STATE}")
+    if (checkpoint / SUMS).exists():
+        check_sums(checkpoint)
+    elif (checkpoint / STATE).is_file():
+        try:
+            with zipfile.ZipFile(checkpoint / STATE) as archive:
+                damaged = archive.testzip()
+        except (OSError, zipfile.BadZipFile, EOFError) as error:
+            raise CheckpointError(f"{checkpoint / STATE} is damaged ({error})") from error
+        if damaged is not None:
+            raise CheckpointError(f"{checkpoint / STATE} is damaged ({damaged} does not have its checksum)")
+
+
+def newest_whole(folder: Path) -> tuple[Path | None, list[Path]]:
+    """The newest checkpoint in `folder` that is not damaged, and the damaged ones after it, with a warning about each.
+
+    Raises CheckpointError if there are some and all are damaged.
+    """
+    damaged: list[Path] = []
+    for checkpoint in reversed(list_checkpoints(folder)):
+        try:
+            check_checkpoint(checkpoint)
+        except CheckpointError as error:
+            warnings.warn(f"{error}; going on from the checkpoint before it", stacklevel=2)
+            damaged.append(checkpoint)
+        else:
+            return checkpoint, damaged
+    if damaged:
+        raise CheckpointError(f"all checkpoints in {folder} are damaged: choose another run.name to start anew")
+    return None, []
+
+
+def clear_up(folder: Path, damaged: list[Path]) -> None:
+    """Put damaged checkpoints out of the way of new ones, and remove what a killed process was writing.
+
+    Only for the process that has the run's folder to itself.
+    """
+    for checkpoint in damaged:
+        aside = checkpoint.with_name(f"{checkpoint.name}.damaged")
+        shutil.rmtree(aside, ignore_errors=True)  # of the same step, and damaged before
+        os.replace(checkpoint, aside)
+    for left in folder.glob(f"{_WRITING}*"):
+        shutil.rmtree(left)
+
+
+def check_state(checkpoint: Path, module: TrainingModule) -> None:
+    """Raise CheckpointError unless the trained weights in a checkpoint fit `module` and are finite.
+
+    A folder of DeepSpeed's, which holds them in parts, is left to DeepSpeed.
+    """
+    path = checkpoint / STATE
+    if path.is_dir():
+        return
+    try:
+        state: Any = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        weights = state["state_dict"]
+    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} cannot be read: go on from an earlier checkpoint") from error
+    what = f"the entries of {path} and this training"
+    check_entries(module.state_dict(), weights, what)
+    check_values(module.state_dict(), weights, what)
+
+
 def write_checkpoint(trainer: pl.Trainer, folder: Path, progress: Progress, keep: int) -> Path:
-    """Write a checkpoint of this moment under `folder`, then delete all but the `keep` newest. All ranks call this."""
-    module = trainer.lightning_module
-    assert isinstance(module, TrainingModule)
+    """Write a checkpoint of this moment under `folder`, then delete all but the `keep` newest. All ranks call this.
+
+    Raises DiskError where there is no room for it, and leaves those that are there.
+    """
     final = folder / f"step_{progress.step:08d}"
-    temporary = folder / f".writing_{final.name}"
-    if trainer.is_global_zero:
-        shutil.rmtree(temporary, ignore_errors=True)  # left by a run that was killed while writing
-        temporary.mkdir(parents=True)
-    trainer.strategy.barrier("checkpoint folder")
-    trainer.save_checkpoint(temporary / "state.ckpt", weights_only=False)  # the optimiser's state too
-    with whole_parameters(trainer.strategy, module.trained.parameters()):
+    temporary = folder / f"{_WRITING}{final.name}"
+    try:
+        with disk_errors(final, then="then go on with --resume auto"):
+            _write(trainer, temporary, progress)
+    except BaseException:
         if trainer.is_global_zero:
-            with module.showing():
-                module.export(temporary, asdict(progress))
-    trainer.strategy.barrier("checkpoint written")
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise
     if trainer.is_global_zero:
-        write_json(temporary / "progress.json", asdict(progress))
-        _sync(temporary)
         if final.exists():  # the same step again: only after resuming at it, and then it holds the same
             shutil.rmtree(final)
         os.replace(temporary, final)
@@ -72,9 +155,20 @@ def write_checkpoint(trainer: pl.Trainer, folder: Path, progress: Progress, keep
     return final
 
 
-def _sync(folder: Path) -> None:
-    """Have the disk hold every file before the rename that declares them complete."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+def _write(trainer: pl.Trainer, folder: Path, progress: Progress) -> None:
+    module = trainer.lightning_module
+    assert isinstance(module, TrainingModule)
+    if trainer.is_global_zero:
+        shutil.rmtree(folder, ignore_errors=True)
+        make_folder(folder)
+    trainer.strategy.barrier("checkpoint folder")
+    trainer.save_checkpoint(folder / STATE, weights_only=False)  # the optimiser's state too
+    with whole_parameters(trainer.strategy, module.trained.parameters()):
+        if trainer.is_global_zero:
+            with module.showing():
+                module.export(folder, asdict(progress))
+    trainer.strategy.barrier("checkpoint written")
+    if trainer.is_global_zero:
+        write_json(folder / PROGRESS, asdict(progress))
+        write_sums(folder)
+        sync_folder(folder)  # before the rename that declares them complete

@@ -1,6 +1,9 @@
 """metrics.csv: one line for each logged step. Lightning's own CSV logger deletes earlier lines when a run resumes."""
 
 import csv
+import re
+import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +52,41 @@ class CSVLog(Logger):
         """Write the file anew with these columns added to those it has, keeping its lines up to `resumed_at`."""
         rows: list[dict[str, str]] = []
         if self.path.exists():
-            with self.path.open(newline="", encoding="utf-8") as file:
-                reader = csv.DictReader(file)
-                kept = [row for row in reader if self.columns or int(row["step"]) <= self.resumed_at]
-                rows, columns = kept, list(dict.fromkeys([*(reader.fieldnames or []), *columns]))
+            known, read, damaged = read_metrics(self.path)
+            if damaged:
+                aside = self.path.with_name(f"{self.path.stem}.damaged{self.path.suffix}")
+                shutil.copyfile(self.path, aside)
+                warnings.warn(
+                    f"{self.path}: {damaged} damaged lines are left out; {aside.name} keeps them", stacklevel=2
+                )
+            rows = [row for row in read if self.columns or int(row["step"]) <= self.resumed_at]
+            columns = list(dict.fromkeys([*known, *columns]))
         self.columns = columns
         with atomic_path(self.path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows(rows)
+
+
+def read_metrics(path: Path) -> tuple[list[str], list[dict[str, str]], int]:
+    """The columns of a metrics.csv, its rows as text, and how many lines are no rows of it.
+
+    A last line without an end, which a killed run was writing, is neither a row nor damage.
+    """
+    text = path.read_bytes().decode("utf-8", "replace")
+    *complete, rest = text.split("\n")
+    first, *lines = [line.removesuffix("\r") for line in complete] or [""]
+    columns = first.split(",")
+    if columns[0] != "step" or not all(re.fullmatch(r"[\w./-]+", name) for name in columns):
+        return [], [], text.count("\n") + 1
+    rows = [dict(zip(columns, line.split(","))) for line in lines if _is_row(line.split(","), len(columns))]
+    cut = re.fullmatch(r"[\w.,+-]*", rest, re.ASCII) is not None
+    return columns, rows, len(lines) - len(rows) + (not cut)
+
+
+def _is_row(values: list[str], count: int) -> bool:
+    try:
+        numbers = [float(value) for value in values if value]
+        return len(values) == count and int(values[0]) >= 0 and len(numbers) > 0
+    except ValueError:
+        return False

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from contextlib import suppress
 from typing import Any
 
 import pytorch_lightning as pl
@@ -61,7 +62,8 @@ class Meter(Callback):
 
     def _close(self) -> None:
         if self._bar is not None:
-            self._bar.close()
+            with suppress(OSError):
+                self._bar.close()
 
     def check(self, trainer: pl.Trainer, module: TrainingModule) -> None:
         """Fetch the losses that were not looked at yet. Raises LossError with the numbers of the samples at fault."""
@@ -108,11 +110,12 @@ class Meter(Callback):
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step)
         text = f"loss {loss:.4f}, {speed:.1f} samples/s, {self._time_left(speed)} left"
-        if self._bar is not None:
-            self._bar.n = step
-            self._bar.set_postfix_str(text)
-        elif trainer.is_global_zero:
-            print(f"step {step}/{self.settings.steps}: {text}", file=sys.stderr, flush=True)
+        with suppress(OSError):  # a terminal that was closed is no reason to lose the run
+            if self._bar is not None:
+                self._bar.n = step
+                self._bar.set_postfix_str(text)
+            elif trainer.is_global_zero:
+                print(f"step {step}/{self.settings.steps}: {text}", file=sys.stderr, flush=True)
 
     def _time_left(self, speed: float) -> str:
         seconds = (self.settings.steps - self.progress.step) * self.settings.batch_size / max(speed, 1e-9)

@@ -1,6 +1,6 @@
 """What every training has in common, as a LightningModule: one optimiser, one loss for each sample, no host waits."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from lvdm.acceleration import prepare
 from lvdm.errors import ConfigError
 from lvdm.models.ema import EMA
 from lvdm.training.optim import build_optimizer, learning_rate
@@ -41,12 +42,18 @@ class TrainingModule(pl.LightningModule):
     """
 
     captures: ClassVar[bool] = False  # whether `training.cuda_graphs` does something here
+    drops_captions: ClassVar[bool] = False  # whether `training.caption_dropout` does
     phases: ClassVar[dict[str, str]] = {}  # method -> phase of a step that its time belongs to, see `profile`
 
     def __init__(self, settings: TrainingSettings, trained: Mapping[str, nn.Module], frozen: Iterable[nn.Module] = ()):
         super().__init__()
         if settings.cuda_graphs and not self.captures:
             raise ConfigError("training.cuda_graphs is for base models and AICL only: set it to false")
+        if settings.caption_dropout and not self.drops_captions:
+            raise ConfigError(
+                "training.caption_dropout is for base models only, which learn their own unconditional branch with it: "
+                "set it to 0"
+            )
         self.settings = settings
         self.trained = nn.ModuleDict(trained)
         self._frozen = tuple(frozen)  # a tuple does not register its modules
@@ -68,8 +75,13 @@ class TrainingModule(pl.LightningModule):
         return {}
 
     def diagnostics(self, batch: Batch) -> dict[str, Tensor]:
-        """Further numbers to log now and then, of one device's batch: name -> scalar. Called without gradients."""
+        """Further numbers to log and draw now and then, of one device's batch: name -> scalar. Called without
+        gradients."""
         return {}
+
+    def judge_diagnostics(self, histories: Mapping[str, Sequence[tuple[int, float]]]) -> str | None:
+        """A sentence of warning where the (step, value) pairs of the diagnostics so far look wrong, else None."""
+        return None
 
     # -- what Lightning calls ---------------------------------------------------------------------------------------
 
@@ -87,6 +99,8 @@ class TrainingModule(pl.LightningModule):
         device = self.trainer.strategy.root_device
         for module in self._frozen:
             place_frozen(module, device, DTYPES[self.settings.precision])
+            if device.type == "cuda":
+                prepare(module)
         self.trained.train()
         if self.ema is not None:
             self.ema.to(device)

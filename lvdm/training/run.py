@@ -1,8 +1,8 @@
 """A training run from its config: folder, resuming, trainer, and what its ending means."""
 
 import logging
-import os
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +11,26 @@ import torch
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 
 from lvdm import config as configs
-from lvdm.errors import CheckpointError, ConfigError
+from lvdm.errors import ConfigError
+from lvdm.files import disk_errors, locked, make_folder
 from lvdm.models import set_backend
-from lvdm.training.callbacks import Checkpoints, Counter, Diagnostics, Previews
-from lvdm.training.checkpoints import Progress, list_checkpoints, read_progress
+from lvdm.training.callbacks import Checkpoints, Counter, Previews
+from lvdm.training.checkpoints import (
+    STATE,
+    Progress,
+    check_checkpoint,
+    check_state,
+    clear_up,
+    list_checkpoints,
+    newest_whole,
+    read_progress,
+)
+from lvdm.training.diagnostics import Diagnostics
 from lvdm.training.logs import CSVLog
 from lvdm.training.metrics import Meter
 from lvdm.training.module import TrainingModule
 from lvdm.training.settings import LoggingSettings, RunSettings, TrainingSettings
-from lvdm.training.strategy import build_strategy
+from lvdm.training.strategy import build_strategy, first_process
 from lvdm.training.tasks import Recipe, build_task
 
 # What may differ when a run is resumed: it changes how long, how fast and how verbosely it trains, not what it learns.
@@ -41,36 +52,61 @@ def train(config: dict[str, Any], resume: str = "none") -> int:
     run, "auto" continues the run of that name if it has a checkpoint, a path continues from that checkpoint.
 
     Files go to `run.out`/`run.name`: config.yaml, metrics.csv, tensorboard/, previews/, checkpoints/.
-    Raises ConfigError before anything is written if the config cannot work or the run exists already, LossError when
-    the loss is no longer a number or explodes.
+    A training has its folder to itself; a second one in it is refused while the first lives. A damaged checkpoint is
+    passed over, with a warning, for the one before it.
+
+    Raises ConfigError before anything is written if the config cannot work or the run exists already, CheckpointError
+    if there is nothing to continue from or it does not fit, LossError when the loss is no longer a number or explodes,
+    DiskError when the disk is full or cannot be written.
     """
     config = dict(config)
     run = configs.from_mapping(RunSettings, config.get("run", {}), where="run")
     settings = configs.from_mapping(TrainingSettings, config.get("training", {}), where="training")
     reports = configs.from_mapping(LoggingSettings, config.get("logging", {}), where="logging")
     folder = Path(run.out) / run.name
-    first = int(os.environ.get("LOCAL_RANK", 0)) == 0 and int(os.environ.get("NODE_RANK", 0)) == 0
-    checkpoint = _checkpoint(folder, resume)
-    if first:
+    if resume not in ("none", "auto"):
+        check_checkpoint(Path(resume))
+    with locked(folder, "is training") if first_process() else nullcontext():
+        with disk_errors(folder, then="then go on with --resume auto"):
+            return _train(config, run, settings, reports, folder, resume)
+
+
+def _train(
+    config: dict[str, Any],
+    run: RunSettings,
+    settings: TrainingSettings,
+    reports: LoggingSettings,
+    folder: Path,
+    resume: str,
+) -> int:
+    """`train` with its sections parsed, in a folder that no other training has."""
+    damaged: list[Path] = []
+    checkpoint = Path(resume) if resume not in ("none", "auto") else None
+    if resume == "auto":
+        checkpoint, damaged = newest_whole(folder / "checkpoints")
+    if first_process():
         _check_folder(folder, config, resume)
     progress = read_progress(checkpoint) if checkpoint else Progress()
 
     _quieten()
     options, module, data = build_run(config, run, settings)
+    if checkpoint:
+        check_state(checkpoint, module)
     data.start = progress.samples
-    loggers = _loggers(reports, run, folder, progress)
-    if first:
-        folder.mkdir(parents=True, exist_ok=True)
+    if first_process():
+        make_folder(folder)
+        clear_up(folder / "checkpoints", damaged)
         configs.save(folder / "config.yaml", config)
+    loggers = _loggers(reports, run, folder, progress)
     meter = Meter(settings, reports, progress)
     checkpoints = Checkpoints(settings, progress, meter, folder / "checkpoints")
     callbacks = [Counter(settings, progress), meter, checkpoints]
     if reports.diagnostics:
-        callbacks.append(Diagnostics(reports.diagnostics, progress))
+        callbacks.append(Diagnostics(reports.diagnostics, progress, folder))
     if settings.preview_every:
         callbacks.append(Previews(settings, progress, folder / "previews"))
     trainer = build_trainer(settings, options, logger=loggers, callbacks=callbacks, default_root_dir=folder)
-    state = None if checkpoint is None else checkpoint / "state.ckpt"
+    state = None if checkpoint is None else checkpoint / STATE
     trainer.fit(module, datamodule=data, ckpt_path=state, weights_only=True)
     return 0 if checkpoints.stopped_by is None else 128 + checkpoints.stopped_by
 
@@ -100,26 +136,12 @@ def build_trainer(settings: TrainingSettings, options: dict[str, Any], **others:
         limit_val_batches=0,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,  # ranks already get different sample numbers
-        benchmark=gpu,
+        benchmark=False,  # cuDNN's own choice is better than its trials, which took one six times as slow
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         **others,
     )
-
-
-def _checkpoint(folder: Path, resume: str) -> Path | None:
-    """The checkpoint to continue from, if any."""
-    if resume == "none":
-        return None
-    if resume != "auto":
-        if not (Path(resume) / "progress.json").exists():
-            raise CheckpointError(
-                f"--resume {resume}: not a training checkpoint; name a folder .../checkpoints/step_..."
-            )
-        return Path(resume)
-    found = list_checkpoints(folder / "checkpoints")
-    return found[-1] if found else None
 
 
 def _check_folder(folder: Path, config: dict[str, Any], resume: str) -> None:
@@ -132,7 +154,14 @@ def _check_folder(folder: Path, config: dict[str, Any], resume: str) -> None:
         return
     if resume == "none":
         raise ConfigError(f"{folder} holds a run already: continue it with --resume auto, or choose another run.name")
-    changed = _differences(configs.load(folder / "config.yaml"), config)
+    try:
+        known = configs.load(folder / "config.yaml")
+    except ConfigError as error:
+        raise ConfigError(
+            f"{folder / 'config.yaml'} is damaged: if you are sure that the run's config is the one that you give, "
+            "remove this file, and it is written anew"
+        ) from error
+    changed = _differences(known, config)
     if changed:
         raise ConfigError(
             f"{folder} holds a run with another config ({', '.join(changed[:5])} differ): choose another run.name"

@@ -1,12 +1,10 @@
 """What a training run can be told: the `run`, `training` and `logging` sections of its config."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import ClassVar, Literal
 
 from lvdm.config import check_at_least
 from lvdm.errors import ConfigError
-from lvdm.outside import checked_path
 
 DEEPSPEED = ("deepspeed_zero2_offload", "deepspeed_zero2", "deepspeed_zero3")
 
@@ -20,10 +18,15 @@ class RunSettings:
     out: str = "runs"
     seed: int = 0
 
-    def __post_init__(self) -> None:
+    def __post_init__(self):
+        parts = self.name.split("/")
+        if any(part in ("", ".", "..") or len(part.encode(errors="replace")) > 200 for part in parts):
+            raise ConfigError(f"run.name is {self.name[:80]!r}: it must be a name for a folder inside run.out")
+        for name, value in (("name", self.name), ("out", self.out)):
+            if not value or not value.isprintable():
+                raise ConfigError(f"run.{name} is {value[:80]!r}: it must be a name for a folder")
         if not 0 <= self.seed < 2**63:
-            raise ConfigError(f"run.seed is {self.seed}: it must be a whole number from 0 on, below 2^63")
-        checked_path(Path(self.out) / self.name, ConfigError)
+            raise ConfigError(f"run.seed is {self.seed}: it must be a whole number from 0 to 2^63 - 1")
 
 
 @dataclass
@@ -62,7 +65,7 @@ class TrainingSettings:
     precision: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     gradient_checkpointing: bool = False  # recompute activations in the backward pass instead of storing them
     attention: Literal["sdpa", "xformers", "reference"] = "sdpa"  # see lvdm.models.attention.set_backend
-    compile: bool = False  # torch.compile the blocks of the networks, see lvdm.training.compile
+    compile: bool = False  # torch.compile the blocks of the networks, see lvdm.acceleration.regions
     cuda_graphs: bool = False  # launch the kernels of a step at once, see lvdm.training.graphs
 
     timesteps: Literal["uniform", "sqrt"] = "uniform"  # t = T u, or T sqrt(u), which prefers high noise
@@ -141,7 +144,7 @@ class LoggingSettings:
     RENAMED: ClassVar[dict[str, str]] = {"gauges": "diagnostics"}
 
     every: int = 50  # steps between two lines; the loss is also checked then
-    diagnostics: int | None = None  # steps between two measurements of TrainingModule.diagnostics
+    diagnostics: int | None = 100  # steps between two measurements of TrainingModule.diagnostics, null for none
     tensorboard: bool = True
     wandb: str | None = None  # name of a Weights & Biases project
 

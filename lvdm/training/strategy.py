@@ -55,6 +55,17 @@ def training_device(settings: TrainingSettings) -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
 
 
+def first_process() -> bool:
+    """Whether this is the first of the processes of one training, which writes its files.
+
+    However they were started: by torchrun, by Slurm, by Lightning (which numbers those of a node), or alone.
+    """
+    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"):
+        if name in os.environ:
+            return int(os.environ[name]) == 0 and (name == "RANK" or int(os.environ.get("NODE_RANK", 0)) == 0)
+    return int(os.environ.get("NODE_RANK", 0)) == 0
+
+
 @contextmanager
 def whole_parameters(strategy: Strategy, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
     """Inside, every parameter is complete on every rank: ZeRO-3 has them sharded otherwise. All ranks must enter."""

@@ -1,4 +1,4 @@
-"""Task "base": a text-to-video model, trained from scratch on a frozen autoencoder."""
+"""Task "base": a text-to-video or image-to-video model, trained from scratch on a frozen autoencoder."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +23,7 @@ class BaseSections:
     """`model.autoencoder` is a finished run of task autoencoder, one of its checkpoints, or a model folder whose
     autoencoder is taken; None leaves it random.
 
-    `model.train_text` trains the text encoder too.
+    `model.train_text` trains the text encoder too; the image encoder of an image-to-video model is always trained.
     """
 
     @dataclass

@@ -121,7 +121,7 @@ def test_damaged_and_foreign_files(adapter, tmp_path):
 def test_missing_entries_are_listed_and_leave_the_unet_clean(adapter, tmp_path):
     path = adapter[0]
     with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
+        metadata = {name: value for name, value in file.metadata().items() if name != "sha256"}
     state = load_file(path)
     del state["prism.text_in.bias"]
     save_file(state, tmp_path / "short.safetensors", metadata=metadata)

@@ -7,8 +7,10 @@ from aicl import ActionPrism, AICLPipeline, IntegrationConfig, PrismConfig, inte
 from aicl.evaluation.figures import (
     attention_sheet,
     feature_sheet,
+    generated_feature_sheet,
     principal_colours,
     recorded_attention,
+    recorded_features,
     sample_video,
     text_attentions,
     token_positions,
@@ -70,11 +72,51 @@ def test_recorded_attention_is_that_of_the_layers(pipe):
     assert not any(layer._forward_pre_hooks for layer in text_attentions(pipe.base.components.unet))
 
 
+def test_recorded_features_are_the_decoders_at_the_step_asked_for(pipe):
+    """Each call's features are compared with those that a hook of the test sees, and no hook stays behind."""
+    unet = pipe.base.components.unet
+    blocks, seen, times = unet.extensible_blocks(), [], []
+    block = blocks[3 * len(blocks) // 4]
+    assert block.name.startswith("output_blocks.")  # in the decoder
+    hooks = [
+        block.module.register_forward_hook(lambda module, args, tokens: seen.append(tokens[-1])),
+        unet.register_forward_pre_hook(lambda module, args: times.append(float(args[1][-1]))),
+    ]
+    for noise in (1.0, 0.4, 0.0):
+        seen.clear(), times.clear()
+        with recorded_features(pipe, noise) as record:
+            recorded = pipe(PROMPT, references=[clip(0)], steps=4, progress=False)
+        nearest = min(range(len(times)), key=lambda i: abs(times[i] - noise * 999))
+        grid = record.features()
+        assert torch.equal(grid.movedim(1, -1).flatten(1, 2), seen[nearest])
+        assert grid.shape[0] == 4 and grid.shape[2] == grid.shape[3]
+    for hook in hooks:
+        hook.remove()
+    assert times == sorted(times, reverse=True) and len(times) == 4
+    with recorded_features(pipe) as record, pytest.raises(ConfigError, match="was not called"):
+        record.features()
+    assert torch.equal(recorded, pipe(PROMPT, references=[clip(0)], steps=4, progress=False))
+    assert not unet._forward_pre_hooks or len(unet._forward_pre_hooks) == 1  # the integration's own
+
+
+def test_features_of_a_generated_video_are_those_that_aicl_changed(pipe):
+    plain, shown = (recorded(pipe, references) for references in ((), [clip(0)]))
+    torch.testing.assert_close(plain, recorded(pipe, ()))
+    assert not torch.allclose(plain, shown)
+
+
+def recorded(pipe, references):
+    with recorded_features(pipe) as record:
+        pipe(PROMPT, references=references, steps=2, progress=False)
+    return record.features()
+
+
 def test_sheets_show_all_rows(pipe):
     sheet = feature_sheet(pipe, [clip(0), clip(1)], [PROMPT, PROMPT], ["one", "two"], frames=3)
     other = attention_sheet(pipe, PROMPT, "walks", [clip(0)], steps=1, frames=3)
-    for image in (sheet, other):
-        assert image.width == 3 * 32 + 2 * 4 and image.height >= 4 * 32
+    made = generated_feature_sheet(pipe, PROMPT, [clip(0)], steps=2, frames=3)
+    for image, rows in ((sheet, 4), (other, 4), (made, 5)):
+        assert image.width == 3 * 32 + 2 * 4 and image.height >= rows * 32
 
 
 def test_samples_stand_in_a_grid_row_after_row():

@@ -1,9 +1,9 @@
 import json
 
 import pytest
-
-from aicl.evaluation.intervals import Estimate
 from aicl.evaluation.protocol import Protocol, Result, check_comparable, read_result, write_result
+
+from aicl.evaluation.statistics import Estimate
 from aicl.evaluation.tables import Table, latex, markdown
 from lvdm.errors import DataError
 

@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from aicl.apps.guard import EVENTS, SHUT, Guard, answered, check_paths
-from lvdm.errors import ConfigError, DataError
+from lvdm.errors import ConfigError, DataError, DiskError
 
 VALUES = {  # what a component sends, and what it does not
     "text": ([None, "", "word", "x" * 4096, "línea\nzwei 走"], ["x" * 4097, 1, True, ["a"], {}, "\0", "\ud800"]),
@@ -27,6 +27,8 @@ def build(component, queue=False, seen=None) -> FastAPI:
         def handler(value):
             if value == "word":
                 raise DataError("this word is unknown")
+            if value == "full":
+                raise DiskError("study.sqlite: is full")
             if seen is not None:
                 seen.append(value)
 
@@ -77,6 +79,13 @@ def test_a_mistake_of_the_visitors_says_what_it_was_without_a_traceback(capfd):
         answer = client.post(EVENTS, json={"data": ["word"], "fn_index": 0, "session_hash": "a"})
     assert answer.status_code == 400 and answer.json()["error"] == "this word is unknown"
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_full_disk_is_the_servers_and_one_line_of_its_log(capfd, caplog):
+    with TestClient(build(gr.Textbox)) as client:
+        answer = client.post(EVENTS, json={"data": ["full"], "fn_index": 0, "session_hash": "a"})
+    assert answer.status_code == 500 and answer.json()["error"] == "this cannot be kept now: please try again later"
+    assert "study.sqlite: is full" in caplog.text and "Traceback" not in caplog.text + capfd.readouterr().err
 
 
 def test_a_page_whose_values_cannot_be_checked_does_not_start():

@@ -7,8 +7,10 @@ from random import Random
 import pytest
 import torch
 
+from aicl.pseudo_words import gerund, third_person
 from aicl.puppets.actions import ACTIONS, SEEN_INDICES, UNSEEN_INDICES
 from aicl.puppets.captions import (
+    GENERIC,
     Description,
     Wording,
     all_words,
@@ -20,7 +22,6 @@ from aicl.puppets.captions import (
     unseen_words,
     vocabulary,
 )
-from aicl.puppets.names import GENERIC, gerund, third_person
 from aicl.puppets.scene_parameters import FIELD, FIELDS
 from lvdm import config
 from lvdm.errors import DataError
@@ -132,7 +133,7 @@ def test_the_model_config_has_this_vocabulary():
         assert set(spoken.split()) <= known
 
 
-def test_a_performance_is_described_by_its_numbers():
+def test_a_scene_is_described_by_its_numbers():
     row = torch.zeros(len(FIELDS))
     for name, value in {
         "shirt": 3,

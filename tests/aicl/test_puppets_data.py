@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
+from aicl.pseudo_words import gerund
 from aicl.puppets.actions import SEEN_INDICES, UNSEEN_INDICES
-from aicl.puppets.captions import parse, unseen_words
+from aicl.puppets.captions import GENERIC, parse, unseen_words
 from aicl.puppets.classifier import ClassifierConfig, PuppetClassifier, soften
 from aicl.puppets.clip import CLIPConfig, PuppetCLIP, contrastive_losses
 from aicl.puppets.data import NameShares, PuppetConfig, PuppetDataModule, ReferenceShares, draw_batch
 from aicl.puppets.evaluators import load_evaluator, save_evaluator
 from aicl.puppets.export import write_clips
-from aicl.puppets.names import GENERIC, gerund
 from aicl.puppets.programs import FIRST_RANDOM
 from aicl.puppets.scene_parameters import CAMERA_FIELDS, COLOURS, FIELD, MOTION_FIELDS, looks
 from lvdm.data import collate, read_folder

@@ -15,7 +15,7 @@ from aicl.puppets.skeleton import CHANNEL, CHANNELS, JOINT, JOINTS, PHASES, PROP
 BANK = program_bank(64, seed=0)
 
 
-def performances(motions, stream=9, **values):
+def scenes(motions, stream=9, **values):
     motions = np.asarray(motions)
     rows = torch.from_numpy(
         draw_scene_parameters(uniforms(0, np.arange(len(motions)), len(FIELDS) + 2, stream=stream), motions)
@@ -134,14 +134,14 @@ class TestRandomPrograms:
 
 class TestRenderer:
     def test_a_clip_does_not_depend_on_its_batch(self):
-        rows = performances([0, INDEX["cartwheel"], FIRST_RANDOM + 3, 7, 20])
+        rows = scenes([0, INDEX["cartwheel"], FIRST_RANDOM + 3, 7, 20])
         whole = render(rows, BANK, size=48, frames=4)
         parts = torch.cat([render(part, BANK, size=48, frames=4) for part in (rows[:1], rows[1:4], rows[4:])])
         assert torch.equal(whole, parts)
 
     @pytest.mark.parametrize("size", [64, 96])
     def test_shape_range_and_figure_height(self, size):
-        rows = performances([INDEX["sway"]] * 3, camera_zoom=1.0, height=1.0, background_striped=0.0, camera_pan_x=0.0)
+        rows = scenes([INDEX["sway"]] * 3, camera_zoom=1.0, height=1.0, background_striped=0.0, camera_pan_x=0.0)
         frames = render(rows, BANK, size=size, frames=3)
         assert frames.shape == (3, 3, 3, size, size) and frames.dtype == torch.float32
         assert frames.min() >= -1 and frames.max() <= 1
@@ -151,7 +151,7 @@ class TestRenderer:
 
     def test_compiled_it_is_the_same_picture_in_one_graph(self):
         torch._dynamo.reset()
-        rows = performances([0, 5, FIRST_RANDOM + 3])
+        rows = scenes([0, 5, FIRST_RANDOM + 3])
         with torch.compiler.set_stance(force_backend="aot_eager"):  # graphs as in earnest, but no C++ is built
             before = counters["stats"]["unique_graphs"]
             compiled = render(rows, BANK, 32, 4, compiled=True)
@@ -159,11 +159,11 @@ class TestRenderer:
         torch.testing.assert_close(compiled, render(rows, BANK, 32, 4), rtol=0, atol=1e-4)
 
     def test_one_frame_is_the_first_of_many(self):
-        rows = performances([3, 4])
+        rows = scenes([3, 4])
         torch.testing.assert_close(render(rows, BANK, 32, 1), render(rows, BANK, 32, 8)[:, :, :1])
 
     def test_colours_are_the_named_ones(self):
-        rows = performances([INDEX["spin"]], shirt=4.0, trousers=0.0, skin=0.0, shirt_striped=0.0, amplitude=1.0)
+        rows = scenes([INDEX["spin"]], shirt=4.0, trousers=0.0, skin=0.0, shirt_striped=0.0, amplitude=1.0)
         picture = (render(rows, BANK, 64, 1)[0, :, 0] + 1) / 2
         blue = (picture[2] > 0.5) & (picture[0] < 0.25)
         red = (picture[0] > 0.5) & (picture[2] < 0.2)
@@ -171,7 +171,7 @@ class TestRenderer:
         assert blue.nonzero()[:, 0].float().mean() < red.nonzero()[:, 0].float().mean()  # shirt above trousers
 
     def test_mirroring_flips_the_joints(self):
-        rows = performances([INDEX["wave"]] * 2, camera_yaw=0.0, camera_pitch=0.0)
+        rows = scenes([INDEX["wave"]] * 2, camera_yaw=0.0, camera_pitch=0.0)
         rows[1] = rows[0]
         rows[:, FIELD["mirror"]] = torch.tensor([1.0, -1.0])
         right, left = joint_positions(rows, BANK, 4)
@@ -181,7 +181,7 @@ class TestRenderer:
     @pytest.mark.gpu
     @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
     def test_a_gpu_draws_the_same_picture(self):
-        rows = performances([0, 9, 30])
+        rows = scenes([0, 9, 30])
         cuda = render(rows.cuda(), tuple(part.cuda() for part in BANK), 64, 4)
         assert (cuda.cpu() - render(rows, BANK, 64, 4)).abs().mean() < 1e-4
         assert torch.equal(cuda[1:2], render(rows[1:2].cuda(), tuple(part.cuda() for part in BANK), 64, 4))

@@ -11,6 +11,8 @@ from lvdm.data.caching import cache_clips, cache_texts, encoder_settings, load_e
 from lvdm.data.manifest import DataConfig, read_records
 from lvdm.errors import ConfigError, DataError
 from lvdm.training import train
+from lvdm.training.diagnostics import read_history
+from lvdm.training.settings import LoggingSettings
 from tests.aicl.test_training import aicl_config, build, save_base
 from tests.aicl.tiny_models import randomise
 from tests.lvdm.training_runs import MODEL, losses, make_clips
@@ -186,3 +188,36 @@ def test_every_base_takes_a_step_with_self_pairs(tmp_path, model):
     loss.mean().backward()
     assert loss.isfinite().all() and all(p.grad is not None for p in module.trained.parameters())
     assert "reference_gap" in module.diagnostics(batch)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_the_gap_is_logged_and_drawn_by_default_whatever_the_batch(tmp_path, clips, batch_size):
+    config = self_config(tmp_path, training={"steps": 4, "batch_size": batch_size}, logging={"diagnostics": 2})
+    assert train(config) == 0
+    run = tmp_path / "runs" / "aicl"
+    for name in ("reference_gap", "reference_gap_percent"):
+        steps = [step for step, _ in read_history(run / "metrics.csv", name)]
+        assert steps == ([4] if batch_size == 1 else [2, 4])  # a batch of one needs another before it
+    assert (run / "diagnostics.png").exists()
+    assert LoggingSettings().diagnostics == 100
+
+
+def test_the_gap_is_zero_until_references_are_read(tmp_path, clips):
+    module, data = build(self_config(tmp_path))
+    batch = next(iter(data.train_dataloader()))
+    assert module.diagnostics(batch)["reference_gap"] == 0
+    randomise(module.trained, seed=0)
+    read = module.diagnostics(batch)
+    assert read["reference_gap"] != 0 and read["reference_gap_percent"].isfinite()
+
+
+def test_a_training_that_does_not_read_references_is_told_so(tmp_path, clips):
+    module, _ = build(self_config(tmp_path))
+
+    def judged(last, value):
+        return module.judge_diagnostics(
+            {"reference_gap_percent": [(step, value) for step in range(100, last + 1, 100)]}
+        )
+
+    assert judged(900, 0.0) is None and judged(1000, 5.0) is None
+    assert "references are hardly read" in judged(1000, 0.2)

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from aicl.apps.user_study.store import QUESTIONS, Store, StoredPair
-from lvdm.errors import DataError
+from lvdm.errors import DataError, DiskError
+from tests.lvdm.disks import full_disk
 
 ROOT = Path(__file__).parents[2]
 
@@ -136,3 +137,16 @@ for pair in range(1000):
     assert set(accepted) <= kept
     assert len(kept) - len(accepted) in (0, 1)  # one may have been kept but not announced
     Store(path).save(number, 999, "uscc", "left", "left")
+
+
+def test_a_full_disk_is_one_sentence_and_nothing_that_was_kept_is_lost(tmp_path):
+    store = new_store(tmp_path / "study.sqlite")
+    evaluator = store.add_evaluator()
+    store.save(evaluator.number, 0, "uscc", "left", "left")
+    with full_disk(4096):
+        for write in (store.add_evaluator, lambda: store.save(evaluator.number, 1, "uscc", "left", "right")):
+            with pytest.raises(DiskError, match=r"study.sqlite: cannot be used \(.*\); make room"):
+                write()
+    assert [(answer.pair, answer.choice) for answer in store.answers()] == [(0, "left")]
+    store.save(evaluator.number, 1, "uscc", "left", "right")
+    assert len(store.answers()) == 2

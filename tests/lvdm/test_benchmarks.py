@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from lvdm import benchmarks
+from lvdm import benchmarks, speed
 from lvdm import config as configs
-from lvdm.errors import CheckpointError
+from lvdm.errors import CheckpointError, ConfigError
 from tests.lvdm.published import model_config, tiny_checkpoint
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "convert_checkpoint.py"
@@ -18,6 +18,53 @@ def test_generation_is_timed_by_phase():
     record = benchmarks.generate(model_config("tiny_videocrafter_i2v"), device="cpu", dtype=torch.float32)
     assert (record["frames"], record["height"], record["width"], record["steps"]) == (4, 32, 32, 4)
     assert all(record[phase] > 0 for phase in ("build_s", "condition_s", "sample_s", "decode_s"))
+
+
+def test_a_step_is_compared_with_float32_before_it_is_timed(monkeypatch):
+    config = model_config("tiny_videocrafter_i2v")
+    record = speed.denoising_step(config, "cpu", calls=1)
+    assert record["tflop"] >= 0 and record["floor_ms"] >= 0 and record["ms"] > 0 and record["plain_ms"] > 0
+    assert float(record["error"]) < 1e-6  # nothing is accelerated on a CPU
+    wrong = torch.nn.Module()
+    wrong.forward = lambda x, *rest, **others: x
+    monkeypatch.setattr(speed.Acceleration, "network", lambda self, unet, steps: wrong)
+    with pytest.raises(ConfigError, match="from float32, where 5% are allowed: not timed"):
+        speed.denoising_step(config, "cpu", calls=1)
+
+
+def test_clips_and_batches_are_timed():
+    config = model_config("tiny_videocrafter_i2v")
+    record = speed.clip(config, "cpu", steps=2)
+    assert record["first_s"] > 0 and record["next_s"] > 0
+    assert [record["videos"] for record in speed.batches(config, "cpu", sizes=(1, 2))] == [1, 2]
+
+
+UPSTREAM_UNET = """
+import torch
+class UNetModel(torch.nn.Module):
+    def __init__(self, **params):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(params["in_channels"], 1, 1, 1))
+    def forward(self, x, timesteps, context=None, fps=16):
+        assert x.shape[0] == context.shape[0] == len(timesteps)
+        return x * self.weight
+"""
+
+
+def test_upstream_is_timed_in_its_own_checkout(tmp_path, monkeypatch):
+    package = tmp_path / "lvdm" / "modules" / "networks"
+    package.mkdir(parents=True)
+    (package / "openaimodel3d.py").write_text(UPSTREAM_UNET)
+    on_cpu = Path(speed.UPSTREAM).read_text().replace(".cuda()", "").replace('"cuda"', '"cpu"')
+    on_cpu = on_cpu.replace("torch.cuda.synchronize()", "None").replace("torch.cuda.max_memory_allocated()", "0")
+    (tmp_path / "here").mkdir()
+    monkeypatch.setattr(speed, "UPSTREAM", tmp_path / "here" / "speed_upstream.py")
+    speed.UPSTREAM.write_text(on_cpu)
+    config = model_config("tiny_videocrafter_i2v")
+    assert speed.time_upstream(tmp_path, config, batch=2, calls=1)["ms"] > 0
+    (package / "openaimodel3d.py").rename(package / "other.py")
+    with pytest.raises(ConfigError, match="give a checkout of LVDM or VideoCrafter"):
+        speed.time_upstream(tmp_path, config, batch=2)
 
 
 def test_conversion_is_measured_and_compared(tmp_path):

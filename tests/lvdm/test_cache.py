@@ -24,11 +24,12 @@ from lvdm.data.caching import (
     load_encoders,
     remove_damaged,
 )
-from lvdm.errors import ConfigError, DataError, VideoError
+from lvdm.errors import ConfigError, DataError, DiskError, VideoError
 from lvdm.models.components import ModelConfig, build_components
 from lvdm.pipeline import VideoPipeline
 from lvdm.training.base import BaseModule
 from lvdm.training.settings import TrainingSettings
+from tests.lvdm.disks import full_disk, read_only_disk
 from tests.lvdm.training_runs import MODEL
 from tests.lvdm.videos import records, truncated
 
@@ -155,7 +156,7 @@ def test_damage_is_noticed_skipped_and_repaired(videos, pipeline, tmp_path):
     for damage in (lambda data: data[:-100], lambda data: data[:-1] + bytes([data[-1] ^ 1]), lambda data: b"x"):
         path = cache._clip_path(videos[0].key, 1)
         path.write_bytes(damage(path.read_bytes()))
-        with pytest.raises(VideoError, match=r"cached_crop 1 of 0.mp4 is damaged; run aicl cache --verify"):
+        with pytest.raises(VideoError, match=r"cached crop 1 of 0.mp4 is damaged; run aicl cache --verify"):
             cache.read_clip(videos[0].key, 1)
         dataset = ClipDataset(videos[:2], CONFIG, seed=SEED, cache=cache)
         assert any("is damaged" in error for number in range(12) for error in dataset[number]["skipped"])
@@ -243,3 +244,18 @@ def test_a_cache_of_older_names_is_read(tmp_path):
     old = {"clip": {"size": [8, 8], "view": {"flip": 0.0, "variants": 2}}, "precision": "fp32"}
     ClipCache.create(tmp_path, old)
     ClipCache(tmp_path).require(new)
+
+
+def test_a_full_disk_is_one_sentence_and_caching_goes_on_once_there_is_room(videos, pipeline, whole, tmp_path):
+    cache = ClipCache.create(tmp_path, settings(pipeline))
+    with full_disk(500), pytest.raises(DiskError, match=r"safetensors: cannot be written \(.*\); make room"):
+        fill(cache, videos, pipeline)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "cache.json"]
+    fill(cache, videos[:2], pipeline)
+    with read_only_disk(), pytest.raises(DiskError, match="Read-only"):
+        fill(cache, videos, pipeline)
+    fill(cache, videos, pipeline)
+    assert contents(cache).keys() == contents(whole).keys()
+    with full_disk(50), pytest.raises(DiskError, match=r"cache.json: cannot be written"):
+        ClipCache.create(tmp_path / "other", settings(pipeline))
+    assert list((tmp_path / "other").iterdir()) == []

@@ -10,6 +10,9 @@ import pytest
 
 from lvdm.data import checking, read_report
 from lvdm.data.checking import check_records
+from lvdm.data.clips import ClipRecord
+from lvdm.errors import DiskError
+from tests.lvdm.disks import full_disk, read_only_disk
 from tests.lvdm.videos import records, truncated
 
 ROOT = Path(__file__).parents[2]
@@ -92,3 +95,40 @@ def test_the_script(videos, tmp_path):
     wrong = run_script("check_data.py", "--kind", "folder", "--path", tmp_path / "nowhere")
     assert wrong.returncode == 2
     assert wrong.stderr == f"error: {tmp_path / 'nowhere'}: is not a folder; give a folder of videos\n"
+
+
+def test_a_full_disk_is_one_sentence_and_the_check_goes_on_once_there_is_room(videos, tmp_path, monkeypatch):
+    expected = check_records(videos, tmp_path / "other.json")
+    tried, check = [], checking.check_record
+    monkeypatch.setattr(
+        checking, "check_record", lambda record, quick: tried.append(record.key) or check(record, quick)
+    )
+    with full_disk(400), pytest.raises(DiskError, match=r"report.json.jsonl: cannot be written \(.*\); make room"):
+        check_records(videos, tmp_path / "report.json")
+    assert not (tmp_path / "report.json").exists() and 2 <= len(tried) < 6
+    with read_only_disk(), pytest.raises(DiskError, match="Read-only"):
+        check_records(videos, tmp_path / "report.json")
+    before = len(tried)
+    assert check_records(videos, tmp_path / "report.json") == expected
+    assert len(tried) < before + 6  # what was written before is not done again
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"\0" * 50, b"[]", b"1", b'"a"', b"null", b"[" * 100_000, b"{}", b'{"key": "0.mp4"}', b'{"key": ["0.mp4"]}',
+     b'{"key": "0.mp4", "stamp": [1, 2], "quick": true}', b'{"key": "0.mp4", "stamp": 5, "quick": false, "error": "x"}',
+     b'{"key": "0.mp4", "stamp": [], "quick": false, "error": null, "frames": "many", "fps": 1, "width": 1}',
+     b"\xff\xfe"],
+)  # fmt: skip
+def test_damaged_lines_of_the_journal_are_checked_again(videos, tmp_path, line):
+    expected = check_records(videos, tmp_path / "report.json")
+    journal = tmp_path / "report.json.jsonl"
+    lines = journal.read_bytes().splitlines()
+    journal.write_bytes(b"\n".join([*lines[1:3], line, *lines[3:]]) + b"\n")
+    assert check_records(videos, tmp_path / "report.json") == expected
+
+
+def test_names_that_are_no_utf8_are_reported(tmp_path):
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.mp4")
+    report = check_records([ClipRecord(Path(path), "", "", "\udcff.mp4")], tmp_path / "report.json")
+    assert list(report["broken"]) == ["\udcff.mp4"] == read_report(tmp_path / "report.json")

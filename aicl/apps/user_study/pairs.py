@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from aicl.evaluation.folders import read_generated
+from aicl.evaluation.generated import read_generated
 from aicl.sidecar_files import is_companion
 from lvdm.data.folder import read_folder, video_files
 from lvdm.data.manifest_rows import LISTING_ENDINGS, read_rows

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from aicl.apps.user_study.store import QUESTIONS, Answer, Evaluator, Store
-from aicl.evaluation.intervals import wilson
+from aicl.evaluation.statistics import wilson
 
 
 def summarise(store: Store, level: float = 0.95) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from aicl.apps.user_study.pairs import Side
-from lvdm.errors import DataError
+from lvdm.errors import DataError, DiskError
+from lvdm.files import make_folder
 
 QUESTIONS = {  # the supplement's two measures, and what evaluators are asked for them
     "uscc": "Which video fits the text better?",
@@ -105,11 +106,8 @@ class Store:
         """Whether `path` holds a study; raises DataError where it holds something else."""
         if not Path(path).is_file():
             return False
-        try:
-            with _connection(path) as database:
-                tables = {row["name"] for row in database.execute("SELECT name FROM sqlite_master")}
-        except sqlite3.DatabaseError as error:
-            raise DataError(f"{path}: is no study database ({error}); give another folder") from error
+        with _connection(path) as database:
+            tables = {row["name"] for row in database.execute("SELECT name FROM sqlite_master")}
         if tables and "study" not in tables:
             raise DataError(f"{path}: is the database of something else; give another folder")
         return bool(tables)
@@ -121,7 +119,7 @@ class Store:
         """Start a study, wholly or not at all. Raises DataError if one is there."""
         if cls.exists(path):
             raise DataError(f"{path}: holds a study already; open it, or give another folder")
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        make_folder(Path(path).parent)
         with _connection(path) as database:
             database.execute("PRAGMA journal_mode = WAL")
             database.execute("BEGIN IMMEDIATE")
@@ -197,12 +195,20 @@ def _connection(path: str | os.PathLike) -> Iterator[sqlite3.Connection]:
     """A connection in which each statement is a transaction, unless BEGIN opens one; what is open at an error is lost.
 
     `synchronous = FULL`: in WAL mode the default keeps the file whole, but may lose the last answers to a power cut.
+    Raises DiskError where the file cannot be read or written, DataError where it is no database or a damaged one.
     """
-    with closing(sqlite3.connect(path, timeout=30, isolation_level=None)) as database:
-        database.row_factory = sqlite3.Row
-        database.execute("PRAGMA foreign_keys = ON")
-        database.execute("PRAGMA synchronous = FULL")
-        yield database
+    try:
+        with closing(sqlite3.connect(path, timeout=30, isolation_level=None)) as database:
+            database.row_factory = sqlite3.Row
+            database.execute("PRAGMA foreign_keys = ON")
+            database.execute("PRAGMA synchronous = FULL")
+            yield database
+    except sqlite3.IntegrityError:
+        raise
+    except sqlite3.OperationalError as error:
+        raise DiskError(f"{path}: cannot be used ({error}); make room or see to the disk, then go on") from error
+    except sqlite3.DatabaseError as error:
+        raise DataError(f"{path}: is no study database, or a damaged one ({error}); give another folder") from error
 
 
 def _now() -> str:

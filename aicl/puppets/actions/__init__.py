@@ -27,7 +27,7 @@ def action_programs() -> tuple[Tensor, Tensor]:
 def pose_distances(programs: Tensor, others: Tensor) -> Tensor:
     """How differently two sets of programs move: (n, m), root-mean-square distance of joints in metres.
 
-    The smallest over all phase shifts and mirroring, so that two performances of one program are at distance 0 and
+    The smallest over all phase shifts and mirroring, so that two scenes of one program are at distance 0 and
     neither speed nor handedness tells programs apart. Joints are compared in the world's axes, feet on the ground.
     """
     steps = PHASES - 1

@@ -1,0 +1,161 @@
+"""A preset from nothing to its tables: generate, look, estimate, write."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from aicl.evaluation.export import export_row
+from aicl.evaluation.generate import VideoStore
+from aicl.evaluation.metric import build_evaluators, get_metrics
+from aicl.evaluation.paper import paper_notes, paper_table, paper_tables, what_the_paper_reports
+from aicl.evaluation.pictures import draw
+from aicl.evaluation.presets import Preset
+from aicl.evaluation.results import Result, write_result
+from aicl.evaluation.row import Row
+from aicl.evaluation.statistics import Estimate
+from aicl.evaluation.table_run import TableRun
+from aicl.evaluation.tables import STUDIED, Table, latex, markdown
+from lvdm.errors import CheckpointError, DataError
+from lvdm.files import atomic_path
+
+_QUESTIONS = {"uscc": "us_cc", "usfc": "us_fc"}  # of the user study -> columns
+
+
+class Experiment:
+    """A preset on one device; everything it makes lies in the folder `out`.
+
+    Raises UserError for a preset that cannot be run at all; rows that cannot be run say so in their table.
+    """
+
+    def __init__(self, preset: Preset, out: str | os.PathLike[str], device: torch.device | str) -> None:
+        self.preset, self.out, self.device = preset, Path(out), torch.device(device)
+        asked = {name for spec in preset.sets for name in preset.measured(spec) if name not in STUDIED}
+        roles = {role for metric in get_metrics(sorted(asked), "the metrics") for role in metric.roles()}
+        if any(row.group for row in preset.rows):
+            roles.add("flow")
+        specs = {role: spec for role, spec in {"flow": {}, **preset.evaluators}.items() if role in roles}
+        try:
+            self.evaluators = build_evaluators(specs if preset.rows else {}, self.device)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}; or leave its metrics out, with evaluators.NAME=null") from error
+        self.videos = VideoStore(self.out / "videos")
+        self.tables = [
+            TableRun(preset, spec, self.evaluators, self.videos, self.out / "observations", self.device)
+            for spec in preset.sets
+        ]
+
+    def run(
+        self, rank: int = 0, world_size: int = 1, wait: Callable[[], None] = lambda: None, save_videos: bool = False
+    ) -> tuple[int, int]:
+        """Generate and look at what is missing, or at this process's share; returns how many videos each was.
+
+        wait: returns when all processes have come to it. save_videos: also write each row to a folder of mp4 files, see
+        `aicl.evaluation.export`. Raises ConfigError, before anything is generated, for sets of too few videos.
+        """
+        for table in self.tables:
+            table.check_counts()
+        made = [video for table in self.tables for video in table.all_made()]
+        generated = self.videos.fill(
+            made, self.device, batch_size=self.preset.batch_size, rank=rank, world_size=world_size
+        )
+        wait()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        looked = sum(table.look(self.preset.measure_batch_size, rank, world_size) for table in self.tables)
+        if rank == 0:
+            for table in self.tables:
+                table.look_at_texts()
+        if save_videos:
+            rows = [(table, row) for table in self.tables for row in table.rows if table.obstacle(row) is None]
+            for table, row in rows[rank::world_size]:
+                export_row(table, row, self.out / "exported")
+        wait()
+        for table in self.tables:
+            table.observations.refresh()
+        return generated, looked
+
+    def write(self, name: str) -> str:
+        """Write a JSON for each row that was run, and all tables as NAME.md and NAME.tex; returns the Markdown."""
+        shown: dict[str, list[str]] = {"md": [], "tex": []}
+        for number, run in enumerate(self.tables):
+            results = [(row.label, self.result(run, row)) for row in run.rows]
+            for index, (_, result) in enumerate(results):
+                path = self.out / "results" / f"{name}-{number}-{index}.json"
+                if result is not None:
+                    write_result(path, result)
+                else:
+                    path.unlink(missing_ok=True)  # of a row that stood here before
+            table = self.table(run, results)
+            shown["md"].append(markdown(table))
+            shown["tex"].append(latex(table))
+        shown["md"] += self._apart()
+        for ending, texts in shown.items():
+            with atomic_path(self.out / f"{name}.{ending}") as temporary:
+                temporary.write_text("\n".join(texts), encoding="utf-8")
+        return "\n".join(shown["md"])
+
+    def result(self, run: TableRun, row: Row) -> Result | None:
+        """A row's estimates, with what people say of it."""
+        result = run.result(row)
+        if result is not None and self.preset.user_study is not None:
+            result.metrics |= studied(self.preset.user_study, row)
+        return result
+
+    def table(self, run: TableRun, results: list[tuple[str, Result | None]]) -> Table:
+        """The table of a set's results."""
+        printed, notes = self._printed(run)
+        obstacles = [f"{row.label}: not run, {why}" for row in run.rows if (why := run.obstacle(row)) is not None]
+        metrics = self.preset.measured(run.spec)
+        return Table(run.title, results, metrics, printed, [*self.preset.notes, *notes, *obstacles])
+
+    def _printed(self, run: TableRun) -> tuple[dict[str, dict[str, str]], list[str]]:
+        """What the paper prints beside our rows, by their labels, and what to say of it: on its own data sets only."""
+        name = f"{self.preset.paper} {run.benchmark.paper}"
+        if self.preset.paper is None or name not in paper_tables():
+            return {}, []
+        paper = paper_table(self.preset.paper, str(run.benchmark.paper))
+        cells = {
+            row.label: {name: paper.cell(row.paper or row.label, name) for name in self.preset.measured(run.spec)}
+            for row in run.rows
+        }
+        return cells, [*paper.notes, *paper_notes()]
+
+    def _apart(self) -> list[str]:
+        """The paper's tables, where no table of ours is on the paper's data."""
+        if self.preset.paper is None or any(self._printed(run)[0] for run in self.tables):
+            return []
+        names = [name for name in paper_tables() if name.split(" ")[0] == self.preset.paper]
+        return [what_the_paper_reports(*f"{name} ".split(" ")[:2]) for name in names]
+
+    def draw(self, name: str) -> list[Path]:
+        """Draw all pictures as NAME-KIND-SAMPLE.png; returns the files. Raises CheckpointError without an adapter."""
+        return [path for spec in self.preset.pictures for path in draw(self.tables[0], spec, self.out, name)]
+
+
+def studied(report: str, row: Row) -> dict[str, Estimate]:
+    """The shares of people who prefer a row, from a report of `aicl user-study`.
+
+    Its groups are called like the rows' models; ours is the row with references. Raises DataError for no such report.
+    """
+    try:
+        content: dict[str, Any] = json.loads(Path(report).read_text(encoding="utf-8"))
+        groups = [entry for entry in content["results"] if entry["group"] == row.model]
+        found = {
+            _QUESTIONS.get(entry["question"], ""): Estimate(**entry["preference"])
+            for entry in groups
+            if entry["preference"]
+        }
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{report} is no report of aicl user-study: write one with `report --out`") from error
+    if row.kind != "generated" or row.wrong:
+        return {}
+    return {name: e if row.references else _other(e) for name, e in found.items() if name in STUDIED}
+
+
+def _other(ours: Estimate) -> Estimate:
+    """The share of the other side of a forced choice."""
+    return Estimate(1 - ours.value, 1 - ours.high, 1 - ours.low, ours.count, ours.method)

@@ -1,0 +1,205 @@
+"""The first stage: videos of rows, each a lossless file that is found again by what it follows from.
+
+    FOLDER/<hash of model and settings>/<hash of the sample>.mkv
+
+So nothing is generated twice: an interrupted run goes on where it stopped, tables share rows, several processes share
+the work through the folder, and a changed metric or another evaluator costs no video.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from time import monotonic
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from aicl.evaluation.benchmark import Benchmark, Sample
+from aicl.evaluation.lossless import ENDING, write_lossless
+from aicl.evaluation.row import Hashes, Source, reference_captions, sample_key
+from aicl.pipeline import AICLPipeline
+from lvdm.errors import ConfigError
+from lvdm.files import write_json
+from lvdm.video import to_frames, to_pixels
+
+_WRITERS = 8  # threads: encoding a batch of small videos takes longer than the wait for the next one
+_KEY = 24  # characters of a hash in a name: enough for any number of videos
+_INFO = "row.json"
+
+
+@dataclass(frozen=True)
+class Made:
+    """A video to be made or found: its file, and what it is of."""
+
+    path: Path
+    source: Source
+    benchmark: Benchmark
+    seed: int
+    sample: Sample
+
+
+class VideoStore:
+    """A folder of generated videos."""
+
+    def __init__(self, folder: Path, hashes: Hashes | None = None) -> None:
+        self.folder, self.hashes = folder, hashes or Hashes()
+
+    def place(self, source: Source) -> Path:
+        """The folder of a row's videos. Raises CheckpointError where its model is not there."""
+        return self.folder / source.key(self.hashes(source.parts()))[:_KEY]
+
+    def videos(self, source: Source, benchmark: Benchmark, seed: int, samples: Sequence[Sample]) -> list[Made]:
+        """Where the videos of these samples are, or will be."""
+        folder, with_target = self.place(source), source.takes_target()
+        keys = [sample_key(source.row, sample, benchmark.content, with_target)[:_KEY] for sample in samples]
+        return [Made(folder / f"{key}{ENDING}", source, benchmark, seed, sample) for key, sample in zip(keys, samples)]
+
+    def fill(
+        self,
+        videos: Sequence[Made],
+        device: torch.device,
+        *,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        say: Callable[[str], None] = print,
+    ) -> int:
+        """Generate what is missing, or this process's share of it; returns how many videos that was.
+
+        Batches are cut from the full list, by row and seed, so that every process cuts the same ones whatever is there
+        by now. One model is in memory at a time. `say` gets a sentence about what is missing and how long it takes.
+        """
+        unique = list({made.path: made for made in videos}.values())
+        batches = list(_batches(unique, batch_size))
+        missing = [made for made in unique if not made.path.is_file()]
+        mine = [batch for batch in batches[rank::world_size] if not all(made.path.is_file() for made in batch)]
+        if rank == 0:
+            rows = {made.path.parent for made in missing}
+            say(f"generating: {len(missing)} of {len(unique)} videos are missing, in {len(rows)} rows")
+        work = sum(not made.path.is_file() for batch in mine for made in batch)
+        clock = Estimate(work, say if rank == 0 else None, "generating")
+        with (
+            ThreadPoolExecutor(_WRITERS) as writers,
+            tqdm(total=work, unit="video", disable=rank > 0 or not work) as bar,
+        ):
+            pipeline, loaded, pending = None, None, list[Future[None]]()
+            for batch in mine:
+                source = batch[0].source
+                bar.set_description(
+                    f"generating '{source.row.label}' with {source.files.base.name}, seed {batch[0].seed}"
+                )
+                parts = (source.parts(), source.dtype, source.compile)
+                if parts != loaded:
+                    pipeline = None  # frees the one before
+                    pipeline, loaded = source.load(device), parts
+                assert pipeline is not None
+                left = [made for made in batch if not made.path.is_file()]
+                pixels = make(pipeline, source, batch[0].benchmark, [made.sample for made in left])
+                fps = pipeline.base.config.defaults.save_fps
+                for waiting in pending:  # the batch before: not more than one is kept in memory
+                    waiting.result()
+                _describe(left[0].path.parent, source, self.hashes)
+                pending = [writers.submit(write_lossless, m.path, p, fps) for m, p in zip(left, pixels)]
+                bar.update(len(left))
+                clock.done(len(left))
+            for waiting in pending:
+                waiting.result()
+        return work
+
+
+@torch.no_grad()
+def make(pipeline: AICLPipeline, source: Source, benchmark: Benchmark, samples: Sequence[Sample]) -> Tensor:
+    """The videos of samples, uint8 (n, t, h, w, 3) on the CPU, at the model's own size and length.
+
+    Raises ConfigError where the benchmark lacks what the row shows.
+    """
+    row, base = source.row, pipeline.base
+    defaults = base.config.defaults
+    targets = [sample.target for sample in samples if sample.target is not None]
+    if (row.kind == "autoencoder" or base.takes_image) and len(targets) < len(samples):
+        raise ConfigError(f"row '{row.label}' needs a real clip of every sample, which {benchmark} does not have")
+    if row.kind == "autoencoder":
+        pixels, _ = benchmark.load(targets)
+        codec = base.components.codec
+        return to_pixels(codec.decode(codec.posterior(to_frames(pixels).to(base.device)).mode())).cpu()
+    options = {}
+    if row.references:
+        if any(len(row.shown(sample)) < row.references for sample in samples):
+            kind = "references of another action" if row.wrong else "references"
+            raise ConfigError(f"row '{row.label}' shows {row.references} {kind}, of which {benchmark} has fewer")
+        clips = [clip for sample in samples for clip in row.shown(sample)]
+        shown = benchmark.shown(clips)
+        options["references"] = [shown[i : i + row.references] for i in range(0, len(shown), row.references)]
+        options |= {"reference_guidance": row.reference_guidance_scale, "scale": row.scale}
+        options["lead"] = row.first_reference_until
+        if row.reference_captions != "prompt":
+            options["reference_captions"] = [reference_captions(row, sample) for sample in samples]
+    if base.takes_image:
+        options["image"] = [video[0] for video in first_frames(pipeline, benchmark, targets)]
+    return pipeline(
+        [sample.prompt for sample in samples],
+        seed=[sample.seed for sample in samples],
+        size=tuple(defaults.size),
+        num_frames=defaults.num_frames,
+        steps=row.num_inference_steps,
+        guidance=row.guidance_scale,
+        progress=False,
+        **options,
+    ).cpu()
+
+
+def first_frames(pipeline: AICLPipeline, benchmark: Benchmark, targets: Sequence) -> list[Tensor]:
+    """The clips as the model would see them as references, uint8 (t, h, w, 3): their first frame starts a video."""
+    defaults = pipeline.base.config.defaults
+    clips = [
+        pipeline.read_clip(video, defaults.num_frames, tuple(defaults.size), defaults.save_fps)
+        for video in benchmark.shown(targets)
+    ]
+    return [to_pixels(clip) for clip in clips]
+
+
+class Estimate:
+    """Says once, after the second batch, how long the rest takes; the first one also loads and compiles."""
+
+    def __init__(self, total: int, say: Callable[[str], None] | None, doing: str) -> None:
+        self._total, self._say, self._doing = total, say, doing
+        self._count, self._first, self._start = 0, 0, 0.0
+
+    def done(self, count: int) -> None:
+        """Another `count` are done."""
+        self._count += count
+        if not self._first:
+            self._first, self._start = self._count, monotonic()
+        elif self._say is not None:
+            seconds = (monotonic() - self._start) / (self._count - self._first)
+            left = seconds * (self._total - self._count)
+            if left >= 1:
+                self._say(f"{self._doing}: {seconds:.2g} s each, about {duration(left)} to go")
+            self._say = None
+
+
+def duration(seconds: float) -> str:
+    """In words, such as "40 s", "12 min" or "3.5 h"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _batches(videos: Sequence[Made], size: int) -> Iterator[list[Made]]:
+    """By model, so that each is loaded once; a batch is of one row and one seed."""
+    order = sorted(videos, key=lambda made: (str(made.source.files), str(made.source.dtype)))
+    for _, group in groupby(order, key=lambda made: (made.path.parent, made.benchmark, made.seed)):
+        together = list(group)
+        for start in range(0, len(together), size):
+            yield together[start : start + size]
+
+
+def _describe(folder: Path, source: Source, hashes: Hashes) -> None:
+    """Say in the row's folder, for people, what its videos are of."""
+    if not (folder / _INFO).is_file():
+        parts = source.parts()
+        files = {name: {"path": str(path), "sha256": hashes(parts)[name]} for name, path in parts.items()}
+        write_json(folder / _INFO, {"label": source.row.label, "settings": source.settings(), "model": files})

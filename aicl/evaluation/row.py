@@ -1,0 +1,189 @@
+"""Rows of a table: whose videos they are, and how these are made."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+
+from aicl.evaluation.benchmark import MAX_REFERENCES, Clip, Sample
+from aicl.model_files import ModelFiles
+from aicl.pipeline import AICLPipeline
+from lvdm.checkpoints.folder import read_model_config
+from lvdm.errors import CheckpointError, ConfigError
+from lvdm.hashing import file_hash, files_hash, text_hash
+
+VERSION = 1  # of how videos are made; raised when the same row comes to give other ones
+
+Kind = Literal["generated", "real", "autoencoder"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a table: where its videos come from.
+
+    kind: "real" are clips that do what the prompt says, "autoencoder" the same after encoding and decoding, which no
+    model can beat. model, adapter: names in the preset's sections of these names. references: how many are shown;
+    `wrong` ones do another action. reference_captions: the prompt, their own, or the action alone ("bare").
+    guidance_scale, reference_guidance_scale, first_reference_until, num_inference_steps: None is the model's own.
+    group: (i, n) keeps the i-th of n equal groups, by how much the references move, from slow (0) to fast.
+    baseline: the row that it is compared with sample by sample. paper: the paper's label of it. only: the benchmarks
+    that have this row, all by default.
+    """
+
+    RENAMED: ClassVar[dict[str, str]] = {
+        "guidance": "guidance_scale",
+        "reference_guidance": "reference_guidance_scale",
+        "lead": "first_reference_until",
+        "steps": "num_inference_steps",
+    }
+
+    label: str
+    kind: Kind = "generated"
+    model: str | None = None
+    adapter: str | None = None
+    references: int = 0
+    wrong: bool = False
+    reference_captions: Literal["prompt", "own", "bare"] = "prompt"
+    guidance_scale: float | None = None
+    reference_guidance_scale: float | None = None
+    scale: float = 1.0
+    first_reference_until: float | None = None
+    num_inference_steps: int | None = None
+    group: tuple[int, int] | None = None
+    baseline: str | None = None
+    paper: str | None = None
+    only: list[str] | None = field(default=None, hash=False)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.references <= MAX_REFERENCES:
+            raise ConfigError(f"row '{self.label}': references must be 0 to {MAX_REFERENCES}, got {self.references}")
+        if self.wrong and self.references == 0:
+            raise ConfigError(f"row '{self.label}': a wrong reference needs references, got 0")
+        if self.group is not None and not 0 <= self.group[0] < self.group[1]:
+            raise ConfigError(f"row '{self.label}': group {list(self.group)} must be [i, n] with 0 <= i < n")
+        if self.kind != "real" and self.model is None:
+            raise ConfigError(f"row '{self.label}' names no model: give one, such as model: lvdm")
+
+    def shown(self, sample: Sample) -> tuple[Clip, ...]:
+        """The references that are shown to a sample."""
+        return (sample.wrong if self.wrong else sample.references)[: self.references]
+
+    def compared(self, sample: Sample) -> Clip:
+        """The clip that the sample's video is compared with: the first reference, or that which other rows show."""
+        return (sample.wrong if self.wrong else sample.references)[0]
+
+    def contrast(self, sample: Sample) -> Clip | None:
+        """A clip of the other of the two actions, None where the benchmark has none."""
+        other = sample.references if self.wrong else sample.wrong
+        return other[0] if other else None
+
+
+@dataclass(frozen=True)
+class Source:
+    """What makes the videos of a row: the files of its model, its settings, and the precision; None for real clips.
+
+    Everything that a video depends on apart from its sample, so equal sources share videos.
+    """
+
+    row: Row
+    files: ModelFiles
+    dtype: torch.dtype
+    compile: bool = False
+
+    def parts(self) -> dict[str, Path]:
+        """The folder of the base model as "base" and, for references, the adapter's file as "adapter".
+
+        Raises CheckpointError where one is not there.
+        """
+        read_model_config(self.files.base)
+        parts = {"base": self.files.base}
+        if self.row.references:
+            if self.files.adapter is None:
+                raise CheckpointError(
+                    f"{self.files.base} has no adapter to read references with: give adapter.NAME=FILE"
+                )
+            if not self.files.adapter.is_file():
+                raise CheckpointError(f"there is no adapter {self.files.adapter}")
+            parts["adapter"] = self.files.adapter
+        return parts
+
+    def takes_target(self) -> bool:
+        """Whether the videos depend on a real clip: an image-to-video model's, or those through the autoencoder."""
+        return self.row.kind == "autoencoder" or read_model_config(self.parts()["base"]).image is not None
+
+    def settings(self) -> dict[str, Any]:
+        """What its videos depend on beside the model's files and the samples; a model's own settings are spelt out."""
+        row, own = self.row, read_model_config(self.files.base).defaults
+        settings = {name: getattr(row, name) for name in ("kind", "references", "reference_captions", "scale")}
+        settings["dtype"] = str(self.dtype).removeprefix("torch.")
+        if row.kind == "generated":
+            settings["guidance_scale"] = own.guidance if row.guidance_scale is None else row.guidance_scale
+            settings["reference_guidance_scale"] = row.reference_guidance_scale
+            settings["num_inference_steps"] = own.steps if row.num_inference_steps is None else row.num_inference_steps
+        if row.references > 1:
+            until = self.files.lead if row.first_reference_until is None else row.first_reference_until
+            settings["first_reference_until"] = until
+        if self.compile:  # fused kernels round differently
+            settings["compile"] = True
+        return settings
+
+    def key(self, hashes: dict[str, str]) -> str:
+        """A hash of model and settings; hashes: those of `parts`."""
+        return text_hash([json.dumps([VERSION, self.settings(), hashes], sort_keys=True)])
+
+    def load(self, device: torch.device) -> AICLPipeline:
+        """The model. Raises CheckpointError for what is missing."""
+        parts = self.parts()
+        pipeline = AICLPipeline.from_pretrained(
+            parts["base"], adapter=parts.get("adapter"), device=device, dtype=self.dtype
+        )
+        pipeline.lead = self.files.lead
+        if self.compile:
+            from lvdm.acceleration.regions import compile_regions
+
+            compile_regions(pipeline.base.components.unet)
+        return pipeline
+
+
+def sample_key(row: Row, sample: Sample, content: Callable[[Clip], str], with_target: bool) -> str:
+    """A hash of all that a video depends on apart from its source: prompt, noise, what is shown, with its captions.
+
+    content: says what a clip holds. with_target: whether the sample's own real clip enters, see `Source.takes_target`.
+    """
+    what: dict[str, Any] = {} if row.kind == "autoencoder" else {"seed": sample.seed, "prompt": sample.prompt}
+    if row.references:
+        what["references"] = [content(clip) for clip in row.shown(sample)]
+        if row.reference_captions != "prompt":
+            what["captions"] = reference_captions(row, sample)
+    if with_target and sample.target is not None:
+        what["target"] = content(sample.target)
+    return text_hash([json.dumps(what, sort_keys=True)])
+
+
+def reference_captions(row: Row, sample: Sample) -> list[str]:
+    """A caption for each reference that is shown. Raises ConfigError where a clip has none of this kind."""
+    if row.reference_captions == "prompt":
+        return [sample.prompt] * row.references
+    texts = [clip.caption if row.reference_captions == "own" else clip.bare for clip in row.shown(sample)]
+    if None in texts:
+        raise ConfigError(
+            f"row '{row.label}': the benchmark has no captions of actions alone (bare) for its references"
+        )
+    return [str(text) for text in texts]
+
+
+class Hashes:
+    """SHA-256 of files and folders, each computed once."""
+
+    def __init__(self) -> None:
+        self._known: dict[Path, str] = {}
+
+    def __call__(self, parts: dict[str, Path]) -> dict[str, str]:
+        """Of the parts of a model, by name."""
+        for path in parts.values():
+            if path not in self._known:
+                self._known[path] = file_hash(path) if path.is_file() else files_hash(path)
+        return {name: self._known[path] for name, path in parts.items()}

@@ -1,0 +1,48 @@
+"""Our own GPU kernels, in Triton. Each has a plain form in `lvdm.models`, which it replaces where it can run.
+
+A kernel serves half precision on CUDA devices that Triton compiles for. Everything else (a CPU, float32, other sizes
+than it was made for) takes the plain form, and so does what happens inside `plain()`.
+"""
+
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+
+import torch
+from torch import Tensor
+
+HALF = (torch.bfloat16, torch.float16)
+NAMES = ("group_norm", "layer_norm", "temporal_attention", "geglu", "temporal_conv", "sums", "rotary")
+_enabled = set(NAMES)
+
+
+@contextmanager
+def only(*names: str) -> Iterator[None]:
+    """Inside, no other kernels of ours are used: to compare with PyTorch's own, and to measure what each saves."""
+    global _enabled
+    previous, _enabled = _enabled, set(names)
+    try:
+        yield
+    finally:
+        _enabled = previous
+
+
+def enabled(name: str) -> bool:
+    return name in _enabled
+
+
+def usable(x: Tensor) -> bool:
+    """Whether our kernels can serve x."""
+    return bool(_enabled) and x.is_cuda and x.dtype in HALF and _compiles(x.device.index or 0)
+
+
+def differentiated(*tensors: Tensor | None) -> bool:
+    """Whether gradients of one of the tensors are asked, which some kernels do not have."""
+    return torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in tensors)
+
+
+@cache
+def _compiles(device: int) -> bool:
+    """Triton is there, and the GPU is of a generation (Ampere, 8.0, or newer) on which its matrix products run."""
+    return importlib.util.find_spec("triton") is not None and torch.cuda.get_device_capability(device) >= (8, 0)

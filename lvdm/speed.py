@@ -1,0 +1,191 @@
+"""How fast a model samples: a denoising step, a clip from prompt to file, and many clips at once.
+
+Weights are random, since neither time nor memory depends on them. Numbers are compared with float32 before anything is
+timed. Every function returns a flat record for `aicl benchmark`.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from lvdm.acceleration import Acceleration, Mode
+from lvdm.benchmarks import GB, Record, machine
+from lvdm.errors import ConfigError
+from lvdm.models import kernels
+from lvdm.models.components import ModelConfig, build_components
+from lvdm.pipeline import VideoPipeline
+from lvdm.video import write_video
+
+PEAK = 790e12  # operations a second of a Hopper GPU on large bfloat16 products, which the floor is counted with
+CLOSE = 0.05  # how far bfloat16 may be from float32, as a share of the norm
+UPSTREAM = Path(__file__).with_name("speed_upstream.py")
+
+
+def denoising_step(
+    config: ModelConfig, device: str, mode: Mode = "auto", batch: int = 2, upstream: Path | None = None, calls: int = 10
+) -> Record:
+    """A guided step of one video (a batch of 2): milliseconds as it is written and in `mode`, beside the floor.
+
+    `error`: distance from our float32, as a share of its norm. `floor_ms`: operations over PEAK. `first_s`: the first
+    call, in which kernels are made and graphs captured. `upstream`: a checkout of the code that the model descends
+    from, which is timed on the same input. Raises ConfigError where the numbers differ from float32 by more than CLOSE,
+    or upstream's code fails.
+    """
+    inputs = _inputs(config, device, batch)
+    half = torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
+    with torch.no_grad():
+        unet = _random_unet(config, device)
+        with FlopCounterMode(display=False) as counter, kernels.only():
+            expected = unet(*inputs[:3], fps=inputs[3])
+        unet = unet.to(half).requires_grad_(False)
+        inputs = [x.to(half) if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs]
+        with kernels.only():
+            plain_ms = _milliseconds(unet, inputs, device, calls)
+        _forget_peak(device)
+        network = Acceleration(mode).network(unet, steps=0)
+        start = time.perf_counter()
+        found = network(*inputs[:3], fps=inputs[3])
+        error = ((found.double() - expected.double()).norm() / expected.double().norm()).item()
+        if not error < CLOSE:
+            raise ConfigError(f"the fast step is {error:.1%} from float32, where {CLOSE:.0%} are allowed: not timed")
+        first = time.perf_counter() - start
+        ms = _milliseconds(network, inputs, device, calls)
+    tera = counter.get_total_flops() / 1e12
+    floor = 1e15 * tera / PEAK
+    shape = inputs[0].shape
+    record: Record = {"frames": shape[2], "latents": f"{shape[3]}x{shape[4]}", "batch": batch, "compile": mode}
+    record |= {"tflop": round(tera, 2), "floor_ms": round(floor, 1), "plain_ms": round(plain_ms, 1)}
+    record |= {"ms": round(ms, 2), "of_floor": round(ms / floor, 2), "faster": round(plain_ms / ms, 2)}
+    record |= {"error": f"{error:.1e}", "first_s": round(first, 1)}
+    if torch.device(device).type == "cuda":
+        record["peak_gb"] = round(torch.cuda.max_memory_allocated() / GB, 2)
+    if upstream is not None:
+        theirs = time_upstream(upstream, config, batch, calls)
+        record |= {"upstream_ms": round(theirs["ms"], 1), "faster_than_upstream": round(theirs["ms"] / ms, 2)}
+    return record | machine(device)
+
+
+def time_upstream(checkout: Path, config: ModelConfig, batch: int, calls: int = 10) -> dict[str, float]:
+    """{"ms", "peak_gb"} of a step of upstream's UNet, under half precision's autocast as its scripts use it.
+
+    It runs in a process of its own, whose package `lvdm` is the checkout's. Raises ConfigError with what it said last.
+    """
+    height, width = (side // _factor(config) for side in config.defaults.size)
+    task = {
+        "params": config.unet,
+        "shape": [batch, config.unet["in_channels"], config.defaults.num_frames, height, width],
+        "context": [batch, _tokens(config), config.unet["context_dim"]],
+        "fps": config.defaults.fps,
+        "calls": calls,
+    }
+    command = [sys.executable, str(UPSTREAM), str(checkout), json.dumps(task)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=checkout)
+    if done.returncode:
+        raise ConfigError(f"{checkout}: its UNet did not run: ...{(done.stdout + done.stderr)[-800:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def clip(config: ModelConfig, device: str, mode: Mode = "auto", steps: int = 25, sampler: str = "dpmpp_2m") -> Record:
+    """A prompt to an mp4 file, with models loaded: seconds of the first video and of the next."""
+    components = build_components(config, device=device, dtype=_dtype(device)).eval()
+    pipe = VideoPipeline(components, config).accelerate(mode)
+    image = np.full((*config.defaults.size, 3), 127, np.uint8) if pipe.takes_image else None
+
+    def generate(folder: str, number: int) -> float:
+        start = time.perf_counter()
+        pixels = pipe("a corgi runs", image=image, steps=steps, sampler=sampler, seed=number, progress=False)
+        write_video(Path(folder) / f"{number}.mp4", pixels[0], config.defaults.save_fps)
+        return time.perf_counter() - start
+
+    with tempfile.TemporaryDirectory() as folder:
+        seconds = [generate(folder, number) for number in range(3)]
+    record: Record = {"steps": steps, "sampler": sampler, "compile": mode, "first_s": round(seconds[0], 2)}
+    return record | {"next_s": round(min(seconds[1:]), 2), **machine(device)}
+
+
+def batches(
+    config: ModelConfig, device: str, mode: Mode = "auto", sizes: Sequence[int] = (1, 2, 4, 8)
+) -> Iterator[Record]:
+    """Videos a minute of denoising alone at each number of videos in a batch, 50 guided steps each, and the memory."""
+    unet = _random_unet(config, device).to(_dtype(device)).requires_grad_(False)
+    for size in sizes:
+        inputs = [
+            x.to(_dtype(device)) if isinstance(x, Tensor) and x.is_floating_point() else x
+            for x in _inputs(config, device, 2 * size)
+        ]
+        _forget_peak(device)
+        with torch.no_grad():
+            ms = _milliseconds(Acceleration(mode).network(unet, steps=0), inputs, device, 5)
+        record: Record = {"videos": size, "compile": mode, "ms": round(ms, 1)}
+        record["videos_per_minute"] = round(size * 60_000 / (50 * ms), 1)
+        if torch.device(device).type == "cuda":
+            record["peak_gb"] = round(torch.cuda.max_memory_allocated() / GB, 2)
+        yield record | machine(device)
+
+
+def _random_unet(config: ModelConfig, device: str) -> nn.Module:
+    """In float32; what starts at zero does not stay zero, since nothing could be compared then."""
+    torch.manual_seed(0)
+    unet = build_components(config, ["unet"], device=device, dtype=torch.float32).eval().unet
+    generator = torch.Generator(device).manual_seed(1)
+    with torch.no_grad():
+        for parameter in unet.parameters():
+            if parameter.ndim > 1 and not parameter.any():
+                parameter.normal_(0, 0.5 * parameter[0].numel() ** -0.5, generator=generator)
+    return unet
+
+
+def _inputs(config: ModelConfig, device: str, batch: int) -> list[Any]:
+    """x, timesteps, context and fps of a step, float32."""
+    height, width = (side // _factor(config) for side in config.defaults.size)
+    generator = torch.Generator(device).manual_seed(2)
+    shape = (batch, config.unet["in_channels"], config.defaults.num_frames, height, width)
+    x = torch.randn(shape, generator=generator, device=device)
+    context = torch.randn(batch, _tokens(config), config.unet["context_dim"], generator=generator, device=device)
+    fps = None if config.defaults.fps is None else torch.full((batch,), config.defaults.fps, device=device)
+    return [x, torch.full((batch,), 500, device=device), context, fps]
+
+
+def _tokens(config: ModelConfig) -> int:
+    """Text tokens, and those of an image."""
+    return config.text.context_length + (config.image.resampler.get("num_queries", 16) if config.image else 0)
+
+
+def _factor(config: ModelConfig) -> int:
+    """Pixels per latent cell, along each side."""
+    return 2 ** (len(config.autoencoder.ddconfig["ch_mult"]) - 1)
+
+
+def _dtype(device: str) -> torch.dtype:
+    return torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
+
+
+def _milliseconds(network: Callable[..., Tensor], inputs: Sequence[Any], device: str, calls: int) -> float:
+    """The median call, after two that are not counted."""
+    cuda = torch.device(device).type == "cuda"
+    wait = torch.cuda.synchronize if cuda else lambda: None
+    seconds = []
+    for _ in range(calls + 2):
+        wait()
+        start = time.perf_counter()
+        network(*inputs[:3], fps=inputs[3])
+        wait()
+        seconds.append(time.perf_counter() - start)
+    return 1e3 * statistics.median(seconds[2:])
+
+
+def _forget_peak(device: str) -> None:
+    if torch.device(device).type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()

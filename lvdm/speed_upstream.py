@@ -1,0 +1,41 @@
+"""Times a step of the UNet in a checkout of LVDM or VideoCrafter: `python speed_upstream.py CHECKOUT TASK_AS_JSON`.
+
+A program of its own, since the checkout's package is called `lvdm`, too. It uses nothing of this repository.
+"""
+
+import importlib
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+
+def main(checkout: str, task: dict) -> None:
+    """Print {"ms", "peak_gb"} as the last line."""
+    here = str(Path(__file__).resolve().parent)
+    sys.path[:] = [checkout, *(place for place in sys.path if place not in (here, str(Path(here).parent), ""))]
+    found = sorted(Path(checkout).glob("lvdm/**/openaimodel3d.py"))
+    if not found:
+        raise SystemExit(f"{checkout} has no lvdm/**/openaimodel3d.py: give a checkout of LVDM or VideoCrafter")
+    name = ".".join(found[0].relative_to(checkout).with_suffix("").parts)
+    unet = importlib.import_module(name).UNetModel(**task["params"]).cuda().half().eval()
+    x, context = (torch.randn(task[key], device="cuda", dtype=torch.float16) for key in ("shape", "context"))
+    timesteps = torch.full((len(x),), 500, device="cuda")
+    options = {} if task["fps"] is None else {"fps": torch.full((len(x),), task["fps"], device="cuda")}
+    seconds = []
+    with torch.no_grad(), torch.autocast("cuda", torch.float16):
+        for _ in range(task["calls"] + 3):
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            unet(x, timesteps, context=context, **options)
+            torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - start)
+    peak = torch.cuda.max_memory_allocated() / 1e9
+    print(json.dumps({"ms": 1e3 * statistics.median(seconds[3:]), "peak_gb": round(peak, 2)}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], json.loads(sys.argv[2]))

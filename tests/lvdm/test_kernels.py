@@ -1,0 +1,38 @@
+"""Our kernels: what they compute, by Triton's interpreter, and that everything else takes the plain form."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from lvdm.models import kernels
+
+CHECKS = Path(__file__).with_name("kernel_checks.py")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed here")
+def test_kernels_and_their_gradients_are_their_definitions():
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(CHECKS.parents[2])}
+    done = subprocess.run([sys.executable, str(CHECKS)], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.split("\n")[-2] == "all kernels agree"
+
+
+def test_a_cpu_and_float32_take_the_plain_form():
+    assert not kernels.usable(torch.zeros(1))
+    assert not kernels.usable(torch.zeros(1, dtype=torch.bfloat16))
+    assert all(kernels.enabled(name) for name in kernels.NAMES)
+    with kernels.only("sums"):
+        assert [name for name in kernels.NAMES if kernels.enabled(name)] == ["sums"]
+    assert all(kernels.enabled(name) for name in kernels.NAMES)
+
+
+def test_some_kernels_are_for_values_without_gradients():
+    x = torch.zeros(1, requires_grad=True)
+    assert kernels.differentiated(None, x) and not kernels.differentiated(None, x.detach())
+    with torch.no_grad():
+        assert not kernels.differentiated(x)
