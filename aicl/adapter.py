@@ -7,11 +7,9 @@ import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -23,6 +21,7 @@ from lvdm.checkpoints import check_entries
 from lvdm.checkpoints.integrity import HASH_KEY, check_hash, check_values, tensors_hash
 from lvdm.errors import CheckpointError
 from lvdm.files import atomic_path
+from lvdm.outside import checked_path, metadata_object, open_tensors
 
 FORMAT_VERSION = 1
 SAMPLED_WEIGHTS = 64
@@ -111,28 +110,18 @@ def read_adapter(path: str | os.PathLike) -> tuple[AdapterInfo, dict[str, Tensor
 
     Raises CheckpointError for a file that is missing, damaged, no adapter, or of a newer format.
     """
-    path = Path(path)
+    path = checked_path(path, CheckpointError)
     if not path.is_file():
         raise CheckpointError(f"adapter {path} does not exist")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path} is damaged or no safetensors file ({error}): train or download it again"
-        ) from error
-    if "aicl" not in metadata:
-        raise CheckpointError(
-            f"{path} is a safetensors file, but no AICL adapter: give the adapter.safetensors of a run"
-        )
+    with open_tensors(path, CheckpointError, remedy="train or download it again") as file:
+        metadata = file.metadata() or {}
+        if "aicl" not in metadata:
+            raise CheckpointError(
+                f"{path} is a safetensors file, but no AICL adapter: give the adapter.safetensors of a run"
+            )
+        content = metadata_object(metadata, "aicl", path, CheckpointError)
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     check_hash(state, metadata, path)
-    try:
-        content = json.loads(metadata["aicl"])
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is damaged (what it says about itself is no JSON): get it again") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} is damaged (it says nothing about itself): get it again")
     if content.get("format") != FORMAT_VERSION:
         raise CheckpointError(
             f"{path} has adapter format {content.get('format')}, this version reads {FORMAT_VERSION}: "

@@ -50,7 +50,7 @@ def read_text(path: str | os.PathLike[str], kind: Kind, limit: int = MAX_BYTES, 
             raise kind(f"{what or path}: is too large to be what is wanted ({size:,} bytes, at most {limit:,})")
         data = path.read_bytes()
     except OSError as error:
-        raise kind(f"{what or path}: cannot be read ({error.strerror})") from error
+        raise kind(f"{what or path} cannot be read: {error.strerror}") from error
     return _decoded(data, what or path, kind, first_line=1)
 
 
@@ -72,7 +72,7 @@ def read_lines(path: str | os.PathLike[str], kind: Kind) -> Iterator[tuple[int, 
                     raise kind(f"{path}: line {number} has more than {MAX_LINE:,} bytes; it is no listing")
                 yield number, _decoded(data, path, kind, number).rstrip("\r\n")
     except OSError as error:
-        raise kind(f"{path}: cannot be read ({error.strerror})") from error
+        raise kind(f"{path} cannot be read: {error.strerror}") from error
 
 
 def parse_json(text: str, where: object, kind: Kind) -> Any:
