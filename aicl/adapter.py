@@ -19,7 +19,7 @@ from aicl.integrated_backbone import IntegratedBackbone, integrate, layout_of
 from lvdm import config as configs
 from lvdm.checkpoints import check_entries
 from lvdm.checkpoints.integrity import HASH_KEY, check_hash, check_values, tensors_hash
-from lvdm.errors import CheckpointError
+from lvdm.errors import CheckpointError, ConfigError
 from lvdm.files import atomic_path
 from lvdm.outside import checked_path, metadata_object, open_tensors
 
@@ -60,7 +60,8 @@ class Fingerprint:
 class AdapterInfo:
     """What an adapter file says about itself.
 
-    layout: width of each UNet block that reads R, by its name. step: optimiser steps of its training; notes: whatever
+    layout: width of each UNet block that reads R, by its name. step: optimiser steps of its training. fps: the frame rate
+    (1/s) of the clips it was trained on, at which it is sampled, too; None where that is not known. notes: whatever
     else the training wants to keep.
     """
 
@@ -70,9 +71,14 @@ class AdapterInfo:
     layout: dict[str, int]
     fingerprint: Fingerprint
     step: int = 0
+    fps: float | None = None
     notes: dict[str, Any] = field(default_factory=dict)
     library: str = ""
     format: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        if self.fps is not None and not self.fps > 0:
+            raise ConfigError(f"the adapter's frame rate is {self.fps}: it must be positive")
 
 
 def trained_state(prism: ActionPrism, integrated: IntegratedBackbone) -> dict[str, Tensor]:
@@ -86,7 +92,7 @@ def save_adapter(
 ) -> None:
     """Write an adapter file (safetensors), atomically; an existing one is replaced.
 
-    meta: `step`, the optimiser steps, and anything else that JSON can hold, kept as notes.
+    meta: `step`, the optimiser steps, `fps`, the rate of the clips, and anything else that JSON can hold, kept as notes.
     """
     notes = dict(meta or {})
     info = AdapterInfo(
@@ -96,6 +102,7 @@ def save_adapter(
         layout=integrated.layout,
         fingerprint=Fingerprint.of(integrated.backbone),
         step=int(notes.pop("step", 0)),
+        fps=notes.pop("fps", None),
         notes=notes,
         library=_library_version(),
     )

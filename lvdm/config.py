@@ -171,6 +171,8 @@ def _load_file(path: Path, chain: tuple[Path, ...]) -> DictConfig:
     check_yaml(text, f"config file {path}", ConfigError)
     try:
         config = OmegaConf.load(io.StringIO(text))
+    except OSError:  # OmegaConf's word for a document that is a single value
+        config = None
     except (YAMLError, OmegaConfBaseException, ValueError, TypeError, AssertionError) as error:  # of one or the other
         raise ConfigError(f"config file {path} is not valid YAML: {' '.join(str(error).split())[:300]}") from error
     if not isinstance(config, DictConfig):

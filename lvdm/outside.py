@@ -28,6 +28,14 @@ MAX_NODES = 100_000  # of a YAML file, aliases written out
 MAX_DIGITS = 18  # of a whole number: it fits into 64 bits
 MAX_NAME, MAX_PATH = 255, 4096  # bytes of a file's name and of a path, as file systems have it
 
+_KINDS = {
+    bool: "true or false",
+    str: "a text",
+    int: "a whole number",
+    float: "a number",
+    list: "a list",
+    dict: "an object",
+}
 _MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
     codecs.BOM_UTF32_LE: "utf-32",
@@ -214,9 +222,8 @@ def checked(value: Any, expected: type, where: object, kind: Kind) -> Any:
     """The value itself. Raises `kind` unless it is an `expected`: str, int, float (an int will do), list or dict."""
     number = expected in (int, float) and isinstance(value, bool)
     if number or not isinstance(value, (int, float) if expected is float else expected):
-        names = {str: "a text", int: "a whole number", float: "a number", list: "a list", dict: "an object"}
         shown = repr(value)
-        raise kind(f"{where}: must be {names[expected]}, not {shown if len(shown) <= 60 else shown[:57] + '...'}")
+        raise kind(f"{where}: must be {_KINDS[expected]}, not {shown if len(shown) <= 60 else shown[:57] + '...'}")
     return value
 
 
