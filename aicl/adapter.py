@@ -60,9 +60,9 @@ class Fingerprint:
 class AdapterInfo:
     """What an adapter file says about itself.
 
-    layout: width of each UNet block that reads R, by its name. step: optimiser steps of its training. fps: the frame rate
-    (1/s) of the clips it was trained on, at which it is sampled, too; None where that is not known. notes: whatever
-    else the training wants to keep.
+    layout: width of each UNet block that reads R, by its name. step: optimiser steps of its training. fps: the rate (1/s)
+    of the clips it was trained on, at which it is sampled, too; None where that is not known. notes: whatever else the
+    training wants to keep.
     """
 
     prism: PrismConfig
@@ -92,7 +92,7 @@ def save_adapter(
 ) -> None:
     """Write an adapter file (safetensors), atomically; an existing one is replaced.
 
-    meta: `step`, the optimiser steps, `fps`, the rate of the clips, and anything else that JSON can hold, kept as notes.
+    meta: `step`, the optimiser steps, `fps`, the clips' rate, and anything else that JSON can hold, kept as notes.
     """
     notes = dict(meta or {})
     info = AdapterInfo(
