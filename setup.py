@@ -40,6 +40,7 @@ setup(
             "pytest-xdist>=3.6",
             "hypothesis>=6.100",
             "ruff>=0.9",
+            "mypy>=1.15",
             "diffusers>=0.31",
             "transformers>=4.46",
             "torchmetrics>=1.4",

@@ -11,6 +11,7 @@ _HOMES = {
     "adapter": ("load_adapter", "save_adapter"),
     "integrated_backbone": ("IntegratedBackbone", "integrate"),
     "motion_features": ("MotionFeatures",),
+    "options": ("Reference", "SamplingOptions"),
     "pipeline": ("AICLPipeline",),
     "reference_context": ("ReferenceContext",),
     "reference_retrieval": ("Library", "VerbIndex", "VerbPairSampler", "load_library", "save_library"),

@@ -86,7 +86,7 @@ def overhead(config: Path, model: Path, references: int, steps: int, device: str
     image = videos[0][0].numpy() if pipeline.takes_image else None
 
     def run(steps: int, videos: list[torch.Tensor]) -> dict[str, float]:
-        pipe("a corgi is running", references=videos, image=image, steps=steps, progress=False)
+        pipe("a corgi is running", references=videos, image=image, num_inference_steps=steps, progress=False)
         return pipe.timings
 
     for shown in ([], videos):

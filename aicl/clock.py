@@ -23,11 +23,10 @@ class Clock:
     def steps(self, callback: Callback | None) -> Callback:
         """A sampler's callback that ends the phase "first_step" and calls `callback`."""
 
-        def update(step: int, total: int, x: Tensor) -> None:
+        def update(step: int, total: int, t: int, x: Tensor) -> Tensor | None:
             if step == 1:
                 self.lap("first_step")
-            if callback is not None:
-                callback(step, total, x)
+            return callback(step, total, t, x) if callback is not None else None
 
         return update
 

@@ -3,10 +3,11 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
+from aicl.options import SamplingOptions
 from lvdm import config as configs
 from lvdm.checkpoints import find_file, find_model
-from lvdm.errors import ConfigError
 
 FOLDER_FILE = "aicl.yaml"
 ADAPTER_FILE = "adapter.safetensors"
@@ -14,29 +15,38 @@ ADAPTER_FILE = "adapter.safetensors"
 
 @dataclass
 class FolderConfig:
-    """`aicl.yaml` of a model folder: where the base model and the adapter lie, relative to it, and the default lead."""
+    """`aicl.yaml` of a model folder: where the base model and the adapter lie, relative to it.
+
+    first_reference_until: the default of `SamplingOptions.first_reference_until`, which belongs to an adapter.
+    """
+
+    OLD_NAMES: ClassVar[dict[str, str]] = {"lead": "first_reference_until"}
 
     base: str = "base"
     adapter: str = ADAPTER_FILE
-    lead: float = 0.0
+    first_reference_until: float = 0.0
 
     def __post_init__(self) -> None:
-        check_lead(self.lead)
+        SamplingOptions(first_reference_until=self.first_reference_until)  # checks its range
 
     @classmethod
     def read(cls, folder: Path) -> "FolderConfig | None":
         """That of `folder`, None where it has none. Raises ConfigError for one that does not fit."""
         path = folder / FOLDER_FILE
-        return configs.from_mapping(cls, configs.load(path), where=str(path)) if path.is_file() else None
+        if not path.is_file():
+            return None
+        return configs.from_mapping(
+            cls, configs.with_new_names(configs.load(path), cls.OLD_NAMES, str(path)), str(path)
+        )
 
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """The folder of a base model, the file of an adapter if there is one, and the default `lead` that it brings."""
+    """The folder of a base model, the file of an adapter if there is one, and the default that goes with it."""
 
     base: Path
     adapter: Path | None = None
-    lead: float = 0.0
+    first_reference_until: float = 0.0
 
 
 def find_model_files(path: str | os.PathLike[str], adapter: str | os.PathLike[str] | None = None) -> ModelFiles:
@@ -51,16 +61,9 @@ def find_model_files(path: str | os.PathLike[str], adapter: str | os.PathLike[st
         return ModelFiles(find_model(path), own)
     if own is not None:
         return ModelFiles(find_model(Path(path) / folder.base), own)
-    return ModelFiles(find_model(Path(path) / folder.base), Path(path) / folder.adapter, folder.lead)
+    return ModelFiles(find_model(Path(path) / folder.base), Path(path) / folder.adapter, folder.first_reference_until)
 
 
 def base_folder(path: str | os.PathLike[str]) -> Path:
     """The folder of the base model alone that `path` names, see `find_model_files`."""
     return find_model_files(path).base
-
-
-def check_lead(lead: float) -> float:
-    """`lead`, if it is a share. Raises ConfigError if not."""
-    if not 0 <= lead <= 1:
-        raise ConfigError(f"lead is {lead}: give the share of the noise levels that one reference leads, from 0 to 1")
-    return lead

@@ -7,35 +7,42 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Generator
 
 from aicl.action_prism import ActionPrism
 from aicl.adapter import AdapterInfo, Fingerprint, load_adapter, save_adapter
 from aicl.clock import Clock
 from aicl.integrated_backbone import IntegratedBackbone
-from aicl.model_files import FOLDER_FILE, FolderConfig, check_lead, find_model_files
-from aicl.motion_features import ENDING, MotionFeatures, concatenate
+from aicl.model_files import FOLDER_FILE, FolderConfig, ModelFiles, find_model_files
+from aicl.motion_features import MotionFeatures, concatenate
+from aicl.options import Reference, SamplingOptions
 from aicl.reference_context import ReferenceContext
+from aicl.reference_videos import read_clip, reference_key, reference_rows
 from lvdm import config as configs
 from lvdm.acceleration import Mode
 from lvdm.checkpoints import load_pipeline, save_pipeline
 from lvdm.checkpoints.folder import new_folder
-from lvdm.diffusion import Condition, make_generators
-from lvdm.errors import CheckpointError, ConfigError, VideoError
-from lvdm.pipeline import ImageLike, VideoPipeline, progress_bar, sample_seeds
-from lvdm.video import frame_indices, load_clip, probe, resize_crop, to_frames
-
-Video = str | os.PathLike | Tensor
-"""A video file, or pixels uint8 (t, h, w, 3)."""
-Reference = Video | MotionFeatures
-"""A video, encoded references, or their file (.safetensors)."""
+from lvdm.diffusion import Condition
+from lvdm.errors import CheckpointError, ConfigError
+from lvdm.options import read_options, takes_options
+from lvdm.pipeline import (
+    ImageLike,
+    StepCallback,
+    VideoPipeline,
+    check_prompts,
+    progress_bar,
+    sample_generators,
+    step_callbacks,
+)
+from lvdm.video import OutputType, check_output_type, convert_pixels
 
 
 class AICLPipeline:
     """A frozen base model and what lets it read references. Without an adapter it is the base model alone.
 
     `base` is lvdm's pipeline and stays usable: called directly, it reads no references.
-    `lead`: the default of a call's `lead`, which belongs to an adapter: a folder may bring one.
+    `files`: where the model was loaded from, None if it was put together from parts.
+    `first_reference_until`: the default of that option, which belongs to an adapter: a folder may bring one.
     `timings`: seconds of the last call's phases, in order: text, references (reading and encoding the videos), prism,
     first_step (of sampling; it makes the keys and values of R), sampling (all other steps), decode.
     """
@@ -48,38 +55,43 @@ class AICLPipeline:
         info: AdapterInfo | None = None,
     ) -> None:
         self.base, self.info = base, info
+        self.files: ModelFiles | None = None
         self.timings: dict[str, float] = {}
-        self.lead = 0.0
+        self.first_reference_until = 0.0
         self._use(prism, integrated)
 
     @classmethod
     def from_pretrained(
         cls,
-        path: str | os.PathLike,
+        path: str | os.PathLike[str],
         *,
-        adapter: str | os.PathLike | None = None,
+        adapter: str | os.PathLike[str] | None = None,
         device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        torch_dtype: torch.dtype | None = None,
     ) -> "AICLPipeline":
         """Load a folder of `save_pretrained`, a plain model folder, or the folder of a run that trained a base model.
 
-        `adapter`, a file or the run that trained it, replaces the folder's own. `dtype` None: as stored, but float32 on
-        the CPU, where half precision is several times slower.
+        `adapter`, a file or the run that trained it, replaces the folder's own. `torch_dtype` None: as stored, but
+        float32 on the CPU, where half precision is several times slower.
         Raises CheckpointError for what is missing or does not fit together.
         """
-        if dtype is None and torch.device(device or "cpu").type == "cpu":
-            dtype = torch.float32
+        if not isinstance(torch_dtype, torch.dtype | None):
+            raise ConfigError(f"torch_dtype must be a type of torch, such as torch.float16, got {torch_dtype!r}")
+        if torch_dtype is None and torch.device(device or "cpu").type == "cpu":
+            torch_dtype = torch.float32
         files = find_model_files(path, adapter)
-        pipeline = cls(load_pipeline(files.base, device=device, dtype=dtype))
+        pipeline = cls(load_pipeline(files.base, device=device, dtype=torch_dtype))
         if files.adapter is not None:
             pipeline.load_adapter(files.adapter)
-        pipeline.lead = files.lead
+        pipeline.files, pipeline.first_reference_until = files, files.first_reference_until
         return pipeline
 
-    def load_adapter(self, path: str | os.PathLike) -> AdapterInfo:
+    def load_adapter(self, path: str | os.PathLike[str]) -> AdapterInfo:
         """Put an adapter file on, in place of the present one. Errors and warnings: see `aicl.adapter.load_adapter`."""
         self.remove_adapter()
         prism, integrated, self.info = load_adapter(path, self.base.components.unet)
+        if self.files is not None:
+            self.files = ModelFiles(self.files.base, Path(path))
         self._use(prism, integrated)
         return self.info
 
@@ -87,16 +99,18 @@ class AICLPipeline:
         """Give the base model back as it was."""
         if self.integrated is not None:
             self.integrated.unpatch()
-        self.info, self.lead = None, 0.0
+        if self.files is not None:
+            self.files = ModelFiles(self.files.base)
+        self.info, self.first_reference_until = None, 0.0
         self._use(None, None)
 
-    def save_pretrained(self, folder: str | os.PathLike, base: str | os.PathLike | None = None) -> None:
+    def save_pretrained(self, folder: str | os.PathLike[str], base: str | os.PathLike[str] | None = None) -> None:
         """Write a folder for `from_pretrained`: the base model (or only a pointer to `base`) and the adapter.
 
         Raises CheckpointError if `folder` has content already, ConfigError if there is no adapter to save.
         """
         prism, integrated = self._adapter()
-        pointer = FolderConfig(lead=self.lead)
+        pointer = FolderConfig(first_reference_until=self.first_reference_until)
         if base is not None:
             pointer.base = str(Path(base).resolve())
         meta = {} if self.info is None else {"step": self.info.step, **self.info.notes}
@@ -111,183 +125,211 @@ class AICLPipeline:
         self._patched.acceleration = self.base.accelerate(mode, expected_steps).acceleration
         return self
 
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "AICLPipeline":
-        """Move and cast every part in place."""
+    @property
+    def device(self) -> torch.device:
+        """Where the base model's UNet is."""
+        return self.base.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the UNet's weights."""
+        return next(self.base.components.unet.parameters()).dtype
+
+    @property
+    def compiled(self) -> Mode:
+        """How the UNet ran in the last call: what the mode "auto" of `accelerate` came to."""
+        return self._patched.acceleration.used(self._patched.components.unet)
+
+    def to(
+        self, device: torch.device | str | torch.dtype | None = None, dtype: torch.dtype | None = None
+    ) -> "AICLPipeline":
+        """Move and cast every part in place; either may be given alone, in any order."""
+        if isinstance(device, torch.dtype):
+            device, dtype = None, device
         self.base.to(device, dtype)
+        self._patched.offload = self.base.offload
         if self.prism is not None:
             self.prism.to(device=device, dtype=dtype)
             self.integrated.blocks.to(device=device, dtype=dtype)
         return self
 
+    def enable_model_cpu_offload(self, device: torch.device | str = "cuda") -> None:
+        """Keep all parts in the CPU's memory and bring each to `device` only while it works: less memory there."""
+        self.to("cpu")
+        self.base.enable_model_cpu_offload(device)
+        self._patched.offload = self.base.offload
+
+    def enable_vae_slicing(self, frames: int = 1) -> None:
+        """See `VideoPipeline.enable_vae_slicing`."""
+        self.base.enable_vae_slicing(frames)
+
+    def __repr__(self) -> str:
+        config, defaults = self.base.config, self.base.config.defaults
+        image = "image-to-video" if self.base.takes_image else "text-to-video"
+        where = "" if self.files is None else f" from {self.files.base}"
+        lines = [
+            f"AICLPipeline: {config.family}, {image}{where}, on {self.device} in {str(self.dtype).split('.')[1]}",
+            f"  videos: {defaults.num_frames} frames of {defaults.width}x{defaults.height} at {defaults.save_fps} fps",
+            f"  defaults: num_inference_steps={defaults.num_inference_steps}, guidance_scale={defaults.guidance_scale},"
+            f" first_reference_until={self.first_reference_until}",
+        ]
+        if self.prism is None:
+            return "\n".join([*lines, "  no adapter: it reads no references"])
+        size = sum(p.numel() for module in (self.prism, self.integrated.blocks) for p in module.parameters())
+        step = f", trained for {self.info.step} steps" if self.info is not None else ""
+        return "\n".join([*lines, f"  adapter: {size / 1e6:.1f} M parameters{step}"])
+
     @torch.no_grad()
+    @takes_options(SamplingOptions)
     def __call__(
         self,
         prompt: str | Sequence[str],
         *,
-        references: Reference | Sequence[Reference] | Sequence[Sequence[Video]] = (),
-        reference_captions: Sequence[str] | Sequence[Sequence[str]] | None = None,
-        reference_fps: float | None = None,
-        weights: Sequence[float] | None = None,
-        scale: float = 1.0,
-        lead: float | None = None,
+        references: Any = (),
         image: ImageLike | Sequence[ImageLike] | None = None,
-        num_frames: int | None = None,
-        size: tuple[int, int] | None = None,
-        steps: int | None = None,
-        guidance: float | None = None,
-        reference_guidance: float | None = None,
-        fps: int | None = None,
         seed: int | Sequence[int] = 0,
-        sampler: str = "ddim",
-        eta: float | None = None,
-        negative_prompt: str | None = None,
+        generator: Generator | Sequence[Generator] | None = None,
+        output_type: OutputType = "pixels",
+        callback_on_step_end: StepCallback | None = None,
         progress: bool = True,
-    ) -> Tensor:
+        **options: Any,
+    ) -> Any:
         """Generate one video for each prompt, with its action shown by references: uint8 (b, t, h, w, 3).
 
-        references: one or several for all prompts, or one list for each. reference_captions: likewise; by default the
-        prompt.
-        reference_fps: the rate (1/s) at which reference videos are sampled, by default that of the model's videos.
-        weights: w_i >= 0 for each reference, 0 leaves it out. scale: strength of R, 0 gives the base model's video.
-        lead: share of the noise levels, from the noisiest on, at which the first of several references is read alone.
-        There the course of a motion is decided, and a mixture of two courses is neither. 0, the paper's way, reads all
-        references always, whose order then does not matter.
-        guidance: strength of the text, and of R where `reference_guidance` is None: R belongs to the conditional branch
-        only. A number adds a third branch: e = e(none) + guidance * (e(text) - e(none)) + reference_guidance *
-        (e(text, R) - e(text)). The others are those of `lvdm.pipeline.VideoPipeline`.
+        references: one or several for all prompts, or a list of them for each; a `Reference`, or its shorthand: a path,
+        a folder of frames, pixels uint8 (t, h, w, 3), a list of PIL images, or motion features.
+        options: those of `aicl.options.SamplingOptions`; the other arguments are those of
+        `lvdm.pipeline.VideoPipeline.__call__`.
 
         Raises UserError for arguments that the model cannot take, and files that cannot be read.
         """
-        clock = Clock(self.base.device)
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        size = tuple(size or self.base.config.defaults.size)
-        guidance = self.base.config.defaults.guidance if guidance is None else guidance
-        generators = make_generators(sample_seeds(seed, len(prompts)))
-        x_T = self.base.initial_noise(generators, num_frames=num_frames, size=size)
-        positive, negative = self.base.conditions(prompts, image, size=size, fps=fps, negative_prompt=negative_prompt)
+        given = read_options(SamplingOptions, options)
+        settings = SamplingOptions(**given.filled(self.base.config.defaults))
+        prompts, size = check_prompts(prompt), (settings.height, settings.width)
+        check_output_type(output_type)
+        rows = reference_rows(references, len(prompts))
+        if not rows and {given.reference_guidance_scale, given.first_reference_until, given.reference_fps} != {None}:
+            raise ConfigError("options of references mean nothing without references: give some")
+        clock = Clock(self.device)
+        generators = sample_generators(seed, generator, len(prompts))
+        x_T = self.base.initial_noise(generators, num_frames=settings.num_frames, size=size)
+        texts = {"fps": settings.fps, "negative_prompt": settings.negative_prompt}
+        positive, negative = self.base.conditions(prompts, image, size=size, **texts)
         clock.lap("text")
-        memory = None
-        references = _listed(references)
-        if references:
-            encoded = self._encoded(references, reference_captions, prompts, x_T.shape[2], size, reference_fps, clock)
-            memory = self._memory(encoded, len(prompts), weights, scale, self.lead if lead is None else lead)
-        elif reference_guidance is not None or reference_captions or weights is not None or lead is not None:
-            raise ConfigError(
-                "reference captions, weights, guidance and lead mean nothing without references: give some"
-            )
-        branches, branch_weights = _branches(negative, positive, memory, guidance, reference_guidance)
+        context = None
+        if rows:
+            fps = settings.reference_fps or self.base.config.defaults.save_fps
+            features = self._motion_features(rows, prompts, settings.num_frames, size, fps, clock)
+            context = self._reference_context(features, rows, len(prompts), settings)
         latents = self._patched.sample_latents(
-            branches,
-            branch_weights,
+            *_branches(negative, positive, context, settings.guidance_scale, settings.reference_guidance_scale),
             x_T,
-            steps=steps,
-            sampler=sampler,
-            eta=eta,
+            num_inference_steps=settings.num_inference_steps,
+            sampler=settings.sampler,
+            eta=settings.eta,
+            step_cache=settings.step_cache,
             generators=generators,
-            callback=clock.steps(progress_bar() if progress else None),
+            callback=clock.steps(step_callbacks(self, callback_on_step_end, progress_bar() if progress else None)),
         )
         clock.lap("sampling")
         pixels = self.base.decode(latents)
         clock.lap("decode")
         self.timings = clock.laps
-        return pixels
+        return convert_pixels(pixels, output_type)
 
     @torch.no_grad()
     def encode_references(
         self,
-        references: Video | Sequence[Video] | Sequence[Sequence[Video]],
-        captions: str | Sequence[str] | Sequence[Sequence[str]],
+        references: Any,
+        prompt: str | Sequence[str],
         *,
         num_frames: int | None = None,
-        size: tuple[int, int] | None = None,
-        fps: float | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        reference_fps: float | None = None,
     ) -> MotionFeatures:
-        """R of one list of videos for all samples, or of one list for each, in one call of the prism (eq. 4-6).
+        """R of references as a call takes them, in one call of the prism (eq. 4-6).
 
-        captions: one for all, one for each video, or in lists like the videos. A video becomes a clip of `num_frames`
-        frames of `size` (h, w), sampled at `fps`; the defaults are those of the base model's own videos.
-        The result can be saved, and given as a reference, or its file can.
+        prompt: one or several as in a call, the captions of the references that have none of their own. A video becomes
+        a clip of `num_frames` frames of `height` x `width` pixels, sampled at `reference_fps` (1/s); the defaults are
+        those of the base model's own videos. The result can be saved, and given as a reference, or its file can.
         """
-        defaults = self.base.config.defaults
-        frames = defaults.num_frames if num_frames is None else num_frames
-        fps = defaults.save_fps if fps is None else fps
-        clock = Clock(self.base.device)
-        return self._encode(*_rows(_listed(references), captions), frames, tuple(size or defaults.size), fps, clock)
+        options = SamplingOptions(num_frames=num_frames, height=height, width=width, reference_fps=reference_fps)
+        settings = SamplingOptions(**options.filled(self.base.config.defaults))
+        prompts, size = check_prompts(prompt), (settings.height, settings.width)
+        rows = reference_rows(references, len(prompts))
+        if not rows:
+            raise ConfigError("there is no reference to encode: give at least one")
+        fps = reference_fps or self.base.config.defaults.save_fps
+        return self._motion_features(rows, prompts, settings.num_frames, size, fps, Clock(self.device))
 
-    def read_clip(self, video: Video, num_frames: int, size: tuple[int, int], fps: float) -> Tensor:
-        """What the prism sees of a reference video: frames (3, t, h, w) in [-1, 1], from its middle.
-
-        Raises VideoError or ConfigError for what is no reference, see `check_reference`.
-        """
-        check_reference(video)
-        if isinstance(video, Tensor):
-            return to_frames(resize_crop(video[frame_indices(len(video), num_frames, source_fps=fps)], size))
-        return load_clip(video, num_frames, size, fps=fps)
-
-    def _encoded(
+    def _motion_features(
         self,
-        references: Sequence[Reference] | Sequence[Sequence[Video]],
-        captions: Sequence[str] | Sequence[Sequence[str]] | None,
+        rows: list[list[Reference]],
         prompts: list[str],
-        num_frames: int,
-        size: tuple[int, int],
-        fps: float | None,
-        clock: Clock,
-    ) -> MotionFeatures:
-        """R of whatever kind of references a call was given."""
-        self._adapter()
-        kinds = [isinstance(item, MotionFeatures) or is_encoded_file(item) for item in references]
-        if any(kinds):
-            if not all(kinds):
-                raise ConfigError("give either videos or encoded references: encode the videos with encode_references")
-            parts = [item if isinstance(item, MotionFeatures) else MotionFeatures.load(item) for item in references]
-            if not all(part.prism.matches(Fingerprint.of(self.prism)) for part in parts):
-                raise CheckpointError("these references were encoded with another adapter: encode their videos again")
-            return concatenate(parts)
-        rows, texts = _rows(references, captions if captions else [[prompt] for prompt in prompts])
-        if len(rows) not in (1, len(prompts)):
-            raise ConfigError(f"{len(prompts)} prompts need one list of references or {len(prompts)}, got {len(rows)}")
-        fps = self.base.config.defaults.save_fps if fps is None else fps
-        return self._encode(rows, texts, num_frames, size, fps, clock)
-
-    def _encode(
-        self,
-        rows: list[list[Video]],
-        texts: list[list[str]],
         num_frames: int,
         size: tuple[int, int],
         fps: float,
         clock: Clock,
     ) -> MotionFeatures:
+        """R of rows of references, those that are motion features already as they are, the videos through the prism."""
         prism, _ = self._adapter()
-        clips, numbers = [], {}  # each different video is read and encoded once
-        for video in (video for row in rows for video in row):
-            if _key(video) not in numbers:
-                numbers[_key(video)] = len(clips)
-                clips.append(self.read_clip(video, num_frames, size, fps))
-        pixels = torch.stack(clips).to(self.base.device)  # (videos, 3, t, h, w)
+        rows = _captioned(rows, prompts)
+        given = [_is_features(reference) for reference in rows[0]]
+        if any([_is_features(reference) for reference in row] != given for row in rows):
+            raise ConfigError("every prompt needs videos and motion features at the same places among its references")
+        columns: list[MotionFeatures] = []
+        if not all(given):
+            videos = [[each for each, known in zip(row, given) if not known] for row in rows]
+            columns = self._encode(videos, num_frames, size, fps, clock).split()
+        for place in (number for number, known in enumerate(given) if known):
+            columns.insert(place, _stacked([row[place].video for row in rows]))
+        if not all(column.prism.matches(Fingerprint.of(prism)) for column in columns):
+            raise CheckpointError("these references were encoded with another adapter: encode their videos again")
+        return concatenate(columns)
+
+    def _encode(
+        self, rows: list[list[Reference]], num_frames: int, size: tuple[int, int], fps: float, clock: Clock
+    ) -> MotionFeatures:
+        """R of rows of captioned videos, in one call of the prism; each different video is read and encoded once."""
+        prism, _ = self._adapter()
+        everything = [reference for row in rows for reference in row]
+        different = {reference_key(reference)[0]: reference for reference in everything}
+        clips = {video: read_clip(reference, num_frames, size, fps) for video, reference in different.items()}
+        pixels = torch.stack(list(clips.values())).to(self.device)  # (videos, 3, t, h, w)
+        self.base.bring(self.base.components.codec)
         latents = self.base.components.codec.posterior(pixels).mode()  # (videos, c, t, h/f, w/f)
-        context = self.base.encode_prompt([text for row in texts for text in row])  # (b * k, tokens, d)
-        order = [numbers[_key(video)] for row in rows for video in row]
+        context = self.base.encode_prompt([reference.caption for reference in everything])  # (b * k, tokens, d)
+        order = [list(clips).index(reference_key(reference)[0]) for reference in everything]
         if self.base.takes_image:  # AP gets the condition of the base model: text and first frame
             image = self.base.encode_image(pixels[:, :, 0])
             context = torch.cat([context, image[order].to(context.dtype)], dim=1)
         clock.lap("references")
         shape = (len(rows), len(rows[0]))
+        self.base.bring(prism)
         features = prism(latents[order].unflatten(0, shape), context.unflatten(0, shape))
         clock.lap("prism")
-        sources = ["pixels" if isinstance(video, Tensor) else str(video) for video in rows[0]]
+        sources = [str(each.video) if isinstance(each.video, Path) else "pixels" for each in rows[0]]
         return MotionFeatures(features, (num_frames,) * shape[1], Fingerprint.of(prism), sources)
 
-    def _memory(
-        self, encoded: MotionFeatures, samples: int, weights: Sequence[float] | None, scale: float, lead: float
+    def _reference_context(
+        self, features: MotionFeatures, rows: list[list[Reference]], samples: int, settings: SamplingOptions
     ) -> ReferenceContext | None:
+        """What the UNet reads: R with the references' weights and strength, and until when the first is read alone."""
         _, integrated = self._adapter()
-        until = round((1 - check_lead(lead)) * len(self.base.components.schedule)) if lead else None
-        if len(encoded.features) not in (1, samples):
-            raise ConfigError(f"these references were encoded for {len(encoded.features)} prompts, not for {samples}")
-        features = encoded.features.to(self.base.device)
-        return integrated.reference_context(features, encoded.frames, weights, scale, until)
+        if len(features.features) not in (1, samples):
+            raise ConfigError(f"these references were encoded for {len(features.features)} prompts, not for {samples}")
+        weights = [reference.weight for reference in rows[0]]
+        if any([reference.weight for reference in row] != weights for row in rows):
+            raise ConfigError("the weights of references must be the same for all prompts of a call")
+        if len(weights) != len(features.frames):  # one file of several references: its weight is that of each
+            counts = [len(each.video.frames) if _is_features(each) else 1 for each in rows[0]]
+            weights = [weight for weight, count in zip(weights, counts) for _ in range(count)]
+        until = settings.first_reference_until
+        until = self.first_reference_until if until is None else until
+        timestep = round((1 - until) * len(self.base.components.schedule)) if until else None
+        frames = features.features.to(self.device), features.frames
+        return integrated.reference_context(*frames, weights, settings.scale, timestep)
 
     def _adapter(self) -> tuple[ActionPrism, IntegratedBackbone]:
         if self.prism is None:
@@ -303,78 +345,48 @@ class AICLPipeline:
         if prism is not None:
             unet = self.base.components.unet
             for module in (prism, integrated.blocks):
-                module.to(device=self.base.device, dtype=unet.dtype).eval().requires_grad_(False)
+                module.to(device=next(unet.parameters()).device, dtype=unet.dtype).eval().requires_grad_(False)
             components = replace(self.base.components, unet=integrated)
             self._patched = VideoPipeline(components, self.base.config, self.base.acceleration)
-
-
-def check_reference(video: Video) -> None:
-    """Raise VideoError for a file that cannot be read, or a still image, however it is called: it shows no action.
-
-    Raises ConfigError for pixels that are not uint8 (t, h, w, 3).
-    """
-    if isinstance(video, Tensor):
-        if video.dtype != torch.uint8 or video.ndim != 4 or video.shape[-1] != 3:
-            raise ConfigError(f"reference pixels must be uint8 (t, h, w, 3), got {video.dtype} {tuple(video.shape)}")
-        name, frames = "reference pixels", len(video)
-    else:
-        name, frames = str(video), probe(video).num_frames
-    if frames < 2:
-        raise VideoError(f"{name}: a single frame shows no action; give a video of it as reference")
+            self._patched.offload = self.base.offload
 
 
 def _branches(
     negative: Condition,
     positive: Condition,
-    memory: ReferenceContext | None,
-    guidance: float,
-    reference_guidance: float | None,
+    context: ReferenceContext | None,
+    guidance_scale: float,
+    reference_guidance_scale: float | None,
 ) -> tuple[list[Condition], list[float]]:
     """Guidance branches and their weights: e(none), e(text) where it has a strength of its own, e(text, R)."""
-    if memory is None:
-        return [negative, positive], [1 - guidance, guidance]
-    full = replace(positive, extras={"references": memory})
-    if reference_guidance is None:
-        return [negative, full], [1 - guidance, guidance]
-    return [negative, positive, full], [1 - guidance, guidance - reference_guidance, reference_guidance]
+    g, r = guidance_scale, reference_guidance_scale
+    if context is None:
+        return [negative, positive], [1 - g, g]
+    full = replace(positive, extras={"references": context})
+    if r is None:
+        return [negative, full], [1 - g, g]
+    return [negative, positive, full], [1 - g, g - r, r]
 
 
-def _listed(references: Reference | Sequence[Any]) -> Sequence[Any]:
-    """A single reference as a list of one."""
-    return [references] if isinstance(references, str | os.PathLike | Tensor | MotionFeatures) else references
+def _captioned(rows: list[list[Reference]], prompts: list[str]) -> list[list[Reference]]:
+    """References with captions, those that have none with their prompt; one row where all samples share everything."""
+    several = rows * len(prompts) if len(rows) == 1 else rows
+    captioned = [
+        [replace(each, caption=prompt) if each.caption is None else each for each in row]
+        for row, prompt in zip(several, prompts)
+    ]
+    keys = [[reference_key(each) for each in row] for row in captioned]
+    return captioned[:1] if all(key == keys[0] for key in keys) else captioned
 
 
-def _rows(
-    references: Sequence[Video] | Sequence[Sequence[Video]], captions: str | Sequence[str] | Sequence[Sequence[str]]
-) -> tuple[list[list[Video]], list[list[str]]]:
-    """References and captions as lists of equal length for each sample; one list if all samples share everything.
-
-    A list of one caption serves all references of its sample.
-    """
-    captions = [captions] if isinstance(captions, str) else list(captions)
-    rows = [list(row) for row in references] if isinstance(references[0], list | tuple) else [list(references)]
-    texts = [captions] if isinstance(captions[0], str) else [list(row) for row in captions]
-    count = max(len(rows), len(texts))
-    rows, texts = (x * count if len(x) == 1 else x for x in (rows, texts))
-    texts = [text * len(row) if len(text) == 1 else text for row, text in zip(rows, texts)]
-    lengths = {len(row) for row in rows}
-    if len(rows) != len(texts) or len(lengths) != 1 or lengths == {0}:
-        raise ConfigError(f"every prompt needs the same number of references, got {[len(row) for row in rows]}")
-    if [len(text) for text in texts] != [len(row) for row in rows]:
-        raise ConfigError(
-            f"got {len(texts[0])} captions for {len(rows[0])} reference(s): give one for all of them, or one for each"
-        )
-    if all(list(map(_key, row)) == list(map(_key, rows[0])) for row in rows) and all(
-        text == texts[0] for text in texts
-    ):
-        return rows[:1], texts[:1]
-    return rows, texts
+def _stacked(videos: list[MotionFeatures]) -> MotionFeatures:
+    """Features of one place in all rows: of one sample each, they become a batch. Raises ConfigError if they differ."""
+    if all(video is videos[0] for video in videos):
+        return videos[0]
+    if any(len(video.features) != 1 or video.frames != videos[0].frames for video in videos):
+        raise ConfigError("motion features of different prompts must be of one sample and of the same frames each")
+    return replace(videos[0], features=torch.cat([video.features.to(videos[0].features) for video in videos]))
 
 
-def _key(video: Video) -> str | int:
-    return id(video) if isinstance(video, Tensor) else str(video)
-
-
-def is_encoded_file(item: object) -> bool:
-    """Whether a reference is given as a file of `MotionFeatures`."""
-    return isinstance(item, str | os.PathLike) and Path(item).suffix == ENDING
+def _is_features(reference: Reference) -> bool:
+    return isinstance(reference.video, MotionFeatures)

@@ -7,41 +7,51 @@ import torch
 from aicl.action_integration import IntegrationConfig
 from aicl.action_prism import PrismConfig, build_prism
 from aicl.integrated_backbone import integrate
-from aicl.model_files import ADAPTER_FILE, FOLDER_FILE, base_folder
+from aicl.model_files import ADAPTER_FILE, FOLDER_FILE, ModelFiles, base_folder
+from aicl.options import DEFAULT_MODEL, ModelOptions
 from aicl.pipeline import AICLPipeline
 from lvdm import cli
 from lvdm import config as configs
 from lvdm.checkpoints import find_file, load_pipeline, read_model
 from lvdm.errors import CheckpointError, ConfigError
+from lvdm.models import set_backend
 from lvdm.models.components import build_components
 from lvdm.pipeline import VideoPipeline
 
-DEFAULT_MODEL = "checkpoints/puppets"
 
+def load_model(options: ModelOptions) -> AICLPipeline:
+    """Load what the options name, and set what computes attention.
 
-def load_model(
-    model: str | None = None,
-    base: str | None = None,
-    config: str | None = None,
-    adapter: str | None = None,
-    device: str | None = None,
-    dtype: str | None = None,
-) -> AICLPipeline:
-    """Load what the options of `aicl sample` name, see its help.
-
-    Raises ConfigError for options that exclude each other, CheckpointError for what is not there.
+    Raises ConfigError for options that do not fit this machine, CheckpointError for what is not there.
     """
-    if sum(option is not None for option in (model, base, config)) > 1:
-        raise ConfigError("--model, --base and --config each name a model: give one of them")
-    place = cli.device(device)
-    precision = getattr(torch, dtype or ("bfloat16" if place.type == "cuda" else "float32"))
-    if config is not None:
-        return _from_config(config, adapter, place, precision)
-    if base is not None:
-        base = str(base_folder(base))
-    if model is None and base is None and not (Path(DEFAULT_MODEL) / FOLDER_FILE).is_file():
-        raise CheckpointError(f"there is no model in {DEFAULT_MODEL}, the default: name one with --model or --base")
-    return AICLPipeline.from_pretrained(model or base or DEFAULT_MODEL, adapter=adapter, device=place, dtype=precision)
+    set_backend(options.attention)
+    place = cli.device(options.device)
+    precision = getattr(torch, options.dtype or ("bfloat16" if place.type == "cuda" else "float32"))
+    at_first = torch.device("cpu") if options.offload else place
+    if options.config is not None:
+        pipe = _from_config(options.config, options.adapter, at_first, precision)
+    else:
+        if options.model == DEFAULT_MODEL and not (Path(DEFAULT_MODEL) / FOLDER_FILE).is_file():
+            raise CheckpointError(f"there is no model in {DEFAULT_MODEL}, the default: name one with --model or --base")
+        path = options.model or base_folder(str(options.base))
+        pipe = AICLPipeline.from_pretrained(path, adapter=options.adapter, device=at_first, torch_dtype=precision)
+    if options.offload:
+        pipe.enable_model_cpu_offload(place)
+    return pipe.accelerate(options.compile)
+
+
+def model_line(pipe: AICLPipeline, options: ModelOptions) -> str:
+    """A loaded model in one line, for the screen: where it comes from, what it is, and where it runs."""
+    path = options.model or options.base or f"of {options.config}"
+    if pipe.prism is None:
+        adapter = "no adapter"
+    elif pipe.info is None:
+        adapter = "an untrained adapter"
+    else:
+        adapter = f"an adapter of {pipe.info.step} steps"
+        adapter += f" from {options.adapter}" if options.adapter else ""
+    dtype = str(pipe.dtype).removeprefix("torch.")
+    return f"model {path}: {pipe.base.config.family} with {adapter}, on {pipe.device} in {dtype}"
 
 
 def _from_config(path: str, adapter: str | None, device: torch.device, dtype: torch.dtype) -> AICLPipeline:
@@ -49,9 +59,10 @@ def _from_config(path: str, adapter: str | None, device: torch.device, dtype: to
     sections = configs.load(path)
     seed = (sections.get("run") or {}).get("seed", 0)
     torch.manual_seed(seed)  # for weights that are not read from files, as in training
-    base = sections.get("base") or {}
+    base, files = sections.get("base") or {}, None
     if base.get("path"):
-        pipeline = load_pipeline(base_folder(base["path"]), device, dtype)
+        files = ModelFiles(base_folder(base["path"]))
+        pipeline = load_pipeline(files.base, device, dtype)
     elif base.get("config"):
         config = read_model(base["config"])
         pipeline = VideoPipeline(build_components(config, device=device, dtype=dtype).eval(), config)
@@ -62,7 +73,10 @@ def _from_config(path: str, adapter: str | None, device: torch.device, dtype: to
         prism = build_prism(configs.from_mapping(PrismConfig, prism, where=f"prism in {path}"))
         integration = sections.get("integration") or {}
         integration = configs.from_mapping(IntegrationConfig, integration, where=f"integration in {path}")
-        return AICLPipeline(pipeline, prism, integrate(pipeline.components.unet, integration))
+        result = AICLPipeline(pipeline, prism, integrate(pipeline.components.unet, integration))
+        result.files = files
+        return result
     result = AICLPipeline(pipeline)
+    result.files = files
     result.load_adapter(find_file(adapter, ADAPTER_FILE))
     return result

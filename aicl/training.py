@@ -151,13 +151,14 @@ class AICLModule(DiffusionModule):
         """The first reference, what the base model makes of the prompt, and what AICL makes of both."""
         batch, pipe, b = self.pairs(batch), self.pipeline, len(batch["caption"])
         references = self.encode_references(batch)
-        frames, size = references.shape[3], tuple(_first_frames(batch).shape[-2:])
+        frames, (height, width) = references.shape[3], _first_frames(batch).shape[-2:]
+        size = (height, width)
         image = to_pixels(_first_frames(batch)[:b].unsqueeze(2))[:, 0] if pipe.takes_image else None
         positive, negative = pipe.conditions(batch["caption"], image, size=size)
         R = self.prism(references, self.encode_captions(batch)[1])
         with_references = replace(positive, extras={"references": self.integrated.reference_context(R, frames)})
         patched = VideoPipeline(replace(pipe.components, unet=self.integrated), pipe.config, pipe.acceleration)
-        guidance, videos = pipe.config.defaults.guidance, {"reference": pipe.decode(references[:, 0])}
+        guidance, videos = pipe.config.defaults.guidance_scale, {"reference": pipe.decode(references[:, 0])}
         for label, model, branch in (("base", pipe, positive), ("ours", patched, with_references)):
             generators = make_generators(range(b))
             x_T = pipe.initial_noise(generators, frames, size)
@@ -165,7 +166,7 @@ class AICLModule(DiffusionModule):
                 [negative, branch],
                 [1 - guidance, guidance],
                 x_T,
-                steps=self.settings.preview_steps,
+                num_inference_steps=self.settings.preview_steps,
                 generators=generators,
             )
             videos[label] = model.decode(latents)

@@ -39,7 +39,7 @@ def generate(config: ModelConfig, device: str = "cuda", dtype: torch.dtype = tor
         components = build_components(config, device=device, dtype=dtype).eval()
     pipe = VideoPipeline(components, config)
     image = np.full((*config.defaults.size, 3), 127, np.uint8) if pipe.takes_image else None
-    prompts, guidance = ["a corgi runs along the beach"] * batch, config.defaults.guidance
+    prompts, guidance = ["a corgi runs along the beach"] * batch, config.defaults.guidance_scale
 
     def run(steps: int, clock: Clock) -> torch.Tensor:
         generators = make_generators(range(batch))
@@ -48,16 +48,18 @@ def generate(config: ModelConfig, device: str = "cuda", dtype: torch.dtype = tor
         x_T = pipe.initial_noise(generators)
         with clock("sample_s"):
             weights = [1 - guidance, guidance]
-            latents = pipe.sample_latents([negative, positive], weights, x_T, steps=steps, generators=generators)
+            options = {"num_inference_steps": steps, "generators": generators}
+            latents = pipe.sample_latents([negative, positive], weights, x_T, **options)
         with clock("decode_s"):
             return pipe.decode(latents)
 
     run(2, Clock(device))
     if clock.cuda:
         torch.cuda.reset_peak_memory_stats()
-    video = run(config.defaults.steps, clock)
+    steps = config.defaults.num_inference_steps
+    video = run(steps, clock)
     record: Record = {"frames": video.shape[1], "height": video.shape[2], "width": video.shape[3], "batch": batch}
-    record |= {"steps": config.defaults.steps, "dtype": str(dtype).removeprefix("torch."), **clock.seconds}
+    record |= {"steps": steps, "dtype": str(dtype).removeprefix("torch."), **clock.seconds}
     if clock.cuda:
         record["peak_gb"] = round(torch.cuda.max_memory_allocated() / GB, 2)
     return record | machine(device)

@@ -130,6 +130,16 @@ def renamed_keys(cls: type) -> Mapping[str, str]:
     return getattr(cls, "RENAMED", {})
 
 
+def with_new_names(mapping: Mapping[str, Any], renamed: Mapping[str, str], where: str) -> dict[str, Any]:
+    """A mapping whose renamed keys have their new names: for files that earlier versions wrote and must stay readable.
+
+    Raises ConfigError for a key that is there under both names.
+    """
+    if twice := next((old for old, new in renamed.items() if old in mapping and new in mapping), None):
+        raise ConfigError(f"{where} has both '{renamed[twice]}' and '{twice}', its old name: remove '{twice}'")
+    return {renamed.get(key, key): value for key, value in mapping.items()}
+
+
 def check_keys(
     given: Iterable[str], valid: Iterable[str], where: str, renamed: Mapping[str, str] | None = None
 ) -> None:

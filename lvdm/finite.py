@@ -28,13 +28,13 @@ class FiniteWatch:
     steps as the host is ahead of the device have been started by then. `finish` waits for those that are left.
     """
 
-    def __init__(self, callback: Callable[[int, int, Tensor], None] | None = None):
+    def __init__(self, callback: Callable[[int, int, int, Tensor], Tensor | None] | None = None):
         self.callback = callback
         self._verdicts: Tensor | None = None  # bool (steps,), on the host
         self._open: deque[tuple[int, int, Any]] = deque()  # (step, total, event) whose verdicts were not looked at
 
-    def __call__(self, step: int, total: int, x: Tensor) -> None:
-        """Look at x after `step` (from 1) of `total` steps. Raises SamplingError."""
+    def __call__(self, step: int, total: int, t: int, x: Tensor) -> Tensor | None:
+        """Look at x after `step` (from 1) of `total` steps, which started at timestep t. Raises SamplingError."""
         on_cuda = x.device.type == "cuda"
         if self._verdicts is None:
             self._verdicts = torch.empty(total, dtype=torch.bool, pin_memory=on_cuda)
@@ -44,8 +44,7 @@ class FiniteWatch:
             event.record(torch.cuda.current_stream(x.device))
         self._open.append((step, total, event))
         self._look(wait=False)
-        if self.callback is not None:
-            self.callback(step, total, x)
+        return self.callback(step, total, t, x) if self.callback is not None else None
 
     def finish(self) -> None:
         """Look at what is left, waiting for the device. Raises SamplingError."""

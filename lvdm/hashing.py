@@ -1,14 +1,17 @@
 """SHA-256 of files, folders and lists: what identifies models and videos, and tells whether they are still whole."""
 
 import hashlib
+import json
 import os
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
-from lvdm.errors import CheckpointError
-from lvdm.files import atomic_path
+from lvdm.errors import CheckpointError, UserError
+from lvdm.files import atomic_path, write_json
 
+CACHED_FILES = 1000  # hashes kept, the newest
 SUMS = "SHA256SUMS"  # as `sha256sum --check` reads it
 
 
@@ -31,6 +34,38 @@ def files_hash(folder: str | os.PathLike[str]) -> str:
 def text_hash(lines: Iterable[str]) -> str:
     """SHA-256 of lines of text, in hexadecimal: what identifies a list of prompts or of videos."""
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def cached_hash(path: str | os.PathLike[str]) -> str:
+    """`file_hash`, kept in the user's cache folder for as long as the file keeps its place, size and time of change.
+
+    Large weights are read once in this way, not for every video. A cache that cannot be read or written is no error.
+    """
+    file = Path(path).resolve()
+    try:
+        status = file.stat()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    key = f"{file} {status.st_ino} {status.st_size} {status.st_mtime_ns}"
+    known = _read_cache()
+    if key not in known:
+        known[key] = file_hash(file)
+        with suppress(OSError, UserError):
+            write_json(_cache_file(), dict(list(known.items())[-CACHED_FILES:]))
+    return known[key]
+
+
+def _read_cache() -> dict[str, str]:
+    try:
+        content = json.loads(_cache_file().read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    strings = isinstance(content, dict) and all(isinstance(value, str) for value in content.values())
+    return content if strings else {}
+
+
+def _cache_file() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "aicl" / "sha256.json"
 
 
 def write_sums(folder: str | os.PathLike[str], pattern: str = "*") -> None:

@@ -10,25 +10,30 @@ Each step is a method of its own, so that a method built on top (references, fur
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
-from torch import Generator, Tensor
+from PIL import Image
+from torch import Generator, Tensor, nn
 from tqdm.auto import tqdm
 
 from lvdm.acceleration import Acceleration, Mode
 from lvdm.diffusion import Condition, Denoiser, draw_noise, make_generators
 from lvdm.diffusion.samplers import SAMPLERS, Callback
-from lvdm.errors import ConfigError, VideoError
+from lvdm.diffusion.step_cache import StepCache
+from lvdm.errors import ConfigError
 from lvdm.finite import FiniteWatch, check_frames
 from lvdm.models.components import Components, ModelConfig
-from lvdm.video import to_frames, to_pixels
+from lvdm.offload import Offload
+from lvdm.options import GenerationOptions, read_options, takes_options
+from lvdm.outside import check_text
+from lvdm.video import OutputType, check_output_type, convert_pixels, read_image, to_frames, to_pixels
 
 ImageLike = str | os.PathLike | Image.Image | np.ndarray | Tensor
+StepCallback = Callable[[Any, int, int, dict[str, Tensor]], dict[str, Tensor] | None]
 
 
 class VideoPipeline:
@@ -43,6 +48,7 @@ class VideoPipeline:
             raise ConfigError(f"a pipeline needs the parts unet, codec and text; missing: {', '.join(missing)}")
         self.components, self.config = components, config
         self.acceleration = acceleration or Acceleration()
+        self.offload: Offload | None = None
 
     def accelerate(self, mode: Mode = "auto", expected_steps: int | None = None) -> "VideoPipeline":
         """Choose how the UNet runs from now on, see `lvdm.acceleration`: auto, none, graphs or full."""
@@ -51,7 +57,9 @@ class VideoPipeline:
 
     @property
     def device(self) -> torch.device:
-        """Where the UNet is, and where latents are kept."""
+        """Where the UNet works, and where latents are kept."""
+        if self.offload is not None:
+            return self.offload.device
         return next(self.components.unet.parameters()).device
 
     @property
@@ -62,56 +70,76 @@ class VideoPipeline:
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "VideoPipeline":
         """Move and cast every part in place."""
         self.components.to(device, dtype)
+        self.offload = None if device is not None else self.offload
         return self
 
+    def enable_model_cpu_offload(self, device: torch.device | str = "cuda") -> None:
+        """Keep all parts in the CPU's memory and bring each to `device` only while it works: less memory there."""
+        self.components.to("cpu")
+        self.offload = Offload(device)
+
+    def bring(self, *parts: nn.Module | None) -> None:
+        """Have these parts where they compute: only where parts are offloaded there is something to do."""
+        if self.offload is not None:
+            self.offload.bring(*(part for part in parts if part is not None))
+
+    def enable_vae_slicing(self, frames: int = 1) -> None:
+        """Encode and decode no more than this many frames of 256x256 pixels (or as many pixels) at once: less memory.
+
+        Raises ConfigError for less than one.
+        """
+        if frames < 1:
+            raise ConfigError(f"slices of {frames} frames: the autoencoder takes at least 1 at once")
+        self.components.codec.slice_size = frames
+
     @torch.no_grad()
+    @takes_options(GenerationOptions)
     def __call__(
         self,
         prompt: str | Sequence[str],
         *,
         image: ImageLike | Sequence[ImageLike] | None = None,
-        num_frames: int | None = None,
-        size: tuple[int, int] | None = None,
-        steps: int | None = None,
-        guidance: float | None = None,
-        fps: int | None = None,
         seed: int | Sequence[int] = 0,
-        sampler: str = "ddim",
-        eta: float | None = None,
-        negative_prompt: str | None = None,
+        generator: Generator | Sequence[Generator] | None = None,
+        output_type: OutputType = "pixels",
+        callback_on_step_end: StepCallback | None = None,
         progress: bool = True,
-    ) -> Tensor:
-        """Generate one video for each prompt: uint8 (b, t, h, w, 3).
+        **options: Any,
+    ) -> Any:
+        """Generate one video for each prompt: uint8 (b, t, h, w, 3), or as `output_type` says.
 
         prompt: one text or several. image: for image-to-video, one for all prompts or one each: a path, a PIL image, or
-        uint8 (h, w, 3). size: (height, width) in pixels. fps: the rate that the model is conditioned on. seed: one for
-        each prompt, or the first of consecutive ones; a prompt's video depends on its own seed only, not on its batch.
-        What is None is taken from the model's `defaults`; guidance 1 leaves the unconditional branch out.
+        uint8 (h, w, 3). seed: one for each prompt, or the first of consecutive ones; a prompt's video depends on its
+        own seed only, not on its batch. generator: one for each prompt in place of a seed, or one that they share.
+        output_type: see `lvdm.video.convert_pixels`. callback_on_step_end: called as (pipeline, step from 0, timestep,
+        {"latents": latents}) after each step; latents in the dict that it returns replace the sampler's.
+        options: those of `lvdm.options.GenerationOptions`; what is None is taken from the model's `defaults`.
 
         Raises UserError (ConfigError, VideoError) for arguments that the model cannot take.
         """
-        defaults = self.config.defaults
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        size = tuple(size or defaults.size)
-        guidance = defaults.guidance if guidance is None else guidance
-        generators = make_generators(sample_seeds(seed, len(prompts)))
-        x_T = self.initial_noise(generators, num_frames=num_frames, size=size)
-        positive, negative = self.conditions(prompts, image, size=size, fps=fps, negative_prompt=negative_prompt)
+        settings = read_options(GenerationOptions, options).filled(self.config.defaults)
+        prompts = check_prompts(prompt)
+        check_output_type(output_type)
+        size = settings["height"], settings["width"]
+        generators = sample_generators(seed, generator, len(prompts))
+        x_T = self.initial_noise(generators, num_frames=settings["num_frames"], size=size)
+        texts = {name: settings[name] for name in ("fps", "negative_prompt")}
+        positive, negative = self.conditions(prompts, image, size=size, **texts)
+        guidance_scale = settings["guidance_scale"]
         latents = self.sample_latents(
             [negative, positive],
-            [1 - guidance, guidance],
+            [1 - guidance_scale, guidance_scale],
             x_T,
-            steps=steps,
-            sampler=sampler,
-            eta=eta,
+            **{name: settings[name] for name in ("num_inference_steps", "sampler", "eta", "step_cache")},
             generators=generators,
-            callback=progress_bar() if progress else None,
+            callback=step_callbacks(self, callback_on_step_end, progress_bar() if progress else None),
         )
-        return self.decode(latents)
+        return convert_pixels(self.decode(latents), output_type)
 
     @torch.no_grad()
     def encode_prompt(self, prompts: Sequence[str]) -> Tensor:
         """Texts -> their context (b, tokens, d)."""
+        self.bring(self.components.text)
         return self.components.text.encode(list(prompts))
 
     @torch.no_grad()
@@ -125,6 +153,7 @@ class VideoPipeline:
         encoder, resampler = self.components.image_encoder, self.components.image_resampler
         if encoder is None or resampler is None:
             raise ConfigError("the image encoder of this image-to-video model is not loaded")
+        self.bring(encoder, resampler)
         return resampler(encoder(frames.to(self.device)))
 
     def conditions(
@@ -191,15 +220,18 @@ class VideoPipeline:
         weights: Sequence[float],
         x_T: Tensor,
         *,
-        steps: int | None = None,
+        num_inference_steps: int | None = None,
         sampler: str = "ddim",
         eta: float | None = None,
         rescale: float = 0.0,
+        step_cache: int = 1,
         generators: Sequence[Generator] | None = None,
         callback: Callback | None = None,
     ) -> Tensor:
         """Noise x_T (b, c, t, h, w) -> latents, float32, under the weighted sum of the branches (weights sum to 1).
 
+        step_cache: the steps from one whole call of a UNet to the next, in between which only its outermost level is
+        computed, see `lvdm.diffusion.step_cache`; 1 computes everything always, as published.
         `generators`, those of the initial noise, feed the stochastic samplers. Raises ConfigError for an unknown
         sampler, an eta for a sampler that has none, or branches and weights that don't fit; SamplingError, which names
         the step, where the latents are no longer finite.
@@ -215,8 +247,11 @@ class VideoPipeline:
             raise ConfigError(f"eta is a setting of the sampler 'ddim', not of '{sampler}'")
         if sampler != "ddpm":  # which has its own spacing
             options["spacing"] = self.config.diffusion.spacing
-        steps = defaults.steps if steps is None else steps
+        steps = defaults.num_inference_steps if num_inference_steps is None else num_inference_steps
+        self.bring(parts.unet)
         unet = self.acceleration.network(parts.unet, steps)
+        if step_cache != 1:
+            unet = StepCache(unet, step_cache)
         model = Denoiser(unet, parts.schedule, parts.unet.prediction).guided(branches, weights, rescale)
         latents = SAMPLERS[sampler](model, x_T, parts.schedule, steps, **options)
         watch.finish()
@@ -225,6 +260,9 @@ class VideoPipeline:
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (b, c, t, h, w) -> pixels uint8 (b, t, h, w, 3) on the CPU. Raises SamplingError for NaN."""
+        self.bring(self.components.codec)
+        if self.offload is not None:
+            self.acceleration.forget()  # graphs of a UNet that is elsewhere now, and their memory
         videos = (check_frames(self.components.codec.decode(sample[None])[0]) for sample in latents)
         return torch.stack([to_pixels(frames).cpu() for frames in videos])
 
@@ -233,7 +271,7 @@ def progress_bar() -> Callback:
     """A callback for samplers that shows steps, speed and remaining time on stderr."""
     bar = None
 
-    def update(step: int, total: int, x: Tensor) -> None:
+    def update(step: int, total: int, t: int, x: Tensor) -> None:
         nonlocal bar
         if bar is None:  # not before: an error about the arguments would follow on the bar's line
             bar = tqdm(desc="sampling", unit="step", total=total, leave=False)
@@ -244,13 +282,49 @@ def progress_bar() -> Callback:
     return update
 
 
-def sample_seeds(seed: int | Sequence[int], count: int) -> list[int]:
-    """One seed for each of `count` samples, at least one: those given, or consecutive ones.
+def step_callbacks(pipeline: Any, on_step_end: StepCallback | None, *others: Callback | None) -> Callback:
+    """One callback for samplers from a `callback_on_step_end`, which gets `pipeline`, and others of their own kind."""
 
-    Raises ConfigError for another number.
-    """
-    if count < 1:
+    def update(step: int, total: int, t: int, x: Tensor) -> Tensor | None:
+        for callback in others:
+            if callback is not None:
+                callback(step, total, t, x)
+        changed = on_step_end(pipeline, step - 1, t, {"latents": x}) if on_step_end is not None else None
+        return changed.get("latents") if changed else None
+
+    return update
+
+
+def check_prompts(prompt: str | Sequence[str]) -> list[str]:
+    """One prompt or several as a list. Raises ConfigError for none, for what is no text, and what cannot be written."""
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt) if isinstance(prompt, Sequence) else [prompt]
+    for text in prompts:
+        check_text(text, "prompt", ConfigError)
+    if not prompts:
         raise ConfigError("there is no prompt: give at least one")
+    return prompts
+
+
+def sample_generators(
+    seed: int | Sequence[int], generator: Generator | Sequence[Generator] | None, count: int
+) -> list[Generator]:
+    """One CPU generator for each of `count` samples, from seeds or as given.
+
+    seed: one each, or the first of consecutive ones. A single generator is shared: its samples depend on their order.
+    Raises ConfigError for another number, or for a generator on another device.
+    """
+    if generator is None:
+        return make_generators(sample_seeds(seed, count))
+    generators = [generator] * count if isinstance(generator, Generator) else list(generator)
+    if len(generators) != count or any(not isinstance(each, Generator) for each in generators):
+        raise ConfigError(f"{count} prompts need one torch.Generator or {count}, got {generator!r}")
+    if any(each.device.type != "cpu" for each in generators):
+        raise ConfigError("a generator must be on the CPU, where a seed means the same for every device")
+    return generators
+
+
+def sample_seeds(seed: int | Sequence[int], count: int) -> list[int]:
+    """One seed for each of `count` samples: those given, or consecutive ones. Raises ConfigError for another number."""
     if isinstance(seed, int):
         return list(range(seed, seed + count))
     if len(seed) != count:
@@ -261,11 +335,7 @@ def sample_seeds(seed: int | Sequence[int], count: int) -> list[int]:
 def _first_frame(image: ImageLike, size: tuple[int, int]) -> Tensor:
     """Any accepted form of an image -> (3, *size) in [-1, 1]."""
     if isinstance(image, str | os.PathLike):
-        try:
-            with Image.open(image) as file:
-                image = ImageOps.exif_transpose(file).convert("RGB")
-        except (OSError, Image.DecompressionBombError) as error:
-            raise VideoError(f"image {image} cannot be read: {error}") from error
+        image = read_image(image)
     pixels = torch.as_tensor(np.array(image.convert("RGB")) if isinstance(image, Image.Image) else image)
     if pixels.dtype != torch.uint8 or pixels.ndim != 3 or pixels.shape[-1] != 3:
         raise ConfigError(f"an image must be uint8 (h, w, 3), got {pixels.dtype} {tuple(pixels.shape)}")

@@ -22,7 +22,11 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--base", required=True, help="a model folder, or the run that trained the base model")
     parser.add_argument("--adapter", help="an adapter file, or the run that trained it")
     parser.add_argument(
-        "--lead", type=float, default=0.0, help="the model's default of `aicl sample --lead` (default: 0)"
+        "--first-reference-until",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="the model's default of this option of `aicl sample` (default: 0)",
     )
     parser.add_argument("--evaluators", nargs="+", default=[], help="runs of the puppet world's classifier and CLIP")
     parser.add_argument("--out", type=Path, required=True, help="a new or empty folder")
@@ -34,21 +38,22 @@ def main(args: argparse.Namespace) -> None:
     """Write the folder. Raises CheckpointError where a part is missing or the folder exists already."""
     import torch
 
-    from aicl.pipeline import check_lead
+    from aicl.options import ModelOptions, SamplingOptions
     from aicl.puppets.evaluators import load_evaluator, save_evaluator
     from aicl.sampling_models import load_model
     from lvdm.checkpoints import save_pipeline
     from lvdm.checkpoints.folder import new_folder
     from lvdm.hashing import SUMS, write_sums
 
+    SamplingOptions(first_reference_until=args.first_reference_until)  # checks its range
     dtype = getattr(torch, args.dtype)
     evaluators = {name: folder for run in args.evaluators for name, folder in find_evaluators(run).items()}
 
-    pipeline = load_model(base=args.base, adapter=args.adapter, device="cpu", dtype=args.dtype)
+    pipeline = load_model(ModelOptions(base=args.base, adapter=args.adapter, device="cpu", dtype=args.dtype))
     with new_folder(args.out) as whole:
         model = whole / "model"  # a folder of its own while it is written
         if args.adapter:
-            pipeline.lead = check_lead(args.lead)
+            pipeline.first_reference_until = args.first_reference_until
             pipeline.save_pretrained(model)
         else:
             save_pipeline(pipeline.base.components, pipeline.base.config, model)

@@ -1,92 +1,181 @@
 """Generate videos whose action is shown by reference videos (Algorithm 2).
 
 examples:
-  aicl sample --prompt "a panda is skiing" --refs man-skiing.mp4
-  aicl sample --prompt "a robot is dancing" --refs a.mp4 b.mp4 --scale 0.8 --compare --out robot.gif
+  aicl sample --prompt "a person in a red shirt is skiing" --references man-skiing.mp4
+  aicl sample --prompt "a robot is dancing" --references a.mp4 b.mp4@0.5 --scale 0.8 --compare --out robot.gif
   aicl sample --base checkpoints/videocrafter2 --adapter runs/aicl/adapter.safetensors \\
-      --prompt "a panda is skiing" --library index.json --num-refs 2
+      --prompt "a panda is skiing" --library index.json --num-references 2
+  aicl sample --repeat outputs/robot.json --out again.mp4
   torchrun --nproc-per-node 4 -m aicl sample --prompts-file jobs.jsonl --out samples/run1
 
-Each line of a prompts file is a prompt, or a JSON object such as {"prompt": "...", "refs": ["a.mp4"], "seed": 3}.
+Each line of a prompts file is a prompt, or a JSON object such as {"prompt": "...", "references": ["a.mp4"], "seed": 3}.
 Every video gets a JSON file beside it that says how it was made. Existing files are not replaced unless asked.
 """
 
 import argparse
+import dataclasses
 import os
+import re
+import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from aicl.cli import new_parser
+from aicl.options import ModelOptions, Reference
+from aicl.sampling_jobs import Job, free_name, prepare, read_jobs
+from lvdm.errors import ConfigError
+from lvdm.options import add_arguments, read_options
+
+if TYPE_CHECKING:
+    from aicl.pipeline import AICLPipeline
+
+HEADINGS = {"sampling": "sampling (defaults: the model's)", "output": "output"}
+WITH_REPEAT = {"repeat", "out", "overwrite", "compare", "device"}
 
 
 def parser() -> argparse.ArgumentParser:
     """The options of `aicl sample`."""
-    p = new_parser("sample", __doc__)
-    what = p.add_mutually_exclusive_group(required=True)
-    what.add_argument("--prompt", help="what the video shows")
+    parser = new_parser("sample", __doc__)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--prompt", default=argparse.SUPPRESS, help="what the video shows")
     what.add_argument("--prompts-file", type=Path, help="one job a line, shared out over all processes of torchrun")
-    model = p.add_argument_group("model")
-    model.add_argument("--model", help="a folder with base model and adapter (default: checkpoints/puppets)")
-    model.add_argument("--base", help="a folder of a base model alone, or a training run that wrote one")
-    model.add_argument("--config", help="a training config: its base model, and untrained layers without --adapter")
-    model.add_argument("--adapter", help="an adapter file, or a training run that wrote one")
-    model.add_argument("--device", help="default: a GPU if there is one")
-    model.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: bfloat16 on a GPU")
-    model.add_argument("--attention", default="sdpa", choices=("sdpa", "xformers", "reference"))
-    refs = p.add_argument_group("references")
-    refs.add_argument("--refs", nargs="+", help="videos, or files of encoded references")
-    refs.add_argument("--ref-captions", nargs="+", help="one for all or one each (default: the prompt)")
-    refs.add_argument("--ref-weights", nargs="+", type=float, help="one each; 0 leaves a reference out")
-    refs.add_argument("--ref-fps", type=float, help="rate at which videos are sampled (default: the model's own)")
-    refs.add_argument("--library", help="take references from this index (see `aicl index`)")
-    refs.add_argument("--num-refs", type=int, help="how many to take from the library (default: 1)")
-    refs.add_argument("--scale", type=float, help="strength of the references; 0 is the base model (default: 1)")
-    refs.add_argument(
-        "--lead", type=float, help="share of the noise levels, the noisiest, at which the first reference is read alone"
+    what.add_argument(
+        "--repeat", type=Path, metavar="JSON", help="make a video again, from the JSON that lies beside it"
     )
-    refs.add_argument("--ref-guidance", type=float, help="guidance strength of R apart from the text's")
-    how = p.add_argument_group("sampling (defaults: the model's)")
-    how.add_argument("--image", help="first frame, for image-to-video models")
-    how.add_argument("--negative-prompt")
-    how.add_argument("--num-frames", type=int)
-    how.add_argument("--size", help="WIDTHxHEIGHT in pixels, such as 512x320")
-    how.add_argument("--fps", type=int, help="frame rate to condition on, for models that take one")
-    how.add_argument("--steps", type=int)
-    how.add_argument("--sampler", choices=("ddim", "ddpm", "dpmpp_2m"))
-    how.add_argument("--eta", type=float, help="noise of DDIM, 0 to 1")
-    how.add_argument("--guidance", type=float)
-    how.add_argument("--seed", type=int, help="of the first sample (default: 0)")
-    how.add_argument("--num-samples", type=int, help="videos of each prompt, with consecutive seeds (default: 1)")
-    how.add_argument("--batch", type=int, help="samples of a prompt to make at once (default: 1)")
-    out = p.add_argument_group("output")
-    out.add_argument("--out", help=".mp4, .gif or a frame folder by its ending; with --prompts-file the videos' folder")
-    out.add_argument(
-        "--compare", action="store_true", default=None, help="also reference | base | AICL, as a video and a PNG"
+    add_arguments(parser, ModelOptions, {"model": "model"})
+    references = parser.add_argument_group("references")
+    references.add_argument(
+        "--references",
+        "--refs",
+        nargs="+",
+        metavar="VIDEO",
+        help="videos, folders of frames, or motion features; @0.5 is a weight",
     )
-    out.add_argument("--overwrite", action="store_true", default=None, help="replace existing files")
-    out.add_argument("--skip-existing", action="store_true", default=None, help="go on with an interrupted run")
-    return p
+    references.add_argument(
+        "--reference-captions",
+        "--ref-captions",
+        nargs="+",
+        metavar="TEXT",
+        help="one for all or one each (default: the prompt)",
+    )
+    references.add_argument(
+        "--reference-weights",
+        "--ref-weights",
+        nargs="+",
+        type=float,
+        metavar="NUMBER",
+        help="one each; 0 leaves one out",
+    )
+    parser.add_argument("--size", metavar="WIDTHxHEIGHT", help="--width and --height in one, such as 512x320")
+    add_arguments(parser, Job, {"refs": references} | HEADINGS)
+    return parser
 
 
 def main(args: argparse.Namespace) -> None:
-    """Make the videos of one job, or of a file of them."""
-    import torch
-
-    from aicl.sampling_jobs import prepare, read_jobs, run_job
-    from aicl.sampling_models import load_model
-    from lvdm.models import set_backend
-
-    options = {name: value for name, value in vars(args).items() if value is not None}
-    set_backend(options.pop("attention"))
-    model = {name: options.pop(name, None) for name in ("model", "base", "config", "adapter", "device", "dtype")}
-    jobs = read_jobs({k: v for k, v in options.items() if k != "prompts_file"}, options.get("prompts_file"))
+    """Make the videos of one job, or of a file of them, or one again."""
+    given = {name: value for name, value in vars(args).items() if value is not None}
+    if "repeat" in given:
+        repeat(given)
+        return
+    of_model = {field.name for field in dataclasses.fields(ModelOptions)}
+    model = read_options(ModelOptions, {name: given.pop(name) for name in of_model & given.keys()}, "the command line")
+    prompts_file = given.pop("prompts_file", None)
+    jobs = read_jobs(_job_options(given), prompts_file)
     rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     jobs = prepare(jobs[rank::processes])  # a video depends on its own job only, so it does not matter who makes it
-    pipe = load_model(**model)
-    print(f"{pipe.base.config.family} on {pipe.base.device}, {'no adapter' if pipe.prism is None else 'with AICL'}")
+    pipe = _load(model)
+
+    from aicl.sampling_records import write_record
+    from aicl.sampling_run import generate_samples, job_line, write_sample
+
+    default = pipe.base.config.defaults.num_inference_steps
+    steps = sum((job.num_inference_steps or default) * len(job.outputs()) for job in jobs)
+    pipe.accelerate(model.compile, expected_steps=steps)
     for job in jobs:
-        for path in run_job(pipe, job):
+        _warn_of_unknown_words(pipe, job)
+        print(job_line(pipe, job))
+        for path, sample in zip(job.outputs(), generate_samples(pipe, job)):
+            write_sample(pipe, job, sample, path)
+            write_record(path, pipe, model, job, sample)
             print(f"wrote {path}")
-    seconds = ", ".join(f"{name} {value:.2f}" for name, value in pipe.timings.items())
-    print(f"seconds of the last video: {seconds}")
+    _say_costs(pipe)
+
+
+def repeat(given: dict[str, Any]) -> None:
+    """Make the video of a record again. Raises ConfigError for other options, CheckpointError for other files."""
+    if other := sorted(given.keys() - WITH_REPEAT):
+        raise ConfigError(f"--repeat makes a video again as it was: leave --{other[0].replace('_', '-')} out")
+
+    import torch
+
+    from aicl.sampling_records import check_files, differences, read_record, write_record
+    from aicl.sampling_run import generate_samples, write_sample
+
+    found = read_record(given["repeat"])
+    model = dataclasses.replace(found.model, device=given.get("device", found.model.device))
+    changes = {name: given.get(name, False) for name in ("overwrite", "compare")}
+    job = dataclasses.replace(found.job, **changes, skip_existing=False, out=given.get("out"))
+    [job] = prepare([job if job.out else dataclasses.replace(job, out=str(free_name(job)))])
+    if isinstance(threads := found.environment.get("threads"), int) and threads > 0:
+        torch.set_num_threads(threads)
+    pipe = _load(model)
+    check_files(found, pipe)
+    if changed := differences(found, pipe):
+        warnings.warn(f"the video may differ by rounding: it was made with {'; '.join(changed)}", stacklevel=1)
+    sample = list(generate_samples(pipe, job, [found.batch]))[found.index]
+    path = Path(str(job.out))
+    write_sample(pipe, job, sample, path)
+    write_record(path, pipe, model, job, sample)
+    print(f"wrote {path}")
+
+
+def _job_options(given: dict[str, Any]) -> dict[str, Any]:
+    """The command line's options as fields of a Job: references with their captions and weights, a size as two."""
+    videos = given.pop("references", [])
+    captions, weights = given.pop("reference_captions", None), given.pop("reference_weights", None)
+    if not videos and (captions or weights):
+        raise ConfigError("captions and weights belong to --references: give those")
+    references = [Reference.of(video) for video in videos]
+    for name, values in (("caption", captions), ("weight", weights)):
+        if values is None:
+            continue
+        values = values * len(videos) if name == "caption" and len(values) == 1 else values
+        if len(values) != len(videos):
+            raise ConfigError(f"got {len(values)} {name}s for {len(videos)} reference(s): give one each")
+        references = [dataclasses.replace(each, **{name: value}) for each, value in zip(references, values)]
+    if references:
+        given["references"] = references
+    if size := given.pop("size", None):
+        width, _, height = size.partition("x")
+        if not re.fullmatch("[1-9][0-9]*x[1-9][0-9]*", size):
+            raise ConfigError(f"size '{size}' must be written as WIDTHxHEIGHT, such as 512x320")
+        given |= {"width": int(width), "height": int(height)}
+    return given
+
+
+def _load(model: ModelOptions) -> "AICLPipeline":
+    """The model, named on the first line of the output."""
+    from aicl.sampling_models import load_model, model_line
+
+    pipe = load_model(model)
+    print(model_line(pipe, model))
+    return pipe
+
+
+def _warn_of_unknown_words(pipe: "AICLPipeline", job: Job) -> None:
+    from aicl.sampling_run import unknown_words
+
+    if words := unknown_words(pipe, job):
+        known = "does not know the word" + ("s " if len(words) > 1 else " ") + ", ".join(f"'{word}'" for word in words)
+        warnings.warn(f"this model {known} of '{job.prompt}': what it makes of them is left to chance", stacklevel=1)
+
+
+def _say_costs(pipe: "AICLPipeline") -> None:
+    import torch
+
+    print(pipe.base.acceleration.choice)
+    if pipe.timings:
+        seconds = ", ".join(f"{name} {value:.2f}" for name, value in pipe.timings.items())
+        print(f"seconds of the last video: {seconds}")
     if torch.cuda.is_available():
         print(f"peak GPU memory: {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB")

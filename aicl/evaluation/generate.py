@@ -20,7 +20,9 @@ from tqdm import tqdm
 from aicl.evaluation.benchmark import Benchmark, Sample
 from aicl.evaluation.lossless import ENDING, write_lossless
 from aicl.evaluation.row import Hashes, Source, reference_captions, sample_key
+from aicl.options import Reference
 from aicl.pipeline import AICLPipeline
+from aicl.reference_videos import read_clip
 from lvdm.errors import ConfigError
 from lvdm.files import write_json
 from lvdm.video import to_frames, to_pixels
@@ -88,6 +90,8 @@ class VideoStore:
             pipeline, loaded, pending = None, None, list[Future[None]]()
             for batch in mine:
                 source = batch[0].source
+                if rank == 0:
+                    clock.row(f"'{source.row.label}', seed {batch[0].seed}")
                 bar.set_description(
                     f"generating '{source.row.label}' with {source.files.base.name}, seed {batch[0].seed}"
                 )
@@ -107,6 +111,7 @@ class VideoStore:
                 clock.done(len(left))
             for waiting in pending:
                 waiting.result()
+            clock.row(None)
         return work
 
 
@@ -117,7 +122,6 @@ def make(pipeline: AICLPipeline, source: Source, benchmark: Benchmark, samples: 
     Raises ConfigError where the benchmark lacks what the row shows.
     """
     row, base = source.row, pipeline.base
-    defaults = base.config.defaults
     targets = [sample.target for sample in samples if sample.target is not None]
     if (row.kind == "autoencoder" or base.takes_image) and len(targets) < len(samples):
         raise ConfigError(f"row '{row.label}' needs a real clip of every sample, which {benchmark} does not have")
@@ -132,20 +136,20 @@ def make(pipeline: AICLPipeline, source: Source, benchmark: Benchmark, samples: 
             raise ConfigError(f"row '{row.label}' shows {row.references} {kind}, of which {benchmark} has fewer")
         clips = [clip for sample in samples for clip in row.shown(sample)]
         shown = benchmark.shown(clips)
-        options["references"] = [shown[i : i + row.references] for i in range(0, len(shown), row.references)]
-        options |= {"reference_guidance": row.reference_guidance_scale, "scale": row.scale}
-        options["lead"] = row.first_reference_until
+        captions: list[str | None] = [None] * len(shown)  # the prompt
         if row.reference_captions != "prompt":
-            options["reference_captions"] = [reference_captions(row, sample) for sample in samples]
+            captions = [text for sample in samples for text in reference_captions(row, sample)]
+        given = [Reference(video, text) for video, text in zip(shown, captions)]
+        options["references"] = [given[i : i + row.references] for i in range(0, len(given), row.references)]
+        options |= {"reference_guidance_scale": row.reference_guidance_scale, "scale": row.scale}
+        options["first_reference_until"] = row.first_reference_until
     if base.takes_image:
         options["image"] = [video[0] for video in first_frames(pipeline, benchmark, targets)]
     return pipeline(
         [sample.prompt for sample in samples],
         seed=[sample.seed for sample in samples],
-        size=tuple(defaults.size),
-        num_frames=defaults.num_frames,
-        steps=row.num_inference_steps,
-        guidance=row.guidance_scale,
+        num_inference_steps=row.num_inference_steps,
+        guidance_scale=row.guidance_scale,
         progress=False,
         **options,
     ).cpu()
@@ -155,30 +159,47 @@ def first_frames(pipeline: AICLPipeline, benchmark: Benchmark, targets: Sequence
     """The clips as the model would see them as references, uint8 (t, h, w, 3): their first frame starts a video."""
     defaults = pipeline.base.config.defaults
     clips = [
-        pipeline.read_clip(video, defaults.num_frames, tuple(defaults.size), defaults.save_fps)
+        read_clip(Reference(video), defaults.num_frames, tuple(defaults.size), defaults.save_fps)
         for video in benchmark.shown(targets)
     ]
     return [to_pixels(clip) for clip in clips]
 
 
 class Estimate:
-    """Says once, after the second batch, how long the rest takes; the first one also loads and compiles."""
+    """Says once, after the second batch, how long the rest takes (the first one also loads and compiles), and after
+    each row what it took."""
 
     def __init__(self, total: int, say: Callable[[str], None] | None, doing: str) -> None:
         self._total, self._say, self._doing = total, say, doing
         self._count, self._first, self._start = 0, 0, 0.0
+        self._asked = False
+        self._row: tuple[str, int, float] | None = None  # its name, what was done before, and when it began
+
+    def row(self, name: str | None) -> None:
+        """What follows is of this row; None ends the last one."""
+        if self._row is not None and self._row[0] != name and self._say is not None:
+            count, seconds = self._count - self._row[1], monotonic() - self._row[2]
+            memory = f", {torch.cuda.max_memory_allocated() / 1e9:.1f} GB at most" if torch.cuda.is_available() else ""
+            if count:
+                self._say(f"{self._row[0]}: {count} videos, {seconds / count:.2g} s each{memory}")
+        if name is None:
+            self._row = None
+        elif self._row is None or self._row[0] != name:
+            if torch.cuda.is_available():
+                torch.cuda.reset_peak_memory_stats()
+            self._row = name, self._count, monotonic()
 
     def done(self, count: int) -> None:
         """Another `count` are done."""
         self._count += count
         if not self._first:
             self._first, self._start = self._count, monotonic()
-        elif self._say is not None:
+        elif self._say is not None and not self._asked:
+            self._asked = True
             seconds = (monotonic() - self._start) / (self._count - self._first)
             left = seconds * (self._total - self._count)
             if left >= 1:
                 self._say(f"{self._doing}: {seconds:.2g} s each, about {duration(left)} to go")
-            self._say = None
 
 
 def duration(seconds: float) -> str:

@@ -91,7 +91,7 @@ class Source:
     row: Row
     files: ModelFiles
     dtype: torch.dtype
-    compile: bool = False
+    compile: Literal["none", "graphs", "full"] = "none"
 
     def parts(self) -> dict[str, Path]:
         """The folder of the base model as "base" and, for references, the adapter's file as "adapter".
@@ -120,14 +120,16 @@ class Source:
         settings = {name: getattr(row, name) for name in ("kind", "references", "reference_captions", "scale")}
         settings["dtype"] = str(self.dtype).removeprefix("torch.")
         if row.kind == "generated":
-            settings["guidance_scale"] = own.guidance if row.guidance_scale is None else row.guidance_scale
+            settings["guidance_scale"] = own.guidance_scale if row.guidance_scale is None else row.guidance_scale
             settings["reference_guidance_scale"] = row.reference_guidance_scale
-            settings["num_inference_steps"] = own.steps if row.num_inference_steps is None else row.num_inference_steps
+            settings["num_inference_steps"] = (
+                own.num_inference_steps if row.num_inference_steps is None else row.num_inference_steps
+            )
         if row.references > 1:
-            until = self.files.lead if row.first_reference_until is None else row.first_reference_until
+            until = self.files.first_reference_until if row.first_reference_until is None else row.first_reference_until
             settings["first_reference_until"] = until
-        if self.compile:  # fused kernels round differently
-            settings["compile"] = True
+        if self.compile != "none":  # it rounds differently
+            settings["compile"] = self.compile
         return settings
 
     def key(self, hashes: dict[str, str]) -> str:
@@ -138,13 +140,10 @@ class Source:
         """The model. Raises CheckpointError for what is missing."""
         parts = self.parts()
         pipeline = AICLPipeline.from_pretrained(
-            parts["base"], adapter=parts.get("adapter"), device=device, dtype=self.dtype
+            parts["base"], adapter=parts.get("adapter"), device=device, torch_dtype=self.dtype
         )
-        pipeline.lead = self.files.lead
-        if self.compile:
-            from lvdm.acceleration.regions import compile_regions
-
-            compile_regions(pipeline.base.components.unet)
+        pipeline.first_reference_until = self.files.first_reference_until
+        pipeline.accelerate(self.compile)
         return pipeline
 
 

@@ -4,6 +4,7 @@ Training has its own, with a backward pass: `lvdm.training.graphs`.
 """
 
 from collections import OrderedDict
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -46,6 +47,7 @@ class Replayed(nn.Module):
         self.unet = unet
         self._captured: OrderedDict[Any, _Captured] = OrderedDict()
         self.seconds = 0.0  # that the call captured last takes
+        self.variant: Hashable = None  # of the UNet's ways to compute, where there are several: set by the caller
 
     def forget(self) -> None:
         """Drop all graphs and their memory."""
@@ -55,10 +57,13 @@ class Replayed(nn.Module):
         self, x: Tensor, timesteps: Tensor, context: Tensor, fps: Tensor | None = None, **extras: Any
     ) -> Tensor:
         """What the UNet returns for latents x (b, c, t, h, w), timesteps (b,), context (b, m, d) and the like."""
+        if torch.is_grad_enabled():
+            return self.unet(x, timesteps, context, fps=fps, **extras)
         rows = [(name, part, value.at(timesteps)) for name, parts in extras.items() for part, value in parts]
         values = [value for *_, value in rows]
         inputs = [x, timesteps, context] + ([] if fps is None else [fps])
         kind = (
+            self.variant,
             tuple((tensor.shape, tensor.dtype) for tensor in inputs),
             tuple((name, part.start, part.stop, _kind(value)) for name, part, value in rows),
         )

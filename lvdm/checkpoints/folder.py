@@ -64,7 +64,7 @@ def read_model_config(folder: Path) -> ModelConfig:
     if not (folder / CONFIG_FILE).is_file():
         make = "make one with aicl convert, or train one"
         raise CheckpointError(f"there is no model folder {folder} (no {CONFIG_FILE} in it): {make}")
-    return configs.from_mapping(ModelConfig, configs.load(folder / CONFIG_FILE), where=str(folder / CONFIG_FILE))
+    return ModelConfig.read(configs.load(folder / CONFIG_FILE), where=str(folder / CONFIG_FILE))
 
 
 def expected_parts(config: ModelConfig) -> set[str]:

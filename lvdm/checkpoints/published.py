@@ -206,7 +206,7 @@ def _defaults(model: _Section, unet: _Section, autoencoder: AutoencoderConfig) -
     return GenerationDefaults(
         num_frames=frames,
         size=(height * factor, width * factor),
-        guidance=LAYOUTS[unet.meaning].guidance_scale,
+        guidance_scale=LAYOUTS[unet.meaning].guidance_scale,
         fps=_fps(model, unet),
         save_fps=LAYOUTS[unet.meaning].save_fps,
     )

@@ -62,4 +62,4 @@ def read_model(source: str | Mapping[str, Any]) -> ModelConfig:
     Raises ConfigError for a file or an entry that cannot be read.
     """
     mapping, where = (configs.load(source), source) if isinstance(source, str) else (source, "the model's config")
-    return configs.from_mapping(ModelConfig, mapping, where=where)
+    return ModelConfig.read(mapping, where=where)

@@ -3,9 +3,11 @@
 All of them share one interface. `eps(x, t)` predicts the noise in x (b, ...) at timesteps t (b,) int64; a `Guided`
 denoiser also gives x0, which is how v-prediction with zero terminal SNR starts from a timestep without any signal.
 `x_T` is standard normal; the result has its shape, in float32 (float64 for a float64 x_T). `generators`, one for each
-sample, supply the noise of the stochastic samplers (None: torch's global generator). `callback(step, total, x)` runs
-after each step. `spacing` is explained at `NoiseSchedule.sampling_timesteps`; its last step goes to timestep 0 when
-"published", which leaves a trace of noise, and to the clean latent when "trailing".
+sample, supply the noise of the stochastic samplers (None: torch's global generator). `callback(step, total, t, x)`
+runs after each step, which was number `step` of `total`, from 1, and went from timestep t to x; a tensor that it
+returns replaces x. `spacing` is explained at `NoiseSchedule.sampling_timesteps`; its last step goes to timestep 0 when
+"published", which leaves a trace of noise, and to the clean latent when "trailing". A single step is always trailing:
+the published rule would start it at timestep 1 and return noise.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +23,7 @@ from lvdm.diffusion.noise import draw_noise
 from lvdm.diffusion.schedule import NoiseSchedule, Spacing
 from lvdm.errors import ConfigError
 
-Callback = Callable[[int, int, Tensor], None]
+Callback = Callable[[int, int, int, Tensor], Tensor | None]
 
 
 @torch.no_grad()
@@ -49,8 +51,7 @@ def sample_ddim(
         variance = eta**2 * (1 - to.alpha_bar) / (1 - now.alpha_bar) * (1 - now.alpha_bar / to.alpha_bar)
         x = to.alpha * x0 + sqrt(max(to.sigma**2 - variance, 0.0)) * noise
         x = _add_noise(x, variance, generators)
-        if callback:
-            callback(step, len(levels) - 1, x)
+        x = _reported(callback, step, len(levels) - 1, now, x)
     return x
 
 
@@ -77,8 +78,7 @@ def sample_ddpm(
         kept = ratio * (to.sigma / now.sigma) ** 2
         x = kept * x + (to.alpha - kept * now.alpha) * x0  # mean of q(x_to | x_now, x0)
         x = _add_noise(x, to.sigma**2 * (1 - ratio * kept), generators)
-        if callback:
-            callback(step, len(levels) - 1, x)
+        x = _reported(callback, step, len(levels) - 1, now, x)
     return x
 
 
@@ -99,16 +99,15 @@ def sample_dpmpp_2m(
     interface and not used. Raises ConfigError for an impossible number of steps.
     """
     x, levels = _at_least_float32(x_T), _levels(schedule, steps, spacing)
-    h_before, x0_before = inf, None
+    h_before, x0_before = inf, x  # of the step before, from the second on
     for step, (now, to) in enumerate(pairwise(levels), start=1):
         x0, _ = _predict(eps, x, now)
         h = to.log_snr - now.log_snr
-        extrapolate = x0_before is not None and to.sigma > 0
+        extrapolate = step > 1 and to.sigma > 0
         estimate = x0 + h / (2 * h_before) * (x0 - x0_before) if extrapolate else x0
         x = (to.sigma / now.sigma) * x - to.alpha * expm1(-h) * estimate
         h_before, x0_before = h, x0
-        if callback:
-            callback(step, len(levels) - 1, x)
+        x = _reported(callback, step, len(levels) - 1, now, x)
     return x
 
 
@@ -117,9 +116,9 @@ SAMPLERS = {"ddim": sample_ddim, "ddpm": sample_ddpm, "dpmpp_2m": sample_dpmpp_2
 
 @dataclass(frozen=True)
 class _Level:
-    """A noise level as plain numbers, so that sampling never waits for the device. t is None for the clean latent."""
+    """A noise level as plain numbers, so that sampling never waits for the device. t is -1 for the clean latent."""
 
-    t: int | None
+    t: int
     alpha_bar: float
     alpha: float
     sigma: float
@@ -134,9 +133,10 @@ class _Level:
 
 def _levels(schedule: NoiseSchedule, steps: int, spacing: Spacing) -> list[_Level]:
     """The noise levels that a sampler passes through, from noise to its last: one more than its steps."""
+    spacing = "trailing" if steps == 1 else spacing
     tables = zip(schedule.alphas_cumprod.tolist(), schedule.alphas.tolist(), schedule.sigmas.tolist())
     levels = [_Level(t, *values) for t, values in enumerate(tables)]
-    last = levels[0] if spacing == "published" else _Level(None, 1.0, 1.0, 0.0)
+    last = levels[0] if spacing == "published" else _Level(-1, 1.0, 1.0, 0.0)
     return [*(levels[t] for t in schedule.sampling_timesteps(steps, spacing)), last]
 
 
@@ -149,6 +149,12 @@ def _predict(eps: NoiseModel, x: Tensor, level: _Level) -> tuple[Tensor, Tensor]
         raise ConfigError("noise prediction cannot start from zero terminal SNR: use a v-prediction denoiser")
     noise = eps(x, t).to(x.dtype)
     return (x - level.sigma * noise) / level.alpha, noise
+
+
+def _reported(callback: Callback | None, step: int, total: int, level: _Level, x: Tensor) -> Tensor:
+    """x, or what the callback puts in its place."""
+    changed = callback(step, total, level.t, x) if callback else None
+    return x if changed is None else changed
 
 
 def _add_noise(x: Tensor, variance: float, generators: Sequence[Generator] | None) -> Tensor:

@@ -1,15 +1,15 @@
 """The description of a whole model, `configs/models/*.yaml`, and the building of its parts from it."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from lvdm.config import from_mapping
+from lvdm import config as configs
 from lvdm.diffusion.schedule import DiffusionConfig, NoiseSchedule
 from lvdm.errors import ConfigError
 from lvdm.models.autoencoder import AutoencoderKL
@@ -57,10 +57,12 @@ class GenerationDefaults:
     input. save_fps: at which rate its videos are meant to be played. eta: DDIM's.
     """
 
+    OLD_NAMES: ClassVar[dict[str, str]] = {"steps": "num_inference_steps", "guidance": "guidance_scale"}
+
     num_frames: int = 16
     size: tuple[int, int] = (256, 256)
-    steps: int = 50
-    guidance: float = 12.0
+    num_inference_steps: int = 50
+    guidance_scale: float = 12.0
     eta: float = 1.0
     fps: int | None = None
     save_fps: int = 8
@@ -68,6 +70,16 @@ class GenerationDefaults:
 
     def __post_init__(self) -> None:
         check_sizes(self, "defaults")
+
+    @property
+    def height(self) -> int:
+        """In pixels."""
+        return self.size[0]
+
+    @property
+    def width(self) -> int:
+        """In pixels."""
+        return self.size[1]
 
 
 @dataclass
@@ -89,22 +101,35 @@ class ModelConfig:
     def __post_init__(self) -> None:
         BACKBONES[self.family]  # raises ConfigError where there is none
 
+    @classmethod
+    def read(cls, mapping: Mapping[str, Any], where: str) -> "ModelConfig":
+        """From the mapping of a config file, also of an earlier version. Raises ConfigError, naming it `where`."""
+        if isinstance(mapping, Mapping) and isinstance(mapping.get("defaults"), Mapping):
+            renamed = GenerationDefaults.OLD_NAMES
+            defaults = configs.with_new_names(mapping["defaults"], renamed, f"defaults in {where}")
+            mapping = {**mapping, "defaults": defaults}
+        return configs.from_mapping(cls, mapping, where=where)
+
 
 @dataclass
 class Components:
-    """The built parts of a model; a part that was not asked for, or that the model lacks, is None."""
+    """The built parts of a model; a part that was not asked for, or that the model lacks, is None.
+
+    The types of the first three say what they are when they are there: whoever builds a model in part asks for what he
+    uses, and a pipeline refuses to be made without them.
+    """
 
     schedule: NoiseSchedule
     diffusion: DiffusionConfig
-    unet: VideoBackbone | None = None
-    codec: LatentCodec | None = None
-    text: TextEncoder | None = None
+    unet: VideoBackbone = None  # type: ignore[assignment]
+    codec: LatentCodec = None  # type: ignore[assignment]
+    text: TextEncoder = None  # type: ignore[assignment]
     image_encoder: ImageEncoder | None = None
     image_resampler: ImageResampler | None = None
 
     def modules(self) -> dict[str, nn.Module]:
         """The parts with weights, by the names that they have in a model folder."""
-        parts = {
+        parts: dict[str, nn.Module | None] = {
             "unet": self.unet,
             "autoencoder": None if self.codec is None else self.codec.autoencoder,
             "text_encoder": self.text,
@@ -115,7 +140,14 @@ class Components:
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Components":
         """Move and cast every part in place."""
-        for module in (self.unet, self.codec, self.text, self.image_encoder, self.image_resampler):
+        parts: tuple[nn.Module | None, ...] = (
+            self.unet,
+            self.codec,
+            self.text,
+            self.image_encoder,
+            self.image_resampler,
+        )
+        for module in parts:
             if module is not None:
                 module.to(device=device, dtype=dtype)
         return self
@@ -152,12 +184,13 @@ def build_components(
         ),
         "text": lambda: TextEncoder(config.text),
     }
-    if config.image is not None:
-        build["image_encoder"] = lambda: ImageEncoder(config.image.encoder)
-        resampler = from_mapping(ResamplerParams, config.image.resampler, "image.resampler")
+    image = config.image
+    if image is not None:
+        build["image_encoder"] = lambda: ImageEncoder(image.encoder)
+        resampler = configs.from_mapping(ResamplerParams, image.resampler, "image.resampler")
         build["image_resampler"] = lambda: ImageResampler(**asdict(resampler))
     device = torch.device(device or "cpu")
-    built = {}
+    built: dict[str, Any] = {}
     for name, construct in build.items():
         if name.split("_")[0] in parts:
             with _parameters_on("meta" if init == "meta" else device, dtype):
@@ -182,7 +215,7 @@ def _parameters_on(device: torch.device | str, dtype: torch.dtype | None) -> Ite
         moved = data.to(device, dtype)
         return parameter if moved is data else nn.Parameter(moved, parameter.requires_grad)  # a tied one stays itself
 
-    handle = register_module_parameter_registration_hook(move)
+    handle = register_module_parameter_registration_hook(cast(Any, move))  # declared to return nothing
     try:
         with nullcontext() if device == "meta" else torch.device(device):
             yield

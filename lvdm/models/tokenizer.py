@@ -36,6 +36,10 @@ class CLIPTokenizer:
         self.start, self.end = self._bpe.sot_token_id, self._bpe.eot_token_id
         self.pad = {"zero": 0, "end": self.end}[pad]
 
+    def unknown_words(self, text: str) -> list[str]:
+        """None: the vocabulary spells any word, and was learned from any words."""
+        return []
+
     def __call__(self, texts: Sequence[str]) -> Tensor:
         return _rows([self._bpe.encode(text) for text in texts], self)
 
@@ -66,6 +70,10 @@ class WordTokenizer:
         self.start = 1 + len(pieces) + len(self._words)
         self.end = self.start + 1
         self.vocab_size = self.end + 1
+
+    def unknown_words(self, text: str) -> list[str]:
+        """The words of a text that are not in the list: a model knows no meaning of their spelling."""
+        return [word for word in _split(text) if word not in self._words]
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         return _rows([[token for word in _split(text) for token in self._spell(word)] for text in texts], self)

@@ -179,8 +179,9 @@ class BaseModule(DiffusionModule):
             batch["caption"],
             image=to_pixels(real[:, :, :1])[:, 0] if self.pipeline.takes_image else None,
             num_frames=real.shape[2],
-            size=tuple(real.shape[3:]),
-            steps=self.settings.preview_steps,
+            height=real.shape[3],
+            width=real.shape[4],
+            num_inference_steps=self.settings.preview_steps,
             seed=list(range(len(real))),
             progress=False,
         )

@@ -14,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from lvdm import config as configs
 from lvdm.training.module import TrainingModule
-from lvdm.training.run import build_run, build_trainer
+from lvdm.training.run import build_run, build_trainer, settle
 from lvdm.training.settings import RunSettings, TrainingSettings
 
 WARM_UP, MEASURED, TRACED = 3, 5, 2  # steps; measured twice: undisturbed, and waiting for the device between phases
@@ -59,6 +59,7 @@ def profile_training(config: dict[str, Any]) -> Profile:
     run = configs.from_mapping(RunSettings, config.get("run", {}), where="run")
     settings = configs.from_mapping(TrainingSettings, config.get("training", {}), where="training")
     settings = replace(settings, steps=WARM_UP + 2 * MEASURED + TRACED)
+    settings = settle(config, run, settings)
     options, module, data = build_run(config, run, settings)
     stopwatch = Stopwatch()
     trainer = build_trainer(settings, options, logger=False, callbacks=[stopwatch])

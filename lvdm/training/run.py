@@ -3,12 +3,14 @@
 import logging
 import warnings
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
+from pytorch_lightning.utilities.rank_zero import rank_zero_info
 
 from lvdm import config as configs
 from lvdm.errors import ConfigError
@@ -25,6 +27,7 @@ from lvdm.training.checkpoints import (
     newest_whole,
     read_progress,
 )
+from lvdm.training.choice import choose
 from lvdm.training.diagnostics import Diagnostics
 from lvdm.training.logs import CSVLog
 from lvdm.training.metrics import Meter
@@ -89,6 +92,7 @@ def _train(
     progress = read_progress(checkpoint) if checkpoint else Progress()
 
     _quieten()
+    settings = settle(config, run, settings)
     options, module, data = build_run(config, run, settings)
     if checkpoint:
         check_state(checkpoint, module)
@@ -109,6 +113,16 @@ def _train(
     state = None if checkpoint is None else checkpoint / STATE
     trainer.fit(module, datamodule=data, ckpt_path=state, weights_only=True)
     return 0 if checkpoints.stopped_by is None else 128 + checkpoints.stopped_by
+
+
+def settle(config: dict[str, Any], run: RunSettings, settings: TrainingSettings) -> TrainingSettings:
+    """The settings with what `training.strategy: auto` chooses, which is printed; others as they are."""
+    if settings.strategy != "auto":
+        return settings
+    build_strategy(replace(settings, strategy="ddp"))  # which says what is missing, before anything is tried
+    chosen, sentence = choose(settings, lambda trial: build_run(config, run, trial)[1:])
+    rank_zero_info(sentence)
+    return chosen
 
 
 def build_run(

@@ -57,7 +57,9 @@ class TrainingSettings:
     max_grad_norm: float | None = 1.0  # largest gradient norm
     ema: float | None = None  # decay of the averaged weights; the exported files then hold the average
 
-    strategy: Literal["single", "ddp", "deepspeed_zero2_offload", "deepspeed_zero2", "deepspeed_zero3"] = "single"
+    strategy: Literal[  # auto: see lvdm.training.choice
+        "auto", "single", "ddp", "deepspeed_zero2_offload", "deepspeed_zero2", "deepspeed_zero3"
+    ] = "single"
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     devices: int = 1
     nodes: int = 1

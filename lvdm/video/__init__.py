@@ -1,6 +1,8 @@
 """Files <-> pixels <-> frames: the only home of pixel ranges, resizing, frame sampling and frame rates."""
 
+from lvdm.video.images import IMAGE_ENDINGS, frame_files, read_image
 from lvdm.video.montage import contact_sheet, side_by_side, text_strip
+from lvdm.video.outputs import OutputType, check_output_type, convert_pixels
 from lvdm.video.pixels import ShortRule, frame_indices, frame_step, resize_crop, to_frames, to_pixels
 from lvdm.video.reading import (
     VIDEO_ENDINGS,
@@ -16,19 +18,25 @@ from lvdm.video.reading import (
 from lvdm.video.writing import write_video
 
 __all__ = [
+    "IMAGE_ENDINGS",
     "VIDEO_ENDINGS",
+    "OutputType",
     "ShortRule",
     "Video",
     "VideoInfo",
+    "check_output_type",
     "check_video",
     "contact_sheet",
+    "convert_pixels",
     "damage",
+    "frame_files",
     "frame_indices",
     "frame_step",
     "load_clip",
     "open_video",
     "probe",
     "read_frames",
+    "read_image",
     "resize_crop",
     "side_by_side",
     "text_strip",

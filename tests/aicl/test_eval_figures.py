@@ -65,9 +65,9 @@ def test_recorded_attention_is_that_of_the_layers(pipe):
     """All tokens together get a weight of 1; what is generated does not change, and no hook stays behind."""
     count = pipe.base.components.text.config.context_length
     with recorded_attention(pipe, range(count)) as record:
-        recorded = pipe(PROMPT, steps=2, progress=False)
+        recorded = pipe(PROMPT, num_inference_steps=2, progress=False)
     torch.testing.assert_close(record.mean((4, 16, 16)), torch.ones(4, 16, 16), rtol=1e-4, atol=1e-4)
-    assert torch.equal(recorded, pipe(PROMPT, steps=2, progress=False))
+    assert torch.equal(recorded, pipe(PROMPT, num_inference_steps=2, progress=False))
     assert text_attentions(pipe.base.components.unet)
     assert not any(layer._forward_pre_hooks for layer in text_attentions(pipe.base.components.unet))
 
@@ -85,7 +85,7 @@ def test_recorded_features_are_the_decoders_at_the_step_asked_for(pipe):
     for noise in (1.0, 0.4, 0.0):
         seen.clear(), times.clear()
         with recorded_features(pipe, noise) as record:
-            recorded = pipe(PROMPT, references=[clip(0)], steps=4, progress=False)
+            recorded = pipe(PROMPT, references=[clip(0)], num_inference_steps=4, progress=False)
         nearest = min(range(len(times)), key=lambda i: abs(times[i] - noise * 999))
         grid = record.features()
         assert torch.equal(grid.movedim(1, -1).flatten(1, 2), seen[nearest])
@@ -95,7 +95,7 @@ def test_recorded_features_are_the_decoders_at_the_step_asked_for(pipe):
     assert times == sorted(times, reverse=True) and len(times) == 4
     with recorded_features(pipe) as record, pytest.raises(ConfigError, match="was not called"):
         record.features()
-    assert torch.equal(recorded, pipe(PROMPT, references=[clip(0)], steps=4, progress=False))
+    assert torch.equal(recorded, pipe(PROMPT, references=[clip(0)], num_inference_steps=4, progress=False))
     assert not unet._forward_pre_hooks or len(unet._forward_pre_hooks) == 1  # the integration's own
 
 
@@ -107,7 +107,7 @@ def test_features_of_a_generated_video_are_those_that_aicl_changed(pipe):
 
 def recorded(pipe, references):
     with recorded_features(pipe) as record:
-        pipe(PROMPT, references=references, steps=2, progress=False)
+        pipe(PROMPT, references=references, num_inference_steps=2, progress=False)
     return record.features()
 
 

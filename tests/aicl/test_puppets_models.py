@@ -40,7 +40,7 @@ def test_base_model_takes_a_step(name):
     assert not without and ("image_encoder" in module.trained) == (name == "i2v")
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ["i2v", "128_16"])
 def test_aicl_takes_a_step_on_it(name):
     model = str(CONFIGS / "models" / f"puppets_{name}.yaml")
     losses, module = first_loss(f"self_pairs_{name}.yaml", "base.path=null", f"base.config={model}")

@@ -1,9 +1,10 @@
-"""scripts/sample.py and scripts/index_references.py, as they are called."""
+"""`aicl sample` and `aicl index`, as they are called through their scripts."""
 
 import json
 import runpy
 import shutil
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -61,7 +62,9 @@ def test_a_video_its_record_and_its_comparison(call, model):
     sheet = Image.open("out-compare.png")  # the same four, as rows of 4 frames
     assert sheet.width >= 4 * 32 and sheet.height >= 4 * (32 + 14)
     record = json.loads(Path("out.json").read_text())
-    assert (record["job"]["refs"], record["job"]["scale"], record["job"]["guidance"]) == (["a.mp4", "b.mp4"], 0.5, 4.0)
+    job = record["job"]
+    assert [reference["video"] for reference in job["references"]] == ["a.mp4", "b.mp4"]
+    assert (job["scale"], job["guidance_scale"], job["num_inference_steps"], job["height"]) == (0.5, 4.0, 2, 32)
     assert set(record["seconds"]) >= {"prism", "first_step", "sampling"}
 
 
@@ -84,9 +87,9 @@ def test_without_a_name_a_free_one_is_found(call, model):
 def test_many_processes_give_the_videos_of_one(call, model, monkeypatch):
     lines = [
         PROMPT,
-        json.dumps({"prompt": "a blue person jumps", "refs": ["b.mp4"], "seed": 4, "out": "named"}),
+        json.dumps({"prompt": "a blue person jumps", "references": ["b.mp4"], "seed": 4, "out": "named"}),
         "",
-        json.dumps({"prompt": PROMPT, "num_samples": 3, "batch": 2, "out": "three"}),
+        json.dumps({"prompt": PROMPT, "num_samples": 3, "batch_size": 2, "out": "three", "label": "walk"}),
     ]
     Path("jobs.jsonl").write_text("\n".join(lines))
     arguments = ("--prompts-file", "jobs.jsonl", "--refs", "a.mp4")
@@ -100,7 +103,8 @@ def test_many_processes_give_the_videos_of_one(call, model, monkeypatch):
     assert names > {"00001.mp4", "00001.json", "named", "named.json", "three-seed2"}
     for name in ("named", "three-seed0", "three-seed2"):
         assert frames(Path("one", name)) == frames(Path("two", name))
-    assert json.loads(Path("one/named.json").read_text())["job"]["refs"] == ["b.mp4"]
+    assert json.loads(Path("one/named.json").read_text())["job"]["references"][0]["video"] == "b.mp4"
+    assert json.loads(Path("one/three-seed1.json").read_text())["job"]["label"] == "walk"
 
 
 def test_library_chooses_by_the_action_and_says_why(call, model):
@@ -114,16 +118,29 @@ def test_library_chooses_by_the_action_and_says_why(call, model):
     code, out, _ = sample(call, model, "--prompt", PROMPT, "--library", "index.json", "--out", "out.mp4")
     assert code == 0 and "shares 'walk'" in out
     record = json.loads(Path("out.json").read_text())["job"]
-    assert record["chosen"][0]["shares"] == "walk" and Path(record["refs"][0]).name == "a.mp4"
-    assert record["ref_captions"] == ["Young man walking on the beach"]
+    assert record["chosen"][0]["shares"] == "walk" and Path(record["references"][0]["video"]).name == "a.mp4"
+    assert record["references"][0]["caption"] == "Young man walking on the beach"
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
         ('{"prompt": "a cat runs", "sclae": 1}', "did you mean 'scale'"),
-        ('{"prompt": ', "line 1 is not valid JSON"),
+        ('{"prompt": ', "line 1"),
         ('{"prompt": "a cat runs", "out": 3}', "out must be a string, got 3"),
+        ('{"prompt": "a cat runs", "steps": 3}', "is called 'num_inference_steps' now"),
+        ('{"prompt": "a cat runs", "refs": ["a.mp4"]}', "is called 'references' now"),
+        ('{"prompt": "a cat runs", "references": "a.mp4"}', "references must be a list"),
+        ('{"prompt": "a cat runs", "references": [{"vidoe": "a.mp4"}]}', "did you mean 'video'"),
+        ('{"prompt": "a cat runs", "references": [3]}', "got 3"),
+        ('{"prompt": "a cat runs", "num_inference_steps": 0}', "jobs.txt line 1: num_inference_steps is 0"),
+        ('{"prompt": "a cat\\u0000 runs"}', "prompt: has a NUL character"),
+        ('{"prompt": "a cat \\ud800 runs"}', "has half a character in it"),
+        ('{"prompt": "a cat runs", "out": "../../x.mp4"}', "not a name inside the output folder"),
+        ('{"prompt": "a cat runs", "out": "/tmp/x.mp4"}', "not a name inside the output folder"),
+        ('{"prompt": "a cat runs", "out": "."}', "not a name inside the output folder"),
+        ('{"prompt": "a cat runs", "out": "a/../../b"}', "not a name inside the output folder"),
+        ('{"prompt": ' + "[" * 100000, "line 1"),
         ("", "has no prompts"),
     ],
 )
@@ -140,10 +157,10 @@ def test_mistakes_in_a_prompts_file_end_in_one_sentence(call, model, line, messa
         (("--size", "30x32"), "multiple"),
         (("--refs", "none.mp4"), "none.mp4 does not exist"),
         (("--refs", "still.png"), "a single frame shows no action"),
-        (("--refs", "still.mp4"), "a single frame shows no action"),
+        (("--refs", "still.mp4"), "still.mp4: not a readable video"),
         (("--refs", "text.mp4"), "text.mp4: not a readable video"),
-        (("--refs", "a.mp4", "--scale", "-1"), "from 0 up"),
-        (("--refs", "a.mp4", "--ref-fps", "0"), "must be positive"),
+        (("--refs", "a.mp4", "--scale", "-1"), "scale is -1.0: it must be at least 0"),
+        (("--refs", "a.mp4", "--ref-fps", "0"), "reference_fps is 0.0: it must be above 0"),
         (("--refs", "a.mp4", "--ref-guidance", "nan"), "must be finite"),
         (("--guidance", "nan"), "must be finite"),
         (("--size", "0x32"), "WIDTHxHEIGHT"),
@@ -154,8 +171,14 @@ def test_mistakes_in_a_prompts_file_end_in_one_sentence(call, model, line, messa
         (("--out", "video.avi"), "must end in"),
         (("--refs", "a.mp4", "--library", "index.json"), "not both"),
         (("--library", "index.json"), "aicl index"),
-        (("--num-samples", "0"), "at least 1"),
+        (("--num-samples", "0"), "num_samples is 0: it must be from 1 to 100000"),
         (("--num-refs", "2"), "from a library"),
+        (("--refs", "a.mp4", "--ref-captions", "a", "b"), "got 2 captions for 1 reference"),
+        (("--ref-captions", "a"), "belong to --references"),
+        (("--refs", "a.mp4", "--first-reference-until", "1.5"), "must be from 0 to 1"),
+        (("--out", "closed/out.mp4"), "cannot be written"),
+        (("--refs", "empty"), "holds no images"),
+        (("--prompt", "a\udcff"), "has half a character in it"),
         (("--adapter", "none.safetensors"), "does not exist"),
         (("--base", "elsewhere"), "give one of them"),
         (("--device", "nonsense"), "cannot be used here"),
@@ -166,6 +189,8 @@ def test_mistakes_end_in_one_sentence(call, model, arguments, message):
     Image.new("RGB", (40, 40)).save("still.png")
     shutil.copy("still.png", "still.mp4")
     Path("text.mp4").write_text("no video")
+    Path("empty").mkdir()
+    Path("closed").write_text("a file, so no folder")
     code, out, err = sample(call, model, "--prompt", PROMPT, *arguments)
     assert code == 2 and message in err and err.startswith("error: ") and err.count("\n") == 1
     assert "wrote" not in out
@@ -194,5 +219,71 @@ def test_an_untrained_config_can_be_sampled(call):
     command = ("--config", "aicl.yaml", "--prompt", PROMPT, "--refs", "a.mp4", "--device", "cpu", "--steps", 2)
     for name in ("one", "again"):
         code, out, _ = call("sample.py", *command, "--out", name)
-        assert code == 0 and "lvdm on cpu, with AICL" in out
+        assert code == 0 and out.startswith("model of aicl.yaml: lvdm with an untrained adapter, on cpu in float32\n")
     assert frames(Path("one")) == frames(Path("again"))  # random weights, but the same ones
+
+
+def test_the_first_line_names_the_model_and_unknown_words_are_warned_about(call, model):
+    with pytest.warns(UserWarning, match="this model does not know the word 'panda' of 'a panda walks'"):
+        code, out, _ = sample(call, model, "--prompt", "a panda walks", "--out", "out.mp4")
+    assert code == 0 and out.startswith(f"model {model}: videocrafter with an adapter of 0 steps, on cpu in float32\n")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert sample(call, model, "--prompt", PROMPT, "--out", "other.mp4")[0] == 0
+
+
+def test_old_and_new_spellings_mean_the_same(call, model):
+    new = ("--references", "a.mp4", "--num-inference-steps", 2, "--guidance-scale", 3, "--reference-fps", 4)
+    old = ("--refs", "a.mp4", "--steps", 2, "--guidance", 3, "--ref-fps", 4)
+    for name, options in (("new", new), ("old", old)):
+        command = ("--model", model, "--device", "cpu", "--prompt", PROMPT, "--size", "32x16", *options, "--out", name)
+        assert call("sample.py", *command)[0] == 0
+    assert frames(Path("new")) == frames(Path("old")) and Image.open("new/00000.png").size == (32, 16)
+    code, _, err = call("sample.py", "--prompt", PROMPT, "--lead", "0.5")
+    assert code == 2 and "--lead is called --first-reference-until now" in err
+
+
+def test_a_folder_of_frames_is_a_reference(call, model):
+    frame_folder = Path("shown")
+    write_video(frame_folder, pixels(0, frames=4), fps=4)
+    assert sample(call, model, "--prompt", PROMPT, "--refs", frame_folder, "--compare", "--out", "out.mp4")[0] == 0
+    assert json.loads(Path("out.json").read_text())["sha256"].keys() >= {"shown/00000.png", "shown/00003.png"}
+
+
+def test_a_video_is_made_again_bit_for_bit_from_its_record(call, model):
+    command = ("--prompt", PROMPT, "--refs", "a.mp4", "b.mp4@0.5", "--num-samples", 3, "--batch", 2, "--eta", 0.5)
+    assert sample(call, model, *command, "--sampler", "ddim", "--out", "made")[0] == 0
+    record = json.loads(Path("made-seed1.json").read_text())
+    assert record["batch"] == {"seeds": [0, 1], "index": 1} and record["environment"]["device"] == "cpu"
+    hashes = {Path(path).name for path in record["sha256"]}
+    assert hashes >= {"config.yaml", "unet.safetensors", "adapter.safetensors", "a.mp4", "b.mp4"}
+    code, out, err = call("sample.py", "--repeat", "made-seed1.json", "--out", "again")
+    assert code == 0 and "wrote again" in out and "differ" not in err
+    assert frames(Path("again")) == frames(Path("made-seed1"))
+    again = json.loads(Path("again.json").read_text())
+    assert again["job"] == record["job"] | {"out": "again"} and again["sha256"] == record["sha256"]
+    assert call("sample.py", "--repeat", "again.json", "--out", "third")[0] == 0
+    assert frames(Path("third")) == frames(Path("made-seed1"))
+
+
+def test_a_record_that_cannot_be_repeated_is_one_sentence(call, model):
+    assert sample(call, model, "--prompt", PROMPT, "--refs", "a.mp4", "--out", "made.mp4")[0] == 0
+    record = json.loads(Path("made.json").read_text())
+
+    def refused(message: str, *arguments: object, **changes: object) -> None:
+        Path("changed.json").write_text(json.dumps(record | changes))
+        code, _, err = call("sample.py", "--repeat", "changed.json", "--out", "again.mp4", *arguments)
+        assert code == 2 and message in err and err.count("\n") == 1
+
+    refused("leave --num-inference-steps out", "--steps", 3)
+    refused("is no record of a video", batch=None)
+    refused("of a batch that does not hold its seed", batch={"seeds": [5], "index": 0})
+    refused("did you mean 'seed'", job={**record["job"], "sead": 3})
+    unet = next(path for path in record["sha256"] if path.endswith("unet.safetensors"))
+    refused("the video cannot be made again with it", sha256={**record["sha256"], unet: "0" * 64})
+    refused("a.mp4 was not there", sha256={k: v for k, v in record["sha256"].items() if k != "a.mp4"})
+    Path("text.json").write_text("text")
+    code, _, err = call("sample.py", "--repeat", "text.json")
+    assert code == 2 and "text.json: is no valid JSON" in err
+    code, _, err = call("sample.py", "--repeat", "made.json", "--out", "made.mp4")
+    assert code == 2 and "exists already" in err

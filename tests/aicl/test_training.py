@@ -243,11 +243,8 @@ def test_the_rows_of_table_2_are_different_models_but_for_the_shared_one(tmp_pat
 def test_full_size_configs_state_the_papers_training(name, batch, size):
     config = configs.load(ROOT / f"configs/{name}.yaml", ["training.steps=7"], schema=config_schema())
     training = configs.from_mapping(TrainingSettings, config["training"])
-    assert (training.batch_size, training.strategy, training.precision) == (
-        batch,
-        "deepspeed_zero2_offload",
-        "bfloat16",
-    )
+    assert (training.batch_size, training.precision) == (batch, "bfloat16")
+    assert training.strategy == "auto"  # how a step is spread over memory, which changes nothing that is learned
     assert (training.lr, training.betas, training.weight_decay) == (1e-4, [0.9, 0.9], 0.03)
     assert tuple(config["data"]["clip"]["size"]) == size and config["data"]["clip"]["num_frames"] == 16
     sections = {key: value for key, value in config.items() if key not in ("run", "training", "logging")}

@@ -47,7 +47,7 @@ def tiny_checkpoint(model: str) -> tuple[dict[str, Tensor], ModelConfig]:
         "unet": unet["unet"],
         "autoencoder": {name: autoencoder[name] for name in ("ddconfig", "embed_dim")},
         "text": {"width": 24, "layers": 2, "heads": 2, "tokenizer": WORDS},
-        "defaults": {"num_frames": 4, "size": [16, 16], "steps": 2, "fps": 8 if unet["fps"] else None},
+        "defaults": {"num_frames": 4, "size": [16, 16], "num_inference_steps": 2, "fps": 8 if unet["fps"] else None},
     }
     config["text"] |= {"act": "quick_gelu"} if lvdm else {"output": "penultimate"}
     if image:

@@ -150,7 +150,12 @@ def test_sampling_stops_at_the_step_where_a_number_is_lost(pipe, number, sampler
     noise = torch.randn(1, 4, 2, 2, 2)
     with pytest.raises(SamplingError, match=rf"sampling went wrong at step {call} of 5: NaN or infinity"):
         pipe.sample_latents(
-            branches, weights, noise, steps=5, sampler=sampler, callback=lambda step, total, x: shown.append(step)
+            branches,
+            weights,
+            noise,
+            num_inference_steps=5,
+            sampler=sampler,
+            callback=lambda step, total, t, x: shown.append(step),
         )
     assert shown == list(range(1, call))  # the steps before it, and no further work
 
@@ -162,9 +167,9 @@ def test_decoding_says_when_its_frames_are_no_numbers(pipe):
 
 def test_a_watch_passes_on_what_is_finite():
     seen = []
-    watch = FiniteWatch(lambda step, total, x: seen.append((step, total)))
+    watch = FiniteWatch(lambda step, total, t, x: seen.append((step, total)))
     for step in (1, 2, 3):
-        watch(step, 3, torch.zeros(2))
+        watch(step, 3, 0, torch.zeros(2))
     watch.finish()
     assert seen == [(1, 3), (2, 3), (3, 3)]
 
@@ -239,7 +244,7 @@ def test_cache_settings_of_other_shapes_are_one_sentence(tmp_path, content):
 def test_a_report_of_another_shape_is_refused(tmp_path, content):
     if content is not None:
         (tmp_path / "report.json").write_bytes(content)
-    with pytest.raises(DataError, match="run"):
+    with pytest.raises(DataError, match="report"):
         read_report(tmp_path / "report.json")
     assert issubclass(DataError, UserError)
     (tmp_path / "report.json").write_text('{"broken": {"a.mp4": "is cut short"}}')

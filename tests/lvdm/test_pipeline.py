@@ -1,7 +1,9 @@
 """The pipeline on tiny random models: seeds, guidance, image conditions, and one sentence for every wrong argument."""
 
+import inspect
 import math
 import re
+import typing
 from dataclasses import replace
 
 import numpy as np
@@ -11,8 +13,10 @@ from PIL import Image
 
 from lvdm.checkpoints import load_pipeline, save_pipeline
 from lvdm.diffusion import Condition, make_generators
+from lvdm.diffusion.samplers import SAMPLERS
 from lvdm.errors import ConfigError, VideoError
 from lvdm.models.components import build_components
+from lvdm.options import GenerationOptions
 from lvdm.pipeline import VideoPipeline
 from tests.lvdm.published import model_config
 
@@ -38,12 +42,12 @@ def pipes():
 
 def run(pipe, prompt="a person jumps", **options):
     image = {"image": RED} if pipe.takes_image else {}
-    return pipe(prompt, progress=False, **{**image, "steps": 2, "size": (16, 16), **options})
+    return pipe(prompt, progress=False, **{**image, "num_inference_steps": 2, "height": 16, "width": 16, **options})
 
 
 @pytest.mark.parametrize("name", TINY)
 def test_a_prompt_becomes_a_video(pipes, name):
-    video = run(pipes[name], num_frames=3, size=(16, 48))
+    video = run(pipes[name], num_frames=3, width=48)
     assert video.shape == (1, 3, 16, 48, 3)
     assert video.dtype == torch.uint8
     assert len(video.unique()) > 50
@@ -66,9 +70,9 @@ def test_a_seed_gives_the_same_video_in_any_batch(pipes, eta):
     [
         ("tiny_lvdm", {"prompt": "a person waves"}),
         ("tiny_lvdm", {"seed": 1}),
-        ("tiny_lvdm", {"guidance": 7.0}),
+        ("tiny_lvdm", {"guidance_scale": 7.0}),
         ("tiny_lvdm", {"eta": 1.0}),
-        ("tiny_lvdm", {"steps": 3}),
+        ("tiny_lvdm", {"num_inference_steps": 3}),
         ("tiny_lvdm", {"num_frames": 3}),
         ("tiny_lvdm", {"negative_prompt": "red"}),
         ("tiny_lvdm", {"sampler": "dpmpp_2m"}),
@@ -84,8 +88,8 @@ def test_every_argument_has_an_effect(pipes, name, change):
 
 def test_what_a_call_leaves_out_comes_from_the_defaults(pipes):
     pipe = pipes["tiny_videocrafter"]
-    spelled_out = {"num_frames": 4, "size": (32, 32), "steps": 4, "guidance": 4.0, "fps": 4, "eta": 0.0}
-    spelled_out |= {"negative_prompt": "", "seed": 0, "sampler": "ddim"}
+    spelled_out = {"num_frames": 4, "height": 32, "width": 32, "num_inference_steps": 4, "guidance_scale": 4.0}
+    spelled_out |= {"fps": 4, "eta": 0.0, "negative_prompt": "", "seed": 0, "sampler": "ddim"}
     assert torch.equal(pipe("red", progress=False), pipe("red", progress=False, **spelled_out))
 
 
@@ -98,8 +102,8 @@ def test_guidance_one_computes_the_conditional_branch_only(pipes, monkeypatch):
         return forward(x, *args, **kwargs)
 
     monkeypatch.setattr(pipe.components.unet, "forward", counted)
-    run(pipe, guidance=1.0)
-    run(pipe, guidance=3.0)
+    run(pipe, guidance_scale=1.0)
+    run(pipe, guidance_scale=3.0)
     assert batches == [1, 1, 2, 2]
 
 
@@ -139,7 +143,8 @@ def test_steps_can_be_composed_with_further_branches(pipes):
     context = pipe.encode_prompt(["", "a person jumps", "red"])
     branches = [Condition(row[None]) for row in context]
     steps = []
-    options = {"generators": generators, "steps": 2, "callback": lambda step, total, x: steps.append((step, total))}
+    options = {"generators": generators, "num_inference_steps": 2}
+    options["callback"] = lambda step, total, t, x: steps.append((step, total))
     latents = pipe.sample_latents(branches, [-2.0, 2.0, 1.0], x_T, **options)
     assert steps == [(1, 2), (2, 2)]
     assert pipe.decode(latents).shape == (1, 4, 16, 16, 3)
@@ -148,19 +153,29 @@ def test_steps_can_be_composed_with_further_branches(pipes):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("tiny_lvdm", {"size": (31, 32)}, "size 31x32 (height x width) must consist of multiples of 2 pixels"),
-        ("tiny_lvdm", {"size": (34, 32)}, "latent size 17x16 must be a multiple of 2"),
+        ("tiny_lvdm", {"height": 31, "width": 32}, "size 31x32 (height x width) must consist of multiples of 2 pixels"),
+        ("tiny_lvdm", {"height": 34, "width": 32}, "latent size 17x16 must be a multiple of 2"),
         ("tiny_lvdm", {"num_frames": 6}, "6 frames are too many"),
-        ("tiny_lvdm", {"num_frames": 0}, "a video of 0 frames of 16x16 (height x width) is empty"),
-        ("tiny_lvdm", {"size": (0, 32)}, "frames of 0x32 (height x width) is empty"),
-        ("tiny_lvdm", {"guidance": math.nan}, "must be finite"),
+        ("tiny_lvdm", {"num_frames": 0}, "num_frames is 0: it must be at least 1"),
+        ("tiny_lvdm", {"height": 0}, "height is 0: it must be at least 1"),
+        ("tiny_lvdm", {"guidance_scale": math.nan}, "guidance_scale is nan: it must be finite"),
+        ("tiny_lvdm", {"guidance_scale": "4"}, "guidance_scale must be a number, got '4'"),
+        (
+            "tiny_lvdm",
+            {"guidence_scale": 4.0},
+            "unknown key 'guidence_scale' in the call: did you mean 'guidance_scale'",
+        ),
+        ("tiny_lvdm", {"steps": 4}, "'steps' in the call is called 'num_inference_steps' now"),
+        ("tiny_lvdm", {"eta": 2.0}, "eta is 2.0: it must be from 0 to 1"),
+        ("tiny_lvdm", {"output_type": "gif"}, "output_type is 'gif': choose from pixels, np, pt, pil"),
+        ("tiny_lvdm", {"generator": [torch.Generator()] * 2}, "1 prompts need one torch.Generator or 1"),
         ("tiny_lvdm", {"seed": 2**64}, "does not fit into 64 bits"),
         ("tiny_lvdm", {"fps": 8}, "not conditioned on a frame rate"),
         ("tiny_lvdm", {"image": RED}, "this is a text-to-video model: it takes no image"),
-        ("tiny_lvdm", {"sampler": "euler"}, "unknown sampler 'euler': choose from ddim, ddpm, dpmpp_2m"),
+        ("tiny_lvdm", {"sampler": "euler"}, "sampler must be one of 'ddim', 'ddpm', 'dpmpp_2m', got 'euler'"),
         ("tiny_lvdm", {"sampler": "dpmpp_2m", "eta": 0.5}, "eta is a setting of the sampler 'ddim'"),
         ("tiny_lvdm", {"seed": [1, 2]}, "1 prompts need 1 seeds, got 2"),
-        ("tiny_lvdm", {"steps": 0}, "the number of sampling steps must be in 1..1000"),
+        ("tiny_lvdm", {"num_inference_steps": 0}, "num_inference_steps is 0: it must be at least 1"),
         ("tiny_videocrafter_i2v", {"image": None}, "this is an image-to-video model: give it an image"),
         ("tiny_videocrafter_i2v", {"image": [RED, RED]}, "1 prompts need one image or 1, got 2"),
         ("tiny_videocrafter_i2v", {"image": RED / 255.0}, "an image must be uint8 (h, w, 3), got torch.float64"),
@@ -192,7 +207,7 @@ def test_a_pipeline_in_half_precision_gives_nearly_the_same_video(pipes, tmp_pat
     save_pipeline(pipe.components, pipe.config, tmp_path / "model")
     half = load_pipeline(tmp_path / "model", dtype=torch.bfloat16)
     assert half.components.codec.autoencoder.quant_conv.weight.dtype == torch.bfloat16
-    difference = (run(half, guidance=1.0).int() - run(pipe, guidance=1.0).int()).abs().float().mean()
+    difference = (run(half, guidance_scale=1.0).int() - run(pipe, guidance_scale=1.0).int()).abs().float().mean()
     assert difference < 8
 
 
@@ -226,3 +241,68 @@ def test_only_the_parts_asked_for_are_built():
         VideoPipeline(build_components(config, parts=("unet",)), config)
     with pytest.raises(ConfigError, match="did you mean 'model_channels'"):
         build_components(replace(config, unet={"modle_channels": 32}), parts=("unet",))
+
+
+def test_videos_come_in_the_forms_of_diffusers(pipes):
+    pixels = run(pipes["tiny_lvdm"])
+    array = run(pipes["tiny_lvdm"], output_type="np")
+    assert isinstance(array, np.ndarray) and np.array_equal(array, pixels.numpy().astype(np.float32) / 255)
+    tensor = run(pipes["tiny_lvdm"], output_type="pt")
+    assert tensor.shape == (1, 4, 3, 16, 16) and torch.equal(tensor, torch.from_numpy(array).permute(0, 1, 4, 2, 3))
+    [frames] = run(pipes["tiny_lvdm"], output_type="pil")
+    assert np.array_equal(np.stack([np.asarray(frame) for frame in frames]), pixels[0].numpy())
+
+
+def test_a_generator_is_a_seed_and_several_samples_may_share_one(pipes):
+    pipe = pipes["tiny_lvdm"]
+    assert torch.equal(run(pipe, generator=make_generators([3])), run(pipe, seed=3))
+    assert torch.equal(run(pipe, generator=torch.Generator().manual_seed(3)), run(pipe, seed=3))
+    first, second = run(pipe, ["red", "red"], generator=torch.Generator().manual_seed(3))
+    assert not torch.equal(first, second)
+
+
+def test_a_callback_sees_every_step_and_may_change_the_latents(pipes):
+    pipe, seen = pipes["tiny_lvdm"], []
+
+    def callback(pipeline, step, timestep, tensors):
+        seen.append((pipeline is pipe, step, timestep, tuple(tensors["latents"].shape)))
+        return {"latents": torch.zeros_like(tensors["latents"])}
+
+    video = run(pipe, callback_on_step_end=callback)
+    assert seen == [(True, 0, 501, (1, 4, 4, 8, 8)), (True, 1, 1, (1, 4, 4, 8, 8))]
+    assert torch.equal(video, pipe.decode(torch.zeros(1, 4, 4, 8, 8)))
+
+
+def test_the_signature_shows_every_option():
+    shown = inspect.signature(VideoPipeline.__call__).parameters
+    assert {"num_inference_steps", "guidance_scale", "output_type", "generator"} <= shown.keys()
+    assert "options" not in shown and shown["guidance_scale"].default is None
+
+
+def test_the_declared_samplers_are_those_that_exist():
+    hint = typing.get_type_hints(GenerationOptions)["sampler"]
+    assert typing.get_args(hint) == tuple(SAMPLERS)
+
+
+def test_slicing_the_autoencoder_changes_rounding_at_most(pipes):
+    pipe = pipes["tiny_lvdm"]
+    whole, before = run(pipe).int(), pipe.components.codec.slice_size
+    try:
+        pipe.enable_vae_slicing()
+        assert pipe.components.codec.slice_size == 1
+        assert (run(pipe).int() - whole).abs().max() <= 1
+    finally:
+        pipe.components.codec.slice_size = before
+
+
+def test_a_model_folder_of_an_earlier_version_is_read(pipes, tmp_path):
+    pipe = pipes["tiny_lvdm"]
+    save_pipeline(pipe.components, pipe.config, tmp_path / "model")
+    file = tmp_path / "model" / "config.yaml"
+    new = file.read_text()
+    assert "num_inference_steps: 4" in new and "guidance_scale: 4.0" in new
+    file.write_text(new.replace("num_inference_steps:", "steps:").replace("guidance_scale:", "guidance:"))
+    assert load_pipeline(tmp_path / "model").config == pipe.config
+    file.write_text(new.replace("guidance_scale: 4.0", "guidance_scale: 4.0\n  guidance: 5.0"))
+    with pytest.raises(ConfigError, match="both 'guidance_scale' and 'guidance', its old name"):
+        load_pipeline(tmp_path / "model")

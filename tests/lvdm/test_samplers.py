@@ -247,9 +247,11 @@ def test_progress_precision_and_gradients(name):
         torch.ones(1, 3, dtype=torch.bfloat16),
         schedule,
         4,
-        callback=lambda step, total, x: calls.append((step, total, tuple(x.shape))),
+        callback=lambda step, total, t, x: calls.append((step, total, t, tuple(x.shape))),
     )
-    assert calls == [(step, 4, (1, 3)) for step in (1, 2, 3, 4)]
+    spacing = "trailing" if name == "ddpm" else "published"
+    times = schedule.sampling_timesteps(4, spacing)
+    assert calls == [(step, 4, t, (1, 3)) for step, t in enumerate(times, start=1)]
     assert found.dtype == torch.float32 and not found.requires_grad
 
 
@@ -273,3 +275,27 @@ def test_one_generator_for_each_sample():
             lambda x, t: x, torch.zeros(3, 2), NoiseSchedule.scaled_linear(), 5, generators=make_generators([1])
         )
     assert str(caught.value) == "a batch of 3 needs 3 seeds, got 1"
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_single_step_goes_from_noise_to_the_clean_latent(name):
+    schedule, visited = NoiseSchedule.scaled_linear(), []
+    x0 = torch.tensor([[0.5, -1.0, 2.0]])
+
+    def eps(x, t):  # the exact noise of x0
+        visited.append(int(t[0]))
+        alpha, sigma = (table[t].float()[:, None] for table in (schedule.alphas, schedule.sigmas))
+        return (x - alpha * x0) / sigma
+
+    found = SAMPLERS[name](eps, torch.randn(1, 3), schedule, 1)
+    assert visited == [999]
+    torch.testing.assert_close(found, x0, atol=1e-4, rtol=0)
+
+
+def test_what_a_callback_returns_replaces_the_latents():
+    schedule = NoiseSchedule.scaled_linear()
+    for name in SAMPLERS:
+        found = SAMPLERS[name](
+            lambda x, t: x, torch.ones(1, 3), schedule, 3, callback=lambda step, total, t, x: torch.zeros_like(x)
+        )
+        assert torch.equal(found, torch.zeros(1, 3))

@@ -51,7 +51,7 @@ def test_an_autoencoder_learns_and_a_base_model_is_built_on_it(tmp_path, clips):
     for name, value in pipeline.components.codec.autoencoder.state_dict().items():
         assert torch.equal(value, trained[name]), f"{name} of the frozen autoencoder changed"
     assert pipeline.components.codec.scale == described["latents"]["scale"]
-    pixels = pipeline("a red person walks", num_frames=2, size=(16, 16), steps=2, progress=False)
+    pixels = pipeline("a red person walks", num_frames=2, height=16, width=16, num_inference_steps=2, progress=False)
     assert pixels.shape == (1, 2, 16, 16, 3)
 
     of_another = {"autoencoder": str(tmp_path / "runs/base")}  # a model's, as of the models that the repository ships

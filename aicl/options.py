@@ -1,0 +1,135 @@
+"""What a generation with references takes: the references, and one class of options for every way of asking."""
+
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from lvdm import config as configs
+from lvdm.errors import ConfigError
+from lvdm.options import GenerationOptions, Options, option
+from lvdm.outside import check_text
+
+DEFAULT_MODEL = "checkpoints/puppets"
+
+
+@dataclass(kw_only=True)
+class SamplingOptions(GenerationOptions):
+    """How a video is sampled with references; None is the model's own default.
+
+    The options of the base model are those of `lvdm.options.GenerationOptions`.
+    reference_guidance_scale: a number adds a third branch of guidance, e = e(none) + guidance_scale * (e(text) -
+    e(none)) + reference_guidance_scale * (e(text, R) - e(text)); otherwise R belongs to the conditional branch.
+    first_reference_until: the first of several references is read alone for this share of the noise levels, from the
+    noisiest on: 0.75 is timesteps 999 to 250 of 1000. There the course of a motion is decided, and a mixture of two
+    courses is neither. 0, the paper's way, reads all references always, whose order then does not matter.
+    """
+
+    RENAMED: ClassVar[dict[str, str]] = GenerationOptions.RENAMED | {
+        "lead": "first_reference_until",
+        "ref_guidance": "reference_guidance_scale",
+        "reference_guidance": "reference_guidance_scale",
+        "ref_fps": "reference_fps",
+    }
+
+    scale: float = option(1.0, "strength of the references; 0 is the base model (default: 1)", least=0, group="refs")
+    reference_guidance_scale: float | None = option(
+        None, "strength of the references apart from the text's", group="refs", spellings=("ref-guidance",)
+    )
+    first_reference_until: float | None = option(
+        None,
+        "share of the noise levels, from the noisiest on, for which the first reference is read alone, such as 0.75",
+        least=0,
+        most=1,
+        group="refs",
+    )
+    reference_fps: float | None = option(
+        None,
+        "rate (1/s) at which reference videos are sampled (default: that of the model's videos)",
+        above=0,
+        group="refs",
+        spellings=("ref-fps",),
+    )
+
+
+@dataclass(kw_only=True)
+class ModelOptions(Options):
+    """Which model a command runs, and on what; at most one of model, base and config."""
+
+    model: str | None = option(
+        None, f"a folder with base model and adapter (default: {DEFAULT_MODEL})", group="model", metavar="FOLDER"
+    )
+    base: str | None = option(
+        None, "a folder of a base model alone, or a training run that wrote one", group="model", metavar="FOLDER"
+    )
+    config: str | None = option(
+        None, "a training config: its base model, and untrained layers without --adapter", group="model", metavar="FILE"
+    )
+    adapter: str | None = option(None, "an adapter file, or a training run that wrote one", group="model")
+    device: str | None = option(None, "where to compute, such as cpu or cuda:1 (default: a GPU if any)", group="model")
+    dtype: Literal["float32", "bfloat16", "float16"] | None = option(
+        None, "of the weights (default: bfloat16 on a GPU, float32 on a CPU)", group="model"
+    )
+    attention: Literal["sdpa", "xformers", "reference"] = option("sdpa", "what computes attention", group="model")
+    compile: Literal["auto", "none", "graphs", "full"] = option(
+        "auto",
+        "on a GPU: replay the steps as CUDA graphs, or compile the UNet too (default: auto, by the number of steps)",
+        group="model",
+    )
+    offload: bool = option(False, "keep on the GPU only what works there at the moment: less memory", group="model")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if sum(option is not None for option in (self.model, self.base, self.config)) > 1:
+            raise ConfigError("--model, --base and --config each name a model: give one of them")
+        if self.base is None and self.config is None:
+            self.model = self.model or DEFAULT_MODEL
+
+
+@dataclass(eq=False)
+class Reference:
+    """A video that shows an action, and how it is read.
+
+    video: a file or a folder of frames; pixels uint8 (t, h, w, 3) as a tensor or an array; a list of PIL images; or
+    motion features, as `AICLPipeline.encode_references` makes them, or their file. caption: what the video shows; None
+    is the prompt. weight: from 0 up; only its ratio to the other references' matters, and 0 leaves it out.
+    """
+
+    video: Any
+    caption: str | None = None
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.video, str | os.PathLike):
+            self.video = Path(self.video)
+            check_text(str(self.video), "reference", ConfigError)
+        if self.caption is not None:
+            check_text(self.caption, "the caption of a reference", ConfigError)
+        if not 0 <= self.weight < math.inf:
+            raise ConfigError(f"the weight of reference {self.name} is {self.weight}: it must be from 0 up and finite")
+
+    @classmethod
+    def of(cls, value: Any, where: str = "reference") -> "Reference":
+        """A reference from its shorthand: a video alone, "FILE@WEIGHT", or a mapping with the fields of this class.
+
+        Raises ConfigError for a mapping that does not fit; `where` names it.
+        """
+        if isinstance(value, Reference):
+            return value
+        if isinstance(value, Mapping):
+            if not isinstance(value.get("video", ""), str):
+                raise ConfigError(f"{where}.video must be a file or a folder, got {value['video']!r}")
+            return configs.from_mapping(cls, value, where=where)
+        if isinstance(value, str):
+            weighted = re.fullmatch(r"(.+)@(\d+\.?\d*|\.\d+)", value)
+            if weighted and not os.path.lexists(value):
+                return cls(weighted[1], weight=float(weighted[2]))
+        return cls(value)
+
+    @property
+    def name(self) -> str:
+        """What messages call it: its path, or what it is."""
+        return str(self.video) if isinstance(self.video, Path) else f"of type {type(self.video).__name__}"

@@ -1,0 +1,110 @@
+"""Making the videos of a job and writing them, with the record and the comparison of each."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from aicl.options import Reference, SamplingOptions
+from aicl.pipeline import AICLPipeline
+from aicl.reference_videos import is_features_file, read_clip
+from aicl.sampling_jobs import Job, sheet_file
+from aicl.sidecar_files import COMPARISON, companion
+from lvdm.files import atomic_path
+from lvdm.options import GenerationOptions
+from lvdm.video import contact_sheet, side_by_side, to_pixels, write_video
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One video of a job, and what it was made with.
+
+    options: with the model's defaults filled in. batch: the seeds of all videos that were made at once, among which
+    this one has number `index`: it depends on them by rounding alone. base: the base model's video, for comparison.
+    """
+
+    seed: int
+    options: SamplingOptions
+    batch: list[int]
+    index: int
+    video: Tensor
+    base: Tensor | None = None
+    seconds: dict[str, float] | None = None
+
+
+def generate_samples(pipe: AICLPipeline, job: Job, batches: list[list[int]] | None = None) -> Iterator[Sample]:
+    """The job's videos, uint8 (t, h, w, 3), batch by batch; `batches` of seeds in place of the job's own."""
+    seeds = job.seeds()
+    starts = range(0, len(seeds), job.batch_size)
+    for batch in batches or [seeds[start : start + job.batch_size] for start in starts]:
+        options = filled_options(pipe, job)
+        prompts = [job.prompt] * len(batch)
+        videos = pipe(prompts, references=job.references, image=job.image, seed=batch, **job.sampling().given())
+        seconds = {name: round(value, 4) for name, value in pipe.timings.items()}
+        plain: list[Tensor | None] = [None] * len(batch)
+        if job.compare:
+            own = {name: value for name, value in job.sampling().given().items() if name in _GENERATION}
+            plain = list(pipe.base(prompts, image=job.image, seed=batch, **own))
+        for index, (seed, video, base) in enumerate(zip(batch, videos, plain)):
+            yield Sample(seed, options, batch, index, video, base, seconds)
+
+
+def filled_options(pipe: AICLPipeline, job: Job) -> SamplingOptions:
+    """The job's options with the model's defaults in place of None."""
+    options = SamplingOptions(**job.sampling().filled(pipe.base.config.defaults))
+    if job.references:
+        if options.first_reference_until is None:
+            options.first_reference_until = pipe.first_reference_until
+        options.reference_fps = options.reference_fps or pipe.base.config.defaults.save_fps
+    return options
+
+
+def write_sample(pipe: AICLPipeline, job: Job, sample: Sample, path: Path) -> None:
+    """Write a video and, where the job asks for it, its comparison; replaces what is there."""
+    fps = pipe.base.config.defaults.save_fps
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_video(path, sample.video, fps, overwrite=True)
+    if sample.base is not None:
+        shown, labels = _compared(job, sample)
+        write_video(companion(path, COMPARISON), side_by_side(shown, labels), fps, overwrite=True)
+        with atomic_path(sheet_file(path)) as temporary:
+            contact_sheet(shown, labels).save(temporary)
+
+
+def job_line(pipe: AICLPipeline, job: Job) -> str:
+    """A job in one line, for the screen."""
+    o = filled_options(pipe, job)
+    text = (
+        f"'{job.prompt}', {o.num_frames} frames of {o.width}x{o.height}, {o.num_inference_steps} steps of {o.sampler}"
+    )
+    return (
+        f"{text}, guidance {o.guidance_scale}, seed {job.seed}, {_references_line(job, o.first_reference_until or 0)}"
+    )
+
+
+def unknown_words(pipe: AICLPipeline, job: Job) -> list[str]:
+    """The words of a job's prompt and captions that the model was never taught, in order; none if it reads any word."""
+    tokenizer = pipe.base.components.text.tokenizer
+    texts = [job.prompt, *(each.caption for each in job.references if each.caption)]
+    return list(dict.fromkeys(word for text in texts for word in tokenizer.unknown_words(text)))
+
+
+def _references_line(job: Job, until: float) -> str:
+    if not job.references:
+        return "no references"
+    names = ", ".join(Path(each.video).name for each in job.references)
+    several = len(job.references) > 1
+    first = f", the first alone for {until:.0%} of the noise" if several and until else ""
+    return f"reference{'s' if several else ''} {names} at scale {job.scale}{first}"
+
+
+def _compared(job: Job, sample: Sample) -> tuple[list[Tensor], list[str]]:
+    """The references that are videos, the base model's video and ours, and what they are called."""
+    o = sample.options
+    videos: list[Reference] = [each for each in job.references if not is_features_file(each.video)]
+    shown = [to_pixels(read_clip(each, o.num_frames, (o.height, o.width), o.reference_fps)) for each in videos]
+    return [*shown, sample.base, sample.video], [*["reference"] * len(shown), "base", "AICL"]
+
+
+_GENERATION = frozenset(GenerationOptions.__dataclass_fields__)

@@ -1,0 +1,121 @@
+"""`training.strategy: auto`: how a training is spread over the memory that there is, chosen by trying one sample.
+
+Neither choice changes what is learned: `batch_size` counts the samples of a step however they are divided.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from lvdm.acceleration import prepare
+from lvdm.errors import ConfigError
+from lvdm.training.module import DTYPES, TrainingModule, place_frozen
+from lvdm.training.settings import TrainingSettings
+from lvdm.training.strategy import training_device
+
+Build = Callable[[TrainingSettings], tuple[TrainingModule, pl.LightningDataModule]]
+
+GIB = 2**30
+SHARE = 0.92  # of the memory that PyTorch may have; the rest is what its allocator cannot use, and the CUDA context
+OPTIMISER, GRADIENT, BUCKET = 8, 4, 4  # bytes for each trained value: Adam's two averages, its gradient, DDP's copy
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one device: at rest, trained values, and what each sample of a micro-batch adds."""
+
+    rest: int
+    values: int
+    sample: int
+
+    def needed(self, samples: int, devices: int) -> int:
+        """By a step of micro-batches of so many samples, with the optimiser on the device."""
+        each = OPTIMISER + GRADIENT + (BUCKET if devices > 1 else 0)
+        return self.rest + each * self.values + samples * self.sample
+
+
+def choose(settings: TrainingSettings, build: Build) -> tuple[TrainingSettings, str]:
+    """The settings with a strategy, micro-batches and gradient checkpointing in place of "auto", and a sentence on it.
+
+    In order: everything in memory, fewer samples at once, activations recomputed, and at last the optimiser's averages
+    in the CPU's memory. `build` makes the module and its data, which are thrown away again.
+    Raises ConfigError where even that does not fit.
+    """
+    devices = settings.devices * settings.nodes
+    plain = replace(settings, strategy="ddp" if devices > 1 else "single")
+    device = training_device(settings)
+    if device.type != "cuda":
+        return plain, f"strategy auto: {plain.strategy} on the CPU, as nothing else runs there"
+    total = torch.cuda.get_device_properties(device).total_memory
+    allowed = int(SHARE * total * torch.cuda.get_per_process_memory_fraction(device))
+    share = settings.batch_size // devices
+    for checkpointing in (False, True):
+        if settings.gradient_checkpointing and not checkpointing:
+            continue  # asked for
+        memory = measure(replace(plain, gradient_checkpointing=checkpointing), build, device)
+        if memory is None:
+            continue
+        fitting = [n for n in divisors(share) if memory.needed(n, devices) <= allowed]
+        if not fitting or (not checkpointing and fitting[0] < min(share, 2)):
+            continue  # one sample at a time leaves the GPU idle: recomputing costs less
+        count, graphs = share // fitting[0], settings.cuda_graphs and not checkpointing and share == fitting[0]
+        chosen = replace(
+            plain, gradient_checkpointing=checkpointing, gradient_accumulation_steps=count, cuda_graphs=graphs
+        )
+        what = f"{count} micro-batches of {fitting[0]}" if count > 1 else f"a batch of {fitting[0]}"
+        kept = "activations recomputed" if checkpointing else "activations kept"
+        need = memory.needed(fitting[0], devices) / GIB
+        sentence = f"{chosen.strategy}, {what} a device, {kept}, the optimiser on the GPU"
+        sample = f"{memory.sample / GIB:.2f} a sample"
+        return chosen, f"strategy auto: {sentence}: about {need:.1f} of {total / GIB:.1f} GiB, {sample}"
+    offload = replace(settings, strategy="deepspeed_zero2_offload", gradient_checkpointing=True, cuda_graphs=False)
+    offload = replace(offload, gradient_accumulation_steps=share)
+    return offload, (
+        "strategy auto: deepspeed_zero2_offload, one sample at a time, activations recomputed: "
+        f"with the optimiser's averages on the GPU too, {total / GIB:.1f} GiB are not enough"
+    )
+
+
+def measure(settings: TrainingSettings, build: Build, device: torch.device) -> Memory | None:
+    """What a forward and a backward pass of one sample take on `device`; None where that alone is too much."""
+    alone = replace(settings, strategy="single", devices=1, nodes=1, batch_size=1, gradient_accumulation_steps=1)
+    module, data = build(replace(alone, compile=False, cuda_graphs=False))
+    try:
+        return _measure(module, data, device, DTYPES[settings.precision])
+    except torch.OutOfMemoryError:
+        return None
+    finally:
+        del module, data
+        torch.cuda.empty_cache()
+
+
+def _measure(module: TrainingModule, data: pl.LightningDataModule, device: torch.device, dtype: torch.dtype) -> Memory:
+    module.to(device)
+    for frozen in module._frozen:
+        place_frozen(frozen, device, dtype)
+        prepare(frozen)
+    module.trained.train()
+    data.workers = 0
+    batch: Any = next(iter(data.train_dataloader()))
+    batch = data.on_before_batch_transfer(batch, 0)
+    batch = module.transfer_batch_to_device(batch, device, 0)
+    finish = getattr(data, "prepare", None)
+    batch = batch if finish is None else finish(batch)
+    rest = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    with module.autocast():
+        loss = module.losses(batch).float().mean()
+    if not loss.requires_grad:
+        raise ConfigError("nothing in this training is trained: check the config")
+    loss.backward()
+    values = sum(parameter.numel() for parameter in module.trained.parameters() if parameter.requires_grad)
+    peak = torch.cuda.max_memory_allocated(device)
+    return Memory(rest, values, max(0, peak - rest - GRADIENT * values))
+
+
+def divisors(count: int) -> list[int]:
+    """The numbers that divide `count`, the largest first."""
+    return [n for n in range(count, 0, -1) if count % n == 0]

@@ -1,0 +1,46 @@
+"""Single images, and folders that hold a video as one image for each frame."""
+
+import os
+import re
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from lvdm.errors import VideoError
+
+IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+
+
+def read_image(path: str | os.PathLike[str]) -> Tensor:
+    """An image file, upright, as uint8 (h, w, 3), RGB. Raises VideoError for one that is missing or broken."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as file:
+                return torch.from_numpy(np.array(ImageOps.exif_transpose(file).convert("RGB")))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise VideoError(f"image {path} cannot be read: {error}") from error
+
+
+def frame_files(folder: str | os.PathLike[str]) -> list[Path]:
+    """The images of a folder in their order, numbers in names counting as numbers; hidden files are left out.
+
+    Raises VideoError where there are none.
+    """
+    try:
+        names = sorted(os.listdir(folder), key=_runs)
+    except OSError as error:
+        raise VideoError(f"{folder}: cannot be read ({error.strerror}); give a folder of images") from error
+    files = [Path(folder) / name for name in names if name[0] != "." and Path(name).suffix.lower() in IMAGE_ENDINGS]
+    if not files:
+        raise VideoError(f"{folder}: holds no images; give a video, or a folder of its frames as images")
+    return files
+
+
+def _runs(name: str) -> list[tuple[int, str]]:
+    """A name cut into digits and what is between them, so that 10 is sorted after 9."""
+    return [(int(run), run) if run.isdecimal() else (0, run) for run in re.split(r"(\d+)", name)]
