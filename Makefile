@@ -31,7 +31,7 @@ test: setup
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu" $(TEST_FLAGS)
 
 lint: setup
-	@$(BIN)/ruff format --check . && $(BIN)/ruff check .
+	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy
 
 format: setup
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
@@ -41,4 +41,4 @@ docs: setup
 	@echo "the documentation is in outputs/site/index.html"
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
