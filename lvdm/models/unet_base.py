@@ -8,6 +8,7 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor, nn
 
+from lvdm.diffusion.step_cache import InnerFeatures
 from lvdm.errors import ConfigError
 from lvdm.models.backbone import ExtensibleBlock, VideoBackbone
 from lvdm.models.layers import (
@@ -100,6 +101,7 @@ class VideoUNet(VideoBackbone):
         self.params, self.latent_channels = params, params.in_channels
         p, width = params, params.model_channels
         self.emb_channels = 4 * width
+        self.inner = InnerFeatures()  # which sampling may reuse
         self.activation = ACTIVATIONS[activation]()
         self.time_embed = self._embedding()
         self.input_blocks = nn.ModuleList([Stage([conv(p.in_channels, width, frames), *self._input_attention()])])
@@ -238,11 +240,21 @@ class VideoUNet(VideoBackbone):
         emb = self.activation(emb)  # every residual block begins with it
         context = None if context is None else context.to(self.dtype)
         h, skips = x.to(self.dtype).permute(0, 2, 3, 4, 1).contiguous(), []  # (b, t, h, w, c)
-        for stage in self.input_blocks:
+        outer = self.params.num_res_blocks + 1  # stages of the outermost level, on either side
+        inner, places = self.inner, (x.shape[0], *x.shape[2:])
+        whole = inner.whole or not inner.active
+        for stage in self.input_blocks if whole else self.input_blocks[:outer]:
             h = stage(h, emb, context, recompute)
             skips.append(h)
-        h = self.middle_block(h, emb, context, recompute)
-        for stage in self.output_blocks:
+        if whole:
+            h = self.middle_block(h, emb, context, recompute)
+            for stage in self.output_blocks[:-outer]:
+                h = stage(torch.cat([h, skips.pop()], dim=-1), emb, context, recompute)
+            if inner.active:
+                inner.keep(h, places)
+        else:
+            h = inner.kept(places, h.dtype, h.device)
+        for stage in self.output_blocks[-outer:]:
             h = stage(torch.cat([h, skips.pop()], dim=-1), emb, context, recompute)
         norm, activation, last = self.out
         h = norm(h, silu=True) if isinstance(activation, nn.SiLU) else activation(norm(h))
