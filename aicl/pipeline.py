@@ -135,6 +135,11 @@ class AICLPipeline:
         """The type of the UNet's weights."""
         return next(self.base.components.unet.parameters()).dtype
 
+    @property
+    def compiled(self) -> Mode:
+        """How the UNet ran in the last call: what the mode "auto" of `accelerate` came to."""
+        return self._patched.acceleration.used(self._patched.components.unet)
+
     def to(
         self, device: torch.device | str | torch.dtype | None = None, dtype: torch.dtype | None = None
     ) -> "AICLPipeline":

@@ -28,7 +28,8 @@ from lvdm.errors import ConfigError
 from lvdm.finite import FiniteWatch, check_frames
 from lvdm.models.components import Components, ModelConfig
 from lvdm.offload import Offload
-from lvdm.options import GenerationOptions, check_text, read_options, takes_options
+from lvdm.options import GenerationOptions, read_options, takes_options
+from lvdm.outside import check_text
 from lvdm.video import OutputType, check_output_type, convert_pixels, read_image, to_frames, to_pixels
 
 ImageLike = str | os.PathLike | Image.Image | np.ndarray | Tensor
@@ -298,9 +299,7 @@ def check_prompts(prompt: str | Sequence[str]) -> list[str]:
     """One prompt or several as a list. Raises ConfigError for none, for what is no text, and what cannot be written."""
     prompts = [prompt] if isinstance(prompt, str) else list(prompt) if isinstance(prompt, Sequence) else [prompt]
     for text in prompts:
-        if not isinstance(text, str):
-            raise ConfigError(f"a prompt must be a text, got a {type(text).__name__}")
-        check_text(text, "prompt")
+        check_text(text, "prompt", ConfigError)
     if not prompts:
         raise ConfigError("there is no prompt: give at least one")
     return prompts

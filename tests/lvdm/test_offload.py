@@ -37,7 +37,9 @@ def test_videos_stay_the_same_and_each_step_brings_what_it_needs(name, monkeypat
     image = torch.full((32, 32, 3), 99, dtype=torch.uint8) if pipe.takes_image else None
     expected = pipe("a dog runs", image=image, num_inference_steps=2, progress=False)
     brought, bring = [], Offload.bring
-    names = {id(module): part for part, module in pipe.components.modules().items()} | {id(pipe.components.codec): "vae"}
+    names = {id(module): part for part, module in pipe.components.modules().items()} | {
+        id(pipe.components.codec): "vae"
+    }
 
     def recorded(self, *parts):
         brought.append("+".join(names[id(part)] for part in parts))
