@@ -39,6 +39,7 @@ setup(
             "pytest>=8",
             "pytest-xdist>=3.6",
             "ruff>=0.9",
+            "mypy>=1.15",
             "diffusers>=0.31",
             "transformers>=4.46",
             "torchmetrics>=1.4",

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from aicl.rotary import Rotary, axial_rotary, check_head_dim, rotate
 from lvdm.config import check_at_least
 from lvdm.errors import ConfigError
-from lvdm.models.attention import RelativePosition, attend, attend_over_time
+from lvdm.models.attention import RelativePosition, attend, attend_over_time, position_tables
 from lvdm.models.layers import LayerNorm, checkpointed
 
 
@@ -92,8 +92,7 @@ class PrismAttention(nn.Module):
         """Self-attention along frames at each place. (n, t, s, width) -> same."""
         x = self.norm(video)
         q, k, v = (layer(x).unflatten(-1, (self.heads, -1)) for layer in (self.to_q, self.to_k, self.to_v))
-        tables = (None, None) if self.relative is None else tuple(each.embeddings_table for each in self.relative)
-        update: Tensor = self.to_out(attend_over_time(q, k, v, tables=tables))
+        update: Tensor = self.to_out(attend_over_time(q, k, v, tables=position_tables(self.relative)))
         return video + update
 
 

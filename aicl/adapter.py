@@ -23,6 +23,7 @@ from lvdm.checkpoints import check_entries
 from lvdm.checkpoints.integrity import HASH_KEY, check_hash, check_values, tensors_hash
 from lvdm.errors import CheckpointError
 from lvdm.files import atomic_path
+from lvdm.models.backbone import VideoBackbone
 
 FORMAT_VERSION = 1
 SAMPLED_WEIGHTS = 64
@@ -83,7 +84,10 @@ def trained_state(prism: ActionPrism, integrated: IntegratedBackbone) -> dict[st
 
 
 def save_adapter(
-    path: str | os.PathLike, prism: ActionPrism, integrated: IntegratedBackbone, meta: Mapping[str, Any] | None = None
+    path: str | os.PathLike[str],
+    prism: ActionPrism,
+    integrated: IntegratedBackbone,
+    meta: Mapping[str, Any] | None = None,
 ) -> None:
     """Write an adapter file (safetensors), atomically; an existing one is replaced.
 
@@ -106,7 +110,7 @@ def save_adapter(
         save_file(state, temporary, metadata=metadata)
 
 
-def read_adapter(path: str | os.PathLike) -> tuple[AdapterInfo, dict[str, Tensor]]:
+def read_adapter(path: str | os.PathLike[str]) -> tuple[AdapterInfo, dict[str, Tensor]]:
     """What an adapter file says about itself, and its parameters on the CPU.
 
     Raises CheckpointError for a file that is missing, damaged, no adapter, or of a newer format.
@@ -141,7 +145,9 @@ def read_adapter(path: str | os.PathLike) -> tuple[AdapterInfo, dict[str, Tensor
     return configs.from_mapping(AdapterInfo, content, where=str(path)), state
 
 
-def load_adapter(path: str | os.PathLike, unet: nn.Module) -> tuple[ActionPrism, IntegratedBackbone, AdapterInfo]:
+def load_adapter(
+    path: str | os.PathLike[str], unet: VideoBackbone
+) -> tuple[ActionPrism, IntegratedBackbone, AdapterInfo]:
     """Build what an adapter file describes, on `unet`'s device, patch the UNet and load the parameters (float32).
 
     Raises CheckpointError for a base model of another family or layout, or entries that do not fit the file's own

@@ -40,7 +40,7 @@ class MotionFeatures:
         rows = zip(pieces, self.frames, sources)
         return [MotionFeatures(piece, (count,), self.prism, [source]) for piece, count, source in rows]
 
-    def save(self, path: str | os.PathLike, overwrite: bool = False) -> None:
+    def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
         """Write a safetensors file. Raises CheckpointError if it exists, unless `overwrite`, or has another ending."""
         path = Path(path)
         if path.suffix != ENDING:
@@ -55,7 +55,7 @@ class MotionFeatures:
             save_file(tensors, temporary, metadata={METADATA: json.dumps(about), HASH_KEY: tensors_hash(tensors)})
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> "MotionFeatures":
+    def load(cls, path: str | os.PathLike[str]) -> "MotionFeatures":
         """Read such a file, onto the CPU. Raises CheckpointError if it is missing, damaged or something else."""
         if not Path(path).is_file():
             raise CheckpointError(f"encoded references {path} do not exist")

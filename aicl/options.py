@@ -10,7 +10,8 @@ from typing import Any, ClassVar, Literal
 
 from lvdm import config as configs
 from lvdm.errors import ConfigError
-from lvdm.options import GenerationOptions, Options, check_text, option
+from lvdm.options import GenerationOptions, Options, option
+from lvdm.outside import check_text
 
 DEFAULT_MODEL = "checkpoints/puppets"
 
@@ -73,6 +74,12 @@ class ModelOptions(Options):
         None, "of the weights (default: bfloat16 on a GPU, float32 on a CPU)", group="model"
     )
     attention: Literal["sdpa", "xformers", "reference"] = option("sdpa", "what computes attention", group="model")
+    compile: Literal["auto", "none", "graphs", "full"] = option(
+        "auto",
+        "on a GPU: replay the steps as CUDA graphs, or compile the UNet too (default: auto, by the number of steps)",
+        group="model",
+    )
+    offload: bool = option(False, "keep on the GPU only what works there at the moment: less memory", group="model")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -98,9 +105,9 @@ class Reference:
     def __post_init__(self) -> None:
         if isinstance(self.video, str | os.PathLike):
             self.video = Path(self.video)
-            check_text(str(self.video), "reference")
+            check_text(str(self.video), "reference", ConfigError)
         if self.caption is not None:
-            check_text(self.caption, "the caption of a reference")
+            check_text(self.caption, "the caption of a reference", ConfigError)
         if not 0 <= self.weight < math.inf:
             raise ConfigError(f"the weight of reference {self.name} is {self.weight}: it must be from 0 up and finite")
 

@@ -135,6 +135,11 @@ class AICLPipeline:
         """The type of the UNet's weights."""
         return next(self.base.components.unet.parameters()).dtype
 
+    @property
+    def compiled(self) -> Mode:
+        """How the UNet ran in the last call: what the mode "auto" of `accelerate` came to."""
+        return self._patched.acceleration.used(self._patched.components.unet)
+
     def to(
         self, device: torch.device | str | torch.dtype | None = None, dtype: torch.dtype | None = None
     ) -> "AICLPipeline":
@@ -142,10 +147,17 @@ class AICLPipeline:
         if isinstance(device, torch.dtype):
             device, dtype = None, device
         self.base.to(device, dtype)
+        self._patched.offload = self.base.offload
         if self.prism is not None:
             self.prism.to(device=device, dtype=dtype)
             self.integrated.blocks.to(device=device, dtype=dtype)
         return self
+
+    def enable_model_cpu_offload(self, device: torch.device | str = "cuda") -> None:
+        """Keep all parts in the CPU's memory and bring each to `device` only while it works: less memory there."""
+        self.to("cpu")
+        self.base.enable_model_cpu_offload(device)
+        self._patched.offload = self.base.offload
 
     def enable_vae_slicing(self, frames: int = 1) -> None:
         """See `VideoPipeline.enable_vae_slicing`."""
@@ -215,6 +227,7 @@ class AICLPipeline:
             num_inference_steps=settings.num_inference_steps,
             sampler=settings.sampler,
             eta=settings.eta,
+            step_cache=settings.step_cache,
             generators=generators,
             callback=clock.steps(step_callbacks(self, callback_on_step_end, progress_bar() if progress else None)),
         )
@@ -284,6 +297,7 @@ class AICLPipeline:
         different = {reference_key(reference)[0]: reference for reference in everything}
         clips = {video: read_clip(reference, num_frames, size, fps) for video, reference in different.items()}
         pixels = torch.stack(list(clips.values())).to(self.device)  # (videos, 3, t, h, w)
+        self.base.bring(self.base.components.codec)
         latents = self.base.components.codec.posterior(pixels).mode()  # (videos, c, t, h/f, w/f)
         context = self.base.encode_prompt([reference.caption for reference in everything])  # (b * k, tokens, d)
         order = [list(clips).index(reference_key(reference)[0]) for reference in everything]
@@ -292,6 +306,7 @@ class AICLPipeline:
             context = torch.cat([context, image[order].to(context.dtype)], dim=1)
         clock.lap("references")
         shape = (len(rows), len(rows[0]))
+        self.base.bring(prism)
         features = prism(latents[order].unflatten(0, shape), context.unflatten(0, shape))
         clock.lap("prism")
         sources = [str(each.video) if isinstance(each.video, Path) else "pixels" for each in rows[0]]
@@ -330,9 +345,10 @@ class AICLPipeline:
         if prism is not None:
             unet = self.base.components.unet
             for module in (prism, integrated.blocks):
-                module.to(device=self.base.device, dtype=unet.dtype).eval().requires_grad_(False)
+                module.to(device=next(unet.parameters()).device, dtype=unet.dtype).eval().requires_grad_(False)
             components = replace(self.base.components, unet=integrated)
             self._patched = VideoPipeline(components, self.base.config, self.base.acceleration)
+            self._patched.offload = self.base.offload
 
 
 def _branches(

@@ -1,7 +1,6 @@
 """What `aicl sample` does for each prompt: find references, generate, write the videos and a record of each."""
 
 import dataclasses
-import json
 import os
 import re
 from collections import Counter
@@ -15,7 +14,8 @@ from aicl.sidecar_files import COMPARISON, companion
 from lvdm import config as configs
 from lvdm.errors import ConfigError, DataError, UserError, VideoError
 from lvdm.files import check_writable
-from lvdm.options import check_text, option
+from lvdm.options import option
+from lvdm.outside import check_text, parse_json, read_lines
 
 if TYPE_CHECKING:
     from aicl.reference_retrieval import Library
@@ -48,7 +48,7 @@ class Job(SamplingOptions):
     )
     image: str | None = option(None, "first frame, for image-to-video models")
     seed: int = option(0, "of the first sample (default: 0)", least=0)
-    num_samples: int = option(1, "videos of each prompt, with consecutive seeds (default: 1)", least=1)
+    num_samples: int = option(1, "videos of each prompt, with consecutive seeds (default: 1)", least=1, most=100_000)
     batch_size: int = option(1, "samples made at once (default: 1)", least=1, spellings=("batch",))
     label: str | None = option(None, "the class of the action, kept in the record for `aicl evaluate`", group="output")
     out: str | None = option(
@@ -117,15 +117,11 @@ def read_jobs(defaults: Mapping[str, Any], prompts_file: str | os.PathLike[str] 
     if prompts_file is None:
         job = _job(defaults, where="the command line")
         return [job if job.out else dataclasses.replace(job, out=str(free_name(job)))]
-    try:
-        lines = Path(prompts_file).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        raise DataError(f"prompts file {str(prompts_file)!a} cannot be read: {error}") from error
     folder = Path(defaults.get("out") or "samples")
     if folder.suffix:
         raise ConfigError(f"--out {folder} must be a folder where --prompts-file gives several jobs")
     jobs = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in read_lines(prompts_file, DataError):
         if line.strip():
             where = f"{prompts_file} line {number}"
             jobs.append(_job({**defaults, **_line(line, f"{number:05d}.mp4", folder, where)}, where))
@@ -193,17 +189,14 @@ def _line(line: str, name: str, folder: Path, where: str) -> dict[str, Any]:
     """The fields of a job that a line of a prompts file gives; `name` if it gives none. Raises DataError."""
     own: Any = {"prompt": line.strip()}
     if line.lstrip().startswith("{"):
-        try:
-            own = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{where} is not valid JSON: {error}") from error
+        own = parse_json(line, where, DataError)
     out = own.get("out") or name
     return {**own, "out": _inside(folder, out, where) if isinstance(out, str) else out}
 
 
 def _inside(folder: Path, name: str, where: str) -> str:
     """A place in the output folder. Raises DataError for a name that leads out of it: the file may not be ours."""
-    check_text(name, f"{where}: out")
+    check_text(name, f"{where}: out", DataError)
     place, whole = (folder / name).resolve(), folder.resolve()
     if Path(name).is_absolute() or whole not in place.parents:
         raise DataError(f"{where}: out '{name}' is not a name inside the output folder {folder}: choose one that is")

@@ -27,12 +27,17 @@ def load_model(options: ModelOptions) -> AICLPipeline:
     set_backend(options.attention)
     place = cli.device(options.device)
     precision = getattr(torch, options.dtype or ("bfloat16" if place.type == "cuda" else "float32"))
+    at_first = torch.device("cpu") if options.offload else place
     if options.config is not None:
-        return _from_config(options.config, options.adapter, place, precision)
-    if options.model == DEFAULT_MODEL and not (Path(DEFAULT_MODEL) / FOLDER_FILE).is_file():
-        raise CheckpointError(f"there is no model in {DEFAULT_MODEL}, the default: name one with --model or --base")
-    path = options.model or base_folder(str(options.base))
-    return AICLPipeline.from_pretrained(path, adapter=options.adapter, device=place, torch_dtype=precision)
+        pipe = _from_config(options.config, options.adapter, at_first, precision)
+    else:
+        if options.model == DEFAULT_MODEL and not (Path(DEFAULT_MODEL) / FOLDER_FILE).is_file():
+            raise CheckpointError(f"there is no model in {DEFAULT_MODEL}, the default: name one with --model or --base")
+        path = options.model or base_folder(str(options.base))
+        pipe = AICLPipeline.from_pretrained(path, adapter=options.adapter, device=at_first, torch_dtype=precision)
+    if options.offload:
+        pipe.enable_model_cpu_offload(place)
+    return pipe.accelerate(options.compile)
 
 
 def model_line(pipe: AICLPipeline, options: ModelOptions) -> str:

@@ -1,6 +1,5 @@
 """The JSON beside a video: everything that it takes to make the video again, and to know whether it is the same."""
 
-import json
 import os
 import platform
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from lvdm import config as configs
 from lvdm.errors import CheckpointError, DataError
 from lvdm.files import write_json
 from lvdm.hashing import cached_hash
+from lvdm.outside import read_object
 
 _EXACT = ("device", "dtype", "threads", "aicl", "torch")  # what bits may depend on besides model and options
 
@@ -41,7 +41,7 @@ def write_record(path: Path, pipe: AICLPipeline, model: ModelOptions, job: Job, 
     record: dict[str, Any] = {
         "job": configs.to_mapping(job) | configs.to_mapping(sample.options) | own,
         "batch": {"seeds": sample.batch, "index": sample.index},
-        "model": {name: value for name, value in configs.to_mapping(model).items() if value is not None},
+        "model": {name: value for name, value in _as_run(pipe, model).items() if value is not None},
         "sha256": file_hashes(pipe, model, job),
         "environment": environment(pipe),
         "seconds": sample.seconds,
@@ -56,12 +56,9 @@ def read_record(path: str | os.PathLike[str]) -> Repetition:
 
     Raises ConfigError for settings that this version does not know.
     """
-    try:
-        record = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"record {str(path)!a} cannot be read: {error}") from error
+    record = read_object(path, DataError)
     names = ("job", "batch", "model", "sha256", "environment")
-    if not isinstance(record, dict) or any(not isinstance(record.get(name), dict) for name in names):
+    if any(not isinstance(record.get(name), dict) for name in names):
         raise DataError(f"{path} is no record of a video that can be made again: give the JSON that lies beside one")
     model = configs.from_mapping(ModelOptions, record["model"], where=f"model in {path}")
     job = configs.from_mapping(Job, record["job"], where=f"job in {path}")
@@ -109,6 +106,12 @@ def file_hashes(pipe: AICLPipeline, model: ModelOptions, job: Job) -> dict[str, 
         files += sorted(path for path in each.iterdir() if path.is_file()) if each.is_dir() else [each]
     files += [configs.find(model.config)] if model.config else []
     return {str(path): cached_hash(path) for path in files}
+
+
+def _as_run(pipe: AICLPipeline, model: ModelOptions) -> dict[str, Any]:
+    """The options of the model with what "auto" came to: the next time there may be fewer steps to do."""
+    found: dict[str, Any] = configs.to_mapping(model)
+    return found | {"compile": pipe.compiled}
 
 
 @dataclass

@@ -150,7 +150,8 @@ class AICLModule(DiffusionModule):
         """The first reference, what the base model makes of the prompt, and what AICL makes of both."""
         batch, pipe, b = self.pairs(batch), self.pipeline, len(batch["caption"])
         references = self.encode_references(batch)
-        frames, size = references.shape[3], tuple(_first_frames(batch).shape[-2:])
+        frames, (height, width) = references.shape[3], _first_frames(batch).shape[-2:]
+        size = (height, width)
         image = to_pixels(_first_frames(batch)[:b].unsqueeze(2))[:, 0] if pipe.takes_image else None
         positive, negative = pipe.conditions(batch["caption"], image, size=size)
         R = self.prism(references, self.encode_captions(batch)[1])

@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from lvdm import config as configs
 from lvdm.errors import ConfigError
+from lvdm.outside import check_text
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -87,6 +88,11 @@ class GenerationOptions(Options):
         None, "strength of the text, and of the references unless theirs is given; 1 is none", spellings=("guidance",)
     )
     negative_prompt: str | None = option(None, "what the video must not show")
+    step_cache: int = option(
+        1,
+        "steps from one whole call of a UNet to the next, only its outermost level between (default: 1, all)",
+        least=1,
+    )
 
     def filled(self, defaults: Any) -> dict[str, Any]:
         """All options by name, those that are None taken from the attributes of `defaults` where it has them.
@@ -153,12 +159,6 @@ def add_arguments(
             parser.add_argument(f"--{old.replace('_', '-')}", action=_Renamed, new=new, help=argparse.SUPPRESS)
 
 
-def check_text(text: str, where: str) -> None:
-    """Raise ConfigError for text that no file can hold: a NUL, or half of a surrogate pair (of bytes not in UTF-8)."""
-    if "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise ConfigError(f"{where} {text!a} holds a character that cannot be written: take it out")
-
-
 class _Renamed(argparse.Action):
     """An option that is called otherwise now."""
 
@@ -190,7 +190,7 @@ def _argument(hint: Any, metavar: str | None) -> dict[str, Any]:
 def _check(name: str, value: Any, about: Mapping[str, Any]) -> None:
     """Raise ConfigError unless a value is one that can be written and lies in its option's range."""
     if isinstance(value, str):
-        check_text(value, name)
+        check_text(value, name, ConfigError)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return
     if not math.isfinite(value):

@@ -17,16 +17,19 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 from tqdm.auto import tqdm
 
 from lvdm.acceleration import Acceleration, Mode
 from lvdm.diffusion import Condition, Denoiser, draw_noise, make_generators
 from lvdm.diffusion.samplers import SAMPLERS, Callback
+from lvdm.diffusion.step_cache import StepCache
 from lvdm.errors import ConfigError
 from lvdm.finite import FiniteWatch, check_frames
 from lvdm.models.components import Components, ModelConfig
-from lvdm.options import GenerationOptions, check_text, read_options, takes_options
+from lvdm.offload import Offload
+from lvdm.options import GenerationOptions, read_options, takes_options
+from lvdm.outside import check_text
 from lvdm.video import OutputType, check_output_type, convert_pixels, read_image, to_frames, to_pixels
 
 ImageLike = str | os.PathLike | Image.Image | np.ndarray | Tensor
@@ -45,6 +48,7 @@ class VideoPipeline:
             raise ConfigError(f"a pipeline needs the parts unet, codec and text; missing: {', '.join(missing)}")
         self.components, self.config = components, config
         self.acceleration = acceleration or Acceleration()
+        self.offload: Offload | None = None
 
     def accelerate(self, mode: Mode = "auto", expected_steps: int | None = None) -> "VideoPipeline":
         """Choose how the UNet runs from now on, see `lvdm.acceleration`: auto, none, graphs or full."""
@@ -53,7 +57,9 @@ class VideoPipeline:
 
     @property
     def device(self) -> torch.device:
-        """Where the UNet is, and where latents are kept."""
+        """Where the UNet works, and where latents are kept."""
+        if self.offload is not None:
+            return self.offload.device
         return next(self.components.unet.parameters()).device
 
     @property
@@ -64,7 +70,18 @@ class VideoPipeline:
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "VideoPipeline":
         """Move and cast every part in place."""
         self.components.to(device, dtype)
+        self.offload = None if device is not None else self.offload
         return self
+
+    def enable_model_cpu_offload(self, device: torch.device | str = "cuda") -> None:
+        """Keep all parts in the CPU's memory and bring each to `device` only while it works: less memory there."""
+        self.components.to("cpu")
+        self.offload = Offload(device)
+
+    def bring(self, *parts: nn.Module | None) -> None:
+        """Have these parts where they compute: only where parts are offloaded there is something to do."""
+        if self.offload is not None:
+            self.offload.bring(*(part for part in parts if part is not None))
 
     def enable_vae_slicing(self, frames: int = 1) -> None:
         """Encode and decode no more than this many frames of 256x256 pixels (or as many pixels) at once: less memory.
@@ -113,7 +130,7 @@ class VideoPipeline:
             [negative, positive],
             [1 - guidance_scale, guidance_scale],
             x_T,
-            **{name: settings[name] for name in ("num_inference_steps", "sampler", "eta")},
+            **{name: settings[name] for name in ("num_inference_steps", "sampler", "eta", "step_cache")},
             generators=generators,
             callback=step_callbacks(self, callback_on_step_end, progress_bar() if progress else None),
         )
@@ -122,6 +139,7 @@ class VideoPipeline:
     @torch.no_grad()
     def encode_prompt(self, prompts: Sequence[str]) -> Tensor:
         """Texts -> their context (b, tokens, d)."""
+        self.bring(self.components.text)
         return self.components.text.encode(list(prompts))
 
     @torch.no_grad()
@@ -135,6 +153,7 @@ class VideoPipeline:
         encoder, resampler = self.components.image_encoder, self.components.image_resampler
         if encoder is None or resampler is None:
             raise ConfigError("the image encoder of this image-to-video model is not loaded")
+        self.bring(encoder, resampler)
         return resampler(encoder(frames.to(self.device)))
 
     def conditions(
@@ -205,11 +224,14 @@ class VideoPipeline:
         sampler: str = "ddim",
         eta: float | None = None,
         rescale: float = 0.0,
+        step_cache: int = 1,
         generators: Sequence[Generator] | None = None,
         callback: Callback | None = None,
     ) -> Tensor:
         """Noise x_T (b, c, t, h, w) -> latents, float32, under the weighted sum of the branches (weights sum to 1).
 
+        step_cache: the steps from one whole call of a UNet to the next, in between which only its outermost level is
+        computed, see `lvdm.diffusion.step_cache`; 1 computes everything always, as published.
         `generators`, those of the initial noise, feed the stochastic samplers. Raises ConfigError for an unknown
         sampler, an eta for a sampler that has none, or branches and weights that don't fit; SamplingError, which names
         the step, where the latents are no longer finite.
@@ -226,7 +248,10 @@ class VideoPipeline:
         if sampler != "ddpm":  # which has its own spacing
             options["spacing"] = self.config.diffusion.spacing
         steps = defaults.num_inference_steps if num_inference_steps is None else num_inference_steps
+        self.bring(parts.unet)
         unet = self.acceleration.network(parts.unet, steps)
+        if step_cache != 1:
+            unet = StepCache(unet, step_cache)
         model = Denoiser(unet, parts.schedule, parts.unet.prediction).guided(branches, weights, rescale)
         latents = SAMPLERS[sampler](model, x_T, parts.schedule, steps, **options)
         watch.finish()
@@ -235,6 +260,9 @@ class VideoPipeline:
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (b, c, t, h, w) -> pixels uint8 (b, t, h, w, 3) on the CPU. Raises SamplingError for NaN."""
+        self.bring(self.components.codec)
+        if self.offload is not None:
+            self.acceleration.forget()  # graphs of a UNet that is elsewhere now, and their memory
         videos = (check_frames(self.components.codec.decode(sample[None])[0]) for sample in latents)
         return torch.stack([to_pixels(frames).cpu() for frames in videos])
 
@@ -271,9 +299,7 @@ def check_prompts(prompt: str | Sequence[str]) -> list[str]:
     """One prompt or several as a list. Raises ConfigError for none, for what is no text, and what cannot be written."""
     prompts = [prompt] if isinstance(prompt, str) else list(prompt) if isinstance(prompt, Sequence) else [prompt]
     for text in prompts:
-        if not isinstance(text, str):
-            raise ConfigError(f"a prompt must be a text, got a {type(text).__name__}")
-        check_text(text, "prompt")
+        check_text(text, "prompt", ConfigError)
     if not prompts:
         raise ConfigError("there is no prompt: give at least one")
     return prompts

@@ -104,7 +104,9 @@ def clip(config: ModelConfig, device: str, mode: Mode = "auto", steps: int = 25,
 
     def generate(folder: str, number: int) -> float:
         start = time.perf_counter()
-        pixels = pipe("a corgi runs", image=image, steps=steps, sampler=sampler, seed=number, progress=False)
+        pixels = pipe(
+            "a corgi runs", image=image, num_inference_steps=steps, sampler=sampler, seed=number, progress=False
+        )
         write_video(Path(folder) / f"{number}.mp4", pixels[0], config.defaults.save_fps)
         return time.perf_counter() - start
 

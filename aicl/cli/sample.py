@@ -88,6 +88,9 @@ def main(args: argparse.Namespace) -> None:
     from aicl.sampling_records import write_record
     from aicl.sampling_run import generate_samples, job_line, write_sample
 
+    default = pipe.base.config.defaults.num_inference_steps
+    steps = sum((job.num_inference_steps or default) * len(job.outputs()) for job in jobs)
+    pipe.accelerate(model.compile, expected_steps=steps)
     for job in jobs:
         _warn_of_unknown_words(pipe, job)
         print(job_line(pipe, job))
@@ -170,6 +173,7 @@ def _warn_of_unknown_words(pipe: "AICLPipeline", job: Job) -> None:
 def _say_costs(pipe: "AICLPipeline") -> None:
     import torch
 
+    print(pipe.base.acceleration.choice)
     if pipe.timings:
         seconds = ", ".join(f"{name} {value:.2f}" for name, value in pipe.timings.items())
         print(f"seconds of the last video: {seconds}")

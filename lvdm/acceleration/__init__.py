@@ -68,6 +68,12 @@ class Acceleration:
         self._steps += steps
         return network
 
+    def used(self, unet: nn.Module) -> Mode:
+        """How a UNet that sampled with this ran in the end: what "auto" came to."""
+        if id(unet) not in self._ready:
+            return "none"
+        return "full" if unet in self._compiled else "graphs"
+
     def forget(self) -> None:
         """Drop what was captured, and its memory: after weights were replaced, or to make room."""
         self._ready.clear()

@@ -4,6 +4,7 @@ Training has its own, with a backward pass: `lvdm.training.graphs`.
 """
 
 from collections import OrderedDict
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -46,6 +47,7 @@ class Replayed(nn.Module):
         self.unet = unet
         self._captured: OrderedDict[Any, _Captured] = OrderedDict()
         self.seconds = 0.0  # that the call captured last takes
+        self.variant: Hashable = None  # of the UNet's ways to compute, where there are several: set by the caller
 
     def forget(self) -> None:
         """Drop all graphs and their memory."""
@@ -61,6 +63,7 @@ class Replayed(nn.Module):
         values = [value for *_, value in rows]
         inputs = [x, timesteps, context] + ([] if fps is None else [fps])
         kind = (
+            self.variant,
             tuple((tensor.shape, tensor.dtype) for tensor in inputs),
             tuple((name, part.start, part.stop, _kind(value)) for name, part, value in rows),
         )

@@ -118,7 +118,7 @@ class AutoencoderKL(nn.Module):
 
     def __init__(self, ddconfig: DDConfig | Mapping[str, Any], embed_dim: int = 4) -> None:
         super().__init__()
-        config = from_mapping(DDConfig, ddconfig, where="ddconfig")
+        config = ddconfig if isinstance(ddconfig, DDConfig) else from_mapping(DDConfig, ddconfig, where="ddconfig")
         self.config = config
         self.embed_dim = embed_dim
         self.factor = 2 ** (len(config.ch_mult) - 1)

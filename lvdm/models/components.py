@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import nn
@@ -106,19 +106,23 @@ class ModelConfig:
 
 @dataclass
 class Components:
-    """The built parts of a model; a part that was not asked for, or that the model lacks, is None."""
+    """The built parts of a model; a part that was not asked for, or that the model lacks, is None.
+
+    The types of the first three say what they are when they are there: whoever builds a model in part asks for what he
+    uses, and a pipeline refuses to be made without them.
+    """
 
     schedule: NoiseSchedule
     diffusion: DiffusionConfig
-    unet: VideoBackbone | None = None
-    codec: LatentCodec | None = None
-    text: TextEncoder | None = None
+    unet: VideoBackbone = None  # type: ignore[assignment]
+    codec: LatentCodec = None  # type: ignore[assignment]
+    text: TextEncoder = None  # type: ignore[assignment]
     image_encoder: ImageEncoder | None = None
     image_resampler: ImageResampler | None = None
 
     def modules(self) -> dict[str, nn.Module]:
         """The parts with weights, by the names that they have in a model folder."""
-        parts = {
+        parts: dict[str, nn.Module | None] = {
             "unet": self.unet,
             "autoencoder": None if self.codec is None else self.codec.autoencoder,
             "text_encoder": self.text,
@@ -129,7 +133,14 @@ class Components:
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Components":
         """Move and cast every part in place."""
-        for module in (self.unet, self.codec, self.text, self.image_encoder, self.image_resampler):
+        parts: tuple[nn.Module | None, ...] = (
+            self.unet,
+            self.codec,
+            self.text,
+            self.image_encoder,
+            self.image_resampler,
+        )
+        for module in parts:
             if module is not None:
                 module.to(device=device, dtype=dtype)
         return self
@@ -166,11 +177,12 @@ def build_components(
         ),
         "text": lambda: TextEncoder(config.text),
     }
-    if config.image is not None:
-        build["image_encoder"] = lambda: ImageEncoder(config.image.encoder)
-        build["image_resampler"] = lambda: ImageResampler(**config.image.resampler)
+    image = config.image
+    if image is not None:
+        build["image_encoder"] = lambda: ImageEncoder(image.encoder)
+        build["image_resampler"] = lambda: ImageResampler(**image.resampler)
     device = torch.device(device or "cpu")
-    built = {}
+    built: dict[str, Any] = {}
     for name, construct in build.items():
         if name.split("_")[0] in parts:
             with _parameters_on("meta" if init == "meta" else device, dtype):
@@ -195,7 +207,7 @@ def _parameters_on(device: torch.device | str, dtype: torch.dtype | None) -> Ite
         moved = data.to(device, dtype)
         return parameter if moved is data else nn.Parameter(moved, parameter.requires_grad)  # a tied one stays itself
 
-    handle = register_module_parameter_registration_hook(move)
+    handle = register_module_parameter_registration_hook(cast(Any, move))  # declared to return nothing
     try:
         with nullcontext() if device == "meta" else torch.device(device):
             yield

@@ -116,7 +116,7 @@ class ImageResampler(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         latents = self.latents.expand(len(tokens), -1, -1)
         tokens = self.proj_in(tokens)
-        for attention, mlp in self.layers:
+        for attention, mlp in (layer.children() for layer in self.layers):
             latents = latents + attention(tokens, latents)
             latents = latents + mlp(latents)
         return self.norm_out(self.proj_out(latents))

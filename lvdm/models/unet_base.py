@@ -3,11 +3,12 @@
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
+from lvdm.diffusion.step_cache import InnerFeatures
 from lvdm.errors import ConfigError
 from lvdm.models.backbone import ExtensibleBlock, VideoBackbone
 from lvdm.models.layers import (
@@ -100,6 +101,7 @@ class VideoUNet(VideoBackbone):
         self.params, self.latent_channels = params, params.in_channels
         p, width = params, params.model_channels
         self.emb_channels = 4 * width
+        self.inner = InnerFeatures()  # which sampling may reuse
         self.activation = ACTIVATIONS[activation]()
         self.time_embed = self._embedding()
         self.input_blocks = nn.ModuleList([Stage([conv(p.in_channels, width, frames), *self._input_attention()])])
@@ -158,8 +160,8 @@ class VideoUNet(VideoBackbone):
 
     def _embedding(self) -> nn.Sequential:
         """Sinusoidal features to an embedding, (b, model_channels) -> (b, 4 * model_channels)."""
-        first, second = nn.Linear(self.params.model_channels, self.emb_channels), nn.Linear(*[self.emb_channels] * 2)
-        return nn.Sequential(first, type(self.activation)(), second)
+        width, inner = self.params.model_channels, self.emb_channels
+        return nn.Sequential(nn.Linear(width, inner), type(self.activation)(), nn.Linear(inner, inner))
 
     def _embed(self, values: Tensor, embedding: nn.Sequential) -> Tensor:
         return embedding(timestep_embedding(values, self.params.model_channels).to(self.dtype))
@@ -167,7 +169,7 @@ class VideoUNet(VideoBackbone):
     @property
     def dtype(self) -> torch.dtype:
         """The type of the weights, in which everything is computed."""
-        return self.time_embed[0].weight.dtype
+        return cast(nn.Linear, self.time_embed[0]).weight.dtype
 
     def extensible_blocks(self) -> list[ExtensibleBlock]:
         """The last inner block of each attention layer over time but the very first.
@@ -176,7 +178,7 @@ class VideoUNet(VideoBackbone):
         """
         found = []
         for name, stage, level in self._stages():
-            for i, layer in enumerate(stage):
+            for i, layer in enumerate(stage.children()):
                 if not isinstance(layer, Transformer) or name == "input_blocks.0":
                     continue
                 last = len(layer.blocks) - 1
@@ -191,14 +193,14 @@ class VideoUNet(VideoBackbone):
             if isinstance(module, Transformer):
                 module.use_checkpoint = True
 
-    def _stages(self) -> Iterator[tuple[str, "Stage", int]]:
+    def _stages(self) -> Iterator[tuple[str, nn.Module, int]]:
         """(name, stage, level) in order of computation; level l has 1/2^l of the latents' height and width."""
         each, levels = self.params.num_res_blocks, range(len(self.params.channel_mult))
         down = [0, *(level for level in levels for _ in range(each + 1))][:-1]  # each level ends in a downsampling
         up = [level for level in reversed(levels) for _ in range(each + 1)]
-        yield from ((f"input_blocks.{i}", stage, down[i]) for i, stage in enumerate(self.input_blocks))
+        yield from ((f"input_blocks.{i}", stage, down[i]) for i, stage in enumerate(self.input_blocks.children()))
         yield "middle_block", self.middle_block, levels[-1]
-        yield from ((f"output_blocks.{i}", stage, up[i]) for i, stage in enumerate(self.output_blocks))
+        yield from ((f"output_blocks.{i}", stage, up[i]) for i, stage in enumerate(self.output_blocks.children()))
 
     def check_input(self, shape: Sequence[int]) -> None:
         """Raise ConfigError if latents of shape (b, c, t, h, w) are of no use to this model.
@@ -238,11 +240,21 @@ class VideoUNet(VideoBackbone):
         emb = self.activation(emb)  # every residual block begins with it
         context = None if context is None else context.to(self.dtype)
         h, skips = x.to(self.dtype).permute(0, 2, 3, 4, 1).contiguous(), []  # (b, t, h, w, c)
-        for stage in self.input_blocks:
+        outer = self.params.num_res_blocks + 1  # stages of the outermost level, on either side
+        inner, places = self.inner, (x.shape[0], *x.shape[2:])
+        whole = inner.whole or not inner.active
+        for stage in self.input_blocks if whole else self.input_blocks[:outer]:
             h = stage(h, emb, context, recompute)
             skips.append(h)
-        h = self.middle_block(h, emb, context, recompute)
-        for stage in self.output_blocks:
+        if whole:
+            h = self.middle_block(h, emb, context, recompute)
+            for stage in self.output_blocks[:-outer]:
+                h = stage(torch.cat([h, skips.pop()], dim=-1), emb, context, recompute)
+            if inner.active:
+                inner.keep(h, places)
+        else:
+            h = inner.kept(places, h.dtype, h.device)
+        for stage in self.output_blocks[-outer:]:
             h = stage(torch.cat([h, skips.pop()], dim=-1), emb, context, recompute)
         norm, activation, last = self.out
         h = norm(h, silu=True) if isinstance(activation, nn.SiLU) else activation(norm(h))

@@ -92,9 +92,7 @@ def measure(settings: TrainingSettings, build: Build, device: torch.device) -> M
         torch.cuda.empty_cache()
 
 
-def _measure(
-    module: TrainingModule, data: pl.LightningDataModule, device: torch.device, dtype: torch.dtype
-) -> Memory:
+def _measure(module: TrainingModule, data: pl.LightningDataModule, device: torch.device, dtype: torch.dtype) -> Memory:
     module.to(device)
     for frozen in module._frozen:
         place_frozen(frozen, device, dtype)

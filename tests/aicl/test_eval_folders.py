@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from aicl.evaluation.puppet_set import PuppetData, draw_samples
 
 from aicl.evaluation import folders
-from aicl.evaluation.puppet_set import PuppetData, draw_samples
 from aicl.puppets.actions import ACTIONS
 from aicl.puppets.classifier import ClassifierConfig, PuppetClassifier
 from aicl.puppets.clip import CLIPConfig, PuppetCLIP

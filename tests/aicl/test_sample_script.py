@@ -126,7 +126,7 @@ def test_library_chooses_by_the_action_and_says_why(call, model):
     ("line", "message"),
     [
         ('{"prompt": "a cat runs", "sclae": 1}', "did you mean 'scale'"),
-        ('{"prompt": ', "line 1 is not valid JSON"),
+        ('{"prompt": ', "line 1"),
         ('{"prompt": "a cat runs", "out": 3}', "out must be a string, got 3"),
         ('{"prompt": "a cat runs", "steps": 3}', "is called 'num_inference_steps' now"),
         ('{"prompt": "a cat runs", "refs": ["a.mp4"]}', "is called 'references' now"),
@@ -134,13 +134,13 @@ def test_library_chooses_by_the_action_and_says_why(call, model):
         ('{"prompt": "a cat runs", "references": [{"vidoe": "a.mp4"}]}', "did you mean 'video'"),
         ('{"prompt": "a cat runs", "references": [3]}', "got 3"),
         ('{"prompt": "a cat runs", "num_inference_steps": 0}', "jobs.txt line 1: num_inference_steps is 0"),
-        ('{"prompt": "a cat\\u0000 runs"}', "prompt 'a cat\\x00 runs' holds a character"),
-        ('{"prompt": "a cat \\ud800 runs"}', "holds a character that cannot be written"),
+        ('{"prompt": "a cat\\u0000 runs"}', "prompt: has a NUL character"),
+        ('{"prompt": "a cat \\ud800 runs"}', "has half a character in it"),
         ('{"prompt": "a cat runs", "out": "../../x.mp4"}', "not a name inside the output folder"),
         ('{"prompt": "a cat runs", "out": "/tmp/x.mp4"}', "not a name inside the output folder"),
         ('{"prompt": "a cat runs", "out": "."}', "not a name inside the output folder"),
         ('{"prompt": "a cat runs", "out": "a/../../b"}', "not a name inside the output folder"),
-        ('{"prompt": ' + "[" * 100000, "line 1 is not valid JSON"),
+        ('{"prompt": ' + "[" * 100000, "line 1"),
         ("", "has no prompts"),
     ],
 )
@@ -171,14 +171,14 @@ def test_mistakes_in_a_prompts_file_end_in_one_sentence(call, model, line, messa
         (("--out", "video.avi"), "must end in"),
         (("--refs", "a.mp4", "--library", "index.json"), "not both"),
         (("--library", "index.json"), "aicl index"),
-        (("--num-samples", "0"), "at least 1"),
+        (("--num-samples", "0"), "num_samples is 0: it must be from 1 to 100000"),
         (("--num-refs", "2"), "from a library"),
         (("--refs", "a.mp4", "--ref-captions", "a", "b"), "got 2 captions for 1 reference"),
         (("--ref-captions", "a"), "belong to --references"),
         (("--refs", "a.mp4", "--first-reference-until", "1.5"), "must be from 0 to 1"),
         (("--out", "closed/out.mp4"), "cannot be written"),
         (("--refs", "empty"), "holds no images"),
-        (("--prompt", "a\udcff"), "holds a character that cannot be written"),
+        (("--prompt", "a\udcff"), "has half a character in it"),
         (("--adapter", "none.safetensors"), "does not exist"),
         (("--base", "elsewhere"), "give one of them"),
         (("--device", "nonsense"), "cannot be used here"),
@@ -284,6 +284,6 @@ def test_a_record_that_cannot_be_repeated_is_one_sentence(call, model):
     refused("a.mp4 was not there", sha256={k: v for k, v in record["sha256"].items() if k != "a.mp4"})
     Path("text.json").write_text("text")
     code, _, err = call("sample.py", "--repeat", "text.json")
-    assert code == 2 and "record 'text.json' cannot be read" in err
+    assert code == 2 and "text.json: is no valid JSON" in err
     code, _, err = call("sample.py", "--repeat", "made.json", "--out", "made.mp4")
     assert code == 2 and "exists already" in err

@@ -9,6 +9,7 @@ from torch import nn
 from aicl.action_integration import IntegrationConfig
 from aicl.integrated_backbone import integrate
 from lvdm.acceleration import Acceleration, Replayed, compile_regions
+from lvdm.diffusion.step_cache import StepCache
 from lvdm.models import kernels
 from lvdm.models.attention import Attention
 from lvdm.models.backbone import build_backbone
@@ -157,3 +158,15 @@ def test_compiled_regions_leave_no_graph_breaks_in_kernels():
         expected = unet(*inputs(torch.bfloat16))
         assert compile_regions(unet) > 20
         assert distance(unet(*inputs(torch.bfloat16)), expected) < CLOSE
+
+
+@torch.no_grad()
+def test_graphs_with_a_step_cache_compute_what_the_network_does():
+    unet = build("videocrafter", VIDEOCRAFTER).bfloat16()
+    plain, replayed = StepCache(unet, every=3), StepCache(Replayed(unet), every=3)
+    for _ in range(2):  # two samplings, one after the other
+        plain._step = replayed._step = 0
+        expected = [plain(*inputs(torch.bfloat16, seed)) for seed in range(6)]
+        found = [replayed(*inputs(torch.bfloat16, seed)) for seed in range(6)]
+        for one, other in zip(found, expected, strict=True):
+            assert distance(one, other) < 1e-3
