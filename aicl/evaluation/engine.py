@@ -56,8 +56,9 @@ class Experiment:
     ) -> tuple[int, int]:
         """Generate and look at what is missing, or at this process's share; returns how many videos each was.
 
-        wait: returns when all processes have come to it. save_videos: also write each generated row
-        as mp4 files to a folder below exported/ of this name, see `aicl.evaluation.export`. Raises ConfigError, before anything is generated, for sets of too few videos.
+        wait: returns when all processes have come to it. save_videos: also write each generated row as mp4 files to a
+        folder below exported/ of this name, see `aicl.evaluation.export`. Raises ConfigError, before anything is
+        generated, for sets of too few videos.
         """
         for table in self.tables:
             table.check_counts()
