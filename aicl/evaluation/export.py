@@ -20,8 +20,9 @@ from lvdm.video import write_video
 def export_row(run: TableRun, row: Row, folder: Path) -> Path:
     """Write a row's generated videos, and the clip that each is compared with, to a folder of its name below `folder`.
 
-    00000.mp4, 00000-reference.mp4, ... and manifest.jsonl: file, caption, label, reference, seed, and which video of the
-    store it is ("video"); what is there already and is still that video is kept. Returns the row's folder.
+    00000.mp4, 00000-reference.mp4, ... and manifest.jsonl: file, caption, label, reference, seed, and which video of
+    the store it is ("video"). What is there already and is still that video is kept. Returns the row's folder. Raises
+    ConfigError for a row of real clips.
     """
     place = folder / slug(row.label)
     source = run.source(row)
