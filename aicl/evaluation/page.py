@@ -21,7 +21,7 @@ _ARROWS = {1: " ↑", -1: " ↓", 0: ""}
 
 
 def rebuild(text: str, folder: Path) -> str:
-    """The page with every marked table made anew. Raises DataError for results that are missing or do not go together."""
+    """The page with every marked table made anew. Raises DataError for results that are missing or do not fit."""
     return "\n".join(_lines(text.split("\n"), folder))
 
 
@@ -53,7 +53,7 @@ def table(name: str, rows: str | None, columns: str, folder: Path) -> list[str]:
 
 
 def results_of(name: str, folder: Path) -> list[Result]:
-    """The results NAME-0.json, NAME-1.json, ..., those that were run, in order. Raises DataError where there are none."""
+    """The results NAME-0.json, NAME-1.json, ... that were run, in order. Raises DataError where there are none."""
     paths = sorted(folder.glob(f"{name}-*.json"), key=lambda path: int(path.stem.rpartition("-")[2]))
     if not paths:
         raise DataError(f"{folder} has no results {name}-0.json, ...: copy them there, or correct the name")
