@@ -258,8 +258,10 @@ def _checked(kind: Any, value: Any, where: str) -> Any:
             return checked_path(value, ConfigError)
     elif kind in (int, float):
         if not isinstance(value, bool) and isinstance(value, (int,) if kind is int else (int, float)):
-            if not abs(value) < 2**63:  # nor is not-a-number
-                raise ConfigError(f"{where} is {_shown(value)}: that is no number that can be used")
+            if not math.isfinite(value):
+                raise ConfigError(f"{where} is {value}: it must be finite")
+            if isinstance(value, int) and not abs(value) < 2**63:
+                raise ConfigError(f"{where} is {_shown(value)}: it must fit into 64 bits")
             return kind(value)
     elif isinstance(value, kind):
         return check_text(value, where, ConfigError) if kind is str else value
