@@ -178,15 +178,12 @@ def _load_file(path: Path, chain: tuple[Path, ...]) -> DictConfig:
         raise ConfigError(f"config file {path} is reached over {len(chain)} files that extend each other: too many")
     origin = f", which {chain[-1]} extends," if chain else ""
     text = read_text(path, ConfigError, MAX_YAML, what=f"config file {path}{origin}")
-    check_yaml(text, f"config file {path}", ConfigError)
+    if not check_yaml(text, f"config file {path}", ConfigError):
+        raise ConfigError(f"config file {path} must hold a mapping at its top level")
     try:
         config = OmegaConf.load(io.StringIO(text))
-    except OSError:  # OmegaConf's word for a document that is a single value
-        config = None
     except (YAMLError, OmegaConfBaseException, ValueError, TypeError, AssertionError) as error:  # of one or the other
         raise ConfigError(f"config file {path} is not valid YAML: {' '.join(str(error).split())[:300]}") from error
-    if not isinstance(config, DictConfig):
-        raise ConfigError(f"config file {path} must hold a mapping at its top level")
     plain = OmegaConf.to_container(config, resolve=False)
     parents = plain.pop("extends", None) or []
     parents = [parents] if isinstance(parents, str) else parents
