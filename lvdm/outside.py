@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
+import yaml  # type: ignore[import-untyped]
 from safetensors import SafetensorError, safe_open
 
 from lvdm.errors import UserError
@@ -198,7 +198,8 @@ def read_table(
 
 def check_text(text: object, where: object, kind: Kind, limit: int = MAX_LINE) -> str:
     """The text itself. Raises `kind` for anything that is no text that can be written and shown."""
-    text = checked(text, str, where, kind)
+    checked(text, str, where, kind)
+    assert isinstance(text, str)
     if len(text) > limit:
         raise kind(f"{where}: has {len(text):,} characters, at most {limit:,} can be used")
     if "\0" in text:

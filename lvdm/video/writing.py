@@ -17,7 +17,7 @@ from lvdm.files import atomic_path
 _QUALITY = "16"  # H.264 constant rate factor: visually lossless, still plays everywhere
 
 
-def write_video(path: str | os.PathLike, pixels: Tensor, fps: float, overwrite: bool = False) -> Path:
+def write_video(path: str | os.PathLike[str], pixels: Tensor, fps: float, overwrite: bool = False) -> Path:
     """Write uint8 (t, h, w, 3) to an H.264 `.mp4`, an animated `.gif`, or, without an ending, a folder of PNGs.
 
     H.264 needs even sides: an odd one is made even by repeating its last row or column. GIF times are multiples of
