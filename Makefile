@@ -1,4 +1,4 @@
-# make setup | demo | test | lint | docs. Needs Python 3.11 or newer and git; everything else goes into .venv.
+# make setup | demo | test | soak | lint | docs. Needs Python 3.11 or newer and git; everything else goes into .venv.
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,7 +6,9 @@ STAMP := $(VENV)/.installed
 # two workers, one thread each: what a two-core machine runs fastest
 TEST_FLAGS ?= -n 2 --dist loadfile -q
 
-.PHONY: setup demo test lint format docs clean
+KILLS ?= 100
+
+.PHONY: setup demo test soak lint format docs clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -30,8 +32,12 @@ demo: setup
 test: setup
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu" $(TEST_FLAGS)
 
+# what must survive: kills of every kind at moments drawn from a seed
+soak: setup
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak --kills $(KILLS)
+
 lint: setup
-	@$(BIN)/ruff format --check . && $(BIN)/ruff check .
+	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy
 
 format: setup
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
@@ -41,4 +47,4 @@ docs: setup
 	@echo "the documentation is in outputs/site/index.html"
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

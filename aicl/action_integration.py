@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from aicl.reference_context import KeysValues, ReferenceContext
 from aicl.rotary import check_head_dim
-from lvdm.config import check_at_least
 from lvdm.errors import ConfigError
-from lvdm.models.attention import RelativePosition, attend, attend_over_time
+from lvdm.models.attention import RelativePosition, attend, attend_over_time, position_tables
 from lvdm.models.layers import LayerNorm
+from lvdm.sizes import check_sizes
 
 
 @dataclass
@@ -32,7 +32,7 @@ class IntegrationConfig:
     spatial_positions: Literal["rotary", "none"] = "rotary"
 
     def __post_init__(self) -> None:
-        check_at_least(self, 1, ("feature_channels", "head_dim", "max_relative_frames"), "integration")
+        check_sizes(self, "integration")
         if self.mode != "temporal" and self.spatial_positions == "rotary":
             check_head_dim(self.head_dim, "integration.head_dim")
 
@@ -77,9 +77,10 @@ class ReferenceAttention(nn.Module):
 
     def read(self, q: Tensor, k: Tensor, v: Tensor, context: ReferenceContext, size: tuple[int, int]) -> Tensor:
         """Attention of queries (b, t, h*w, heads, d) to what `keys_values` made -> (b, t, h*w, width)."""
-        tables = (None, None) if self.relative is None else tuple(each.embeddings_table for each in self.relative)
         if len(set(context.frames)) == 1:
-            return attend_over_time(q, k, v, tables=tables, bias=context.scores(), parts=len(context.frames))
+            return attend_over_time(
+                q, k, v, tables=position_tables(self.relative), bias=context.scores(), parts=len(context.frames)
+            )
         b, t, places = q.shape[:3]
         bias = context.bias(context.frames)
         if bias is not None:

@@ -88,14 +88,11 @@ class IntegratedBackbone(VideoBackbone):
                 "this model is already integrated: call unpatch() on the first integration before another"
             )
         self.layout = layout_of(backbone)
-        self.blocks = nn.ModuleDict(
-            {block.name.replace(".", "_"): BlockIntegration(block, config, self._call) for block in targets}
-        )
+        made = {block.name.replace(".", "_"): BlockIntegration(block, config, self._call) for block in targets}
+        self.blocks = nn.ModuleDict(made)
         self._frozen = [(p, p.requires_grad) for p in backbone.parameters()]
         backbone.requires_grad_(False)
-        self._hooks = [
-            block.module.register_forward_hook(new.hook) for block, new in zip(targets, self.blocks.values())
-        ]
+        self._hooks = [block.module.register_forward_hook(new.hook) for block, new in zip(targets, made.values())]
         self._hooks.append(backbone.register_forward_pre_hook(self._call.begin, with_kwargs=True))
 
     def forward(

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -15,6 +14,7 @@ from lvdm import config as configs
 from lvdm.checkpoints.integrity import HASH_KEY, check_hash, check_values, tensors_hash
 from lvdm.errors import CheckpointError, ConfigError
 from lvdm.files import atomic_path
+from lvdm.outside import checked_path, hinted, metadata_object, open_tensors
 
 FORMAT_VERSION = 1
 ENDING = ".safetensors"
@@ -40,7 +40,7 @@ class MotionFeatures:
         rows = zip(pieces, self.frames, sources)
         return [MotionFeatures(piece, (count,), self.prism, [source]) for piece, count, source in rows]
 
-    def save(self, path: str | os.PathLike, overwrite: bool = False) -> None:
+    def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
         """Write a safetensors file. Raises CheckpointError if it exists, unless `overwrite`, or has another ending."""
         path = Path(path)
         if path.suffix != ENDING:
@@ -55,18 +55,19 @@ class MotionFeatures:
             save_file(tensors, temporary, metadata={METADATA: json.dumps(about), HASH_KEY: tensors_hash(tensors)})
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> "MotionFeatures":
+    def load(cls, path: str | os.PathLike[str]) -> "MotionFeatures":
         """Read such a file, onto the CPU. Raises CheckpointError if it is missing, damaged or something else."""
-        if not Path(path).is_file():
+        path = checked_path(path, CheckpointError)
+        if not path.is_file():
             raise CheckpointError(f"encoded references {path} do not exist")
-        try:
-            with safe_open(path, framework="pt") as file:
+        with hinted(f"{path} holds no encoded references: make it with encode_references"):
+            with open_tensors(path, CheckpointError) as file:
                 metadata = file.metadata() or {}
-                about = json.loads(metadata[METADATA])
+                about = metadata_object(metadata, METADATA, path, CheckpointError)
                 tensors = {"features": file.get_tensor("features")}
+            if missing := [name for name in ("format", "frames", "sources", "prism") if name not in about]:
+                raise CheckpointError(f"{path} does not say its {missing[0]}")
             form, frames, sources, prism = (about[name] for name in ("format", "frames", "sources", "prism"))
-        except (SafetensorError, OSError, KeyError, ValueError, TypeError, RecursionError) as error:
-            raise CheckpointError(f"{path} holds no encoded references: make it with encode_references") from error
         if form != FORMAT_VERSION:
             raise CheckpointError(
                 f"{path} has format {form}, this version reads {FORMAT_VERSION}: encode the videos again"

@@ -68,7 +68,9 @@ def build(recipe: Recipe) -> tuple[AICLModule, pl.LightningDataModule]:
     prism = build_prism(prism_config(sections.prism, pipeline, recipe.training))
     integrated = integrate(pipeline.components.unet, sections.integration)
     pairs = sections.pairs
-    module = AICLModule(pipeline, prism, integrated, recipe.training, sections.reference_dropout, PairMaker(pairs))
+    fps = (sections.data.get("clip") or {}).get("fps")  # kept in the adapter; None where frames are taken by a stride
+    maker = PairMaker(pairs)
+    module = AICLModule(pipeline, prism, integrated, recipe.training, sections.reference_dropout, maker, fps)
     if sections.data.get("kind") in DATA_MODULES:
         own = sections.data.get("references", 0)
         if isinstance(sections.references, int) or pairs.wrong_share or (pairs.kind != "self" and not own):
@@ -88,13 +90,13 @@ def build(recipe: Recipe) -> tuple[AICLModule, pl.LightningDataModule]:
 
 def build_base_pipeline(base: AICLSections.Base, settings: TrainingSettings) -> VideoPipeline:
     """The frozen base model: loaded from `base.path`, or random from `base.config`, in the precision of the run."""
-    if (base.path is None) == (base.config is None):
+    device, dtype = training_device(settings), DTYPES[settings.precision]
+    if base.path is not None and base.config is None:
+        return load_pipeline(base_folder(base.path), device, dtype)
+    if base.config is None or base.path is not None:
         raise ConfigError("give either base.path (a model folder) or base.config (random weights), not both or neither")
-    precision = {"device": training_device(settings), "dtype": DTYPES[settings.precision]}
-    if base.path is not None:
-        return load_pipeline(base_folder(base.path), **precision)
     config = read_model(base.config)
-    return VideoPipeline(build_components(config, **precision), config)
+    return VideoPipeline(build_components(config, device=device, dtype=dtype), config)
 
 
 def prism_config(section: dict[str, Any], pipeline: VideoPipeline, settings: TrainingSettings) -> PrismConfig:

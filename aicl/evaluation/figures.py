@@ -72,7 +72,7 @@ def feature_sheet(
     Red, green and blue are the first three principal components of the features of all clips together, so that like
     features have like colours in every row.
     """
-    size = tuple(clips[0].shape[1:3])
+    size = (clips[0].shape[1], clips[0].shape[2])
     encoded = pipe.encode_references(
         [[clip] for clip in clips], captions, num_frames=len(clips[0]), height=size[0], width=size[1]
     )
@@ -90,7 +90,7 @@ def generated_feature_sheet(
     references: Sequence[Tensor],
     *,
     seed: int = 0,
-    steps: int | None = None,
+    num_inference_steps: int | None = None,
     noise: float = 0.5,
     frames: int = 8,
 ) -> Image.Image:
@@ -102,11 +102,12 @@ def generated_feature_sheet(
     which features they are; `noise` is the share of the noise levels at which they are taken.
     """
     videos, features = [], []
+    options: dict[str, Any] = {"seed": seed, "num_inference_steps": num_inference_steps, "progress": False}
     for shown in ((), references):
         with recorded_features(pipe, noise) as record:
-            videos.append(pipe(prompt, references=shown, seed=seed, num_inference_steps=steps, progress=False)[0])
+            videos.append(pipe(prompt, references=shown, **options)[0])
         features.append(record.features())
-    size = tuple(videos[0].shape[1:3])
+    size = (videos[0].shape[1], videos[0].shape[2])
     colours = [_enlarged(each, size) for each in principal_colours(torch.stack(features))]
     rows = [resize_crop(references[0].cpu(), size), videos[0], colours[0], videos[1], colours[1]]
     labels = ["reference", "base model", "its features in the UNet", "AICL", "its features in the UNet"]
@@ -196,7 +197,7 @@ def attention_sheet(
     references: Sequence[Tensor],
     *,
     seed: int = 0,
-    steps: int | None = None,
+    num_inference_steps: int | None = None,
     frames: int = 8,
 ) -> Image.Image:
     """The base model's video and AICL's, each above a map of how much it attends to `words` of the prompt.
@@ -207,14 +208,18 @@ def attention_sheet(
     """
     tokens, factor = token_positions(pipe, prompt, words), pipe.base.components.codec.factor
     videos, maps = [], []
+    options: dict[str, Any] = {"seed": seed, "num_inference_steps": num_inference_steps, "progress": False}
     for shown in ((), references):
         with recorded_attention(pipe, tokens) as record:
-            pixels = pipe(prompt, references=shown, seed=seed, num_inference_steps=steps, progress=False)[0]
+            pixels = pipe(prompt, references=shown, **options)[0]
         videos.append(pixels)
         frames_shown, height, width, _ = pixels.shape
         maps.append(record.mean((frames_shown, height // factor, width // factor)))
     low, top = min(float(each.min()) for each in maps), max(float(each.max()) for each in maps)
-    heat = [_enlarged(_heat((each - low) / max(top - low, 1e-12)), tuple(videos[0].shape[1:3])) for each in maps]
+    heat = [
+        _enlarged(_heat((each - low) / max(top - low, 1e-12)), (videos[0].shape[1], videos[0].shape[2]))
+        for each in maps
+    ]
     what = f"attention to '{words}', {100 * low:.0f}% (black) to {100 * top:.0f}% (white)"
     return contact_sheet([videos[0], heat[0], videos[1], heat[1]], ["base", what, "AICL", what], frames)
 

@@ -179,7 +179,8 @@ def frechet_metric(name: str, column: str, role: str, about: str, key: str = "fe
     def least(evaluators: Mapping[str, Evaluator]) -> int:
         return int(getattr(evaluators[role], "dim", 1)) + 1
 
-    return Metric(name, column, -1, (role, "real"), about, VERSION, estimate=estimate, lines=lines, least=least)
+    needs = (f"{role}.{key}", "real")
+    return Metric(name, column, -1, needs, about, VERSION, estimate=estimate, lines=lines, least=least)
 
 
 def _groups(features: Tensor, count: int) -> list[FeatureStats]:
@@ -189,4 +190,5 @@ def _groups(features: Tensor, count: int) -> list[FeatureStats]:
 def _factor(covariance: Tensor) -> Tensor:
     """F with F F^T = covariance; rounding can make the smallest eigenvalues negative."""
     values, vectors = torch.linalg.eigh(covariance)
-    return vectors * values.clamp(min=0).sqrt()
+    factor: Tensor = vectors * values.clamp(min=0).sqrt()
+    return factor

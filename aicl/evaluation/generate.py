@@ -90,6 +90,8 @@ class VideoStore:
             pipeline, loaded, pending = None, None, list[Future[None]]()
             for batch in mine:
                 source = batch[0].source
+                if rank == 0:
+                    clock.row(f"'{source.row.label}', seed {batch[0].seed}")
                 bar.set_description(
                     f"generating '{source.row.label}' with {source.files.base.name}, seed {batch[0].seed}"
                 )
@@ -109,6 +111,7 @@ class VideoStore:
                 clock.done(len(left))
             for waiting in pending:
                 waiting.result()
+            clock.row(None)
         return work
 
 
@@ -163,23 +166,40 @@ def first_frames(pipeline: AICLPipeline, benchmark: Benchmark, targets: Sequence
 
 
 class Estimate:
-    """Says once, after the second batch, how long the rest takes; the first one also loads and compiles."""
+    """Says once, after the second batch, how long the rest takes (the first one also loads and compiles), and after
+    each row what it took."""
 
     def __init__(self, total: int, say: Callable[[str], None] | None, doing: str) -> None:
         self._total, self._say, self._doing = total, say, doing
         self._count, self._first, self._start = 0, 0, 0.0
+        self._asked = False
+        self._row: tuple[str, int, float] | None = None  # its name, what was done before, and when it began
+
+    def row(self, name: str | None) -> None:
+        """What follows is of this row; None ends the last one."""
+        if self._row is not None and self._row[0] != name and self._say is not None:
+            count, seconds = self._count - self._row[1], monotonic() - self._row[2]
+            memory = f", {torch.cuda.max_memory_allocated() / 1e9:.1f} GB at most" if torch.cuda.is_available() else ""
+            if count:
+                self._say(f"{self._row[0]}: {count} videos, {seconds / count:.2g} s each{memory}")
+        if name is None:
+            self._row = None
+        elif self._row is None or self._row[0] != name:
+            if torch.cuda.is_available():
+                torch.cuda.reset_peak_memory_stats()
+            self._row = name, self._count, monotonic()
 
     def done(self, count: int) -> None:
         """Another `count` are done."""
         self._count += count
         if not self._first:
             self._first, self._start = self._count, monotonic()
-        elif self._say is not None:
+        elif self._say is not None and not self._asked:
+            self._asked = True
             seconds = (monotonic() - self._start) / (self._count - self._first)
             left = seconds * (self._total - self._count)
             if left >= 1:
                 self._say(f"{self._doing}: {seconds:.2g} s each, about {duration(left)} to go")
-            self._say = None
 
 
 def duration(seconds: float) -> str:

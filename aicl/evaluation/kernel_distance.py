@@ -70,7 +70,7 @@ def kernel_metric(name: str, column: str, role: str, about: str) -> Metric:
         name=name,
         column=column,
         better=-1,
-        needs=(role, "real"),
+        needs=(f"{role}.features", "real"),
         about=about,
         version=VERSION,
         estimate=estimate,

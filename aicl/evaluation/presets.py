@@ -62,9 +62,8 @@ class Preset:
     columns us_cc and us_fc; its groups are called like the rows' models.
     seeds, videos: of each seed and row; real: how many real videos they are compared with, None for all. batch_size:
     videos made at once; measure_batch_size: those looked at together. precision: of the generating model; "auto" is
-    bfloat16 on a GPU and float32 elsewhere. compile: the UNet's blocks, which takes a minute for each size of batch, so
-    `batch_size` should divide `videos`; it pays from a few thousand videos on. allow_few: measure sets of too few
-    videos, for a first look only.
+    bfloat16 on a GPU and float32 elsewhere. compile: how the UNet runs on a GPU, see `lvdm.acceleration`; the ways
+    round differently. allow_few: measure sets of too few videos, for a first look only.
     """
 
     title: str
@@ -85,7 +84,7 @@ class Preset:
     real: int | None = None
     batch_size: int = 1
     measure_batch_size: int = 32
-    compile: bool = False
+    compile: Literal["none", "graphs", "full"] = "graphs"
     precision: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     allow_few: bool = False
 

@@ -91,7 +91,7 @@ class Source:
     row: Row
     files: ModelFiles
     dtype: torch.dtype
-    compile: bool = False
+    compile: Literal["none", "graphs", "full"] = "none"
 
     def parts(self) -> dict[str, Path]:
         """The folder of the base model as "base" and, for references, the adapter's file as "adapter".
@@ -128,8 +128,8 @@ class Source:
         if row.references > 1:
             until = self.files.first_reference_until if row.first_reference_until is None else row.first_reference_until
             settings["first_reference_until"] = until
-        if self.compile:  # fused kernels round differently
-            settings["compile"] = True
+        if self.compile != "none":  # it rounds differently
+            settings["compile"] = self.compile
         return settings
 
     def key(self, hashes: dict[str, str]) -> str:
@@ -143,10 +143,7 @@ class Source:
             parts["base"], adapter=parts.get("adapter"), device=device, torch_dtype=self.dtype
         )
         pipeline.first_reference_until = self.files.first_reference_until
-        if self.compile:
-            from lvdm.acceleration.regions import compile_regions
-
-            compile_regions(pipeline.base.components.unet)
+        pipeline.accelerate(self.compile)
         return pipeline
 
 

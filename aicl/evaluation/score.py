@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from aicl.evaluation.benchmark import Clip
 from aicl.evaluation.estimates import describe, estimate, estimates_by_seed, lines_beside, own_rates
+from aicl.evaluation.evaluators.classifier import plain_label
 from aicl.evaluation.generated import Generated
 from aicl.evaluation.metric import Evaluator, Metric, Observed, TextEvaluator
 from aicl.evaluation.observe import ObservationStore, View, look, look_at_texts, texts_seen
@@ -188,6 +190,9 @@ def _observe(
     used = {role: e for role, e in evaluators.items() if any(role in metric.roles() for metric in metrics)}
     views = {"videos": [files.view(video.path) for video in videos], "real": [files.view(path) for path in real]}
     views |= _references(videos, files)
+    real_labels = _classes(videos, real)
+    if real_labels is not None:
+        views |= _targets(videos, real, real_labels, files)
     roles = frozenset(used)
     everything = [View(v.content, v.clip, v.path, roles) for side in views.values() for v in side]
     look(store, everything, files, used, batch_size=batch_size, say=lambda text: None)
@@ -205,18 +210,49 @@ def _observe(
     for reader in readers:
         look_at_texts(store, reader, prompts)
     classes = None if None in labels else [str(label) for label in labels]
+    known = {
+        "pool": None if classes is None else sorted(set(classes)),
+        "classifier": evaluators.get("classifier"),
+        "allow_few": allow_few,
+    }
     return Observed(
         videos=seen["videos"],
         reference=seen.get("reference", {}),
         other=seen.get("other", {}),
+        target=seen.get("target", {}),
         texts={f"{e.role}.{n}": v for e in readers for n, v in texts_seen(store, e, prompts).items()},
         prompts=prompts,
         labels=classes,
-        pool=None if classes is None else sorted(set(classes)),
-        real=Observed(seen["real"], allow_few=allow_few) if real else None,
-        classifier=evaluators.get("classifier"),  # type: ignore[arg-type]
-        allow_few=allow_few,
+        real=Observed(seen["real"], labels=real_labels, **known) if real else None,  # type: ignore[arg-type]
+        **known,  # type: ignore[arg-type]
     )
+
+
+def _classes(videos: Sequence[Generated], real: Sequence[Path]) -> list[str] | None:
+    """The class of each real video, where real ones lie in folders that are called as the videos' classes, else None.
+
+    In any spelling: "PlayingGuitar" is the folder of "playing guitar".
+    """
+    labels = {plain_label(video.label): video.label for video in videos if video.label is not None}
+    found = [labels.get(plain_label(path.parent.name)) for path in real]
+    return [label for label in found if label is not None] if real and None not in found else None
+
+
+def _targets(
+    videos: Sequence[Generated], real: Sequence[Path], labels: Sequence[str], files: _Files
+) -> dict[str, list[View]]:
+    """A real clip of each video's class, another one for the next of that class; never the reference that was shown."""
+    found: list[View] = []
+    turns: Counter[str] = Counter()
+    for video in videos:
+        shown = video.reference if video.reference is not None and video.reference.is_file() else None
+        clips = [files.view(path) for path, label in zip(real, labels) if label == video.label]
+        clips = [view for view in clips if shown is None or view.content != files.view(shown).content]
+        if not clips:
+            return {}
+        found.append(clips[turns[str(video.label)] % len(clips)])
+        turns[str(video.label)] += 1
+    return {"target": found}
 
 
 def _references(videos: Sequence[Generated], files: _Files) -> dict[str, list[View]]:

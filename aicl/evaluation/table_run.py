@@ -142,7 +142,7 @@ class TableRun:
         files = find_model_files(path, adapter)
         if row.references and row.adapter != name and row.adapter is not None and adapter is None:
             raise CheckpointError(f"no adapter '{row.adapter}' is given: adapter.{row.adapter}=FILE")
-        return Source(row, files, self.dtype, self.preset.compile and row.kind == "generated")
+        return Source(row, files, self.dtype, self.preset.compile if row.kind == "generated" else "none")
 
     def obstacle(self, row: Row) -> str | None:
         """Why a row cannot be run, or None."""

@@ -124,7 +124,8 @@ def _colour(draws: Tensor) -> Tensor:
 def _texture(grids: list[Tensor], draws: Tensor, moving: Tensor, size: int, frames: int) -> Tensor:
     """How light each place of the background is, about 1, (n, 1, t, size, size); `moving` (n,) ones drift."""
     wide = 2 * size  # enough to drift over
-    waves = sum(F.interpolate(grid, (wide, wide), mode="bicubic", align_corners=True) for grid in grids)
+    waves = [F.interpolate(grid, (wide, wide), mode="bicubic", align_corners=True) for grid in grids]
+    patches = torch.stack(waves).sum(0).repeat_interleave(frames, 0)
     time = torch.linspace(-0.5, 0.5, frames, device=draws.device)
     drift = (draws[:, :2] * 2 - 1) * moving[:, None]  # in halves of the wide picture, over the clip
     centre = (0.5 * drift[:, None] * time[None, :, None]).flatten(0, 1)  # (n * t, 2)
@@ -132,8 +133,9 @@ def _texture(grids: list[Tensor], draws: Tensor, moving: Tensor, size: int, fram
     theta[:, 0, 0] = theta[:, 1, 1] = 0.5
     theta[:, :, 2] = centre
     grid = F.affine_grid(theta, [len(centre), 1, size, size], align_corners=False)
-    seen = F.grid_sample(waves.repeat_interleave(frames, 0), grid, padding_mode="reflection", align_corners=False)
-    return (1 + 0.22 * seen).clamp(0.4, 1.4).unflatten(0, (-1, frames)).transpose(1, 2)
+    seen = F.grid_sample(patches, grid, padding_mode="reflection", align_corners=False)
+    light: Tensor = (1 + 0.22 * seen).clamp(0.4, 1.4).unflatten(0, (-1, frames)).transpose(1, 2)
+    return light
 
 
 def _second_person(
@@ -151,7 +153,8 @@ def _second_person(
     grid = F.affine_grid(theta, [len(draws), 4, size, size], align_corners=False).repeat_interleave(frames, 0)
     flat = drawn.transpose(1, 2).flatten(0, 1)
     moved = F.grid_sample(flat, grid, padding_mode="zeros", align_corners=False)
-    return moved.unflatten(0, (-1, frames)).transpose(1, 2)
+    person: Tensor = moved.unflatten(0, (-1, frames)).transpose(1, 2)
+    return person
 
 
 def _stick(scenes: Tensor, draws: Tensor, bank: tuple[Tensor, Tensor], size: int, frames: int) -> tuple[Tensor, Tensor]:
@@ -202,4 +205,6 @@ def _camera(picture: Tensor, draws: Tensor) -> Tensor:
     theta = torch.stack(rows, 1).unflatten(1, (2, 3))
     grid = F.affine_grid(theta, [n * t, 3, h, w], align_corners=False)
     flat = picture.transpose(1, 2).flatten(0, 1)
-    return F.grid_sample(flat, grid, padding_mode="border", align_corners=False).unflatten(0, (n, t)).transpose(1, 2)
+    flat = F.grid_sample(flat, grid, padding_mode="border", align_corners=False)
+    seen: Tensor = flat.unflatten(0, (n, t)).transpose(1, 2)
+    return seen

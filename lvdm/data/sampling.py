@@ -83,7 +83,7 @@ class AugmentationConfig:
     flip: float = 0.0
     cached_crops: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0.0 <= self.flip <= 1.0:
             raise ConfigError(f"flip = {self.flip} is a probability: choose a number in [0, 1]")
         if self.cached_crops is not None and self.cached_crops < 1:
@@ -122,7 +122,8 @@ def candidates(
     rng = sample_rng(seed, number)
     timestep_u, noise_seed = float(rng.random()), int(rng.integers(2**62))
     while True:
-        target, *references = pair_sampler(rng, records, number)
+        chosen, *references = pair_sampler(rng, records, number)
+        target = chosen.index if isinstance(chosen, Changed) else int(chosen)
         clips = [_draw_clip(config, seed, rng, target, records[target].key)]
         for reference in references:
             if isinstance(reference, Changed):

@@ -157,7 +157,7 @@ def _background(clips: Tensor, numbers: _Numbers, config: SelfPairConfig) -> Ten
     mask = F.max_pool2d(moved.float(), reach, stride=1, padding=reach // 2)
     mask = F.avg_pool2d(mask, reach, stride=1, padding=reach // 2, count_include_pad=False)
     waves = [F.interpolate(grid, (h, w), mode="bilinear", align_corners=False) for grid in numbers.grids]
-    texture = (0.45 * sum(waves)).clamp(-1, 1)
+    texture = (0.45 * torch.stack(waves).sum(0)).clamp(-1, 1)
     mask = torch.where(chosen[:, None, None, None], mask, 1.0)[:, :, None]
     return torch.lerp(texture[:, :, None], clips, mask)
 
@@ -193,7 +193,8 @@ def _geometry(clips: Tensor, numbers: _Numbers, config: SelfPairConfig) -> Tenso
     grid = grid.repeat_interleave(t, 0)
     flat = clips.transpose(1, 2).flatten(0, 1)
     flat = F.grid_sample(flat, grid, mode="bilinear", padding_mode="border", align_corners=False)
-    return flat.unflatten(0, (n, t)).transpose(1, 2)
+    moved: Tensor = flat.unflatten(0, (n, t)).transpose(1, 2)
+    return moved
 
 
 def _looks(clips: Tensor, numbers: _Numbers, config: SelfPairConfig) -> Tensor:
@@ -209,7 +210,7 @@ def _looks(clips: Tensor, numbers: _Numbers, config: SelfPairConfig) -> Tensor:
     kernel[..., 1, 1] += (1 - mix[..., 0, 0]) * matrix
     flat = clips.permute(2, 0, 1, 3, 4).flatten(1, 2)  # (t, n * 3, h, w): a group for each clip
     flat = F.conv2d(F.pad(flat, (1, 1, 1, 1), mode="replicate"), kernel.flatten(0, 1), groups=n)
-    mixed = flat.unflatten(1, (n, 3)).permute(1, 2, 0, 3, 4)
+    mixed: Tensor = flat.unflatten(1, (n, 3)).permute(1, 2, 0, 3, 4)
     own_mean, own_std = _moments(mixed)
     spread, level = (values[:, :, None, None, None] for values in (spread, level))
     std = torch.lerp(std, spread, config.contrast)

@@ -80,8 +80,9 @@ class Denoiser:
         batch, count, dtype = len(x), len(branches), _dtype_of(self.unet, x)
         context = torch.cat([branch.context.expand(batch, -1, -1) for branch in branches])
         fps = None
-        if branches[0].fps is not None:
-            fps = torch.cat([_per_sample(branch.fps, batch, x.device) for branch in branches])
+        rates = [branch.fps for branch in branches if branch.fps is not None]
+        if rates:  # all have one or none, see `guided`
+            fps = torch.cat([_per_sample(rate, batch, x.device) for rate in rates])
         extras: dict[str, list[tuple[slice, Any]]] = {}
         for i, branch in enumerate(branches):
             for name, value in branch.extras.items():
@@ -112,7 +113,9 @@ class Guided:
         one, so this equals combining either of them.
         """
         outputs = self.denoiser.predict(x, t, self.branches).chunk(len(self.branches))
-        output = sum(weight * branch for weight, branch in zip(self.weights, outputs))
+        output, *others = (weight * branch for weight, branch in zip(self.weights, outputs))
+        for other in others:
+            output = output + other
         if self.rescale:
             dims = tuple(range(1, x.ndim))
             ratio = outputs[-1].std(dims, keepdim=True) / output.std(dims, keepdim=True)

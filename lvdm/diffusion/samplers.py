@@ -99,11 +99,11 @@ def sample_dpmpp_2m(
     interface and not used. Raises ConfigError for an impossible number of steps.
     """
     x, levels = _at_least_float32(x_T), _levels(schedule, steps, spacing)
-    h_before, x0_before = inf, None
+    h_before, x0_before = inf, x  # of the step before, from the second on
     for step, (now, to) in enumerate(pairwise(levels), start=1):
         x0, _ = _predict(eps, x, now)
         h = to.log_snr - now.log_snr
-        extrapolate = x0_before is not None and to.sigma > 0
+        extrapolate = step > 1 and to.sigma > 0
         estimate = x0 + h / (2 * h_before) * (x0 - x0_before) if extrapolate else x0
         x = (to.sigma / now.sigma) * x - to.alpha * expm1(-h) * estimate
         h_before, x0_before = h, x0
@@ -116,9 +116,9 @@ SAMPLERS = {"ddim": sample_ddim, "ddpm": sample_ddpm, "dpmpp_2m": sample_dpmpp_2
 
 @dataclass(frozen=True)
 class _Level:
-    """A noise level as plain numbers, so that sampling never waits for the device. t is None for the clean latent."""
+    """A noise level as plain numbers, so that sampling never waits for the device. t is -1 for the clean latent."""
 
-    t: int | None
+    t: int
     alpha_bar: float
     alpha: float
     sigma: float
@@ -136,7 +136,7 @@ def _levels(schedule: NoiseSchedule, steps: int, spacing: Spacing) -> list[_Leve
     spacing = "trailing" if steps == 1 else spacing
     tables = zip(schedule.alphas_cumprod.tolist(), schedule.alphas.tolist(), schedule.sigmas.tolist())
     levels = [_Level(t, *values) for t, values in enumerate(tables)]
-    last = levels[0] if spacing == "published" else _Level(None, 1.0, 1.0, 0.0)
+    last = levels[0] if spacing == "published" else _Level(-1, 1.0, 1.0, 0.0)
     return [*(levels[t] for t in schedule.sampling_timesteps(steps, spacing)), last]
 
 

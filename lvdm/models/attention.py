@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -110,7 +110,8 @@ def attend_over_time(
     distance = place - torch.arange(n, device=q.device)[:, None]  # (n, m)
     relative = None
     if any(table is not None for table in tables):
-        relative = tuple(None if table is None else _by_distance(table, distance) for table in tables)
+        key_table, value_table = (None if table is None else _by_distance(table, distance) for table in tables)
+        relative = key_table, value_table
     scores = None
     if bias is not None:
         scores = bias.repeat_interleave(k.shape[1] // parts, dim=1)[:, None, None].repeat_interleave(s, dim=0)
@@ -138,9 +139,10 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: bool, _:
 def _xformers(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: bool, _: None) -> Tensor:
     from xformers.ops import LowerTriangularMask, memory_efficient_attention
 
+    mask: Tensor | LowerTriangularMask | None
     if bias is not None:
         bias = bias.to(q.dtype).expand(*q.shape[:3], k.shape[2])
-        mask = _with_causal(bias, causal, bias).contiguous()
+        mask = (bias if not causal else bias + _future(bias)).contiguous()
     else:
         mask = LowerTriangularMask() if causal else None
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (rows, n, heads, d)
@@ -206,8 +208,12 @@ def _with_causal(bias: Tensor | None, causal: bool, scores: Tensor) -> Tensor | 
     """The bias, with minus infinity at the keys that a causal query must not see. scores: (..., n, m)."""
     if not causal:
         return bias
-    future = torch.full(scores.shape[-2:], float("-inf"), dtype=scores.dtype, device=scores.device).triu(1)
-    return future if bias is None else bias + future
+    return _future(scores) if bias is None else bias + _future(scores)
+
+
+def _future(scores: Tensor) -> Tensor:
+    """Minus infinity where a key comes after a query, (n, m), like scores (..., n, m)."""
+    return torch.full(scores.shape[-2:], float("-inf"), dtype=scores.dtype, device=scores.device).triu(1)
 
 
 def _check_xformers() -> None:
@@ -249,6 +255,14 @@ class RelativePosition(nn.Module):
         return _by_distance(self.embeddings_table, keys[None, :] - queries[:, None])
 
 
+def position_tables(relative: nn.ModuleList | None) -> tuple[Tensor | None, Tensor | None]:
+    """The tables of two RelativePosition, of keys and of values, for `attend_over_time`; none of None."""
+    if relative is None:
+        return None, None
+    keys, values = (cast(RelativePosition, each).embeddings_table for each in relative)
+    return keys, values
+
+
 class Attention(nn.Module):
     """Multi-head attention with projections: self-attention, or cross-attention if `context_dim` is given.
 
@@ -280,7 +294,8 @@ class Attention(nn.Module):
         if image_tokens:
             self.to_k_ip = nn.Linear(context_dim, inner, bias=False)
             self.to_v_ip = nn.Linear(context_dim, inner, bias=False)
-        self.relative_position_k = self.relative_position_v = None
+        self.relative_position_k: RelativePosition | None = None
+        self.relative_position_v: RelativePosition | None = None
         if max_relative is not None:
             self.relative_position_k = RelativePosition(head_dim, max_relative)
             self.relative_position_v = RelativePosition(head_dim, max_relative)
@@ -293,7 +308,7 @@ class Attention(nn.Module):
         q, k, v = self._projections(x, context)
         k, v = (self._for_rows(each, len(x)) for each in (k, v))
         relative = None
-        if self.relative_position_k is not None:
+        if self.relative_position_k is not None and self.relative_position_v is not None:
             n, m = q.shape[1], k.shape[1]
             relative = self.relative_position_k(n, m), self.relative_position_v(n, m)
         out = attend(*(each.transpose(1, 2) for each in (q, k, v)), causal=causal, relative=relative)
@@ -304,8 +319,8 @@ class Attention(nn.Module):
 
     def over_time(self, x: Tensor, causal: bool = False) -> Tensor:
         """Self-attention along frames at each position. (b, t, s, dim) -> same."""
-        tables = None, None
-        if self.relative_position_k is not None:
+        tables: tuple[Tensor | None, Tensor | None] = None, None
+        if self.relative_position_k is not None and self.relative_position_v is not None:
             tables = self.relative_position_k.embeddings_table, self.relative_position_v.embeddings_table
         return self.to_out(attend_over_time(*self._projections(x), tables=tables, causal=causal))
 
@@ -323,7 +338,7 @@ class Attention(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Attention":
         self._fused = None
-        return super()._apply(fn, recurse)
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
     def _load_from_state_dict(self, *args: Any) -> None:
         self._fused = None

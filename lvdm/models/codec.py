@@ -108,15 +108,19 @@ class LatentCodec(nn.Module):
 
     def _scale_and_shift(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """To go with (b, c, t, h, w), in float32: as buffers they would lose digits in a bfloat16 model."""
-        pair = (self.scale, self.shift)
-        return tuple(_constant(value if isinstance(value, int | float) else tuple(value), device) for value in pair)
+        scale, shift = (
+            _constant(value if isinstance(value, int | float) else tuple(value), device)
+            for value in (self.scale, self.shift)
+        )
+        return scale, shift
 
     def _in_slices(self, function: Callable[[Tensor], Tensor], x: Tensor, cell: int, out_cell: int) -> Tensor:
         """Apply `function` to (n, c, h, w), a few images at a time; a latent cell is `cell` wide in, `out_cell` out."""
         rows, columns = x.shape[2] // cell, x.shape[3] // cell
         pixels = min(rows, self.tile or rows) * min(columns, self.tile or columns) * self.factor**2
         count = max(1, self.slice_size * REFERENCE_PIXELS // pixels)
-        weight, whole = self.autoencoder.quant_conv.weight, None  # its dtype and device are the codec's
+        weight = self.autoencoder.quant_conv.weight  # its dtype and device are the codec's
+        whole: Tensor | None = None
         for start in range(0, len(x), count):
             with own_precision(weight):
                 images = x[start : start + count].to(weight)
@@ -126,23 +130,28 @@ class LatentCodec(nn.Module):
             if whole is None:
                 whole = part.new_empty(len(x), *part.shape[1:])
             whole[start : start + count] = part
+        if whole is None:
+            raise VideoError("there are no frames to encode or decode")
         return whole
 
     def _in_tiles(self, function: Callable[[Tensor], Tensor], x: Tensor, cell: int, out_cell: int) -> Tensor:
         rows, columns = x.shape[2] // cell, x.shape[3] // cell
         if self.tile is None or max(rows, columns) <= self.tile:
             return function(x)
-        total = weights = None
+        total: Tensor | None = None
+        weights: Tensor | None = None
         for top, bottom, row_weight in _tiles(rows, self.tile, out_cell, x.device):
             for left, right, column_weight in _tiles(columns, self.tile, out_cell, x.device):
                 part = function(x[:, :, top * cell : bottom * cell, left * cell : right * cell]).float()
-                if total is None:
+                if total is None or weights is None:
                     total = part.new_zeros(len(x), part.shape[1], rows * out_cell, columns * out_cell)
                     weights = part.new_zeros(rows * out_cell, columns * out_cell)
                 weight = row_weight[:, None] * column_weight  # (tile height, tile width)
                 place = (slice(top * out_cell, bottom * out_cell), slice(left * out_cell, right * out_cell))
                 total[:, :, *place] += part * weight
                 weights[place] += weight
+        if total is None or weights is None:
+            raise VideoError("a frame of no size cannot be cut into tiles")
         return (total / weights).to(x.dtype)
 
 

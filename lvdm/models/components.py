@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import nn
@@ -15,8 +15,9 @@ from lvdm.errors import ConfigError
 from lvdm.models.autoencoder import AutoencoderKL
 from lvdm.models.backbone import BACKBONES, VideoBackbone, build_backbone
 from lvdm.models.codec import LatentCodec
-from lvdm.models.image import ImageConfig, ImageEncoder, ImageResampler
+from lvdm.models.image import ImageConfig, ImageEncoder, ImageResampler, ResamplerParams
 from lvdm.models.text import TextConfig, TextEncoder
+from lvdm.sizes import check_sizes
 
 PARTS = ("unet", "codec", "text", "image")
 
@@ -27,6 +28,9 @@ class AutoencoderConfig:
 
     ddconfig: dict[str, Any]
     embed_dim: int = 4
+
+    def __post_init__(self) -> None:
+        check_sizes(self, "autoencoder")
 
 
 @dataclass
@@ -63,6 +67,9 @@ class GenerationDefaults:
     fps: int | None = None
     save_fps: int = 8
     negative_prompt: str = ""
+
+    def __post_init__(self) -> None:
+        check_sizes(self, "defaults")
 
     @property
     def height(self) -> int:
@@ -106,19 +113,23 @@ class ModelConfig:
 
 @dataclass
 class Components:
-    """The built parts of a model; a part that was not asked for, or that the model lacks, is None."""
+    """The built parts of a model; a part that was not asked for, or that the model lacks, is None.
+
+    The types of the first three say what they are when they are there: whoever builds a model in part asks for what he
+    uses, and a pipeline refuses to be made without them.
+    """
 
     schedule: NoiseSchedule
     diffusion: DiffusionConfig
-    unet: VideoBackbone | None = None
-    codec: LatentCodec | None = None
-    text: TextEncoder | None = None
+    unet: VideoBackbone = None  # type: ignore[assignment]
+    codec: LatentCodec = None  # type: ignore[assignment]
+    text: TextEncoder = None  # type: ignore[assignment]
     image_encoder: ImageEncoder | None = None
     image_resampler: ImageResampler | None = None
 
     def modules(self) -> dict[str, nn.Module]:
         """The parts with weights, by the names that they have in a model folder."""
-        parts = {
+        parts: dict[str, nn.Module | None] = {
             "unet": self.unet,
             "autoencoder": None if self.codec is None else self.codec.autoencoder,
             "text_encoder": self.text,
@@ -129,7 +140,14 @@ class Components:
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Components":
         """Move and cast every part in place."""
-        for module in (self.unet, self.codec, self.text, self.image_encoder, self.image_resampler):
+        parts: tuple[nn.Module | None, ...] = (
+            self.unet,
+            self.codec,
+            self.text,
+            self.image_encoder,
+            self.image_resampler,
+        )
+        for module in parts:
             if module is not None:
                 module.to(device=device, dtype=dtype)
         return self
@@ -166,11 +184,13 @@ def build_components(
         ),
         "text": lambda: TextEncoder(config.text),
     }
-    if config.image is not None:
-        build["image_encoder"] = lambda: ImageEncoder(config.image.encoder)
-        build["image_resampler"] = lambda: ImageResampler(**config.image.resampler)
+    image = config.image
+    if image is not None:
+        build["image_encoder"] = lambda: ImageEncoder(image.encoder)
+        resampler = configs.from_mapping(ResamplerParams, image.resampler, "image.resampler")
+        build["image_resampler"] = lambda: ImageResampler(**asdict(resampler))
     device = torch.device(device or "cpu")
-    built = {}
+    built: dict[str, Any] = {}
     for name, construct in build.items():
         if name.split("_")[0] in parts:
             with _parameters_on("meta" if init == "meta" else device, dtype):
@@ -195,7 +215,7 @@ def _parameters_on(device: torch.device | str, dtype: torch.dtype | None) -> Ite
         moved = data.to(device, dtype)
         return parameter if moved is data else nn.Parameter(moved, parameter.requires_grad)  # a tied one stays itself
 
-    handle = register_module_parameter_registration_hook(move)
+    handle = register_module_parameter_registration_hook(cast(Any, move))  # declared to return nothing
     try:
         with nullcontext() if device == "meta" else torch.device(device):
             yield

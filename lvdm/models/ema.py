@@ -70,7 +70,7 @@ class EMA:
             raise CheckpointError(f"the average is of another module: {len(odd)} entries differ, the first is {odd[0]}")
         self.updates = int(state["updates"])
         for name, average in self.averages.items():
-            average.copy_(state[f"averages.{name}"])
+            average.copy_(torch.as_tensor(state[f"averages.{name}"]))
 
     def _parameters(self, module: nn.Module) -> list[Tensor]:
         parameters = dict(module.named_parameters())

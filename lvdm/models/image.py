@@ -10,6 +10,7 @@ from torchvision.transforms.functional import gaussian_blur
 
 from lvdm.errors import ConfigError
 from lvdm.models.attention import attend
+from lvdm.sizes import check_sizes
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -27,6 +28,7 @@ class ImageConfig:
     act: Literal["gelu", "quick_gelu"] = "gelu"
 
     def __post_init__(self) -> None:
+        check_sizes(self, "image")
         if self.width % self.heads:
             raise ConfigError(f"image.width {self.width} must be a multiple of image.heads {self.heads}")
         if self.image_size % self.patch_size:
@@ -84,6 +86,23 @@ class ImageEncoder(nn.Module):
         return ((images + 1) / 2 - mean) / std
 
 
+@dataclass
+class ResamplerParams:
+    """Parameters of the image resampler, under their published names."""
+
+    dim: int = 1024
+    depth: int = 8
+    dim_head: int = 64
+    heads: int = 16
+    num_queries: int = 8
+    embedding_dim: int = 768
+    output_dim: int = 1024
+    ff_mult: int = 4
+
+    def __post_init__(self) -> None:
+        check_sizes(self, "image.resampler")
+
+
 class ImageResampler(nn.Module):
     """Perceiver that turns image tokens (b, n, embedding_dim) into context tokens (b, num_queries, output_dim).
 
@@ -116,7 +135,7 @@ class ImageResampler(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         latents = self.latents.expand(len(tokens), -1, -1)
         tokens = self.proj_in(tokens)
-        for attention, mlp in self.layers:
+        for attention, mlp in (layer.children() for layer in self.layers):
             latents = latents + attention(tokens, latents)
             latents = latents + mlp(latents)
         return self.norm_out(self.proj_out(latents))

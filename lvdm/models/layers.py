@@ -5,8 +5,8 @@ copies; 1x1 convolutions of the published checkpoints are linear layers here.
 """
 
 import math
-from contextlib import nullcontext
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,9 @@ from torch.utils.checkpoint import checkpoint
 from lvdm.models import kernels
 
 NORM_GROUPS = 32
+
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def timestep_embedding(timesteps: Tensor, width: int, max_period: float = 10_000.0) -> Tensor:
@@ -28,7 +31,7 @@ def timestep_embedding(timesteps: Tensor, width: int, max_period: float = 10_000
     return F.pad(features, (0, width % 2))
 
 
-def zero_init(module: nn.Module) -> nn.Module:
+def zero_init(module: M) -> M:
     """Zero a module's parameters and return it: for the last layer of a residual branch."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
@@ -42,7 +45,7 @@ def checkpointed(module: nn.Module, enabled: bool, *args: Any, **kwargs: Any) ->
     return module(*args, **kwargs)
 
 
-def own_precision(x: Tensor) -> torch.autocast | nullcontext:
+def own_precision(x: Tensor) -> AbstractContextManager[Any]:
     """Inside, layers compute in the type of x. Autocast would return every normalisation in float32, only for the next
     layer to cast it back; the kernels take statistics in float32 whatever the type of their input."""
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
@@ -137,8 +140,10 @@ class VideoConv(nn.Conv3d):
         return y.permute(0, 2, 3, 4, 1)
 
 
-def add_biased(x: Tensor, update: Tensor, bias: Tensor) -> Tensor:
-    """x + update + bias, features (..., c) and a bias (c,) that a convolution left out."""
+def add_biased(x: Tensor, update: Tensor, bias: Tensor | None) -> Tensor:
+    """x + update + bias, features (..., c) and a bias (c,) that a convolution left out, if it has one."""
+    if bias is None:
+        return x + update
     if kernels.enabled("sums") and x.dtype == update.dtype and kernels.usable(x):
         from lvdm.models.kernels import sums
 
@@ -146,7 +151,9 @@ def add_biased(x: Tensor, update: Tensor, bias: Tensor) -> Tensor:
     return x + (update + bias)
 
 
-def conv(in_channels: int, out_channels: int, frames: int = 1, size: int = 3, stride: int = 1) -> nn.Module:
+def conv(
+    in_channels: int, out_channels: int, frames: int = 1, size: int = 3, stride: int = 1
+) -> FrameConv | TemporalConv | VideoConv:
     """The cheapest "same" convolution with kernel (frames, size, size), odd; `stride` is that of height and width."""
     if frames == 1:
         return FrameConv(in_channels, out_channels, size, stride, padding=size // 2)

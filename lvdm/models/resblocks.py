@@ -1,5 +1,7 @@
 """Residual convolution blocks of both UNets."""
 
+from typing import cast
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -58,7 +60,7 @@ class ResBlock(nn.Module):
             scale, shift = emb[:, None, None, None].chunk(2, dim=-1)
             h = self.activation(self.norm2(h, self.conv1.bias) * (1 + scale) + shift)
         else:
-            h = self.norm2(h, self.conv1.bias + emb, silu=silu)
+            h = self.norm2(h, emb if self.conv1.bias is None else self.conv1.bias + emb, silu=silu)
             h = h if silu else self.activation(h)
         h = self.conv2(self.dropout(h), bias=False)
         h = add_biased(self.skip(self.resample(x)), h, self.conv2.bias)
@@ -79,8 +81,8 @@ class TemporalConvBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h, shift = x, None
-        for i, (norm, convolution) in enumerate(zip(self.norms, self.convs)):
+        for i, (norm, convolution) in enumerate(zip(self.norms.children(), self.convs.children())):
             h = norm(h, shift, silu=True)
             h = convolution(F.dropout(h, self.DROPOUT, self.training and i > 0), bias=False)
-            shift = convolution.bias
+            shift = cast(Tensor | None, convolution.bias)
         return add_biased(x, h, shift)

@@ -3,6 +3,8 @@
 Blocks take and return tokens (b, t, h*w, c). They keep nothing between calls.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -97,7 +99,7 @@ class Transformer(nn.Module):
     rows: which dimensions are normalised apart, see GroupNorm. The blocks' width need not be the features'.
     """
 
-    def __init__(self, channels: int, dim: int, blocks: list[nn.Module], rows: int, use_checkpoint: bool) -> None:
+    def __init__(self, channels: int, dim: int, blocks: Sequence[nn.Module], rows: int, use_checkpoint: bool) -> None:
         super().__init__()
         self.use_checkpoint, self.width = use_checkpoint, dim
         self.norm = GroupNorm(channels, rows, eps=1e-6)
@@ -133,7 +135,8 @@ class ContextFreeAttention(nn.Module):
         self.norm_t = GroupNorm(channels, rows=2)  # statistics of each position, over time
         self.qkv_t = nn.Linear(channels, 3 * channels)
         self.proj_out_t = zero_init(nn.Linear(channels, channels))
-        self.relative_position_k = self.relative_position_v = None
+        self.relative_position_k: RelativePosition | None = None
+        self.relative_position_v: RelativePosition | None = None
         if max_relative is not None:
             self.relative_position_k = RelativePosition(channels // heads, max_relative)
             self.relative_position_v = RelativePosition(channels // heads, max_relative)
@@ -146,7 +149,7 @@ class ContextFreeAttention(nn.Module):
         rows = frames.transpose(1, 2)  # (b, h*w, t, c)
         q, k, v = self._heads(self.qkv_t(self.norm_t(rows)))
         bias = relative = None
-        if self.relative_position_k is not None:
+        if self.relative_position_k is not None and self.relative_position_v is not None:
             t, d = q.shape[2:]
             # As published: the score of query i and key j gets query j's product with the relative key of (j, i), and
             # the root of the usual scale.

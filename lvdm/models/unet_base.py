@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from lvdm.models.layers import (
 )
 from lvdm.models.resblocks import ACTIVATIONS, ResBlock
 from lvdm.models.transformers import ContextFreeAttention, Transformer
+from lvdm.sizes import MAX_SIZE, check_sizes
 
 
 @dataclass(kw_only=True)
@@ -53,6 +54,11 @@ class UNetParams:
     temporal_length: int | None = None
 
     def __post_init__(self) -> None:
+        check_sizes(
+            self, "unet", free=("num_heads", "num_head_channels", "num_heads_upsample", "padding_t", "image_size")
+        )
+        if max(self.num_heads, self.num_head_channels) > MAX_SIZE or min(self.num_heads, self.num_head_channels) < -1:
+            raise ConfigError(f"unet: num_heads and num_head_channels must be -1, or between 1 and {MAX_SIZE}")
         if self.num_heads == -1 and self.num_head_channels == -1:
             raise ConfigError("unet: either num_heads or num_head_channels must be set")
         if self.use_fp16:
@@ -160,8 +166,8 @@ class VideoUNet(VideoBackbone):
 
     def _embedding(self) -> nn.Sequential:
         """Sinusoidal features to an embedding, (b, model_channels) -> (b, 4 * model_channels)."""
-        first, second = nn.Linear(self.params.model_channels, self.emb_channels), nn.Linear(*[self.emb_channels] * 2)
-        return nn.Sequential(first, type(self.activation)(), second)
+        width, inner = self.params.model_channels, self.emb_channels
+        return nn.Sequential(nn.Linear(width, inner), type(self.activation)(), nn.Linear(inner, inner))
 
     def _embed(self, values: Tensor, embedding: nn.Sequential) -> Tensor:
         return embedding(timestep_embedding(values, self.params.model_channels).to(self.dtype))
@@ -169,7 +175,7 @@ class VideoUNet(VideoBackbone):
     @property
     def dtype(self) -> torch.dtype:
         """The type of the weights, in which everything is computed."""
-        return self.time_embed[0].weight.dtype
+        return cast(nn.Linear, self.time_embed[0]).weight.dtype
 
     def extensible_blocks(self) -> list[ExtensibleBlock]:
         """The last inner block of each attention layer over time but the very first.
@@ -178,7 +184,7 @@ class VideoUNet(VideoBackbone):
         """
         found = []
         for name, stage, level in self._stages():
-            for i, layer in enumerate(stage):
+            for i, layer in enumerate(stage.children()):
                 if not isinstance(layer, Transformer) or name == "input_blocks.0":
                     continue
                 last = len(layer.blocks) - 1
@@ -193,14 +199,14 @@ class VideoUNet(VideoBackbone):
             if isinstance(module, Transformer):
                 module.use_checkpoint = True
 
-    def _stages(self) -> Iterator[tuple[str, "Stage", int]]:
+    def _stages(self) -> Iterator[tuple[str, nn.Module, int]]:
         """(name, stage, level) in order of computation; level l has 1/2^l of the latents' height and width."""
         each, levels = self.params.num_res_blocks, range(len(self.params.channel_mult))
         down = [0, *(level for level in levels for _ in range(each + 1))][:-1]  # each level ends in a downsampling
         up = [level for level in reversed(levels) for _ in range(each + 1)]
-        yield from ((f"input_blocks.{i}", stage, down[i]) for i, stage in enumerate(self.input_blocks))
+        yield from ((f"input_blocks.{i}", stage, down[i]) for i, stage in enumerate(self.input_blocks.children()))
         yield "middle_block", self.middle_block, levels[-1]
-        yield from ((f"output_blocks.{i}", stage, up[i]) for i, stage in enumerate(self.output_blocks))
+        yield from ((f"output_blocks.{i}", stage, up[i]) for i, stage in enumerate(self.output_blocks.children()))
 
     def check_input(self, shape: Sequence[int]) -> None:
         """Raise ConfigError if latents of shape (b, c, t, h, w) are of no use to this model.

@@ -78,6 +78,7 @@ class UNetLVDM(VideoUNet):
     family = "lvdm"
     repeated_blocks = (SpatioTemporalBlock, ContextFreeAttention, ResBlock, GroupNorm)
     extensible_block = SpatioTemporalBlock
+    params: LVDMParams
     _rows: ClassVar[int] = 1
 
     def __init__(self, params: LVDMParams) -> None:
@@ -126,7 +127,7 @@ class UNetLVDM(VideoUNet):
     def _attention(self, channels: int) -> Sequence[nn.Module]:
         p = self.params
         heads, head_dim = p.heads(channels)
-        if not p.use_temporal_transformer:
+        if p.context_dim is None:  # `use_temporal_transformer` goes with it
             return [ContextFreeAttention(channels, heads, p.max_relative)]
         dim = heads * head_dim
         blocks = [

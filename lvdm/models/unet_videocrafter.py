@@ -67,6 +67,7 @@ class UNetVideoCrafter(VideoUNet):
     family = "videocrafter"
     repeated_blocks = (SpatialBlock, TemporalBlock, ResBlock, GroupNorm)
     extensible_block = TemporalBlock
+    params: VideoCrafterParams
     _rows: ClassVar[int] = 2
 
     def __init__(self, params: VideoCrafterParams) -> None:
@@ -105,9 +106,9 @@ class UNetVideoCrafter(VideoUNet):
     def _attention(self, channels: int) -> Sequence[nn.Module]:
         p = self.params
         heads, head_dim = p.heads(channels)
-        dim = heads * head_dim
+        dim, context_dim = heads * head_dim, p.context_dim or 0  # params refuse None
         blocks = [
-            SpatialBlock(dim, heads, head_dim, p.context_dim, p.use_image_attention) for _ in range(p.transformer_depth)
+            SpatialBlock(dim, heads, head_dim, context_dim, p.use_image_attention) for _ in range(p.transformer_depth)
         ]
         spatial = Transformer(channels, dim, blocks, rows=2, use_checkpoint=p.use_checkpoint)
         if not p.temporal_attention:

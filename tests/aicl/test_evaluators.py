@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from aicl.evaluation.evaluators import clip as clip_module
+from aicl.evaluation.evaluators.classifier import TransformersClassifier
 from aicl.evaluation.evaluators.clip import OpenCLIP, TransformersCLIP, activation_of, build_clip, choose_model
 from aicl.evaluation.evaluators.i3d import I3D, I3D_FILE
 from aicl.evaluation.evaluators.videomae import VideoMAE
@@ -248,6 +249,17 @@ def test_a_truncated_folder_of_transformers_is_one_sentence(videomae, tmp_path):
         (tmp_path / name).write_bytes(content[: len(content) // 2] if name.endswith(".safetensors") else content)
     with pytest.raises(CheckpointError, match="cannot be loaded as VideoMAEModel"):
         VideoMAE("cpu", tmp_path)
+
+
+def test_a_model_that_lacks_weights_is_refused(videomae, tmp_path, capfd):
+    """transformers would fill in random ones: an encoder without its classifier has no classes to name."""
+    encoder = transformers.VideoMAEModel.from_pretrained(videomae)
+    encoder.save_pretrained(tmp_path)
+    capfd.readouterr()
+    with pytest.raises(CheckpointError, match=r"it has no weights for classifier\.bias and 3 others"):
+        TransformersClassifier("cpu", tmp_path)
+    assert VideoMAE("cpu", tmp_path).observe(frames(1, 8))["features"].shape == (1, 16)
+    assert capfd.readouterr().err == ""  # nor does it print bars and reports of its own
 
 
 def test_a_spec_says_kind_and_options_that_exist(tmp_path):

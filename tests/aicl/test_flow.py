@@ -124,7 +124,8 @@ def test_an_evaluator_with_weights_is_known_by_their_hash(tmp_path):
     torch.save(raft_small().state_dict(), tmp_path / "raft.pth")
     plain, network = FlowEvaluator(), FlowEvaluator("cpu", str(tmp_path / "raft.pth"))
     assert (plain.name, network.name) == ("Lucas-Kanade", "raft_small") and len(network.hash) == 64
-    assert TrackEvaluator("cpu", str(tmp_path / "raft.pth"), grid=4).hash == f"{network.hash} 4"
+    tracks = TrackEvaluator("cpu", str(tmp_path / "raft.pth"), grid=4)
+    assert (tracks.name, tracks.hash) == ("4x4 points along raft_small", network.hash) and plain.hash == ""
 
 
 def test_points_follow_a_flow_that_is_known():

@@ -1,17 +1,21 @@
 """Every metric on answers that are known beforehand, with its floor and its ceiling."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from aicl.evaluation.metric import Metric, Observed, all_metrics, get_metric
+from aicl.evaluation import metric as registry
+from aicl.evaluation import metrics
+from aicl.evaluation.metric import Metric, Observed, all_metrics, get_metric, register
 from aicl.evaluation.metrics.accuracy import top1
 from aicl.evaluation.metrics.cc import clip_consistency
 from aicl.evaluation.metrics.clip_i import clip_i
 from aicl.evaluation.metrics.fc import frame_consistency
 from aicl.evaluation.metrics.motion_fidelity import motion_fidelity
+from aicl.evaluation.tables import columns_of
 from lvdm.errors import ConfigError, DataError
 
 PEERS = {"motion_fidelity", "motion_fidelity_other", "action_score", "action_score_other", "kvd", "kvd_videomae"}
@@ -45,9 +49,34 @@ def test_the_metrics_of_the_field_are_all_there():
     assert len(set(columns)) == len(columns)
     for metric in known.values():
         assert metric.about.endswith(".") and metric.needs, metric.name
-    assert known["fvd"].column == "FVD" and known["fvd"].needs[0] == "i3d"
+    assert known["fvd"].column == "FVD" and known["fvd"].roles() == {"i3d"}
     for name, metric in known.items():  # FVD without an addition means I3D
         assert name == "fvd" or metric.column != "FVD"
+
+
+def test_a_new_metric_is_one_file(tmp_path, monkeypatch):
+    """A file in the package of metrics is all it takes: presets and tables know it by its name."""
+    (tmp_path / "stillness.py").write_text(
+        "from aicl.evaluation.metric import Metric, register\n"
+        "def values(observed):\n"
+        "    return 100 - observed.videos['flow.fastest'].mean(1)\n"
+        "register(Metric('stillness', 'stillness', 1, ('flow',), 'The opposite of motion.', values=values))\n"
+    )
+    monkeypatch.setattr(metrics, "__path__", [*metrics.__path__, str(tmp_path)])
+    monkeypatch.setattr(registry, "_METRICS", dict(all_metrics()))
+    monkeypatch.setattr(registry, "_found", False)
+    assert values("stillness", Observed({"flow.fastest": torch.tensor([[1.0, 3.0]])})) == [98.0]
+    assert columns_of(["cc", "stillness"])["stillness"].title == "stillness"
+
+
+def test_two_metrics_cannot_have_one_name(monkeypatch):
+    monkeypatch.setattr(registry, "_METRICS", dict(all_metrics()))
+    with pytest.raises(ConfigError, match="two metrics are called 'cc'"):
+        register(replace(get_metric("cc")))
+    with pytest.raises(ConfigError, match="either values of each video or an estimate"):
+        Metric("nothing", "nothing", 1, ("clip",), "Nothing.")
+    with pytest.raises(ConfigError, match="better is 2"):
+        replace(get_metric("cc"), better=2)
 
 
 def test_an_unknown_metric_is_named_with_the_nearest_one():
@@ -94,6 +123,15 @@ def test_accuracy_among_all_classes_and_in_a_choice_among_ten():
     observed.shown_labels = list("zzc")
     assert values("reference_acc", observed) == [False, True, True]
     assert get_metric("ten_way_acc").missing(Observed(observed.videos)) == ["label", "pool"]
+
+
+def test_a_distance_says_which_features_it_lacks():
+    """A classifier of another kind has no features: the puppet world's distance is left out, not tried."""
+    observed = Observed(
+        {"classifier.logits": torch.zeros(2, 3)}, real=Observed({"classifier.logits": torch.zeros(2, 3)})
+    )
+    assert get_metric("fd_puppets").missing(observed) == ["classifier.features"]
+    assert get_metric("kvd").missing(observed) == ["i3d.features"]
 
 
 def test_a_guess_is_right_as_often_as_the_line_says():

@@ -244,7 +244,7 @@ def test_cache_settings_of_other_shapes_are_one_sentence(tmp_path, content):
 def test_a_report_of_another_shape_is_refused(tmp_path, content):
     if content is not None:
         (tmp_path / "report.json").write_bytes(content)
-    with pytest.raises(DataError, match="run"):
+    with pytest.raises(DataError, match="report"):
         read_report(tmp_path / "report.json")
     assert issubclass(DataError, UserError)
     (tmp_path / "report.json").write_text('{"broken": {"a.mp4": "is cut short"}}')

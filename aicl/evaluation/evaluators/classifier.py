@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from aicl.evaluation.evaluators.files import import_transformers, pretrained
+from aicl.evaluation.evaluators.files import import_transformers, pretrained, pretrained_model
 from aicl.evaluation.metric import register_evaluator
 from lvdm.errors import DataError
 from lvdm.hashing import files_hash
@@ -26,7 +26,7 @@ class TransformersClassifier:
 
     def __init__(self, device: torch.device | str, path: str | os.PathLike[str]) -> None:
         transformers = import_transformers()
-        model = pretrained(transformers.AutoModelForVideoClassification, path)
+        model = pretrained_model(transformers.AutoModelForVideoClassification, path)
         self.model = model.to(device).eval().requires_grad_(False)
         self.processor = pretrained(transformers.AutoImageProcessor, path)
         self.name, self.hash, self.device = f"classifier {Path(path).name}", files_hash(path), torch.device(device)

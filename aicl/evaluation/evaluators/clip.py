@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aicl.evaluation.evaluators.files import import_transformers, pretrained, require_file
+from aicl.evaluation.evaluators.files import import_transformers, pretrained, pretrained_model, require_file
 from aicl.evaluation.metric import register_evaluator
 from lvdm.errors import CheckpointError, ConfigError
 from lvdm.hashing import file_hash, files_hash
@@ -90,13 +90,15 @@ class OpenCLIP(CLIP):
     def encode_text(self, captions: Sequence[str]) -> Tensor:
         """Captions -> unit vectors (b, d), float32."""
         tokens = self.tokenizer(list(captions)).to(self.device)
-        return self.model.encode_text(tokens, normalize=True).float()
+        features: Tensor = self.model.encode_text(tokens, normalize=True)
+        return features.float()
 
     @torch.no_grad()
     def encode_frames(self, frames: Tensor) -> Tensor:
         """Frames in [-1, 1], (b, 3, t, h, w) -> unit vectors (b, t, d), float32."""
         images = clip_images(frames.to(self.device), self.size, self.mean, self.std)
-        return self.model.encode_image(images, normalize=True).float().unflatten(0, (len(frames), -1))
+        features: Tensor = self.model.encode_image(images, normalize=True)
+        return features.float().view(len(frames), -1, features.shape[1])
 
 
 class TransformersCLIP(CLIP):
@@ -108,7 +110,7 @@ class TransformersCLIP(CLIP):
 
     def __init__(self, device: torch.device | str, path: str | os.PathLike[str]) -> None:
         transformers = import_transformers()
-        self.model = pretrained(transformers.CLIPModel, path).to(device).eval().requires_grad_(False)
+        self.model = pretrained_model(transformers.CLIPModel, path).to(device).eval().requires_grad_(False)
         self.tokenizer = pretrained(transformers.CLIPTokenizer, path)
         config = self.model.config.vision_config
         self.size, self.device = config.image_size, torch.device(device)
@@ -127,8 +129,8 @@ class TransformersCLIP(CLIP):
     def encode_frames(self, frames: Tensor) -> Tensor:
         """Frames in [-1, 1], (b, 3, t, h, w) -> unit vectors (b, t, d), float32."""
         images = clip_images(frames.to(self.device), self.size, self.mean, self.std)
-        pooled = self.model.vision_model(pixel_values=images).pooler_output
-        return F.normalize(self.model.visual_projection(pooled).float(), dim=-1).unflatten(0, (len(frames), -1))
+        features: Tensor = self.model.visual_projection(self.model.vision_model(pixel_values=images).pooler_output)
+        return F.normalize(features.float(), dim=-1).view(len(frames), -1, features.shape[1])
 
 
 def build_clip(device: torch.device | str, path: str | os.PathLike[str], model: str | None = None) -> CLIP:

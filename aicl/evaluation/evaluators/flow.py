@@ -45,9 +45,9 @@ class FlowEvaluator:
 
 
 def flow_model(device: torch.device | str, path: str | None, network: str) -> tuple[FlowModel, str, str]:
-    """The flow, its name and its hash: RAFT with weights from `path`, or Lucas and Kanade's where there is none."""
+    """The flow, its name and its weights' hash: RAFT from `path`, or Lucas and Kanade's where there is none."""
     if path is None:
-        return lucas_kanade, "Lucas-Kanade", "lucas-kanade-1"
+        return lucas_kanade, "Lucas-Kanade", ""  # it has no weights
     return raft(network, path, device), network, file_hash(path)
 
 
@@ -106,9 +106,9 @@ def video_flow(frames: Tensor, model: FlowModel = lucas_kanade, batch_size: int 
     if frames.shape[2] < 2:
         raise DataError("motion needs two frames or more")
     images = frames.float().transpose(1, 2)  # (b, t, 3, h, w)
-    pairs = zip(images[:, :-1].flatten(0, 1).split(batch_size), images[:, 1:].flatten(0, 1).split(batch_size))
-    flow = torch.cat([model(first, second) for first, second in pairs])
-    return flow.unflatten(0, (len(frames), -1))
+    first, second = (torch.split(part.flatten(0, 1), batch_size) for part in (images[:, :-1], images[:, 1:]))
+    flow = torch.cat([model(a, b) for a, b in zip(first, second)])
+    return flow.view(len(frames), -1, *flow.shape[1:])
 
 
 def fastest_speed(flow: Tensor) -> Tensor:
@@ -118,7 +118,8 @@ def fastest_speed(flow: Tensor) -> Tensor:
     """
     speed = flow.norm(dim=2).flatten(2)  # (b, t - 1, pixels)
     count = max(1, round(_FASTEST * speed.shape[2]))
-    return 100 / flow.shape[-2] * speed.topk(count, dim=2).values.mean(2)
+    fastest: Tensor = speed.topk(count, dim=2).values.mean(2)
+    return 100 / flow.shape[-2] * fastest
 
 
 def motion_histogram(flow: Tensor) -> Tensor:

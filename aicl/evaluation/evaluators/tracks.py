@@ -30,8 +30,8 @@ class TrackEvaluator:
     ) -> None:
         if grid < 2:
             raise ConfigError(f"tracks need a grid of two points a side or more, got {grid}")
-        self.model, flow_name, flow_hash = flow_model(device, path, network)
-        self.name, self.hash = f"{grid}x{grid} points along {flow_name}", f"{flow_hash} {grid}"
+        self.model, flow_name, self.hash = flow_model(device, path, network)
+        self.name = f"{grid}x{grid} points along {flow_name}"
         self.grid, self.device = grid, torch.device(device)
 
     def observe(self, frames: Tensor) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aicl.evaluation.evaluators.files import import_transformers, pretrained
+from aicl.evaluation.evaluators.files import import_transformers, pretrained_model
 from aicl.evaluation.metric import register_evaluator
 from lvdm.hashing import files_hash
 
@@ -25,7 +25,7 @@ class VideoMAE:
     role, version, min_frames = "videomae", 1, 2
 
     def __init__(self, device: torch.device | str, path: str | os.PathLike[str]) -> None:
-        model = pretrained(import_transformers().VideoMAEModel, path)
+        model = pretrained_model(import_transformers().VideoMAEModel, path)
         self.model = model.to(device).eval().requires_grad_(False)
         config = self.model.config
         self.dim, self.frames, self.size = config.hidden_size, config.num_frames, config.image_size
@@ -39,7 +39,7 @@ class VideoMAE:
         images = frames[:, :, picked].to(self.device, torch.float32).transpose(1, 2)  # (b, t, 3, h, w)
         flat = F.interpolate(images.flatten(0, 1), (self.size, self.size), mode="bilinear", antialias=True)
         mean, std = (flat.new_tensor(v)[:, None, None] for v in (_MEAN, _STD))
-        videos = ((flat + 1) / 2 - mean).div(std).unflatten(0, images.shape[:2])
+        videos = ((flat + 1) / 2 - mean).div(std).view(*images.shape[:3], self.size, self.size)
         return {"features": self.model(videos).last_hidden_state.mean(1).float()}
 
 

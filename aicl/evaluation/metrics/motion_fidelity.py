@@ -54,7 +54,14 @@ def _lines(observed: Observed) -> dict[str, float]:
     return pairs_of_real_clips(observed, "motion fidelity", "tracks.points", motion_fidelity)
 
 
-def _metric(name: str, column: str, better: int, clip: str, about: str, lines: Callable | None = None) -> Metric:
+def _metric(
+    name: str,
+    column: str,
+    better: int,
+    clip: str,
+    about: str,
+    lines: Callable[[Observed], dict[str, float]] | None = None,
+) -> Metric:
     return Metric(
         name=name,
         column=column,

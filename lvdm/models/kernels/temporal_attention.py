@@ -326,7 +326,7 @@ def _differentiate(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         *tensors, out, dout.contiguous(), ctx.parts, ctx.causal, any(wanted)
     )
     n = dq.shape[1]
-    tables = [None, None]
+    tables: list[Tensor | None] = [None, None]
     for i, table in enumerate(tensors[4:6]):
         if wanted[i]:
             reach = table.shape[0] // 2

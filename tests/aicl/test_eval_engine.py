@@ -1,0 +1,279 @@
+"""The whole path of a table on the CPU, with small random models of the puppet world."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from aicl.evaluation.engine import Experiment
+from aicl.evaluation.generated import read_generated
+from aicl.evaluation.lossless import read_lossless, write_lossless
+from aicl.evaluation.presets import Preset
+from aicl.evaluation.results import read_result
+from aicl.evaluation.row import Row
+from lvdm import config as configs
+from lvdm.errors import ConfigError, DataError, VideoError
+from lvdm.video.reading import read_frames
+from tests.aicl.evaluation_models import FRAMES, save_tiny_evaluators, save_tiny_model
+
+ROWS = [
+    {"label": "real", "kind": "real"},
+    {"label": "codec", "kind": "autoencoder", "model": "tiny"},
+    {"label": "base", "model": "tiny"},
+    {"label": "ours", "model": "tiny", "adapter": "tiny", "references": 2, "reference_captions": "own"},
+    {"label": "wrong", "model": "tiny", "adapter": "tiny", "references": 1, "wrong": True,
+     "reference_guidance_scale": 2.0},
+    {"label": "other", "model": "nowhere"},
+]  # fmt: skip
+METRICS = ["cc", "fc", "fd_puppets", "acc", "ten_way_acc", "reference_acc", "attribute_acc", "appearance_leakage"]
+METRICS += ["dynamic_degree", "motion_similarity"]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> Path:
+    return save_tiny_evaluators(save_tiny_model(tmp_path_factory.mktemp("models")))
+
+
+def preset(models: Path, **changes) -> Preset:
+    mapping = {
+        "title": "A table",
+        "benchmark": {"kind": "puppets", "frames": FRAMES},
+        "rows": ROWS,
+        "baseline": "base",
+        "metrics": METRICS,
+        "model": {"tiny": str(models / "base")},
+        "adapter": {"tiny": str(models / "adapter.safetensors")},
+        "evaluators": {
+            "classifier": {"kind": "puppets_classifier", "path": str(models)},
+            "clip": {"kind": "puppets_clip", "path": str(models)},
+        },
+        "seeds": [0, 1],
+        "videos": 5,
+        "real": 20,
+        "batch_size": 5,
+    }
+    return configs.from_mapping(Preset, mapping | changes)
+
+
+@pytest.fixture(scope="module")
+def experiment(models, tmp_path_factory) -> Experiment:
+    """One that has been run, by two processes (here one after the other) that share the work through its folder."""
+    out = tmp_path_factory.mktemp("out")
+    first, second = (Experiment(preset(models), out, "cpu") for _ in range(2))
+    generated: list[int] = []
+
+    def wait() -> None:
+        if not generated:  # the second process generates its share before the first goes on
+            made = second.tables[0].all_made()
+            generated.append(second.videos.fill(made, second.device, batch_size=5, rank=1, world_size=2))
+
+    done = [first.run(0, 2, wait), second.run(1, 2)]
+    assert generated == [20] and [count for count, _ in done] == [20, 0]
+    assert sum(looked for _, looked in done) == 40 + 10 + 20 + 10 + 10  # videos, real rows, real set, references, wrong
+    return first
+
+
+def test_a_table_from_nothing_and_again_from_what_is_stored(models, experiment):
+    assert experiment.run() == (0, 0)
+    out = experiment.out
+    (out / "results").mkdir()
+    (out / "results" / "table-0-5.json").write_text("of a row that was run once")
+    text = experiment.write("table")
+    assert not (out / "results" / "table-0-5.json").exists()
+    assert text == (out / "table.md").read_text(encoding="utf-8")
+    rows = {line.split(" | ")[0].removeprefix("| "): line for line in text.splitlines() if line.startswith("| ")}
+    assert rows["other"].count("not run") == len(METRICS)
+    assert all("not run" not in rows[label] for label in ("real", "codec", "base", "ours", "wrong"))
+    assert "other: not run, no model 'nowhere' is given: model.nowhere=FOLDER" in text
+    assert (out / "table.tex").read_text(encoding="utf-8").count(r"\\") == 7
+
+    result = read_result(out / "results" / "table-0-3.json")
+    assert result.row == "ours" and result.protocol.generated == 10 and result.protocol.real == 20
+    assert list(result.metrics) == METRICS and not result.missing
+    assert result.metrics["acc"].value == pytest.approx(sum(result.by_seed["acc"]) / 2)
+    assert set(result.model["sha256"]) == {"base", "adapter"}
+    assert result.lines["FC of a static video"] == 100.0 and "CC of real videos" in result.lines
+    assert result.lines["FD (puppet classifier) of 10 real videos against other real ones"] > 0
+    assert result.rates == {"generated": [2.0], "real": [2.0], "compared": [2.0]}
+    assert set(result.protocol.networks) == {"classifier", "clip", "flow"} and result.protocol.libraries["torch"]
+
+
+def test_only_what_is_lost_is_made_again(models, experiment, tmp_path):
+    text = experiment.write("again")
+    run = experiment.tables[0]
+    gone = run.made(run.rows[2])[3].path
+    before = gone.read_bytes()
+    gone.unlink()
+    seen = sorted((experiment.out / "observations").glob("clip-*/*.safetensors"))
+    damaged = next(path for path in seen if "prompt" not in path.parent.name and path.stat().st_size > 2000)
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    generated, looked = Experiment(preset(models), experiment.out, "cpu").run()
+    assert generated == 1 and looked > 0
+    # a batch of another size rounds otherwise, so the video may differ in a few values by one
+    assert (read_lossless(gone)[0].int() - pixels_of(before, tmp_path).int()).abs().max() <= 1
+    gone.write_bytes(before)
+    Experiment(preset(models), experiment.out, "cpu").run()
+    experiment.tables[0]._observed.clear()
+    experiment.tables[0].observations.refresh()
+    assert experiment.write("again") == text
+
+
+def pixels_of(content: bytes, folder: Path) -> torch.Tensor:
+    (folder / "video.mkv").write_bytes(content)
+    return read_lossless(folder / "video.mkv")[0]
+
+
+def test_a_changed_metric_or_network_costs_no_video(models, experiment, tmp_path):
+    other = save_tiny_evaluators(tmp_path)  # the same weights elsewhere
+    evaluators = {"classifier": {"kind": "puppets_classifier", "path": str(other)}}
+    again = Experiment(preset(models, evaluators=evaluators, metrics=["acc", "n_way_acc"]), experiment.out, "cpu")
+    assert again.run() == (0, 0)
+    assert set(again.result(again.tables[0], again.preset.rows[2]).metrics) == {"acc", "n_way_acc"}
+    torch.manual_seed(5)
+    weights = load_file(other / "classifier.safetensors")
+    save_file({name: value + 0.01 for name, value in weights.items()}, other / "classifier.safetensors")
+    changed = Experiment(preset(models, evaluators=evaluators, metrics=["acc"]), experiment.out, "cpu")
+    assert changed.run() == (0, 70)  # all but the references and wrong ones, at which no classifier looks
+
+
+def test_rows_are_compared_with_their_baseline_sample_by_sample(models, experiment):
+    run = experiment.tables[0]
+    base, ours, wrong = (run.result(row) for row in run.rows[2:5])
+    assert ours.baseline == "base" and wrong.differences
+    assert set(ours.differences) == set(METRICS) - {"fd_puppets", "appearance_leakage"}
+    for name, difference in ours.differences.items():
+        expected = ours.metrics[name].value - base.metrics[name].value
+        assert difference.value == pytest.approx(expected, abs=1e-6) and difference.count == 10
+    for row in run.rows[:3]:  # real clips, the codec's, and the baseline itself
+        assert run.result(row).baseline is None and not run.result(row).differences
+    text = experiment.write("table")
+    second = text[text.index("| minus base |") :]
+    assert second.count("| ours | ") == 1 and "| real |" not in second and "FD (puppet" not in second.split("\n\n")[0]
+    assert f"{ours.differences['dynamic_degree'].value:+.2f} [" in second
+
+
+def test_references_change_what_is_generated_and_only_then(experiment):
+    run = experiment.tables[0]
+    observed = {row.label: run.observed(row)[0] for row in run.rows[:5]}
+    features = {label: part.videos["classifier.features"] for label, part in observed.items()}
+    for label in ("ours", "wrong", "codec", "real"):
+        assert not torch.allclose(features[label], features["base"], atol=1e-4), label
+    assert all(part.labels == observed["base"].labels for part in observed.values())
+    assert observed["ours"].shown_labels == observed["ours"].labels
+    assert all(a != b for a, b in zip(observed["wrong"].shown_labels, observed["wrong"].labels))
+    shown = observed["ours"].facts["shown_looks"]  # the third reference was not shown
+    assert (shown[:, 2] == -1).all() and (shown[:, :2] >= 0).all()
+
+
+def test_rows_that_say_the_same_share_videos(models, experiment):
+    run = experiment.tables[0]
+    own = run.source(run.rows[2])
+    spelt = [Row("x", model="tiny", num_inference_steps=2), Row("y", model="tiny", group=(0, 2), baseline="base")]
+    assert {run.videos.place(run.source(row)) for row in spelt} == {run.videos.place(own)}
+    other = [Row("x", model="tiny", num_inference_steps=3), Row("x", model="tiny", guidance_scale=1.5)]
+    assert len({run.videos.place(run.source(row)) for row in other} | {run.videos.place(own)}) == 3
+    # with one reference, or read all alike, the first is not read apart
+    shown = {"model": "tiny", "adapter": "tiny"}
+    places = [
+        run.videos.place(run.source(Row("z", references=k, first_reference_until=until, **shown)))
+        for k, until in ((1, None), (1, 0.5), (2, None), (2, 0.0), (2, 0.5))
+    ]
+    assert places[0] == places[1] and places[2] == places[3] and len(set(places)) == 3
+
+
+def test_saved_videos_are_what_other_programs_read(models, experiment):
+    experiment.run(save_videos=True)
+    folders = sorted((experiment.out / "exported").iterdir())
+    assert [folder.name.rsplit("-", 1)[1] for folder in folders] == ["base", "codec", "ours", "wrong"]
+    videos = read_generated(folders[2])
+    samples = experiment.tables[0].samples(0) + experiment.tables[0].samples(1)
+    assert [video.seed for video in videos] == [sample.seed for sample in samples]
+    assert [video.label for video in videos] == [sample.label for sample in samples]
+    shown, _ = experiment.tables[0].benchmark.load([sample.references[0] for sample in samples])
+    for video, reference in zip(videos, shown):
+        difference = read_frames(video.reference, range(FRAMES)).float() - reference.float()
+        assert difference.abs().mean() < 6  # the mp4's own loss
+
+
+def test_speed_groups_divide_the_samples(models, experiment):
+    rows = [{"label": f"group {i}", "kind": "real", "group": [i, 2]} for i in range(2)]
+    grouped = Experiment(preset(models, rows=rows, baseline=None, metrics=["dynamic_degree"]), experiment.out, "cpu")
+    grouped.run()
+    results = [grouped.result(grouped.tables[0], row) for row in grouped.preset.rows]
+    assert [result.metrics["dynamic_degree"].count for result in results] == [6, 4]
+    run = grouped.tables[0]
+    slow, fast = (torch.cat([p.reference["flow.fastest"].mean(1) for p in run.observed(row)]) for row in run.rows)
+    assert slow[:3].max() <= fast[:2].min() and slow[3:].max() <= fast[2:].min()  # within each seed
+
+
+def test_too_few_videos_are_refused_before_the_work(models, tmp_path):
+    for change, message in (({"seeds": [0]}, "9 videos or more a row.* got 5 and 20"), ({"real": 8}, "got 10 and 8")):
+        with pytest.raises(ConfigError, match=message):
+            Experiment(preset(models, **change), tmp_path, "cpu").run()
+    with pytest.raises(ConfigError, match=r"3 videos or more a row.* got 2 and 20"):
+        Experiment(preset(models, seeds=[0], videos=2, allow_few=True), tmp_path, "cpu").run()
+    with pytest.raises(ConfigError, match="group 0': 3 groups need 6 videos or more, got 5"):
+        preset(models, rows=[{"label": "group 0", "kind": "real", "group": [0, 3]}], baseline=None)
+    assert not list(tmp_path.iterdir())
+    assert Experiment(preset(models, seeds=[0], rows=ROWS[-1:], baseline=None), tmp_path, "cpu").run() == (0, 0)
+
+
+def test_a_model_whose_videos_do_not_last_long_enough_is_not_run(models, tmp_path):
+    shorter = Experiment(preset(models, benchmark={"kind": "puppets", "frames": FRAMES + 4}), tmp_path, "cpu")
+    run = shorter.tables[0]
+    why = run.obstacle(run.rows[2])
+    assert "videos of 4 frames at 2 a second cannot be compared at 8 frames and 4 a second" in why
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"metrics": ["fvdd"]}, "unknown key 'fvdd' in .*metrics: did you mean 'fvd'"),
+        ({"baseline": "bass"}, "the baseline of 'A table' is 'bass'"),
+        ({"rows": [*ROWS, ROWS[0]]}, "two rows 'real'"),
+        ({"benchmark": {"kind": "puppet"}}, "unknown key 'puppet' in benchmark.kind: did you mean 'puppets'"),
+        ({"benchmark": {"kind": "puppets", "action": "seen"}}, "key 'action' in benchmark: did you mean 'actions'"),
+        ({"benchmark": {"kind": "puppets", "actions": "sen"}}, "benchmark.actions is 'sen': choose seen or unseen"),
+        ({"evaluators": {"clip": {"kind": "clipp", "path": "x"}}}, "unknown key 'clipp' in evaluators"),
+        ({"rows": [{"label": "x", "model": "tiny", "lead": 0.5}]}, "'lead' .*first_reference_until"),
+        ({"seeds": [1, 1]}, "different numbers"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_ends_in_a_sentence(models, tmp_path, change, message):
+    with pytest.raises(ConfigError, match=message):
+        Experiment(preset(models, **change), tmp_path, "cpu")
+
+
+def test_a_study_fills_the_columns_of_what_people_say(models, experiment, tmp_path):
+    entry = {"group": "tiny", "preference": {"value": 0.75, "low": 0.6, "high": 0.9, "count": 40, "method": "Wilson"}}
+    report = tmp_path / "study.json"
+    report.write_text(
+        json.dumps({"results": [{"question": "uscc", **entry}, {**entry, "question": "usfc", "group": "x"}]})
+    )
+    shown = preset(models, metrics=["fc", "us_cc", "us_fc"], user_study=str(report))
+    asked = Experiment(shown, experiment.out, "cpu")
+    base, ours, wrong = (asked.result(asked.tables[0], row) for row in asked.preset.rows[2:5])
+    assert ours.metrics["us_cc"].value == 0.75 and base.metrics["us_cc"].value == 0.25
+    assert (base.metrics["us_cc"].low, base.metrics["us_cc"].high) == (pytest.approx(0.1), 0.4)
+    assert "us_fc" not in ours.metrics and "us_cc" not in wrong.metrics
+    assert "75.0 [60.0, 90.0]" in asked.write("studied")
+    report.write_text("{}")
+    with pytest.raises(DataError, match="no report of aicl user-study"):
+        asked.result(asked.tables[0], asked.preset.rows[2])
+
+
+def test_lossless_means_every_bit(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    for shape, fps in (((4, 64, 48, 3), 8.0), ((3, 34, 50, 3), 7.5), ((2, 16, 16, 3), 10)):
+        pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+        write_lossless(tmp_path / "a.mkv", pixels, fps)
+        write_lossless(tmp_path / "b.mkv", pixels, fps)
+        assert (tmp_path / "a.mkv").read_bytes() == (tmp_path / "b.mkv").read_bytes()
+        again, rate = read_lossless(tmp_path / "a.mkv")
+        assert torch.equal(again, pixels) and rate == fps
+    content = (tmp_path / "a.mkv").read_bytes()
+    (tmp_path / "a.mkv").write_bytes(content[: len(content) // 3])
+    with pytest.raises(VideoError, match=r"a\.mkv"):
+        read_lossless(tmp_path / "a.mkv")
