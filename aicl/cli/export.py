@@ -12,11 +12,11 @@ The folder is what `AICLPipeline.from_pretrained` and `aicl sample --model` load
 import argparse
 from pathlib import Path
 
-from aicl.cli import new_parser
+from aicl.cli import Parser, new_parser
 from lvdm.errors import CheckpointError
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The options of `aicl export`."""
     parser = new_parser("export", __doc__)
     parser.add_argument("--base", required=True, help="a model folder, or the run that trained the base model")
