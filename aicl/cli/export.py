@@ -13,7 +13,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aicl.cli import new_parser
+from aicl.cli import Parser, new_parser
 from lvdm.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 EVALUATORS = ("classifier", "clip")  # what trainings of evaluators write: NAME.safetensors and NAME.yaml
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The options of `aicl export`."""
     parser = new_parser("export", __doc__)
     parser.add_argument("--base", required=True, help="a model folder, or the run that trained the base model")

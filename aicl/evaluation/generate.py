@@ -101,7 +101,7 @@ class VideoStore:
                 assert pipeline is not None
                 left = [made for made in batch if not made.path.is_file()]
                 pixels = make(pipeline, source, batch[0].benchmark, [made.sample for made in left])
-                fps = pipeline.base.config.defaults.save_fps
+                fps = pipeline.defaults.save_fps
                 for waiting in pending:  # the batch before: not more than one is kept in memory
                     waiting.result()
                 _describe(left[0].path.parent, source, self.hashes)
@@ -156,7 +156,7 @@ def make(pipeline: AICLPipeline, source: Source, benchmark: Benchmark, samples: 
 
 def first_frames(pipeline: AICLPipeline, benchmark: Benchmark, targets: Sequence) -> list[Tensor]:
     """The clips as the model would see them as references, uint8 (t, h, w, 3): their first frame starts a video."""
-    defaults = pipeline.base.config.defaults
+    defaults = pipeline.defaults
     clips = [
         read_clip(Reference(video), defaults.num_frames, tuple(defaults.size), defaults.save_fps)
         for video in benchmark.shown(targets)
