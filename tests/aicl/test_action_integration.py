@@ -241,6 +241,21 @@ def test_says_what_does_not_fit():
         integrated.reference_context(features(), 4, scale=float("nan"))
 
 
+def test_defaults_are_ours_and_positions_ask_only_what_they_need():
+    assert IntegrationConfig() == IntegrationConfig(
+        feature_channels=4,
+        mode="temporal",
+        head_dim=64,
+        max_relative_frames=16,
+        temporal_positions="learned",
+        spatial_positions="rotary",
+    )
+    IntegrationConfig(head_dim=6)  # there is no spatial attention, so no rotary positions
+    IntegrationConfig(head_dim=6, mode="spatial", spatial_positions="none")
+    with pytest.raises(ConfigError, match=r"integration.head_dim is 6: .* a multiple of 4"):
+        IntegrationConfig(head_dim=6, mode="both")
+
+
 @pytest.mark.slow
 def test_compiles_to_one_graph_for_training_and_two_for_sampling():
     graphs = []
