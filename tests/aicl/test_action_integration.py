@@ -135,11 +135,14 @@ def test_references_of_some_rows_leave_the_others_alone(family):
     torch.testing.assert_close(both[2:], integrated(x, t, context, references=memory))
 
 
-def test_one_memory_serves_every_sample():
-    integrated, inputs = tiny(), unet_inputs()
-    shared = integrated.reference_context(features(b=1), 4, weights=[1, 2])
-    copied = integrated.reference_context(features(b=1).expand(2, -1, -1, -1, -1), 4, weights=[1, 2])
-    assert torch.equal(integrated(*inputs, references=shared), integrated(*inputs, references=copied))
+@pytest.mark.parametrize("frames", [4, [5, 3]])
+@pytest.mark.parametrize("mode", MODES)
+def test_one_context_serves_every_sample(mode, frames):
+    integrated, inputs = tiny(mode=mode), unet_inputs(b=3)
+    one = features(b=1, channels=8 if mode == "both" else 4)
+    shared = integrated.reference_context(one, frames, weights=[1, 2])
+    copied = integrated.reference_context(one.expand(3, -1, -1, -1, -1), frames, weights=[1, 2])
+    torch.testing.assert_close(integrated(*inputs, references=shared), integrated(*inputs, references=copied))
 
 
 @pytest.mark.parametrize("mode", MODES)
