@@ -22,10 +22,16 @@ from lvdm.diffusion.denoiser import Guided, NoiseModel
 from lvdm.diffusion.noise import draw_noise
 from lvdm.diffusion.schedule import NoiseSchedule, Spacing
 from lvdm.errors import ConfigError
+from lvdm.registry import Registry
 
 Callback = Callable[[int, int, int, Tensor], Tensor | None]
 
+SAMPLERS: Registry[Callable[..., Tensor]] = Registry("sampler", modules="lvdm.diffusion.sampler")
+"""By name. A further one is a file `lvdm/diffusion/sampler_NAME.py`, and its name in `lvdm.options.GenerationOptions`.
+One with an `eta` has that option; one whose `spacing` is "published" by default takes the model's own."""
 
+
+@SAMPLERS.register("ddim")
 @torch.no_grad()
 def sample_ddim(
     eps: NoiseModel,
@@ -55,6 +61,7 @@ def sample_ddim(
     return x
 
 
+@SAMPLERS.register("ddpm")
 @torch.no_grad()
 def sample_ddpm(
     eps: NoiseModel,
@@ -82,6 +89,7 @@ def sample_ddpm(
     return x
 
 
+@SAMPLERS.register("dpmpp_2m")
 @torch.no_grad()
 def sample_dpmpp_2m(
     eps: NoiseModel,
@@ -109,9 +117,6 @@ def sample_dpmpp_2m(
         h_before, x0_before = h, x0
         x = _reported(callback, step, len(levels) - 1, now, x)
     return x
-
-
-SAMPLERS = {"ddim": sample_ddim, "ddpm": sample_ddpm, "dpmpp_2m": sample_dpmpp_2m}
 
 
 @dataclass(frozen=True)
