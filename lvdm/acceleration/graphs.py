@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-KEPT = 4  # graphs of one network; each keeps the activations of a call
+KEPT = 8  # graphs of one network
 WARM_UP = 2  # calls before a capture, in which libraries choose kernels and allocate what they keep
 
 
@@ -45,6 +45,8 @@ class Replayed(nn.Module):
     def __init__(self, unet: nn.Module) -> None:
         super().__init__()
         self.unet = unet
+        # One pool for all graphs: they run one after another, and what is kept of a call is only its result.
+        self._pool = torch.cuda.graph_pool_handle() if torch.cuda.is_available() else None
         self._captured: OrderedDict[Any, _Captured] = OrderedDict()
         self.seconds = 0.0  # that the call captured last takes
         self.variant: Hashable = None  # of the UNet's ways to compute, where there are several: set by the caller
@@ -99,7 +101,8 @@ class Replayed(nn.Module):
                 call()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads pin memory meanwhile
+        options = {"pool": self._pool, "capture_error_mode": "thread_local"}  # other threads pin memory meanwhile
+        with torch.cuda.graph(graph, **options):
             output = call()
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()

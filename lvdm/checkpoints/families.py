@@ -53,13 +53,14 @@ class UNetLayout:
 
     names: published name -> ours, dotted pieces of entry names that are replaced in this order. holds: whether entries
     are of this family. target: what `unet_config` in the published YAML files names, and guidance_scale: what the
-    published scripts sample with; for `read_published_config`.
+    published scripts sample with and save_fps: at which rate they write videos; for `read_published_config`.
     """
 
     names: Mapping[str, str]
     holds: Callable[[Entries], bool]
     target: str
     guidance_scale: float
+    save_fps: int
 
 
 MODULES = "lvdm.checkpoints.family_"  # each adds its models and its UNets' layout
