@@ -184,9 +184,9 @@ def test_rows_that_say_the_same_share_videos(models, experiment):
 
 
 def test_saved_videos_are_what_other_programs_read(models, experiment):
-    experiment.run(save_videos=True)
-    folders = sorted((experiment.out / "exported").iterdir())
-    assert [folder.name.rsplit("-", 1)[1] for folder in folders] == ["base", "codec", "ours", "wrong"]
+    experiment.run(save_videos="table")
+    folders = sorted((experiment.out / "exported" / "table").iterdir())
+    assert [folder.name for folder in folders] == ["base", "codec", "ours", "wrong"]
     videos = read_generated(folders[2])
     samples = experiment.tables[0].samples(0) + experiment.tables[0].samples(1)
     assert [video.seed for video in videos] == [sample.seed for sample in samples]
@@ -195,6 +195,12 @@ def test_saved_videos_are_what_other_programs_read(models, experiment):
     for video, reference in zip(videos, shown):
         difference = read_frames(video.reference, range(FRAMES)).float() - reference.float()
         assert difference.abs().mean() < 6  # the mp4's own loss
+
+    written = {video.path: video.path.stat().st_mtime_ns for video in videos}
+    manifest = folders[2] / "manifest.jsonl"  # as if the first were of another model
+    manifest.write_text(manifest.read_text().replace('"video": "', '"video": "another/', 1))
+    experiment.run(save_videos="table")
+    assert [path.name for path, time in written.items() if path.stat().st_mtime_ns != time] == ["00000.mp4"]
 
 
 def test_speed_groups_divide_the_samples(models, experiment):
