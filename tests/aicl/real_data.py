@@ -63,11 +63,13 @@ CAPTIONS = [
     "Girl laughing with friends",
     "Boy laughing in the garden",
     "Grandmother laughing at home",
+    "Children laughing on a bus",
     "A dog sleeping on the sofa",
     "A cat sleeping in the sun",
     "Baby sleeping in a cradle",
     "Man sleeping on a train",
     "Woman sleeping in a tent",
+    "Old man sleeping in a chair",
     "Man riding a bike in the city",  # its verb is in UCF-101's training
     "Woman playing the piano",
     "Clouds over the mountains",  # names no action

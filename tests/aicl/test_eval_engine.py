@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from aicl.evaluation.engine import Experiment
+from aicl.evaluation.generate import _batches
 from aicl.evaluation.generated import read_generated
 from aicl.evaluation.lossless import read_lossless, write_lossless
 from aicl.evaluation.presets import Preset
@@ -283,3 +284,16 @@ def test_lossless_means_every_bit(tmp_path):
     (tmp_path / "a.mkv").write_bytes(content[: len(content) // 3])
     with pytest.raises(VideoError, match=r"a\.mkv"):
         read_lossless(tmp_path / "a.mkv")
+
+
+def test_prompts_that_two_tables_share_do_not_cut_batches(models, tmp_path):
+    """Plain and free captions are the same for a few samples, whose videos are shared."""
+    sets = [{"benchmark": {"captions": captions}} for captions in ("plain", "free")]
+    both = Experiment(preset(models, sets=sets, rows=ROWS[2:4], videos=40, seeds=[0]), tmp_path, "cpu")
+    videos = [video for run in both.tables for video in run.all_made()]
+    unique = {video.path: video for video in videos}
+    assert 120 < len(unique) < 160  # some are shared
+    batches = list(_batches(list(unique.values()), 20))
+    assert sum(map(len, batches)) == len(unique) and len(batches) == 8
+    for batch in batches:
+        assert len({(made.path.parent, id(made.benchmark)) for made in batch}) == 1
