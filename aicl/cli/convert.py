@@ -29,6 +29,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="the published model that it is, such as lvdm_t2v_256 (default: told by the file)",
     )
+    parser.add_argument(
+        "--parts",
+        type=Path,
+        metavar="FILE",
+        help="a published file with the other parts, where the source is a UNet alone",
+    )
     parser.add_argument("--ema", action="store_true", help="take the moving averages of the UNet's weights")
     parser.add_argument(
         "--dtype", choices=("float32", "float16", "bfloat16"), help="cast the weights (default: as in the file)"
@@ -43,7 +49,7 @@ def main(args: argparse.Namespace) -> None:
     from lvdm.checkpoints import convert_checkpoint
 
     dtype = getattr(torch, args.dtype) if args.dtype else None
-    convert_checkpoint(args.source, args.folder, model_config(args), ema=args.ema, dtype=dtype)
+    convert_checkpoint(args.source, args.folder, model_config(args), ema=args.ema, dtype=dtype, others=args.parts)
     size = sum(file.stat().st_size for file in args.folder.iterdir())
     print(f"{args.folder}: {size / 1e9:.2f} GB, load it with lvdm.checkpoints.load_pipeline('{args.folder}')")
 

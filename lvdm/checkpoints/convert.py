@@ -29,14 +29,19 @@ def convert_checkpoint(
     *,
     ema: bool = False,
     dtype: torch.dtype | None = None,
+    others: str | os.PathLike | None = None,
 ) -> None:
     """Convert the published file `source`, of the model that `config` describes, into the new `folder`.
 
     The file is mapped, and one shard of one part is in memory at a time. `ema=True` takes the moving averages of the
-    UNet; `dtype` casts (None keeps what the file has). Raises CheckpointError, before anything is written, for a file
-    that is unreadable or does not fit the config entry by entry, and where `folder` exists already.
+    UNet; `dtype` casts (None keeps what the file has). `others`: a published file of which all parts that `source`
+    lacks are taken, for models whose UNet alone is published.
+    Raises CheckpointError, before anything is written, for a file that is unreadable or does not fit the config entry
+    by entry, and where `folder` exists already.
     """
     parts = split_parts(read_checkpoint(source, ema=ema), str(source))
+    if others is not None:
+        parts = split_parts(read_checkpoint(others), str(others)) | parts
     family = detect_family(parts["unet"])
     seems = f" (it looks like {family.title}: {family.config})" if family else ""
     if family and family.unet != config.family:
