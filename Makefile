@@ -37,7 +37,7 @@ soak: setup
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak --kills $(KILLS)
 
 lint: setup
-	@$(BIN)/ruff format --check . && $(BIN)/ruff check .
+	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy
 
 format: setup
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
@@ -47,4 +47,4 @@ docs: setup
 	@echo "the documentation is in outputs/site/index.html"
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from aicl.reference_context import KeysValues, ReferenceContext
 from aicl.rotary import check_head_dim
-from lvdm.config import check_at_least
 from lvdm.errors import ConfigError
 from lvdm.models.attention import RelativePosition, attend, attend_over_time, position_tables
 from lvdm.models.layers import LayerNorm
+from lvdm.sizes import check_sizes
 
 
 @dataclass
@@ -32,7 +32,7 @@ class IntegrationConfig:
     spatial_positions: Literal["rotary", "none"] = "rotary"
 
     def __post_init__(self) -> None:
-        check_at_least(self, 1, ("feature_channels", "head_dim", "max_relative_frames"), "integration")
+        check_sizes(self, "integration")
         if self.mode != "temporal" and self.spatial_positions == "rotary":
             check_head_dim(self.head_dim, "integration.head_dim")
 

@@ -7,10 +7,10 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from aicl.rotary import Rotary, axial_rotary, check_head_dim, rotate
-from lvdm.config import check_at_least
 from lvdm.errors import ConfigError
 from lvdm.models.attention import RelativePosition, attend, attend_over_time, position_tables
 from lvdm.models.layers import LayerNorm, checkpointed
+from lvdm.sizes import check_sizes
 
 
 @dataclass
@@ -41,8 +41,7 @@ class PrismConfig:
     use_checkpoint: bool = False
 
     def __post_init__(self) -> None:
-        sizes = ("in_channels", "out_channels", "context_dim", "width", "depth", "heads", "head_dim", "text_width")
-        check_at_least(self, 1, (*sizes, "mlp_ratio", "output_ratio", "max_relative_frames"), "prism")
+        check_sizes(self, "prism")
         if self.spatial_positions == "rotary":
             check_head_dim(self.head_dim, "prism.head_dim")
         if self.features not in (1, 2):

@@ -7,11 +7,9 @@ import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -21,9 +19,10 @@ from aicl.integrated_backbone import IntegratedBackbone, integrate, layout_of
 from lvdm import config as configs
 from lvdm.checkpoints import check_entries
 from lvdm.checkpoints.integrity import HASH_KEY, check_hash, check_values, tensors_hash
-from lvdm.errors import CheckpointError
+from lvdm.errors import CheckpointError, ConfigError
 from lvdm.files import atomic_path
 from lvdm.models.backbone import VideoBackbone
+from lvdm.outside import checked_path, metadata_object, open_tensors
 
 FORMAT_VERSION = 1
 SAMPLED_WEIGHTS = 64
@@ -62,8 +61,9 @@ class Fingerprint:
 class AdapterInfo:
     """What an adapter file says about itself.
 
-    layout: width of each UNet block that reads R, by its name. step: optimiser steps of its training; notes: whatever
-    else the training wants to keep.
+    layout: width of each UNet block that reads R, by its name. step: optimiser steps of its training. fps: the rate (1/s)
+    of the clips it was trained on, at which it is sampled, too; None where that is not known. notes: whatever else the
+    training wants to keep.
     """
 
     prism: PrismConfig
@@ -72,9 +72,14 @@ class AdapterInfo:
     layout: dict[str, int]
     fingerprint: Fingerprint
     step: int = 0
+    fps: float | None = None
     notes: dict[str, Any] = field(default_factory=dict)
     library: str = ""
     format: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        if self.fps is not None and not self.fps > 0:
+            raise ConfigError(f"the adapter's frame rate is {self.fps}: it must be positive")
 
 
 def trained_state(prism: ActionPrism, integrated: IntegratedBackbone) -> dict[str, Tensor]:
@@ -91,7 +96,7 @@ def save_adapter(
 ) -> None:
     """Write an adapter file (safetensors), atomically; an existing one is replaced.
 
-    meta: `step`, the optimiser steps, and anything else that JSON can hold, kept as notes.
+    meta: `step`, the optimiser steps, `fps`, the clips' rate, and anything else that JSON can hold, kept as notes.
     """
     notes = dict(meta or {})
     info = AdapterInfo(
@@ -101,6 +106,7 @@ def save_adapter(
         layout=integrated.layout,
         fingerprint=Fingerprint.of(integrated.backbone),
         step=int(notes.pop("step", 0)),
+        fps=notes.pop("fps", None),
         notes=notes,
         library=_library_version(),
     )
@@ -115,28 +121,18 @@ def read_adapter(path: str | os.PathLike[str]) -> tuple[AdapterInfo, dict[str, T
 
     Raises CheckpointError for a file that is missing, damaged, no adapter, or of a newer format.
     """
-    path = Path(path)
+    path = checked_path(path, CheckpointError)
     if not path.is_file():
         raise CheckpointError(f"adapter {path} does not exist")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path} is damaged or no safetensors file ({error}): train or download it again"
-        ) from error
-    if "aicl" not in metadata:
-        raise CheckpointError(
-            f"{path} is a safetensors file, but no AICL adapter: give the adapter.safetensors of a run"
-        )
+    with open_tensors(path, CheckpointError, remedy="train or download it again") as file:
+        metadata = file.metadata() or {}
+        if "aicl" not in metadata:
+            raise CheckpointError(
+                f"{path} is a safetensors file, but no AICL adapter: give the adapter.safetensors of a run"
+            )
+        content = metadata_object(metadata, "aicl", path, CheckpointError)
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     check_hash(state, metadata, path)
-    try:
-        content = json.loads(metadata["aicl"])
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is damaged (what it says about itself is no JSON): get it again") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} is damaged (it says nothing about itself): get it again")
     if content.get("format") != FORMAT_VERSION:
         raise CheckpointError(
             f"{path} has adapter format {content.get('format')}, this version reads {FORMAT_VERSION}: "

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -15,6 +14,7 @@ from lvdm import config as configs
 from lvdm.checkpoints.integrity import HASH_KEY, check_hash, check_values, tensors_hash
 from lvdm.errors import CheckpointError, ConfigError
 from lvdm.files import atomic_path
+from lvdm.outside import checked_path, hinted, metadata_object, open_tensors
 
 FORMAT_VERSION = 1
 ENDING = ".safetensors"
@@ -57,16 +57,17 @@ class MotionFeatures:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "MotionFeatures":
         """Read such a file, onto the CPU. Raises CheckpointError if it is missing, damaged or something else."""
-        if not Path(path).is_file():
+        path = checked_path(path, CheckpointError)
+        if not path.is_file():
             raise CheckpointError(f"encoded references {path} do not exist")
-        try:
-            with safe_open(path, framework="pt") as file:
+        with hinted(f"{path} holds no encoded references: make it with encode_references"):
+            with open_tensors(path, CheckpointError) as file:
                 metadata = file.metadata() or {}
-                about = json.loads(metadata[METADATA])
+                about = metadata_object(metadata, METADATA, path, CheckpointError)
                 tensors = {"features": file.get_tensor("features")}
+            if missing := [name for name in ("format", "frames", "sources", "prism") if name not in about]:
+                raise CheckpointError(f"{path} does not say its {missing[0]}")
             form, frames, sources, prism = (about[name] for name in ("format", "frames", "sources", "prism"))
-        except (SafetensorError, OSError, KeyError, ValueError, TypeError, RecursionError) as error:
-            raise CheckpointError(f"{path} holds no encoded references: make it with encode_references") from error
         if form != FORMAT_VERSION:
             raise CheckpointError(
                 f"{path} has format {form}, this version reads {FORMAT_VERSION}: encode the videos again"

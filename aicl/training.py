@@ -33,7 +33,7 @@ class AICLModule(DiffusionModule):
 
     Batches are text-video-reference triples: see `lvdm.data.ClipDataset` for their keys. `reference_dropout` is the
     share of references, the first of each sample apart, that are left out, so that any number of them is familiar.
-    `pairs` finishes the references of a batch, see PairMaker.
+    `pairs` finishes the references of a batch, see PairMaker. `fps`, the rate (1/s) of the clips, is kept in the adapter.
     """
 
     phases: ClassVar[dict[str, str]] = DiffusionModule.phases | {"encode_references": "encode"}
@@ -46,12 +46,13 @@ class AICLModule(DiffusionModule):
         settings: TrainingSettings,
         reference_dropout: float = 0.0,
         pairs: PairMaker | None = None,
+        fps: float | None = None,
     ) -> None:
         pipeline.components.eval()  # without gradients; the new layers are no part of it
         super().__init__(pipeline, settings, integrated, {"prism": prism, "integration": integrated.blocks})
         if settings.compile:
             compile_regions(self.trained, (type(prism.blocks[0]), ReferenceAttention))
-        self.reference_dropout = reference_dropout
+        self.reference_dropout, self.fps = reference_dropout, fps
         self.pairs = pairs or PairMaker(ReferenceSettings())
         self._measured_before: dict[str, Any] | None = None  # the references of the last diagnosed batch of one
         self._parts = (self.captured(prism), prism, integrated)  # in a tuple, since they are registered already
@@ -174,7 +175,8 @@ class AICLModule(DiffusionModule):
     def export(self, folder: Path, meta: dict[str, Any]) -> None:
         """adapter.safetensors: the trained parameters, which any pipeline on the same base model can load."""
         _, prism, integrated = self._parts
-        save_adapter(folder / "adapter.safetensors", prism, integrated, meta)
+        rate = {} if self.fps is None else {"fps": self.fps}
+        save_adapter(folder / "adapter.safetensors", prism, integrated, meta | rate)
 
 
 def _first_frames(batch: Batch) -> Tensor:

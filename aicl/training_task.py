@@ -68,7 +68,9 @@ def build(recipe: Recipe) -> tuple[AICLModule, pl.LightningDataModule]:
     prism = build_prism(prism_config(sections.prism, pipeline, recipe.training))
     integrated = integrate(pipeline.components.unet, sections.integration)
     pairs = sections.pairs
-    module = AICLModule(pipeline, prism, integrated, recipe.training, sections.reference_dropout, PairMaker(pairs))
+    fps = (sections.data.get("clip") or {}).get("fps")  # kept in the adapter; None where frames are taken by a stride
+    maker = PairMaker(pairs)
+    module = AICLModule(pipeline, prism, integrated, recipe.training, sections.reference_dropout, maker, fps)
     if sections.data.get("kind") in DATA_MODULES:
         own = sections.data.get("references", 0)
         if isinstance(sections.references, int) or pairs.wrong_share or (pairs.kind != "self" and not own):

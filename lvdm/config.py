@@ -6,6 +6,7 @@ sentence that names the place and, for a misspelt key, the nearest valid one.
 
 import dataclasses
 import difflib
+import io
 import math
 import os
 import types
@@ -14,14 +15,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from lvdm.errors import ConfigError
 from lvdm.files import atomic_path
+from lvdm.outside import check_text, check_yaml, checked_path, read_text
 
 T = TypeVar("T")
+
+MAX_YAML = 4 * 2**20  # bytes of a config file
+MAX_EXTENDS = 20  # files that extend each other in a row
 
 
 def load(
@@ -49,13 +54,14 @@ def load(
         if not equals or not key:
             raise ConfigError(f"override '{override}' must be written as key=value")
         _check_override(key, OmegaConf.to_container(config, resolve=False), schema, where=str(path))
+        check_yaml(value, f"override '{override[:60]}'", ConfigError)
         try:
             OmegaConf.update(config, key, OmegaConf.from_dotlist([f"value={value}"])["value"], merge=True)
-        except (OmegaConfBaseException, YAMLError) as error:
+        except (OmegaConfBaseException, YAMLError, ValueError, TypeError) as error:
             raise ConfigError(f"override '{override}' cannot be applied: {_first_line(error)}") from error
     try:
         return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, RecursionError) as error:
         raise ConfigError(f"{path}: {_first_line(error)}") from error
 
 
@@ -64,7 +70,7 @@ def find(path: str | os.PathLike) -> Path:
 
     So `configs/aicl_lvdm.yaml`, `aicl_lvdm` and `models/puppets` mean the same in a checkout and in any other folder.
     """
-    path = Path(path)
+    path = checked_path(path, ConfigError)
     name = path.relative_to("configs") if path.parts[:1] == ("configs",) else path
     if not path.is_file() and not path.is_absolute():
         for shipped in (shipped_configs() / name, shipped_configs() / f"{name}.yaml"):
@@ -91,7 +97,7 @@ def from_mapping(cls: type[T], mapping: Mapping[str, Any], where: str = "config"
     if isinstance(mapping, cls):
         return mapping
     if not isinstance(mapping, Mapping):
-        raise ConfigError(f"{where} must be a mapping, got {mapping!r}")
+        raise ConfigError(f"{where} must be a mapping, got {_shown(mapping)}")
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
     check_keys(mapping, fields, where, renamed_keys(cls))
     for name, field in fields.items():
@@ -165,24 +171,30 @@ def check_at_least(section: Any, least: float, names: Iterable[str], where: str 
 
 def _load_file(path: Path, chain: tuple[Path, ...]) -> DictConfig:
     """One file merged over the files it extends; `chain` holds the files that led here."""
-    path = path.resolve()
+    path = checked_path(path, ConfigError).resolve()
     if path in chain:
         raise ConfigError(f"config file {path} extends itself by way of {', '.join(p.name for p in chain)}")
+    if len(chain) > MAX_EXTENDS:
+        raise ConfigError(f"config file {path} is reached over {len(chain)} files that extend each other: too many")
+    origin = f", which {chain[-1]} extends," if chain else ""
+    text = read_text(path, ConfigError, MAX_YAML, what=f"config file {path}{origin}")
+    check_yaml(text, f"config file {path}", ConfigError)
     try:
-        config = OmegaConf.load(path)
-    except OSError as error:
-        origin = f", which {chain[-1]} extends," if chain else ""
-        raise ConfigError(f"config file {path}{origin} cannot be read: {error.strerror}") from error
-    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        raise ConfigError(f"config file {path} is not valid YAML: {' '.join(str(error).split())}") from error
+        config = OmegaConf.load(io.StringIO(text))
+    except OSError:  # OmegaConf's word for a document that is a single value
+        config = None
+    except (YAMLError, OmegaConfBaseException, ValueError, TypeError, AssertionError) as error:  # of one or the other
+        raise ConfigError(f"config file {path} is not valid YAML: {' '.join(str(error).split())[:300]}") from error
     if not isinstance(config, DictConfig):
         raise ConfigError(f"config file {path} must hold a mapping at its top level")
-    parents = config.pop("extends", None) or []
+    plain = OmegaConf.to_container(config, resolve=False)
+    parents = plain.pop("extends", None) or []
     parents = [parents] if isinstance(parents, str) else parents
-    if not isinstance(parents, list | ListConfig) or not all(isinstance(parent, str) for parent in parents):
-        raise ConfigError(f"config file {path}: extends must be a file or a list of files, got {parents!r}")
+    if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
+        raise ConfigError(f"config file {path}: extends must be a file or a list of files, got {_shown(parents)}")
     try:
-        return OmegaConf.merge(*(_load_file(path.parent / parent, (*chain, path)) for parent in parents), config)
+        above = [_load_file(path.parent / checked_path(parent, ConfigError), (*chain, path)) for parent in parents]
+        return OmegaConf.merge(*above, OmegaConf.create(plain))
     except OmegaConfBaseException as error:
         raise ConfigError(f"config file {path} does not fit what it extends: {_first_line(error)}") from error
 
@@ -193,7 +205,7 @@ def _check_override(key: str, value: Any, kind: Any, where: str) -> None:
     for depth, part in enumerate(parts):
         where = ".".join(parts[:depth]) or where
         if isinstance(value, list):
-            if not part.isdigit() or int(part) >= len(value):
+            if not (part.isascii() and part.isdigit() and len(part) < 9) or int(part) >= len(value):
                 raise ConfigError(f"{where} has items 0..{len(value) - 1}, but an override names '{part}'")
             value, kind = value[int(part)], None
             continue
@@ -243,13 +255,15 @@ def _checked(kind: Any, value: Any, where: str) -> Any:
             return {key: _checked(inner, item, f"{where}.{key}") for key, item in value.items()}
     elif kind is Path:
         if isinstance(value, str | Path):
-            return Path(value)
+            return checked_path(value, ConfigError)
     elif kind in (int, float):
         if not isinstance(value, bool) and isinstance(value, (int,) if kind is int else (int, float)):
+            if not abs(value) < 2**63:  # nor is not-a-number
+                raise ConfigError(f"{where} is {_shown(value)}: that is no number that can be used")
             return kind(value)
     elif isinstance(value, kind):
-        return value
-    raise ConfigError(f"{where} must be {_describe(kind)}, got {value!r}")
+        return check_text(value, where, ConfigError) if kind is str else value
+    raise ConfigError(f"{where} must be {_describe(kind)}, got {_shown(value)}")
 
 
 def _checked_union(options: tuple, value: Any, where: str) -> Any:
@@ -266,7 +280,7 @@ def _checked_union(options: tuple, value: Any, where: str) -> Any:
             return _checked(option, value, where)
         except ConfigError:
             continue
-    raise ConfigError(f"{where} must be {' or '.join(map(_describe, options))}, got {value!r}")
+    raise ConfigError(f"{where} must be {' or '.join(map(_describe, options))}, got {_shown(value)}")
 
 
 def _checked_items(kind: Any, value: list | tuple, where: str) -> list | tuple:
@@ -287,6 +301,12 @@ def _describe(kind: Any) -> str:
     if origin in (list, tuple):
         return "a list"
     return "a mapping" if origin is dict or dataclasses.is_dataclass(kind) else names.get(kind, f"a {kind.__name__}")
+
+
+def _shown(value: Any) -> str:
+    """A value in a message, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _first_line(error: Exception) -> str:

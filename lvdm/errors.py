@@ -4,6 +4,10 @@
 class UserError(ValueError):
     """Bad input: the message says in one sentence what is wrong, where, and what to do."""
 
+    def __str__(self) -> str:
+        """The message, in which what a terminal cannot show (half a character, NUL) is written out."""
+        return super().__str__().replace("\0", "\\0").encode("utf-8", "backslashreplace").decode("utf-8")
+
 
 class ConfigError(UserError):
     """A configuration key, value or combination that cannot work."""

@@ -28,6 +28,14 @@ MAX_NODES = 100_000  # of a YAML file, aliases written out
 MAX_DIGITS = 18  # of a whole number: it fits into 64 bits
 MAX_NAME, MAX_PATH = 255, 4096  # bytes of a file's name and of a path, as file systems have it
 
+_KINDS = {
+    bool: "true or false",
+    str: "a text",
+    int: "a whole number",
+    float: "a number",
+    list: "a list",
+    dict: "an object",
+}
 _MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
     codecs.BOM_UTF32_LE: "utf-32",
@@ -37,20 +45,21 @@ _MARKS = {
 }  # byte order marks; the longer one of those that begin alike comes first
 
 
-def read_text(path: str | os.PathLike[str], kind: Kind, limit: int = MAX_BYTES) -> str:
+def read_text(path: str | os.PathLike[str], kind: Kind, limit: int = MAX_BYTES, what: str | None = None) -> str:
     """The text of a file of at most `limit` bytes, without its byte order mark. Raises `kind`.
 
-    Without a mark it must be UTF-8; the message names what it seems to be instead.
+    Without a mark it must be UTF-8; the message names what it seems to be instead. `what` names the file in messages,
+    its path unless given.
     """
     path = checked_path(path, kind)
     try:
         size = path.stat().st_size
         if size > limit:
-            raise kind(f"{path}: is too large to be what is wanted here ({size:,} bytes, at most {limit:,})")
+            raise kind(f"{what or path}: is too large to be what is wanted ({size:,} bytes, at most {limit:,})")
         data = path.read_bytes()
     except OSError as error:
-        raise kind(f"{path}: cannot be read ({error.strerror})") from error
-    return _decoded(data, path, kind, first_line=1)
+        raise kind(f"{what or path} cannot be read: {error.strerror}") from error
+    return _decoded(data, what or path, kind, first_line=1)
 
 
 def read_lines(path: str | os.PathLike[str], kind: Kind) -> Iterator[tuple[int, str]]:
@@ -71,7 +80,7 @@ def read_lines(path: str | os.PathLike[str], kind: Kind) -> Iterator[tuple[int, 
                     raise kind(f"{path}: line {number} has more than {MAX_LINE:,} bytes; it is no listing")
                 yield number, _decoded(data, path, kind, number).rstrip("\r\n")
     except OSError as error:
-        raise kind(f"{path}: cannot be read ({error.strerror})") from error
+        raise kind(f"{path} cannot be read: {error.strerror}") from error
 
 
 def parse_json(text: str, where: object, kind: Kind) -> Any:
@@ -213,9 +222,8 @@ def checked(value: Any, expected: type, where: object, kind: Kind) -> Any:
     """The value itself. Raises `kind` unless it is an `expected`: str, int, float (an int will do), list or dict."""
     number = expected in (int, float) and isinstance(value, bool)
     if number or not isinstance(value, (int, float) if expected is float else expected):
-        names = {str: "a text", int: "a whole number", float: "a number", list: "a list", dict: "an object"}
         shown = repr(value)
-        raise kind(f"{where}: must be {names[expected]}, not {shown if len(shown) <= 60 else shown[:57] + '...'}")
+        raise kind(f"{where}: must be {_KINDS[expected]}, not {shown if len(shown) <= 60 else shown[:57] + '...'}")
     return value
 
 
@@ -251,7 +259,7 @@ def metadata_object(metadata: Mapping[str, str] | None, name: str, where: object
     return checked(parse_json(metadata[name], about, kind), dict, about, kind)
 
 
-def _decoded(data: bytes, path: Path, kind: Kind, first_line: int) -> str:
+def _decoded(data: bytes, path: object, kind: Kind, first_line: int) -> str:
     mark = next((mark for mark in _MARKS if data.startswith(mark)), None)
     try:
         text = data.decode(_MARKS[mark] if mark else "utf-8")

@@ -4,6 +4,7 @@ examples:
   aicl convert downloads/VideoCrafter2/model.ckpt checkpoints/videocrafter2
   aicl convert model.ckpt checkpoints/mine --config inference_t2v_512_v2.0.yaml
   aicl convert t2v.ckpt checkpoints/lvdm --family lvdm_t2v_256 --dtype float16
+  aicl convert videocrafter2_unet/ checkpoints/other --rest checkpoints/videocrafter2   # diffusers' layout
 """
 
 import argparse
@@ -20,7 +21,11 @@ if TYPE_CHECKING:
 def parser() -> argparse.ArgumentParser:
     """The options of `aicl convert`."""
     parser = new_parser("convert", __doc__)
-    parser.add_argument("source", type=Path, help="the published file: .ckpt, .pt or .safetensors")
+    parser.add_argument(
+        "source",
+        type=Path,
+        help="the published file (.ckpt, .pt, .safetensors), or a folder of DeepSpeed or diffusers",
+    )
     parser.add_argument("folder", type=Path, help="the folder to make; it must not exist yet")
     choice = parser.add_mutually_exclusive_group()
     choice.add_argument("--config", type=Path, help="the published YAML of this checkpoint, or a model config of ours")
@@ -29,13 +34,10 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="the published model that it is, such as lvdm_t2v_256 (default: told by the file)",
     )
-    parser.add_argument(
-        "--parts",
-        type=Path,
-        metavar="FILE",
-        help="a published file with the other parts, where the source is a UNet alone",
-    )
     parser.add_argument("--ema", action="store_true", help="take the moving averages of the UNet's weights")
+    parser.add_argument(
+        "--rest", type=Path, metavar="FOLDER", help="a model folder for the parts that the source lacks (a UNet alone)"
+    )
     parser.add_argument(
         "--dtype", choices=("float32", "float16", "bfloat16"), help="cast the weights (default: as in the file)"
     )
@@ -49,7 +51,7 @@ def main(args: argparse.Namespace) -> None:
     from lvdm.checkpoints import convert_checkpoint
 
     dtype = getattr(torch, args.dtype) if args.dtype else None
-    convert_checkpoint(args.source, args.folder, model_config(args), ema=args.ema, dtype=dtype, others=args.parts)
+    convert_checkpoint(args.source, args.folder, model_config(args), ema=args.ema, dtype=dtype, rest=args.rest)
     size = sum(file.stat().st_size for file in args.folder.iterdir())
     print(f"{args.folder}: {size / 1e9:.2f} GB, load it with lvdm.checkpoints.load_pipeline('{args.folder}')")
 

@@ -1,10 +1,8 @@
 """A preset from nothing to its tables: generate, look, estimate, write."""
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -21,6 +19,7 @@ from aicl.evaluation.table_run import TableRun
 from aicl.evaluation.tables import STUDIED, Table, latex, markdown
 from lvdm.errors import CheckpointError, DataError
 from lvdm.files import atomic_path
+from lvdm.outside import read_object
 
 _QUESTIONS = {"uscc": "us_cc", "usfc": "us_fc"}  # of the user study -> columns
 
@@ -142,7 +141,7 @@ def studied(report: str, row: Row) -> dict[str, Estimate]:
     Its groups are called like the rows' models; ours is the row with references. Raises DataError for no such report.
     """
     try:
-        content: dict[str, Any] = json.loads(Path(report).read_text(encoding="utf-8"))
+        content = read_object(report, DataError)
         groups = [entry for entry in content["results"] if entry["group"] == row.model]
         found = {
             _QUESTIONS.get(entry["question"], ""): Estimate(**entry["preference"])

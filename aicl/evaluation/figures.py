@@ -90,7 +90,7 @@ def generated_feature_sheet(
     references: Sequence[Tensor],
     *,
     seed: int = 0,
-    steps: int | None = None,
+    num_inference_steps: int | None = None,
     noise: float = 0.5,
     frames: int = 8,
 ) -> Image.Image:
@@ -102,9 +102,10 @@ def generated_feature_sheet(
     which features they are; `noise` is the share of the noise levels at which they are taken.
     """
     videos, features = [], []
+    options: dict[str, Any] = {"seed": seed, "num_inference_steps": num_inference_steps, "progress": False}
     for shown in ((), references):
         with recorded_features(pipe, noise) as record:
-            videos.append(pipe(prompt, references=shown, seed=seed, num_inference_steps=steps, progress=False)[0])
+            videos.append(pipe(prompt, references=shown, **options)[0])
         features.append(record.features())
     size = (videos[0].shape[1], videos[0].shape[2])
     colours = [_enlarged(each, size) for each in principal_colours(torch.stack(features))]
@@ -196,7 +197,7 @@ def attention_sheet(
     references: Sequence[Tensor],
     *,
     seed: int = 0,
-    steps: int | None = None,
+    num_inference_steps: int | None = None,
     frames: int = 8,
 ) -> Image.Image:
     """The base model's video and AICL's, each above a map of how much it attends to `words` of the prompt.
@@ -207,9 +208,10 @@ def attention_sheet(
     """
     tokens, factor = token_positions(pipe, prompt, words), pipe.base.components.codec.factor
     videos, maps = [], []
+    options: dict[str, Any] = {"seed": seed, "num_inference_steps": num_inference_steps, "progress": False}
     for shown in ((), references):
         with recorded_attention(pipe, tokens) as record:
-            pixels = pipe(prompt, references=shown, seed=seed, num_inference_steps=steps, progress=False)[0]
+            pixels = pipe(prompt, references=shown, **options)[0]
         videos.append(pixels)
         frames_shown, height, width, _ = pixels.shape
         maps.append(record.mean((frames_shown, height // factor, width // factor)))

@@ -1,6 +1,5 @@
 """Videos that were generated elsewhere: by `aicl sample`, or listed in a manifest, or with captions beside them."""
 
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from pathlib import Path
 from lvdm.data import read_folder
 from lvdm.data.folder import video_files
 from lvdm.errors import DataError
+from lvdm.outside import check_text, checked_path, read_json_lines, read_object
 from lvdm.video import VIDEO_ENDINGS
 
 MANIFEST = "manifest.jsonl"  # lists the videos of a folder
@@ -53,18 +53,14 @@ def list_videos(folder: str | os.PathLike[str]) -> list[Path]:
 
 
 def _listed(folder: Path, manifest: Path) -> Iterator[Generated]:
-    try:
-        lines = manifest.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{manifest} cannot be read: {error}") from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-            path, prompt, seed = folder / entry["file"], str(entry["caption"]), entry.get("seed")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f'{manifest}: line {number} is no {{"file": ..., "caption": ...}}') from error
+    for number, entry in read_json_lines(manifest, DataError):
+        where = f"{manifest}: line {number}"
+        if missing := [name for name in ("file", "caption") if name not in entry]:
+            raise DataError(f'{where} is no {{"file": ..., "caption": ...}}: it has no {missing[0]}')
+        for name in ("file", "caption", "label", "reference"):
+            if entry.get(name) is not None:
+                check_text(entry[name], f"{where}: '{name}'", DataError)
+        path, prompt, seed = folder / checked_path(entry["file"], DataError), entry["caption"], entry.get("seed")
         if seed is not None and type(seed) is not int:
             raise DataError(f"{manifest}: line {number} has the seed {seed!r}, which is no whole number")
         reference = entry.get("reference")
@@ -77,13 +73,13 @@ def _listed(folder: Path, manifest: Path) -> Iterator[Generated]:
 def _sampled(record: Path) -> Generated | None:
     """The video that `aicl sample` wrote beside a JSON file of this name, None for any other JSON file."""
     try:
-        job = json.loads(record.read_text(encoding="utf-8"))["job"]
+        job = read_object(record, DataError)["job"]
         prompt, seed = job["prompt"], job["seed"]
         references = job["references"] if "references" in job else job["refs"]
         shown = [reference["video"] if isinstance(reference, dict) else reference for reference in references]
         files = [Path(video) for video in shown if Path(video).suffix.lower() in VIDEO_ENDINGS]
         label = job.get("label")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (DataError, ValueError, KeyError, TypeError, AttributeError):
         return None
     video = next((v for e in VIDEO_ENDINGS if (v := record.with_suffix(e)).is_file()), None)
     return video and Generated(video, prompt, label, files[0] if files else None, seed)

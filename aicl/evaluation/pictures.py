@@ -11,7 +11,9 @@ from aicl.evaluation.figures import attention_sheet, feature_sheet, generated_fe
 from aicl.evaluation.presets import PictureSpec
 from aicl.evaluation.row import Row
 from aicl.evaluation.table_run import TableRun
+from aicl.options import Reference
 from aicl.pipeline import AICLPipeline
+from aicl.reference_videos import read_clip
 from lvdm.errors import ConfigError
 from lvdm.files import atomic_path
 from lvdm.video import to_pixels, write_video
@@ -55,7 +57,7 @@ def shown_pixels(run: TableRun, pipe: AICLPipeline, clips: Sequence[Clip]) -> li
     defaults = pipe.base.config.defaults
     size = (defaults.size[0], defaults.size[1])
     return [
-        to_pixels(pipe.read_clip(video, defaults.num_frames, size, defaults.save_fps)).cpu()
+        to_pixels(read_clip(Reference(video), defaults.num_frames, size, defaults.save_fps)).cpu()
         for video in run.benchmark.shown(clips)
     ]
 

@@ -6,12 +6,10 @@ the model: the data, the frames, the counts, the seeds, the evaluators and their
 
 import dataclasses
 import importlib.metadata
-import json
 import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +18,7 @@ from aicl.evaluation.statistics import Estimate
 from lvdm import config as configs
 from lvdm.errors import DataError
 from lvdm.files import write_json
+from lvdm.outside import hinted, read_json
 
 FORMAT_VERSION = 2
 _LIBRARIES = ("aicl", "torch", "torchvision", "open_clip_torch", "transformers", "numpy", "av", "decord")
@@ -101,12 +100,8 @@ def write_result(path: str | os.PathLike[str], result: Result) -> None:
 
 def read_result(path: str | os.PathLike[str]) -> Result:
     """Read such a file. Raises DataError where it is missing, no result, or of another format version."""
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"result {path} cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise DataError(f"{path} is no JSON file: measure again") from error
+    with hinted("measure again"):
+        content = read_json(path, DataError)
     if not isinstance(content, Mapping) or content.get("format") != FORMAT_VERSION:
         raise DataError(f"{path} is no result of format {FORMAT_VERSION}: measure again with this version")
     return configs.from_mapping(Result, content, where=str(path))

@@ -53,13 +53,14 @@ class UNetLayout:
 
     names: published name -> ours, dotted pieces of entry names that are replaced in this order. holds: whether entries
     are of this family. target: what `unet_config` in the published YAML files names, and guidance_scale: what the
-    published scripts sample with; for `read_published_config`.
+    published scripts sample with and save_fps: at which rate they write videos; for `read_published_config`.
     """
 
     names: Mapping[str, str]
     holds: Callable[[Entries], bool]
     target: str
     guidance_scale: float
+    save_fps: int
 
 
 MODULES = "lvdm.checkpoints.family_"  # each adds its models and its UNets' layout
@@ -91,11 +92,8 @@ def has(entries: Entries, mark: str) -> bool:
 def split_parts(entries: Mapping[str, torch.Tensor], source: str) -> dict[str, dict[str, torch.Tensor]]:
     """Sort the entries of a whole published checkpoint by part (the keys of `PREFIXES`), prefixes removed.
 
-    A file that holds a UNet alone, whose entries have no prefix, is one of one part.
     Raises CheckpointError for entries of no known part.
     """
-    if any(name.startswith("input_blocks.0.") for name in entries):
-        return {"unet": dict(entries)}
     parts: dict[str, dict[str, torch.Tensor]] = {}
     foreign = []
     for name, tensor in entries.items():

@@ -24,5 +24,6 @@ LAYOUTS.register("lvdm")(
         holds=lambda entries: first_kernel(entries) == 5,  # spatial convolutions are stored as 1x3x3 kernels
         target="lvdm.models.modules.openaimodel3d.UNetModel",
         guidance_scale=15.0,
+        save_fps=8,
     )
 )

@@ -57,5 +57,6 @@ LAYOUTS.register("videocrafter")(
         holds=_is_ours,
         target="lvdm.modules.networks.openaimodel3d.UNetModel",
         guidance_scale=12.0,
+        save_fps=10,
     )
 )

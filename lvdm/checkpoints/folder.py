@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from lvdm import config as configs
@@ -16,6 +15,7 @@ from lvdm.checkpoints.strict import load_strict
 from lvdm.errors import CheckpointError
 from lvdm.files import temporary_folder
 from lvdm.models.components import Components, ModelConfig, build_components
+from lvdm.outside import hinted, open_tensors, read_object
 from lvdm.pipeline import VideoPipeline
 
 CONFIG_FILE = "config.yaml"
@@ -108,11 +108,8 @@ def read_part(
         path = folder / name
         if not path.is_file():
             raise CheckpointError(f"{folder} is incomplete: {name} is missing")
-        try:
-            with safe_open(path, framework="pt", device=str(device)) as file:
-                state |= {key: _stored(file.get_tensor(key), dtype) for key in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path} is damaged ({error}): convert the checkpoint again") from error
+        with open_tensors(path, CheckpointError, str(device), remedy="convert the checkpoint again") as file:
+            state |= {key: _stored(file.get_tensor(key), dtype) for key in file.keys()}  # noqa: SIM118
     if places and places.keys() != state.keys():
         raise CheckpointError(f"{index} lists other entries than its shards hold: convert the checkpoint again")
     return state
@@ -120,10 +117,8 @@ def read_part(
 
 def _read_index(index: Path) -> dict[str, str]:
     """Entry name -> file name. Raises CheckpointError for anything else, or a file outside the index's folder."""
-    try:
-        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{index} is damaged ({error}): convert the checkpoint again") from error
+    with hinted("convert the checkpoint again"):
+        places = read_object(index, CheckpointError).get("weight_map")
     if not isinstance(places, dict) or not places or not all(_is_file_name(name) for name in places.values()):
         raise CheckpointError(f"{index} is damaged (its weight_map is no map to file names): convert it again")
     return places

@@ -12,8 +12,10 @@ from typing import Any
 import yaml
 
 from lvdm.checkpoints.families import LAYOUTS
+from lvdm.config import MAX_YAML, from_mapping, to_mapping
 from lvdm.diffusion.schedule import DiffusionConfig
 from lvdm.errors import ConfigError
+from lvdm.models.autoencoder import DDConfig
 from lvdm.models.components import (
     AutoencoderConfig,
     GenerationDefaults,
@@ -23,6 +25,8 @@ from lvdm.models.components import (
 )
 from lvdm.models.image import ImageConfig
 from lvdm.models.text import TextConfig
+from lvdm.outside import check_yaml, checked, read_text
+from lvdm.sizes import MAX_SIZE
 
 # target -> what it is. LVDM's own repository and VideoCrafter 0.9 have `lvdm.models.modules`, VideoCrafter 1 and 2
 # `lvdm.modules`.
@@ -67,7 +71,9 @@ class _Section:
         if not isinstance(content, Mapping) or "target" not in content:
             raise ConfigError(f"{source}: section '{name}' must have a 'target'")
         self.where, self.target = f"{source}: {name}", content["target"]
-        self.params = dict(content.get("params") or {})
+        if not isinstance(self.target, str):
+            raise ConfigError(f"{self.where}: its 'target' must be a text")
+        self.params = dict(checked(content.get("params") or {}, dict, f"{self.where}: 'params'", ConfigError))
         self.ignored = WITHOUT_EFFECT.get(name, set())
         if self.target not in targets:
             raise ConfigError(
@@ -76,7 +82,11 @@ class _Section:
         self.meaning = targets[self.target]
 
     def take(self, name: str, default: Any = None) -> Any:
-        return self.params.pop(name, default)
+        """A parameter, which must be of the kind that its default has, where that says one."""
+        value = self.params.pop(name, default)
+        if default is not None and value is not None:
+            checked(value, type(default), f"{self.where}: '{name}'", ConfigError)
+        return default if value is None else value
 
     def require(self, name: str) -> Any:
         if name not in self.params:
@@ -119,7 +129,7 @@ def read_published_config(path: str | os.PathLike) -> ModelConfig:
         defaults=_defaults(model, unet, autoencoder),
     )
     model.close()
-    return config
+    return from_mapping(ModelConfig, to_mapping(config), where=str(path))  # checks the types of all that was taken over
 
 
 def _unet_targets() -> dict[str, str]:
@@ -133,12 +143,12 @@ def is_published_config(path: str | os.PathLike) -> bool:
 
 
 def _read_yaml(path: Path) -> Any:
+    text = read_text(path, ConfigError, MAX_YAML, what=f"config file {path}")
+    check_yaml(text, f"config file {path}", ConfigError)
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"config file {path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config file {path} is not valid YAML: {' '.join(str(error).split())}") from error
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, TypeError, AssertionError) as error:
+        raise ConfigError(f"config file {path} is not valid YAML: {' '.join(str(error).split())[:300]}") from error
 
 
 def _has_published_form(content: Any) -> bool:
@@ -147,7 +157,9 @@ def _has_published_form(content: Any) -> bool:
 
 def _autoencoder(model: _Section, source: str) -> AutoencoderConfig:
     section = _Section("first_stage_config", model.require("first_stage_config"), source, AUTOENCODERS)
-    config = AutoencoderConfig(ddconfig=section.require("ddconfig"), embed_dim=section.require("embed_dim"))
+    ddconfig = section.require("ddconfig")
+    from_mapping(DDConfig, ddconfig, f"{source}: ddconfig")  # raises what is wrong with it
+    config = AutoencoderConfig(ddconfig=ddconfig, embed_dim=section.require("embed_dim"))
     section.close()
     return config
 
@@ -185,7 +197,10 @@ def _diffusion(model: _Section) -> DiffusionConfig:
 def _defaults(model: _Section, unet: _Section, autoencoder: AutoencoderConfig) -> GenerationDefaults:
     """Frames and size from the YAML; the rest is what the ancestors' scripts run with."""
     latent_size = model.require("image_size")
-    height, width = latent_size if isinstance(latent_size, list) else (latent_size, latent_size)
+    sides = latent_size if isinstance(latent_size, list) else [latent_size, latent_size]
+    if len(sides) != 2 or not all(type(side) is int and 0 < side <= MAX_SIZE for side in sides):
+        raise ConfigError(f"{model.where}: image_size must be a size, or a height and a width")
+    height, width = sides
     factor = 2 ** (len(autoencoder.ddconfig["ch_mult"]) - 1)
     frames = model.take("video_length") or unet.params.get("temporal_length", 16)
     return GenerationDefaults(
@@ -193,6 +208,7 @@ def _defaults(model: _Section, unet: _Section, autoencoder: AutoencoderConfig) -
         size=(height * factor, width * factor),
         guidance_scale=LAYOUTS[unet.meaning].guidance_scale,
         fps=_fps(model, unet),
+        save_fps=LAYOUTS[unet.meaning].save_fps,
     )
 
 

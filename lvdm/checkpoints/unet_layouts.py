@@ -1,6 +1,6 @@
 """Published UNet entries -> ours: names by table, 1x1 convolutions as linear layers, flat 3-D kernels as 2-D ones."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
@@ -42,6 +42,17 @@ def convert_unet(family: str, state_dict: Mapping[str, Tensor]) -> dict[str, Ten
         found = next((name for name in LAYOUTS if LAYOUTS[name].holds(entries)), "unknown")
         raise CheckpointError(f"the file seems to hold a {found} UNet, not a {family} one")
     return {_our_name(layout.names, key): _our_shape(value) for key, value in entries.items()}
+
+
+def published_names(family: str, ours: Iterable[str]) -> list[str]:
+    """The published names, with their prefix, of a UNet's entries that have the names `ours`."""
+    names, found = LAYOUTS[family].names, []
+    for own in ours:
+        candidates = {f".{own}"}
+        for published, name in reversed(names.items()):
+            candidates |= {key.replace(f".{name}.", f".{published}.") for key in candidates}
+        found += [PREFIX + key[1:] for key in candidates if _our_name(names, key[1:]) == own]
+    return found
 
 
 def _our_name(names: Mapping[str, str], key: str) -> str:

@@ -31,6 +31,7 @@ from lvdm.checkpoints.integrity import tensor_bytes, tensors_hash
 from lvdm.errors import ConfigError, DataError, VideoError
 from lvdm.files import atomic_path, write_json
 from lvdm.finite import is_finite
+from lvdm.outside import checked_path, hinted, read_object
 
 _FORMAT = 1
 _FILL_IN = "run aicl cache again, which fills in what is missing"
@@ -73,12 +74,12 @@ class ClipCache:
     """A cache folder, opened for reading and adding. Raises DataError if there is none."""
 
     def __init__(self, folder: str | os.PathLike):
-        self.folder = Path(folder)
-        try:
-            about = json.loads((self.folder / "cache.json").read_text(encoding="utf-8"))
-            settings, version = about["settings"], about["format"]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise DataError(f"{folder}: is not a latent cache; make one with aicl cache") from error
+        self.folder = checked_path(folder, DataError)
+        with hinted(f"{folder}: is not a latent cache; make one with aicl cache"):
+            about = read_object(self.folder / "cache.json", DataError)
+            if missing := [name for name in ("settings", "format") if name not in about]:
+                raise DataError(f"its cache.json does not say the {missing[0]}")
+        settings, version = about["settings"], about["format"]
         if not isinstance(settings, dict):
             raise DataError(f"{folder}: its cache.json is damaged (settings is no mapping); make the cache anew")
         if version != _FORMAT:

@@ -22,6 +22,7 @@ from lvdm.data.sampling import (
 )
 from lvdm.data.self_pairs import CachedChanges
 from lvdm.errors import ConfigError, DataError, VideoError
+from lvdm.sizes import check_sizes
 from lvdm.video import ShortRule, damage, open_video, to_frames
 
 _ATTEMPTS = 100  # replacements for one sample before the data set counts as broken
@@ -50,6 +51,7 @@ class ClipConfig:
             raise ConfigError(
                 f"a clip of {self.num_frames} frames and size {self.size} is empty: both must be positive"
             )
+        check_sizes(self, "data.clip")
 
 
 def read_clip(

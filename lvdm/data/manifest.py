@@ -1,5 +1,6 @@
 """The `data` section of a config, and the manifest that it names."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,11 +14,14 @@ from lvdm.data.webvid import read_webvid
 from lvdm.errors import ConfigError, DataError
 from lvdm.outside import hinted, read_object
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
     """Which videos. `path` is the data set's folder; `captions` its CSV (webvid) or CSV/JSONL (folder; see
-    `read_folder` for what is read without it); `split`, a file, and `part` choose classes of UCF-101.
+    `read_folder` for what is read without it); `split`, a file, and `part` choose classes of UCF-101, and say nothing
+    about other kinds, of which all videos are taken.
 
     `default_caption` (folder) is the caption of videos that have none: "a person is moving", say, or an empty one.
     """
@@ -32,8 +36,8 @@ class Manifest:
     def __post_init__(self):
         if self.kind == "webvid" and self.captions is None:
             raise ConfigError("data.captions is missing: WebVid needs its CSV file")
-        if self.part != "all" and (self.kind != "ucf101" or self.split is None):
-            raise ConfigError(f"data.part = {self.part} needs data.kind = ucf101 and a data.split file")
+        if self.part != "all" and self.kind == "ucf101" and self.split is None:
+            raise ConfigError(f"data.part = {self.part} needs a data.split file, which says which classes are unseen")
         if self.default_caption is not None and self.kind != "folder":
             raise ConfigError(f"data.default_caption is for data.kind = folder: {self.kind} brings its captions")
 
@@ -68,6 +72,8 @@ def read_records(manifest: Manifest) -> list[ClipRecord]:
     if manifest.kind == "ucf101":
         unseen = read_split(manifest.split) if manifest.split else ()
         return read_ucf101(manifest.path, manifest.part, unseen)
+    if manifest.part != "all":
+        log.warning("data.part and data.split are for UCF-101: of data.kind = %s all videos are taken", manifest.kind)
     if manifest.kind == "webvid":
         return read_webvid(manifest.captions, manifest.path)
     return read_folder(manifest.path, manifest.captions, manifest.default_caption)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lvdm.errors import ConfigError
+from lvdm.sizes import check_sizes
 
 Prediction = Literal["eps", "v"]
 Spacing = Literal["published", "trailing"]
@@ -36,6 +37,9 @@ class DiffusionConfig:
     zero_terminal_snr: bool = False
     prediction: Prediction = "eps"
     spacing: Spacing = "published"
+
+    def __post_init__(self) -> None:
+        check_sizes(self, "diffusion", free=("rescale_steps",))
 
     def build_schedule(self) -> "NoiseSchedule":
         """The schedule that these settings describe."""

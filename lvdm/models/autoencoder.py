@@ -17,6 +17,7 @@ from lvdm.errors import ConfigError
 from lvdm.models import kernels
 from lvdm.models.attention import attend
 from lvdm.models.layers import own_precision
+from lvdm.sizes import check_sizes
 
 GROUPS = 32
 
@@ -52,6 +53,7 @@ class DDConfig:
             raise ConfigError("ddconfig.ch_mult must list at least one level")
         if self.num_res_blocks < 1:
             raise ConfigError(f"ddconfig.num_res_blocks must be at least 1, got {self.num_res_blocks}")
+        check_sizes(self, "ddconfig")
         for multiple in (1, *self.ch_mult):
             if self.ch * multiple % GROUPS:
                 raise ConfigError(

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal, cast
 
 import torch
@@ -15,8 +15,9 @@ from lvdm.errors import ConfigError
 from lvdm.models.autoencoder import AutoencoderKL
 from lvdm.models.backbone import BACKBONES, VideoBackbone, build_backbone
 from lvdm.models.codec import LatentCodec
-from lvdm.models.image import ImageConfig, ImageEncoder, ImageResampler
+from lvdm.models.image import ImageConfig, ImageEncoder, ImageResampler, ResamplerParams
 from lvdm.models.text import TextConfig, TextEncoder
+from lvdm.sizes import check_sizes
 
 PARTS = ("unet", "codec", "text", "image")
 
@@ -27,6 +28,9 @@ class AutoencoderConfig:
 
     ddconfig: dict[str, Any]
     embed_dim: int = 4
+
+    def __post_init__(self) -> None:
+        check_sizes(self, "autoencoder")
 
 
 @dataclass
@@ -63,6 +67,9 @@ class GenerationDefaults:
     fps: int | None = None
     save_fps: int = 8
     negative_prompt: str = ""
+
+    def __post_init__(self) -> None:
+        check_sizes(self, "defaults")
 
     @property
     def height(self) -> int:
@@ -180,7 +187,8 @@ def build_components(
     image = config.image
     if image is not None:
         build["image_encoder"] = lambda: ImageEncoder(image.encoder)
-        build["image_resampler"] = lambda: ImageResampler(**image.resampler)
+        resampler = configs.from_mapping(ResamplerParams, image.resampler, "image.resampler")
+        build["image_resampler"] = lambda: ImageResampler(**asdict(resampler))
     device = torch.device(device or "cpu")
     built: dict[str, Any] = {}
     for name, construct in build.items():

@@ -10,6 +10,7 @@ from torchvision.transforms.functional import gaussian_blur
 
 from lvdm.errors import ConfigError
 from lvdm.models.attention import attend
+from lvdm.sizes import check_sizes
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -27,6 +28,7 @@ class ImageConfig:
     act: Literal["gelu", "quick_gelu"] = "gelu"
 
     def __post_init__(self) -> None:
+        check_sizes(self, "image")
         if self.width % self.heads:
             raise ConfigError(f"image.width {self.width} must be a multiple of image.heads {self.heads}")
         if self.image_size % self.patch_size:
@@ -82,6 +84,23 @@ class ImageEncoder(nn.Module):
         images = F.interpolate(images, (size, size), mode="bicubic", align_corners=True)
         mean, std = (images.new_tensor(value).view(3, 1, 1) for value in (CLIP_MEAN, CLIP_STD))
         return ((images + 1) / 2 - mean) / std
+
+
+@dataclass
+class ResamplerParams:
+    """Parameters of the image resampler, under their published names."""
+
+    dim: int = 1024
+    depth: int = 8
+    dim_head: int = 64
+    heads: int = 16
+    num_queries: int = 8
+    embedding_dim: int = 768
+    output_dim: int = 1024
+    ff_mult: int = 4
+
+    def __post_init__(self) -> None:
+        check_sizes(self, "image.resampler")
 
 
 class ImageResampler(nn.Module):

@@ -4,11 +4,9 @@ One class for all: OpenCLIP ViT-H/14 (VideoCrafter), CLIP ViT-L/14 (LVDM), and s
 The transformer is open_clip's, built directly: nothing is ever downloaded, weights come from checkpoints.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -16,6 +14,8 @@ from torch import Tensor, nn
 
 from lvdm.errors import ConfigError
 from lvdm.models.tokenizer import CLIPTokenizer, WordTokenizer
+from lvdm.outside import hinted, read_json
+from lvdm.sizes import check_sizes
 
 
 @dataclass
@@ -39,6 +39,7 @@ class TextConfig:
     pad: Literal["zero", "end"] = "zero"
 
     def __post_init__(self) -> None:
+        check_sizes(self, "text", limit=2**20)  # of which only a vocabulary is so large
         if self.width % self.heads:
             raise ConfigError(f"text.width {self.width} must be a multiple of text.heads {self.heads}")
         if self.layers < 1 + (self.output == "penultimate"):
@@ -75,10 +76,8 @@ class TextConfig:
 
 
 def _read_words(path: str) -> list[str]:
-    try:
-        words = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"text.tokenizer must be 'clip', a list of words or a JSON file of them: {error}") from error
+    with hinted("text.tokenizer must be 'clip', a list of words or a JSON file of them"):
+        words = read_json(path, ConfigError)
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
         raise ConfigError(f"{path} must hold a JSON list of words")
     return words

@@ -23,6 +23,7 @@ from lvdm.models.layers import (
 )
 from lvdm.models.resblocks import ACTIVATIONS, ResBlock
 from lvdm.models.transformers import ContextFreeAttention, Transformer
+from lvdm.sizes import MAX_SIZE, check_sizes
 
 
 @dataclass(kw_only=True)
@@ -53,6 +54,11 @@ class UNetParams:
     temporal_length: int | None = None
 
     def __post_init__(self) -> None:
+        check_sizes(
+            self, "unet", free=("num_heads", "num_head_channels", "num_heads_upsample", "padding_t", "image_size")
+        )
+        if max(self.num_heads, self.num_head_channels) > MAX_SIZE or min(self.num_heads, self.num_head_channels) < -1:
+            raise ConfigError(f"unet: num_heads and num_head_channels must be -1, or between 1 and {MAX_SIZE}")
         if self.num_heads == -1 and self.num_head_channels == -1:
             raise ConfigError("unet: either num_heads or num_head_channels must be set")
         if self.use_fp16:

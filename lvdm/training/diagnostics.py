@@ -19,7 +19,7 @@ from lvdm.training.module import TrainingModule
 log = logging.getLogger(__name__)
 
 PICTURE = "diagnostics.png"
-_SIZE, _MARGIN, _SCALE = (640, 280), (70, 30, 24, 40), 2  # pixels; left, top, right, bottom; drawn larger, then reduced
+_SIZE, _MARGIN, _SCALE = (640, 280), (70, 30, 36, 40), 2  # pixels; left, top, right, bottom; drawn larger, then reduced
 _INK, _GRID, _LINE = (40, 40, 40), (222, 222, 222), (31, 92, 163)
 
 

@@ -113,8 +113,8 @@ def recorded(pipe, references):
 
 def test_sheets_show_all_rows(pipe):
     sheet = feature_sheet(pipe, [clip(0), clip(1)], [PROMPT, PROMPT], ["one", "two"], frames=3)
-    other = attention_sheet(pipe, PROMPT, "walks", [clip(0)], steps=1, frames=3)
-    made = generated_feature_sheet(pipe, PROMPT, [clip(0)], steps=2, frames=3)
+    other = attention_sheet(pipe, PROMPT, "walks", [clip(0)], num_inference_steps=1, frames=3)
+    made = generated_feature_sheet(pipe, PROMPT, [clip(0)], num_inference_steps=2, frames=3)
     for image, rows in ((sheet, 4), (other, 4), (made, 5)):
         assert image.width == 3 * 32 + 2 * 4 and image.height >= rows * 32
 

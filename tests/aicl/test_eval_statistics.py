@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from aicl.evaluation.statistics import difference, mean, share, wilson
+from aicl.evaluation.statistics import difference, mean, random_groups, share, wilson
 from lvdm.errors import DataError
 
 
@@ -64,3 +64,11 @@ def test_the_interval_of_a_paired_difference_covers_the_truth():
         found = difference((u > lost) & (u < lost + won), u < lost)
         covered += found.low <= won - lost <= found.high
     assert 0.92 <= covered / 400 <= 0.99
+
+
+def test_random_groups_hold_every_value_once():
+    values = torch.arange(23)
+    groups = random_groups(values, 5)
+    assert sorted(torch.cat(groups).tolist()) == values.tolist() and {len(group) for group in groups} == {4, 5}
+    assert not torch.equal(torch.cat(groups), values)  # not in order
+    assert all(torch.equal(one, again) for one, again in zip(groups, random_groups(values, 5)))

@@ -1,8 +1,8 @@
 import json
 
 import pytest
-from aicl.evaluation.protocol import Protocol, Result, check_comparable, read_result, write_result
 
+from aicl.evaluation.results import Protocol, Result, check_comparable, read_result, write_result
 from aicl.evaluation.statistics import Estimate
 from aicl.evaluation.tables import Table, latex, markdown
 from lvdm.errors import DataError
@@ -17,12 +17,20 @@ def result(row: str = "ours", acc: float = 0.5, **protocol) -> Result:
         "size": (64, 48),
         "seeds": [0, 1],
     }
-    described |= {"prompts": "abc", "real_list": "def", "networks": {"classifier": "0" * 64}}
+    described |= {"prompts": "abc", "real_list": "def", "networks": {"classifier": "0" * 64}, "fps": 8.0}
+    described |= {"versions": {"classifier": 1, "acc": 1}}
     metrics = {
         "acc": Estimate(acc, acc - 0.1, acc + 0.1, 100, "Wilson"),
         "fvd": Estimate(12.34, 11, 13, 100, "jackknife"),
     }
-    return Result(row, {"base": "123"}, metrics, Protocol(**described | protocol), lines={"fc_static": 100.0})
+    return Result(
+        row,
+        {"base": "123"},
+        metrics,
+        Protocol(**described | protocol),
+        lines={"FC of a static video": 100.0},  # fmt: skip
+        rates={"generated": [8.0], "real": [24.0, 25.0]},
+    )
 
 
 def test_results_survive_the_disk(tmp_path):
@@ -30,7 +38,7 @@ def test_results_survive_the_disk(tmp_path):
     write_result(tmp_path / "r.json", written)
     assert read_result(tmp_path / "r.json") == written
     protocol = json.loads((tmp_path / "r.json").read_text())["protocol"]
-    assert protocol["libraries"]["torch"] and protocol["versions"]["frechet"] >= 1 and protocol["device"]
+    assert protocol["libraries"]["torch"] and protocol["versions"]["acc"] == 1 and protocol["device"]
 
 
 def test_what_is_no_result_is_refused(tmp_path):
@@ -49,9 +57,13 @@ def test_what_is_no_result_is_refused(tmp_path):
         {"generated": 99},
         {"prompts": "other"},
         {"networks": {"classifier": "1" * 64}},
-        {"versions": {"frechet": 0}},
+        {"versions": {"acc": 2}},
+        {"versions": {"classifier": 2}},
         {"real_list": "x"},
-        {"stride": 2.0},
+        {"fps": 4.0},
+        {"seeds": [0, 2]},
+        {"seeds": [0]},
+        {"data": "another"},
     ],
     ids=lambda change: next(iter(change)),
 )
@@ -65,16 +77,25 @@ def test_machines_may_differ():
     check_comparable([result(), result(seeds=[])])  # videos from elsewhere
 
 
+def test_a_result_without_seeds_does_not_join_two_that_differ():
+    with pytest.raises(DataError, match="seeds"):
+        check_comparable([result(seeds=[]), result(seeds=[0]), result(seeds=[1])])
+
+
+def test_results_need_not_have_the_same_metrics():
+    check_comparable([result(), result(networks={"clip": "1" * 64}, versions={"clip": 1, "cc": 1})])
+
+
 def test_markdown_shows_intervals_paper_and_missing_rows():
     rows = [("base", result("base", acc=0.1)), ("ours", result()), ("other", None)]
-    text = markdown(Table("Table 0", rows, ["acc", "fvd"], paper={"ours": {"acc": 60.0}}))
+    text = markdown(Table("Table 0", rows, ["acc", "fvd"], paper={"ours": {"acc": "60.00"}, "base": {"acc": ""}}))
     assert "| base | 10.0 [0.0, 20.0] | 12.3 [11.0, 13.0] |" in text
-    assert "| ours | 50.0 [40.0, 60.0] (paper 60) | 12.3 [11.0, 13.0] |" in text
+    assert "| ours | 50.0 [40.0, 60.0] (paper 60.00) | 12.3 [11.0, 13.0] |" in text
     assert "| other | not run | not run |" in text
     assert "|  | ACC % ↑ | FVD ↓ |" in text
-    assert "FC of a static video: 100.00" in text and "16 frames of 48x64" in text and "seeds 0, 1" in text
-    assert "not entered" not in text
-    assert "paper's numbers are not entered" in markdown(Table("Table 0", rows, ["acc"], paper={}))
+    assert "FC of a static video: 100.00" in text and "seeds 0, 1" in text
+    assert "compared in 16 frames of 48x64 at 8 a second" in text
+    assert "own frame rates of generated videos: 8 a second" in text and "of real videos: 24, 25 a second" in text
     assert "paper" not in markdown(Table("A folder", rows, ["acc"]))
 
 

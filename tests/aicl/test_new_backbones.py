@@ -69,7 +69,9 @@ MODEL = Family(
     "woven_t2v", "woven", "Woven text-to-video", lambda entries: first_kernel(entries) == 4 and has(entries, ".woven.")
 )
 NAMES = {"transformer.woven": "blocks"} | SHARED_NAMES
-LAYOUT = UNetLayout(NAMES, lambda entries: first_kernel(entries) == 4, target="woven.UNet", guidance_scale=9.0)
+LAYOUT = UNetLayout(
+    NAMES, lambda entries: first_kernel(entries) == 4, target="woven.UNet", guidance_scale=9.0, save_fps=8
+)
 UNET = {
     "in_channels": 4,
     "out_channels": 4,

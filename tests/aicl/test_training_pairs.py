@@ -6,16 +6,19 @@ import torch
 
 import aicl.tasks  # noqa: F401 (makes the tasks known)
 from aicl.training_pairs import PairMaker, ReferenceSettings, build_pair_sampler
+from aicl.training_task import AICLSections
+from lvdm import config as configs
 from lvdm.data import CachedChanges, Changed, ClipCache, ClipConfig, ClipRecord, SelfPairConfig, cache_settings
 from lvdm.data.caching import cache_clips, cache_texts, encoder_settings, load_encoders
 from lvdm.data.manifest import DataConfig, read_records
 from lvdm.errors import ConfigError, DataError
 from lvdm.training import train
 from lvdm.training.diagnostics import read_history
-from lvdm.training.settings import LoggingSettings
+from lvdm.training.settings import LoggingSettings, TrainingSettings
+from lvdm.training.tasks import config_schema
 from tests.aicl.test_training import aicl_config, build, save_base
 from tests.aicl.tiny_models import randomise
-from tests.lvdm.training_runs import MODEL, losses, make_clips
+from tests.lvdm.training_runs import MODEL, ROOT, losses, make_clips
 
 CAPTIONS = ["a man runs", "a dog runs", "she is running fast", "a mountain lake"]
 RECORDS = [ClipRecord(f"{i}.mp4", caption) for i, caption in enumerate(CAPTIONS)]
@@ -221,3 +224,20 @@ def test_a_training_that_does_not_read_references_is_told_so(tmp_path, clips):
 
     assert judged(900, 0.0) is None and judged(1000, 5.0) is None
     assert "references are hardly read" in judged(1000, 0.2)
+
+
+@pytest.mark.parametrize("base", ["lvdm", "videocrafter", "videocrafter2", "videocrafter_i2v"])
+def test_recommended_configs_differ_from_the_papers_by_what_they_say(base):
+    paper, ours, small = (
+        configs.load(ROOT / f"configs/aicl_{base}{kind}.yaml", schema=config_schema())
+        for kind in ("", "_self_pairs", "_small_set")
+    )
+    for config in (ours, small):
+        sections = {key: value for key, value in config.items() if key not in ("run", "training", "logging")}
+        assert configs.from_mapping(AICLSections, sections).pairs.kind == "self"
+        configs.from_mapping(TrainingSettings, config["training"])
+        configs.from_mapping(DataConfig, config["data"], where="data")
+        assert config["base"] == paper["base"] and config["prism"] == paper["prism"]
+        assert config["training"]["batch_size"] == paper["training"]["batch_size"]
+    assert ours["data"] == paper["data"] and small["data"]["kind"] == "folder"
+    assert small["data"]["clip"]["augmentation"]["cached_crops"] == 8

@@ -129,8 +129,8 @@ def damaged_pickle(path):
         (lambda path: path.write_text("\n<!DOCTYPE html><html>"), "is a web page, not a checkpoint"),
         (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\n"), "is a Git LFS pointer"),
         (lambda path: path.write_bytes(b""), "is empty: download it again"),
-        (lambda path: path.write_bytes(b"not a checkpoint at all"), "is damaged or no PyTorch checkpoint"),
-        (lambda path: path.mkdir(), "is a folder where a weights file"),
+        (lambda path: path.write_bytes(b"not a checkpoint at all"), "is a text file, not a checkpoint"),
+        (lambda path: path.mkdir(), "is a folder without mp_rank_00_model_states.pt, so no checkpoint of DeepSpeed"),
         (lambda path: None, "there is no file"),
         (lambda path: torch.save({"epoch": 3}, path), "holds no tensors .*'epoch'"),
         (lambda path: torch.save([torch.ones(1)], path), "holds a list, not a mapping"),
@@ -148,7 +148,7 @@ def test_each_wrong_file_gets_one_sentence(tmp_path, write, message):
 def test_truncated_safetensors_are_refused(tmp_path):
     save_file(STATE, tmp_path / "model.safetensors")
     (tmp_path / "cut.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes()[:-8])
-    with pytest.raises(CheckpointError, match=r"cut\.safetensors is no complete safetensors file"):
+    with pytest.raises(CheckpointError, match=r"cut\.safetensors is damaged or no safetensors file"):
         read_checkpoint(tmp_path / "cut.safetensors")
 
 

@@ -109,6 +109,20 @@ def test_guidance_rescale_restores_the_spread_of_the_conditional_branch(schedule
     torch.testing.assert_close(half, (plain + full) / 2)
 
 
+def test_guidance_rescale_takes_the_spread_of_the_whole_sample_not_of_each_channel(schedule, x):
+    """Lin et al. 2024, eq. 15 and 16: one factor for a sample."""
+
+    class Channels(torch.nn.Module):
+        def forward(self, x, timesteps, context, fps=None):
+            return x * (1 + context.mean((1, 2)).view(-1, 1, 1, 1, 1) * torch.arange(4.0).view(1, 4, 1, 1, 1))
+
+    denoiser = Denoiser(Channels(), schedule)
+    branches, weights = [Condition(context(0)), Condition(context(1))], [-6.5, 7.5]
+    plain, full = (denoiser.guided(branches, weights, rescale=rescale)(x, T) for rescale in (0.0, 1.0))
+    factor = denoiser.guided(branches[1:], [1.0])(x, T).flatten(1).std(1) / plain.flatten(1).std(1)
+    torch.testing.assert_close(full, plain * factor.view(-1, 1, 1, 1, 1))
+
+
 def test_the_unet_runs_in_its_own_precision_and_the_rest_in_float32(schedule, x):
     unet = Recorder(torch.bfloat16)
     x0, noise = Denoiser(unet, schedule).guided([Condition(context(1))], [1.0]).predict(x, T)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lvdm.config import from_mapping
+from lvdm.config import from_mapping, load
 from lvdm.data import (
     DataConfig,
     Manifest,
@@ -115,7 +115,7 @@ def test_webvid(tmp_path, caplog):
     (tmp_path / "other.csv").write_text("videoid,name\n7,x\n")
     with pytest.raises(DataError, match="no column 'page_dir'"):
         read_webvid(tmp_path / "other.csv", tmp_path)
-    with pytest.raises(DataError, match=r"missing.csv: cannot be read"):
+    with pytest.raises(DataError, match=r"missing.csv cannot be read"):
         read_webvid(tmp_path / "missing.csv", tmp_path)
 
 
@@ -196,8 +196,22 @@ def test_the_data_section(tmp_path):
         from_mapping(DataConfig, section | {"clip": section["clip"] | {"strid": 2}}, "data")
     with pytest.raises(ConfigError, match="WebVid needs its CSV"):
         from_mapping(DataConfig, section | {"kind": "webvid"}, "data")
-    with pytest.raises(ConfigError, match=r"needs data.kind = ucf101 and a data.split"):
-        from_mapping(DataConfig, section | {"part": "seen"}, "data")
+    with pytest.raises(ConfigError, match=r"needs a data\.split file"):
+        from_mapping(DataConfig, section | {"kind": "ucf101", "part": "seen"}, "data")
+
+
+def test_classes_of_ucf101_say_nothing_about_a_folder(tmp_path, caplog):
+    (tmp_path / "a.mp4").touch()
+    (tmp_path / "a.txt").write_text("a man runs")
+    manifest = Manifest(kind="folder", path=str(tmp_path), split=str(SPLIT), part="seen")
+    assert len(read_records(manifest)) == 1 and "all videos are taken" in caplog.text
+
+
+def test_the_papers_trainings_take_ucf101():
+    for path in sorted((SPLIT.parents[1]).glob("aicl_*.yaml")):
+        data = load(path)["data"]
+        if "small_set" not in path.stem:
+            assert (data["kind"], data["part"], len(read_split(data["split"]))) == ("ucf101", "seen", 10), path
 
 
 def test_a_report_of_something_else(tmp_path):

@@ -116,6 +116,23 @@ def test_settings_build_the_schedule():
     assert linear.zero_terminal_snr
 
 
+def test_settings_left_alone_are_those_of_the_published_models(published):
+    settings = DiffusionConfig()
+    assert (settings.prediction, settings.spacing) == ("eps", "published")
+    for schedule in (settings.build_schedule(), NoiseSchedule.scaled_linear()):
+        assert torch.equal(schedule.betas, published.betas) and torch.equal(schedule.scale_arr, published.scale_arr)
+
+
+def test_the_name_of_a_schedule_says_how_its_betas_run():
+    sizes = {"beta_start": 1e-4, "beta_end": 0.02, "num_timesteps": 1000, "rescale_to": 0.5, "rescale_steps": 1000}
+    built = {name: DiffusionConfig(schedule=name, **sizes).build_schedule() for name in ("linear", "scaled_linear")}
+    assert np.allclose(built["linear"].betas, np.linspace(1e-4, 0.02, 1000), rtol=0, atol=1e-15)
+    assert np.allclose(built["scaled_linear"].betas, np.linspace(0.01, 0.02**0.5, 1000) ** 2, rtol=0, atol=1e-15)
+    for schedule in built.values():  # the whole chain may be rescaled
+        assert np.allclose(schedule.scale_arr, np.linspace(1, 0.5, 1000))
+    assert torch.equal(NoiseSchedule.linear().betas, NoiseSchedule.linear(1e-4, 0.02, 1000).betas)
+
+
 def test_moving_keeps_the_tables_and_is_remembered(published):
     assert published.to("cpu") is published
     meta = published.to("meta")

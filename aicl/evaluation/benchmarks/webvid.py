@@ -18,6 +18,7 @@ from lvdm.data import ClipRecord, read_split, read_webvid, sample_rng
 from lvdm.data.ucf101 import ACTIONS, caption
 from lvdm.errors import ConfigError, DataError
 from lvdm.files import atomic_path
+from lvdm.outside import check_text, hinted, read_json_lines
 
 _NUMBERS = 2**33  # see `ucf101`
 _ATTEMPTS = 1000  # draws of a video that shares no verb with a caption
@@ -152,10 +153,9 @@ def _write(path: Path, rows: list[tuple[ClipRecord, tuple[str, ...]]]) -> None:
 
 def _read(path: Path, records: list[ClipRecord]) -> list[int]:
     places = {record.key: i for i, record in enumerate(records)}
-    try:
-        keys = [json.loads(line)["key"] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is no list of WebVid captions: delete it, and a new one is made") from error
+    with hinted("this is no list of WebVid captions: delete it, and a new one is made"):
+        rows = [(f"{path}: line {line}: 'key'", row.get("key")) for line, row in read_json_lines(path, DataError)]
+        keys = [check_text(key, where, DataError) for where, key in rows]
     if missing := [key for key in keys if key not in places]:
         raise DataError(
             f"{len(missing)} of the {len(keys)} videos of {path} are not there, such as {missing[0]}: fetch them, or "
