@@ -7,6 +7,7 @@ STAMP := $(VENV)/.installed
 TEST_FLAGS ?= -n 2 --dist loadfile -q
 
 KILLS ?= 100
+FUZZ ?= 40
 
 .PHONY: setup demo test soak lint format docs clean
 .DEFAULT_GOAL := setup
@@ -32,9 +33,10 @@ demo: setup
 test: setup
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu" $(TEST_FLAGS)
 
-# what must survive: kills of every kind at moments drawn from a seed
+# what must survive: kills of every kind at moments drawn from a seed, full disks, and FUZZ inputs of each outside format
 soak: setup
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak --kills $(KILLS)
+	@OMP_NUM_THREADS=1 FUZZ_INPUTS=$(FUZZ) $(BIN)/python -m pytest tests/fuzz -q
 
 lint: setup
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy

@@ -32,6 +32,9 @@ VERBS = {
     "user-study": "let people compare videos in a browser, and count",
 }
 
+ELSEWHERE = {"make-puppets": "aicl.puppets.make_puppets", "demo": "aicl.puppets.demo"}
+"""Verbs of a package of its own."""
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run `aicl VERB ...` and exit. `arguments`: those after the program's name, by default the process's."""
@@ -73,7 +76,7 @@ def parse(verb: str, arguments: Sequence[str] | None = None) -> argparse.Namespa
 
 def verb_module(verb: str) -> ModuleType:
     """The module of a verb, one of `VERBS`."""
-    return import_module(f"aicl.cli.{verb.replace('-', '_')}")
+    return import_module(ELSEWHERE.get(verb, f"aicl.cli.{verb.replace('-', '_')}"))
 
 
 class Parser(argparse.ArgumentParser):

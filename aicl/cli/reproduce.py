@@ -1,7 +1,7 @@
 """Measure a table or an experiment of the paper, on its data sets or another; write Markdown and LaTeX, or pictures.
 
-  aicl reproduce --table I --benchmark ucf101 webvid model.lvdm=checkpoints/lvdm adapter.lvdm=runs/aicl_lvdm
-  aicl reproduce --table IV --benchmark ucf101 benchmark.path=data/ucf101 evaluators.classifier=checkpoints/videomae
+  aicl reproduce --table I --benchmark ucf101 webvid model.lvdm=checkpoints/lvdm_t2v_256 adapter.lvdm=runs/aicl_lvdm
+  aicl reproduce --table IV --benchmark ucf101 benchmark.path=data/UCF-101 evaluators.classifier=checkpoints/videomae
   aicl reproduce --table V --benchmark folder benchmark.path=my_videos videos=50
   aicl reproduce --table I III V        # on the puppet world, with the shipped models
   aicl reproduce --experiment pseudo_words videos=64 real=600 allow_few=true
@@ -72,7 +72,7 @@ def main(args: argparse.Namespace) -> None:
         check_writable(args.out / f"{name}.md")
         experiment = Experiment(load_preset(files, args.overrides), args.out, device)
         if experiment.preset.rows:
-            experiment.run(rank, world_size, wait, args.save_videos)
+            experiment.run(rank, world_size, wait, name if args.save_videos else None)
         if rank == 0 and experiment.preset.rows:
             print(experiment.write(name))
             print(f"written to {args.out}/{name}.md, .tex and {args.out}/results/")
