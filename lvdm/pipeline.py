@@ -9,6 +9,7 @@ Each step is a method of its own, so that a method built on top (references, fur
     pixels = pipe.decode(latents)                                     uint8 (b, t, h, w, c)
 """
 
+import inspect
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -249,15 +250,15 @@ class VideoPipeline:
         the step, where the latents are no longer finite.
         """
         defaults, parts = self.config.defaults, self.components
-        if sampler not in SAMPLERS:
-            raise ConfigError(f"unknown sampler '{sampler}': choose from {', '.join(SAMPLERS)}")
+        sample = SAMPLERS[sampler]
+        takes = inspect.signature(sample).parameters
         watch = FiniteWatch(callback)
         options: dict[str, Any] = {"generators": generators, "callback": watch}
-        if sampler == "ddim":
+        if "eta" in takes:
             options["eta"] = defaults.eta if eta is None else eta
         elif eta is not None:
             raise ConfigError(f"eta is a setting of the sampler 'ddim', not of '{sampler}'")
-        if sampler not in ("ddpm", "lcm"):  # which have their own spacing
+        if "spacing" in takes and takes["spacing"].default == "published":
             options["spacing"] = self.config.diffusion.spacing
         steps = defaults.num_inference_steps if num_inference_steps is None else num_inference_steps
         self.bring(parts.unet)
@@ -265,7 +266,7 @@ class VideoPipeline:
         if step_cache != 1:
             unet = StepCache(unet, step_cache)
         model = Denoiser(unet, parts.schedule, parts.unet.prediction).guided(branches, weights, rescale)
-        latents = SAMPLERS[sampler](model, x_T, parts.schedule, steps, **options)
+        latents = sample(model, x_T, parts.schedule, steps, **options)
         watch.finish()
         return latents
 

@@ -22,13 +22,19 @@ from lvdm.diffusion.denoiser import Guided, NoiseModel
 from lvdm.diffusion.noise import draw_noise
 from lvdm.diffusion.schedule import NoiseSchedule, Spacing
 from lvdm.errors import ConfigError
+from lvdm.registry import Registry
 
 LCM_LEVELS = 50  # noise levels that consistency models were distilled on, and their boundary condition's constants
 LCM_SIGMA_DATA, LCM_TIMESTEP_SCALE = 0.5, 10.0
 
 Callback = Callable[[int, int, int, Tensor], Tensor | None]
 
+SAMPLERS: Registry[Callable[..., Tensor]] = Registry("sampler", modules="lvdm.diffusion.sampler")
+"""By name. A further one is a file `lvdm/diffusion/sampler_NAME.py`, and its name in `lvdm.options.GenerationOptions`.
+One with an `eta` has that option; one whose `spacing` is "published" by default takes the model's own."""
 
+
+@SAMPLERS.register("ddim")
 @torch.no_grad()
 def sample_ddim(
     eps: NoiseModel,
@@ -58,6 +64,7 @@ def sample_ddim(
     return x
 
 
+@SAMPLERS.register("ddpm")
 @torch.no_grad()
 def sample_ddpm(
     eps: NoiseModel,
@@ -85,6 +92,7 @@ def sample_ddpm(
     return x
 
 
+@SAMPLERS.register("dpmpp_2m")
 @torch.no_grad()
 def sample_dpmpp_2m(
     eps: NoiseModel,
@@ -114,6 +122,7 @@ def sample_dpmpp_2m(
     return x
 
 
+@SAMPLERS.register("lcm")
 @torch.no_grad()
 def sample_lcm(
     eps: NoiseModel,
@@ -143,9 +152,6 @@ def sample_lcm(
         x = _add_noise(to.alpha * clean, to.sigma**2, generators)
         x = _reported(callback, step, len(levels), now, x)
     return x
-
-
-SAMPLERS = {"ddim": sample_ddim, "ddpm": sample_ddpm, "dpmpp_2m": sample_dpmpp_2m, "lcm": sample_lcm}
 
 
 @dataclass(frozen=True)

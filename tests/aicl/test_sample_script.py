@@ -164,7 +164,7 @@ def test_mistakes_in_a_prompts_file_end_in_one_sentence(call, model, line, messa
         (("--refs", "a.mp4", "--ref-guidance", "nan"), "must be finite"),
         (("--guidance", "nan"), "must be finite"),
         (("--size", "0x32"), "WIDTHxHEIGHT"),
-        (("--num-frames", "0"), "at least 1"),
+        (("--num-frames", "0"), "from 1 to 65536"),
         (("--seed", "-1"), "at least 0"),
         (("--seed", str(2**64)), "64 bits"),
         (("--eta", "2"), "eta"),
