@@ -61,9 +61,9 @@ class Fingerprint:
 class AdapterInfo:
     """What an adapter file says about itself.
 
-    layout: width of each UNet block that reads R, by its name. step: optimiser steps of its training. fps: the rate
-    (1/s) of the clips it was trained on, at which it is sampled, too; None where that is not known. notes: whatever
-    else the training wants to keep.
+    layout: width of each block that reads R, by its name. step: optimiser steps of its training. fps: the rate (1/s) of
+    the clips it was trained on, at which it is sampled, too; None where that is not known. notes: whatever else the
+    training wants to keep.
     """
 
     prism: PrismConfig

@@ -234,8 +234,9 @@ class AICLPipeline:
             fps = settings.reference_fps or self.defaults.save_fps
             features = self._motion_features(rows, prompts, settings.num_frames, size, fps, clock)
             context = self._reference_context(features, rows, len(prompts), settings)
+        scales = settings.guidance_scale, settings.reference_guidance_scale
         latents = self._patched.sample_latents(
-            *_branches(negative, positive, context, settings.guidance_scale, settings.reference_guidance_scale),
+            *_branches(negative, positive, context, *scales, embedded=self.base.tell_guidance(scales[0])),
             x_T,
             num_inference_steps=settings.num_inference_steps,
             sampler=settings.sampler,
@@ -370,14 +371,18 @@ def _branches(
     context: ReferenceContext | None,
     guidance_scale: float,
     reference_guidance_scale: float | None,
+    embedded: bool = False,
 ) -> tuple[list[Condition], list[float]]:
-    """Guidance branches and their weights: e(none), e(text) where it has a strength of its own, e(text, R)."""
+    """Guidance branches and their weights: e(none), e(text) where it has a strength of its own, e(text, R).
+
+    A model that was distilled with guidance (`embedded`) is told g and has no e(none).
+    """
     g, r = guidance_scale, reference_guidance_scale
-    if context is None:
-        return [negative, positive], [1 - g, g]
-    full = replace(positive, extras={"references": context})
-    if r is None:
-        return [negative, full], [1 - g, g]
+    full = positive if context is None else replace(positive, extras={"references": context})
+    if context is None or r is None:
+        return ([full], [1.0]) if embedded else ([negative, full], [1 - g, g])
+    if embedded:
+        return [positive, full], [1 - r, r]
     return [negative, positive, full], [1 - g, g - r, r]
 
 

@@ -33,7 +33,7 @@ class AICLModule(DiffusionModule):
 
     Batches are text-video-reference triples: see `lvdm.data.ClipDataset` for their keys. `reference_dropout` is the
     share of references, the first of each sample apart, that are left out, so that any number of them is familiar.
-    `pairs` finishes the references of a batch, see PairMaker. `fps`, the clips' rate (1/s), goes into the adapter.
+    `pairs` finishes the references of a batch, see PairMaker. `fps`, the clips' rate (1/s), is kept in the adapter.
     """
 
     phases: ClassVar[dict[str, str]] = DiffusionModule.phases | {"encode_references": "encode"}

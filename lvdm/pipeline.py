@@ -9,6 +9,7 @@ Each step is a method of its own, so that a method built on top (references, fur
     pixels = pipe.decode(latents)                                     uint8 (b, t, h, w, c)
 """
 
+import inspect
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -125,10 +126,13 @@ class VideoPipeline:
         x_T = self.initial_noise(generators, num_frames=settings["num_frames"], size=size)
         texts = {name: settings[name] for name in ("fps", "negative_prompt")}
         positive, negative = self.conditions(prompts, image, size=size, **texts)
-        guidance_scale = settings["guidance_scale"]
+        guidance_scale, branches = settings["guidance_scale"], [negative, positive]
+        weights = [1 - guidance_scale, guidance_scale]
+        if self.tell_guidance(guidance_scale):
+            branches, weights = [positive], [1.0]
         latents = self.sample_latents(
-            [negative, positive],
-            [1 - guidance_scale, guidance_scale],
+            branches,
+            weights,
             x_T,
             **{name: settings[name] for name in ("num_inference_steps", "sampler", "eta", "step_cache")},
             generators=generators,
@@ -185,6 +189,15 @@ class VideoPipeline:
         fps = self.conditioned_fps(fps)
         return Condition(context, fps), Condition(unconditional, fps)
 
+    def tell_guidance(self, guidance_scale: float) -> bool:
+        """Whether the UNet was distilled with guidance: it is told the strength then, and needs no branch without the
+        prompt."""
+        unet = self.components.unet
+        if not getattr(unet, "embeds_guidance", False):
+            return False
+        unet.embed_guidance(guidance_scale)
+        return True
+
     def conditioned_fps(self, fps: int | None = None) -> int | None:
         """The frame rate to condition on, by default the model's own. Raises ConfigError if the model takes none."""
         if fps is not None and self.config.defaults.fps is None:
@@ -237,15 +250,15 @@ class VideoPipeline:
         the step, where the latents are no longer finite.
         """
         defaults, parts = self.config.defaults, self.components
-        if sampler not in SAMPLERS:
-            raise ConfigError(f"unknown sampler '{sampler}': choose from {', '.join(SAMPLERS)}")
+        sample = SAMPLERS[sampler]
+        takes = inspect.signature(sample).parameters
         watch = FiniteWatch(callback)
         options: dict[str, Any] = {"generators": generators, "callback": watch}
-        if sampler == "ddim":
+        if "eta" in takes:
             options["eta"] = defaults.eta if eta is None else eta
         elif eta is not None:
             raise ConfigError(f"eta is a setting of the sampler 'ddim', not of '{sampler}'")
-        if sampler != "ddpm":  # which has its own spacing
+        if "spacing" in takes and takes["spacing"].default == "published":
             options["spacing"] = self.config.diffusion.spacing
         steps = defaults.num_inference_steps if num_inference_steps is None else num_inference_steps
         self.bring(parts.unet)
@@ -253,7 +266,7 @@ class VideoPipeline:
         if step_cache != 1:
             unet = StepCache(unet, step_cache)
         model = Denoiser(unet, parts.schedule, parts.unet.prediction).guided(branches, weights, rescale)
-        latents = SAMPLERS[sampler](model, x_T, parts.schedule, steps, **options)
+        latents = sample(model, x_T, parts.schedule, steps, **options)
         watch.finish()
         return latents
 

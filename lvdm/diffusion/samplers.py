@@ -22,10 +22,19 @@ from lvdm.diffusion.denoiser import Guided, NoiseModel
 from lvdm.diffusion.noise import draw_noise
 from lvdm.diffusion.schedule import NoiseSchedule, Spacing
 from lvdm.errors import ConfigError
+from lvdm.registry import Registry
+
+LCM_LEVELS = 50  # noise levels that consistency models were distilled on, and their boundary condition's constants
+LCM_SIGMA_DATA, LCM_TIMESTEP_SCALE = 0.5, 10.0
 
 Callback = Callable[[int, int, int, Tensor], Tensor | None]
 
+SAMPLERS: Registry[Callable[..., Tensor]] = Registry("sampler", modules="lvdm.diffusion.sampler")
+"""By name. A further one is a file `lvdm/diffusion/sampler_NAME.py`, and its name in `lvdm.options.GenerationOptions`.
+One with an `eta` has that option; one whose `spacing` is "published" by default takes the model's own."""
 
+
+@SAMPLERS.register("ddim")
 @torch.no_grad()
 def sample_ddim(
     eps: NoiseModel,
@@ -55,6 +64,7 @@ def sample_ddim(
     return x
 
 
+@SAMPLERS.register("ddpm")
 @torch.no_grad()
 def sample_ddpm(
     eps: NoiseModel,
@@ -82,6 +92,7 @@ def sample_ddpm(
     return x
 
 
+@SAMPLERS.register("dpmpp_2m")
 @torch.no_grad()
 def sample_dpmpp_2m(
     eps: NoiseModel,
@@ -111,7 +122,36 @@ def sample_dpmpp_2m(
     return x
 
 
-SAMPLERS = {"ddim": sample_ddim, "ddpm": sample_ddpm, "dpmpp_2m": sample_dpmpp_2m}
+@SAMPLERS.register("lcm")
+@torch.no_grad()
+def sample_lcm(
+    eps: NoiseModel,
+    x_T: Tensor,
+    schedule: NoiseSchedule,
+    steps: int,
+    *,
+    generators: Sequence[Generator] | None = None,
+    callback: Callback | None = None,
+) -> Tensor:
+    """Multistep consistency sampling (Luo et al. 2023, algorithm 3) for models distilled to it, 4 to 16 steps.
+
+    Each step jumps to a clean latent, which gets fresh noise for the next level; the last one is the result. The
+    levels are spread over the LCM_LEVELS of the distillation. Raises ConfigError for more steps than those.
+    """
+    if not 1 <= steps <= LCM_LEVELS:
+        raise ConfigError(f"the sampler 'lcm' takes 1 to {LCM_LEVELS} steps, got {steps}")
+    trained = [(i + 1) * len(schedule) // LCM_LEVELS - 1 for i in range(LCM_LEVELS)]
+    tables = list(zip(schedule.alphas_cumprod.tolist(), schedule.alphas.tolist(), schedule.sigmas.tolist()))
+    levels = [_Level(t, *tables[t]) for t in trained[:: -(LCM_LEVELS // steps)][:steps]]
+    x = _at_least_float32(x_T)
+    for step, (now, to) in enumerate(pairwise([*levels, _Level(-1, 1.0, 1.0, 0.0)]), start=1):
+        x0, _ = _predict(eps, x, now)
+        scaled = LCM_TIMESTEP_SCALE * now.t
+        kept = LCM_SIGMA_DATA**2 / (scaled**2 + LCM_SIGMA_DATA**2)  # almost nothing but at the cleanest levels
+        clean = kept * x + scaled / sqrt(scaled**2 + LCM_SIGMA_DATA**2) * x0
+        x = _add_noise(to.alpha * clean, to.sigma**2, generators)
+        x = _reported(callback, step, len(levels), now, x)
+    return x
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ The outermost level always is, and with it what methods on top add to its blocks
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -52,10 +52,10 @@ class StepCache(nn.Module):
         if every < 2:
             raise ConfigError(f"step_cache is {every}: give the steps from one whole call to the next, 2 or more")
         self.network, self.every, self._step = network, every, 0
-        found = [module.inner for module in network.modules() if hasattr(module, "inner")]
+        found = [cast(InnerFeatures, module.inner) for module in network.modules() if hasattr(module, "inner")]
         if not found:
             raise ConfigError("step_cache leaves out the inner levels of a UNet, and this model is none: leave it out")
-        self._inner: InnerFeatures = found[0]
+        self._inner = found[0]
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """What the network gives for this step."""
@@ -67,9 +67,10 @@ class StepCache(nn.Module):
     @contextmanager
     def _using(self, whole: bool) -> Iterator[None]:
         self._inner.active, self._inner.whole = True, whole
-        self.network.variant = ("inner features", whole)  # graphs of both kinds of calls are different ones
+        network = cast(Any, self.network)
+        network.variant = ("inner features", whole)  # graphs of both kinds of calls are different ones
         try:
             yield
         finally:
             self._inner.active, self._inner.whole = False, True
-            self.network.variant = None
+            network.variant = None

@@ -48,7 +48,9 @@ class TrainingModule(pl.LightningModule):
     def __init__(self, settings: TrainingSettings, trained: Mapping[str, nn.Module], frozen: Iterable[nn.Module] = ()):
         super().__init__()
         if settings.cuda_graphs and not self.captures:
-            raise ConfigError("training.cuda_graphs is for base models and AICL only: set it to false")
+            raise ConfigError(
+                "training.cuda_graphs does nothing for this task, which trains no diffusion model: set it to false"
+            )
         if settings.caption_dropout and not self.drops_captions:
             raise ConfigError(
                 "training.caption_dropout is for base models only, which learn their own unconditional branch with it: "

@@ -135,11 +135,14 @@ def test_references_of_some_rows_leave_the_others_alone(family):
     torch.testing.assert_close(both[2:], integrated(x, t, context, references=memory))
 
 
-def test_one_memory_serves_every_sample():
-    integrated, inputs = tiny(), unet_inputs()
-    shared = integrated.reference_context(features(b=1), 4, weights=[1, 2])
-    copied = integrated.reference_context(features(b=1).expand(2, -1, -1, -1, -1), 4, weights=[1, 2])
-    assert torch.equal(integrated(*inputs, references=shared), integrated(*inputs, references=copied))
+@pytest.mark.parametrize("frames", [4, [5, 3]])
+@pytest.mark.parametrize("mode", MODES)
+def test_one_context_serves_every_sample(mode, frames):
+    integrated, inputs = tiny(mode=mode), unet_inputs(b=3)
+    one = features(b=1, channels=8 if mode == "both" else 4)
+    shared = integrated.reference_context(one, frames, weights=[1, 2])
+    copied = integrated.reference_context(one.expand(3, -1, -1, -1, -1), frames, weights=[1, 2])
+    torch.testing.assert_close(integrated(*inputs, references=shared), integrated(*inputs, references=copied))
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -239,6 +242,21 @@ def test_says_what_does_not_fit():
         integrated.reference_context(features(), 4, weights=[1, -1])
     with pytest.raises(ConfigError, match="scale"):
         integrated.reference_context(features(), 4, scale=float("nan"))
+
+
+def test_defaults_are_ours_and_positions_ask_only_what_they_need():
+    assert IntegrationConfig() == IntegrationConfig(
+        feature_channels=4,
+        mode="temporal",
+        head_dim=64,
+        max_relative_frames=16,
+        temporal_positions="learned",
+        spatial_positions="rotary",
+    )
+    IntegrationConfig(head_dim=6)  # there is no spatial attention, so no rotary positions
+    IntegrationConfig(head_dim=6, mode="spatial", spatial_positions="none")
+    with pytest.raises(ConfigError, match=r"integration.head_dim is 6: .* a multiple of 4"):
+        IntegrationConfig(head_dim=6, mode="both")
 
 
 @pytest.mark.slow

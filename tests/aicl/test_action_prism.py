@@ -44,6 +44,9 @@ def test_defaults_are_the_papers():
     with torch.device("meta"):
         prism = ActionPrism(PrismConfig())
     block = prism.blocks[0]
+    config = prism.config
+    assert (config.heads, config.head_dim, config.max_relative_frames, config.use_checkpoint) == (8, 80, 16, False)
+    assert (config.spatial_positions, config.temporal_positions) == ("rotary", "learned")
     assert len(prism.blocks) == 18
     assert prism.video_in[0].weight.shape == (640, 4)
     assert prism.text_in.weight.shape == (768, 1024)

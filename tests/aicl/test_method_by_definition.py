@@ -136,21 +136,23 @@ def integration_by_definition(layer, tokens, features, frames, weights, size) ->
     return out
 
 
+@pytest.mark.parametrize("frames", [[5, 3], [4, 4]])  # of equal lengths they take another way
 @pytest.mark.parametrize("positions", ["learned", "none"])
 @torch.no_grad()
-def test_the_integration_is_equation_7(positions):
+def test_the_integration_is_equation_7(positions, frames):
     config = IntegrationConfig(head_dim=16, max_relative_frames=2, temporal_positions=positions, feature_channels=3)
     integrated = integrate(tiny_unet("lvdm"), config)
     randomise(integrated.blocks, seed=3)
     layer = next(iter(integrated.blocks.values())).parts["temporal"].double()
+    assert (layer.relative is None) == (positions == "none")
     generator = torch.Generator().manual_seed(5)
     tokens = torch.randn(2, 4, 4 * 2, 32, generator=generator, dtype=DOUBLE)
     features = torch.randn(2, 8, 3, 8, 6, generator=generator, dtype=DOUBLE)
     weights = torch.tensor([[1.0, 3.0], [0.5, 0.0]], dtype=DOUBLE)
-    context = integrated.reference_context(features, [5, 3], weights)
+    context = integrated.reference_context(features, frames, weights)
     found = layer(tokens, features, context, (4, 2))
     for sample in range(2):
-        arguments = (tokens[sample], features[sample], [5, 3], weights[sample].tolist(), (4, 2))
+        arguments = (tokens[sample], features[sample], frames, weights[sample].tolist(), (4, 2))
         torch.testing.assert_close(found[sample], integration_by_definition(layer, *arguments))
 
 

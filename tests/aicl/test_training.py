@@ -183,6 +183,29 @@ def test_compiling_gives_the_same_gradients_and_is_done_once(tmp_path, clips):
         torch.testing.assert_close(plain, other, rtol=1e-4, atol=1e-7)
 
 
+def test_prism_and_backbone_are_captured_once_each_as_cuda_graphs(tmp_path, clips, monkeypatch):
+    """What is captured, on a CPU; the graphs themselves are tested in tests/gpu."""
+    captured = []
+
+    def capture(module, samples, allow_unused_input):
+        captured.append((module.network, samples))
+        return module
+
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", capture)
+    losses = []
+    for graphs in (False, True):
+        settings = {"cuda_graphs": graphs, "timesteps_per_sample": 2}
+        module, data = build(aicl_config(tmp_path, references=2, reference_dropout=0.5, training=settings))
+        randomise(module.trained, seed=0)
+        batches = iter(data.train_dataloader())
+        losses.append(torch.cat([module.losses(next(batches)) for _ in range(2)]))
+    assert torch.equal(*losses)
+    assert [type(network).__name__ for network, _ in captured] == ["ActionPrism", "IntegratedBackbone"]
+    latents, timesteps, context, features, weights = captured[1][1]
+    assert (len(latents), len(timesteps), len(context), len(features), len(weights)) == (4, 4, 4, 4, 4)
+    assert features.requires_grad and not weights.requires_grad  # through R gradients reach the prism
+
+
 def test_only_trained_parameters_are_registered(tmp_path, clips):
     module, _ = build(aicl_config(tmp_path))
     assert {name.split(".")[1] for name, _ in module.named_parameters()} == {"prism", "integration"}

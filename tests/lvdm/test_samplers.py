@@ -5,13 +5,16 @@ sigma^2), and so is the end of its probability-flow ODE: (x - alpha MEAN) / sqrt
 """
 
 import math
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 
+from lvdm.checkpoints import read_model
 from lvdm.diffusion import (
     SAMPLERS,
     Condition,
@@ -24,6 +27,10 @@ from lvdm.diffusion import (
     sample_dpmpp_2m,
 )
 from lvdm.errors import ConfigError
+from lvdm.models.components import build_components
+from lvdm.options import GenerationOptions
+from lvdm.pipeline import VideoPipeline
+from tests.lvdm.training_runs import MODEL
 from tests.parity.rebuild import figure, inputs
 
 MEAN, STD = 0.7, 0.5
@@ -299,3 +306,33 @@ def test_what_a_callback_returns_replaces_the_latents():
             lambda x, t: x, torch.ones(1, 3), schedule, 3, callback=lambda step, total, t, x: torch.zeros_like(x)
         )
         assert torch.equal(found, torch.zeros(1, 3))
+
+
+def test_every_sampler_can_be_chosen_as_an_option():
+    choices = get_args(get_type_hints(GenerationOptions)["sampler"])
+    assert sorted(choices) == sorted(SAMPLERS)
+
+
+def test_a_sampler_of_ones_own_is_one_function():
+    """What `VideoPipeline.sample_latents` gives it: the model's spacing, and an eta only if it asks for one."""
+    seen = {}
+
+    @SAMPLERS.register("own")
+    def sample_own(eps, x_T, schedule, steps, *, generators=None, callback=None, spacing="published"):
+        seen.update(steps=steps, spacing=spacing)
+        return x_T - eps(x_T, torch.zeros(len(x_T), dtype=torch.int64))
+
+    try:
+        config = read_model(MODEL)
+        config.diffusion = replace(config.diffusion, spacing="trailing")
+        pipe = VideoPipeline(build_components(config), config)
+        positive, negative = pipe.conditions(["a person walks"])
+        x_T = pipe.initial_noise(make_generators([0]), num_frames=2, size=(16, 16))
+        noise = pipe.sample_latents([negative, positive], [-1, 2], x_T, sampler="own", num_inference_steps=7)
+        assert seen == {"steps": 7, "spacing": "trailing"} and noise.shape == x_T.shape
+        with pytest.raises(ConfigError, match="eta is a setting of the sampler 'ddim', not of 'own'"):
+            pipe.sample_latents([positive], [1], x_T, sampler="own", eta=0.5)
+    finally:
+        SAMPLERS.remove("own")
+    with pytest.raises(ConfigError, match="unknown sampler 'own': choose from ddim, ddpm, dpmpp_2m"):
+        pipe.sample_latents([positive], [1], x_T, sampler="own")
