@@ -12,7 +12,7 @@ from aicl.cli import VERBS, parse, verb_module
 from lvdm import config as configs
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "checkpoints").rglob("*.md"))]
+PAGES = [*ROOT.glob("*.md"), *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "checkpoints").rglob("*.md"))]
 MODULES = sorted(path for path in (ROOT / "aicl/cli").glob("*.py") if path.stem != "__init__")
 VERB_OF_SCRIPT = {
     path.stem: match[1]

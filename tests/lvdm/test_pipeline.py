@@ -158,7 +158,7 @@ def test_steps_can_be_composed_with_further_branches(pipes):
         ("tiny_lvdm", {"num_frames": 6}, "6 frames are too many"),
         ("tiny_lvdm", {"num_frames": 0}, "num_frames is 0: it must be from 1 to 65536"),
         ("tiny_lvdm", {"height": 0}, "height is 0: it must be from 1 to 65536"),
-        ("tiny_lvdm", {"guidance_scale": math.nan}, "guidance_scale is nan: it must be finite"),
+        ("tiny_lvdm", {"guidance_scale": math.nan}, "guidance_scale is nan"),
         ("tiny_lvdm", {"guidance_scale": "4"}, "guidance_scale must be a number, got '4'"),
         (
             "tiny_lvdm",
