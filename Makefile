@@ -7,13 +7,14 @@ STAMP := $(VENV)/.installed
 TEST_FLAGS ?= -n 2 --dist loadfile -q
 
 KILLS ?= 100
+FUZZ ?= 40
 
 .PHONY: setup demo test soak lint format docs clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
 
-$(STAMP): requirements.txt setup.py
+$(STAMP): requirements.txt setup.py pyproject.toml
 	@test -n "$(PYTHON)" || { echo "error: no python3 found; install Python 3.11 or pass PYTHON=/path/to/python"; exit 2; }
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "error: $(PYTHON) is $$("$(PYTHON)" -V 2>&1); AICL needs Python 3.11 or newer (make PYTHON=/path/to/python3.11)"; exit 2; }
@@ -21,7 +22,7 @@ $(STAMP): requirements.txt setup.py
 	  { echo "error: $(PYTHON) has no venv module; install it (Debian: python3-venv) or pass another PYTHON"; exit 2; }
 	@test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
 	@echo "installing the pinned requirements into $(VENV) (about 5 GB, a few minutes the first time)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=24" "setuptools>=68"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=24" "setuptools>=77"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $(STAMP)
@@ -32,9 +33,10 @@ demo: setup
 test: setup
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu" $(TEST_FLAGS)
 
-# what must survive: kills of every kind at moments drawn from a seed
+# what must survive: kills of every kind at moments drawn from a seed, full disks, and FUZZ inputs of each outside format
 soak: setup
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak --kills $(KILLS)
+	@OMP_NUM_THREADS=1 FUZZ_INPUTS=$(FUZZ) $(BIN)/python -m pytest tests/fuzz -q
 
 lint: setup
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy

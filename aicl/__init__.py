@@ -1,6 +1,9 @@
 """Action in-context learning for video diffusion models (arXiv 2403.11535). Names are imported when first used."""
 
+import sys
 from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 __version__ = "0.2.0"
@@ -21,6 +24,23 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = sorted(_HOME_OF)
 
 
+def _check_lvdm() -> None:
+    """Raise ImportError where Python finds another package than ours under the name `lvdm`: two ancestors have it."""
+    spec = find_spec("lvdm")
+    places = [Path(place) for place in spec.submodule_search_locations or ()] if spec else []
+    ours = any((place / "errors.py").is_file() for place in places)
+    others = [place for place in places if (place / "modules").is_dir() or (place / "models" / "modules").is_dir()]
+    if ours and not others:
+        return
+    if Path(sys.argv[0]).stem in ("aicl", "-m"):
+        sys.tracebacklimit = 0  # the command says this sentence and nothing more
+    where = f"in {(others or places)[0]} " if others or places else ""
+    raise ImportError(
+        f"the package lvdm {where}is not AICL's but another of that name, such as LVDM's or VideoCrafter's own: take "
+        "it off PYTHONPATH and out of the working folder, or give AICL an environment of its own"
+    )
+
+
 def __getattr__(name: str) -> Any:
     if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -30,3 +50,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+_check_lvdm()

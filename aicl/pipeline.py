@@ -24,6 +24,7 @@ from lvdm.checkpoints import load_pipeline, save_pipeline
 from lvdm.checkpoints.folder import new_folder
 from lvdm.diffusion import Condition
 from lvdm.errors import CheckpointError, ConfigError
+from lvdm.models.components import GenerationDefaults
 from lvdm.options import read_options, takes_options
 from lvdm.pipeline import (
     ImageLike,
@@ -113,7 +114,7 @@ class AICLPipeline:
         pointer = FolderConfig(first_reference_until=self.first_reference_until)
         if base is not None:
             pointer.base = str(Path(base).resolve())
-        meta = {} if self.info is None else {"step": self.info.step, **self.info.notes}
+        meta = {} if self.info is None else {"step": self.info.step, "fps": self.info.fps, **self.info.notes}
         with new_folder(folder) as temporary:
             if base is None:
                 save_pipeline(self.base.components, self.base.config, temporary / pointer.base)
@@ -124,6 +125,18 @@ class AICLPipeline:
         """Choose how the UNet runs from now on, see `lvdm.acceleration`: auto, none, graphs or full."""
         self._patched.acceleration = self.base.accelerate(mode, expected_steps).acceleration
         return self
+
+    @property
+    def defaults(self) -> GenerationDefaults:
+        """What a call uses where it says nothing: the base model's, at the frame rate that the adapter was trained at.
+
+        So references are read, the base model is told, and videos are meant to be played at one rate.
+        """
+        defaults = self.base.config.defaults
+        if self.info is None or self.info.fps is None:
+            return defaults
+        fps = max(1, round(self.info.fps))
+        return replace(defaults, fps=None if defaults.fps is None else fps, save_fps=fps)
 
     @property
     def device(self) -> torch.device:
@@ -164,7 +177,7 @@ class AICLPipeline:
         self.base.enable_vae_slicing(frames)
 
     def __repr__(self) -> str:
-        config, defaults = self.base.config, self.base.config.defaults
+        config, defaults = self.base.config, self.defaults
         image = "image-to-video" if self.base.takes_image else "text-to-video"
         where = "" if self.files is None else f" from {self.files.base}"
         lines = [
@@ -204,7 +217,7 @@ class AICLPipeline:
         Raises UserError for arguments that the model cannot take, and files that cannot be read.
         """
         given = read_options(SamplingOptions, options)
-        settings = SamplingOptions(**given.filled(self.base.config.defaults))
+        settings = SamplingOptions(**given.filled(self.defaults))
         prompts, size = check_prompts(prompt), (settings.height, settings.width)
         check_output_type(output_type)
         rows = reference_rows(references, len(prompts))
@@ -218,11 +231,12 @@ class AICLPipeline:
         clock.lap("text")
         context = None
         if rows:
-            fps = settings.reference_fps or self.base.config.defaults.save_fps
+            fps = settings.reference_fps or self.defaults.save_fps
             features = self._motion_features(rows, prompts, settings.num_frames, size, fps, clock)
             context = self._reference_context(features, rows, len(prompts), settings)
+        scales = settings.guidance_scale, settings.reference_guidance_scale
         latents = self._patched.sample_latents(
-            *_branches(negative, positive, context, settings.guidance_scale, settings.reference_guidance_scale),
+            *_branches(negative, positive, context, *scales, embedded=self.base.tell_guidance(scales[0])),
             x_T,
             num_inference_steps=settings.num_inference_steps,
             sampler=settings.sampler,
@@ -255,12 +269,12 @@ class AICLPipeline:
         those of the base model's own videos. The result can be saved, and given as a reference, or its file can.
         """
         options = SamplingOptions(num_frames=num_frames, height=height, width=width, reference_fps=reference_fps)
-        settings = SamplingOptions(**options.filled(self.base.config.defaults))
+        settings = SamplingOptions(**options.filled(self.defaults))
         prompts, size = check_prompts(prompt), (settings.height, settings.width)
         rows = reference_rows(references, len(prompts))
         if not rows:
             raise ConfigError("there is no reference to encode: give at least one")
-        fps = reference_fps or self.base.config.defaults.save_fps
+        fps = reference_fps or self.defaults.save_fps
         return self._motion_features(rows, prompts, settings.num_frames, size, fps, Clock(self.device))
 
     def _motion_features(
@@ -357,14 +371,18 @@ def _branches(
     context: ReferenceContext | None,
     guidance_scale: float,
     reference_guidance_scale: float | None,
+    embedded: bool = False,
 ) -> tuple[list[Condition], list[float]]:
-    """Guidance branches and their weights: e(none), e(text) where it has a strength of its own, e(text, R)."""
+    """Guidance branches and their weights: e(none), e(text) where it has a strength of its own, e(text, R).
+
+    A model that was distilled with guidance (`embedded`) is told g and has no e(none).
+    """
     g, r = guidance_scale, reference_guidance_scale
-    if context is None:
-        return [negative, positive], [1 - g, g]
-    full = replace(positive, extras={"references": context})
-    if r is None:
-        return [negative, full], [1 - g, g]
+    full = positive if context is None else replace(positive, extras={"references": context})
+    if context is None or r is None:
+        return ([full], [1.0]) if embedded else ([negative, full], [1 - g, g])
+    if embedded:
+        return [positive, full], [1 - r, r]
     return [negative, positive, full], [1 - g, g - r, r]
 
 

@@ -45,6 +45,8 @@ def generate_samples(pipe: AICLPipeline, job: Job, batches: list[list[int]] | No
         plain: list[Tensor | None] = [None] * len(batch)
         if job.compare:
             own = {name: value for name, value in job.sampling().given().items() if name in _GENERATION}
+            if options.fps is not None:  # both at the rate that the adapter was trained at
+                own["fps"] = options.fps
             plain = list(pipe.base(prompts, image=job.image, seed=batch, **own))
         for index, (seed, video, base) in enumerate(zip(batch, videos, plain)):
             yield Sample(seed, options, batch, index, video, base, seconds)
@@ -52,17 +54,17 @@ def generate_samples(pipe: AICLPipeline, job: Job, batches: list[list[int]] | No
 
 def filled_options(pipe: AICLPipeline, job: Job) -> SamplingOptions:
     """The job's options with the model's defaults in place of None."""
-    options = SamplingOptions(**job.sampling().filled(pipe.base.config.defaults))
+    options = SamplingOptions(**job.sampling().filled(pipe.defaults))
     if job.references:
         if options.first_reference_until is None:
             options.first_reference_until = pipe.first_reference_until
-        options.reference_fps = options.reference_fps or pipe.base.config.defaults.save_fps
+        options.reference_fps = options.reference_fps or pipe.defaults.save_fps
     return options
 
 
 def write_sample(pipe: AICLPipeline, job: Job, sample: Sample, path: Path) -> None:
     """Write a video and, where the job asks for it, its comparison; replaces what is there."""
-    fps = pipe.base.config.defaults.save_fps
+    fps = pipe.defaults.save_fps
     path.parent.mkdir(parents=True, exist_ok=True)
     write_video(path, sample.video, fps, overwrite=True)
     if sample.base is not None:

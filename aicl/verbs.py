@@ -73,9 +73,8 @@ def phrase(caption: str) -> str | None:
     "play violin". None for any other caption.
     """
     tokens = [token for token in words(caption.rstrip(" .")) if token not in DETERMINERS]
-    if tokens[:2] != ["person", "is"] or len(tokens) < 3 or lemma(tokens[2]) is None:
-        return None
-    return " ".join([lemma(tokens[2]), *tokens[3:]])
+    verb = lemma(tokens[2]) if tokens[:2] == ["person", "is"] and len(tokens) > 2 else None
+    return None if verb is None else " ".join([verb, *tokens[3:]])
 
 
 def contains(caption: str, phrases: Iterable[str]) -> tuple[str, ...]:

@@ -45,5 +45,7 @@ def device(name: str | None = None) -> "torch.device":
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"device '{name}' cannot be used here: choose another with --device, such as cpu") from error
     if chosen.type == "cuda":
+        if chosen.index is None:
+            chosen = torch.device("cuda", torch.cuda.current_device())
         torch.cuda.set_device(chosen)
     return chosen

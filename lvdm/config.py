@@ -178,15 +178,12 @@ def _load_file(path: Path, chain: tuple[Path, ...]) -> DictConfig:
         raise ConfigError(f"config file {path} is reached over {len(chain)} files that extend each other: too many")
     origin = f", which {chain[-1]} extends," if chain else ""
     text = read_text(path, ConfigError, MAX_YAML, what=f"config file {path}{origin}")
-    check_yaml(text, f"config file {path}", ConfigError)
+    if not check_yaml(text, f"config file {path}", ConfigError):
+        raise ConfigError(f"config file {path} must hold a mapping at its top level")
     try:
         config = OmegaConf.load(io.StringIO(text))
-    except OSError:  # OmegaConf's word for a document that is a single value
-        config = None
     except (YAMLError, OmegaConfBaseException, ValueError, TypeError, AssertionError) as error:  # of one or the other
         raise ConfigError(f"config file {path} is not valid YAML: {' '.join(str(error).split())[:300]}") from error
-    if not isinstance(config, DictConfig):
-        raise ConfigError(f"config file {path} must hold a mapping at its top level")
     plain = OmegaConf.to_container(config, resolve=False)
     parents = plain.pop("extends", None) or []
     parents = [parents] if isinstance(parents, str) else parents
@@ -258,8 +255,10 @@ def _checked(kind: Any, value: Any, where: str) -> Any:
             return checked_path(value, ConfigError)
     elif kind in (int, float):
         if not isinstance(value, bool) and isinstance(value, (int,) if kind is int else (int, float)):
-            if not abs(value) < 2**63:  # nor is not-a-number
-                raise ConfigError(f"{where} is {_shown(value)}: that is no number that can be used")
+            if not math.isfinite(value):
+                raise ConfigError(f"{where} is {value}: it must be finite")
+            if isinstance(value, int) and not abs(value) < 2**63:
+                raise ConfigError(f"{where} is {_shown(value)}: it must fit into 64 bits")
             return kind(value)
     elif isinstance(value, kind):
         return check_text(value, where, ConfigError) if kind is str else value

@@ -87,11 +87,23 @@ def disk_errors(place: str | os.PathLike[str], then: str = "then do it again") -
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
-        number = _disk_errno(error)
+        number = disk_errno(error)
         if number is None:
             raise
         what = "make room" if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "see to the disk"
         raise DiskError(f"{place}: cannot be written ({os.strerror(number)}); {what}, {then}") from error
+
+
+def disk_errno(error: BaseException) -> int | None:
+    """The number of the system's error if an exception, of any library, says that the disk takes no more; else None."""
+    if isinstance(error, UserError):
+        return None
+    number = error.errno if isinstance(error, OSError) else None
+    if isinstance(error, SafetensorError) and (found := re.search(r"os error (\d+)", str(error))):
+        number = int(found[1])
+    if isinstance(error, RuntimeError) and "inline_container" in str(error) and "Reader" not in str(error):
+        number = errno.ENOSPC  # PyTorch's writer keeps the number to itself
+    return number if number in _DISK_ERRORS else None
 
 
 @contextmanager
@@ -118,6 +130,9 @@ def temporary_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
             temporary.chmod(0o777 & ~_umask())  # mkdtemp makes private folders
             sync_folder(temporary)
             os.replace(temporary, folder)
+    except DiskError as error:  # of a file in it: nobody knows the temporary name
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise DiskError(str(error).replace(str(temporary), str(folder))) from error
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -203,18 +218,6 @@ def _hold(folder: Path) -> int | None:
         os.close(handle)
         return None
     return handle
-
-
-def _disk_errno(error: BaseException) -> int | None:
-    """The number of the system's error if it says that the disk takes no more, from any library's exception."""
-    if isinstance(error, UserError):
-        return None
-    number = error.errno if isinstance(error, OSError) else None
-    if isinstance(error, SafetensorError) and (found := re.search(r"os error (\d+)", str(error))):
-        number = int(found[1])
-    if isinstance(error, RuntimeError) and "inline_container" in str(error) and "Reader" not in str(error):
-        number = errno.ENOSPC  # PyTorch's writer keeps the number to itself
-    return number if number in _DISK_ERRORS else None
 
 
 def _temporary(path: Path) -> Path:

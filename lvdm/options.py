@@ -77,12 +77,12 @@ class GenerationOptions(Options):
         "size": "height and width",
     }
 
-    num_frames: int | None = option(None, "length of the video in frames", least=1)
-    height: int | None = option(None, "of the video, in pixels", least=1)
-    width: int | None = option(None, "of the video, in pixels", least=1)
+    num_frames: int | None = option(None, "length of the video in frames", least=1, most=2**16)
+    height: int | None = option(None, "of the video, in pixels", least=1, most=2**16)
+    width: int | None = option(None, "of the video, in pixels", least=1, most=2**16)
     fps: int | None = option(None, "frame rate (1/s) to condition on, for models that take one", least=1)
-    num_inference_steps: int | None = option(None, "steps of the sampler", least=1, spellings=("steps",))
-    sampler: Literal["ddim", "ddpm", "dpmpp_2m"] = option("ddim", "how noise becomes a video (default: ddim)")
+    num_inference_steps: int | None = option(None, "steps of the sampler", least=1, most=2**16, spellings=("steps",))
+    sampler: Literal["ddim", "ddpm", "dpmpp_2m", "lcm"] = option("ddim", "how noise becomes a video (default: ddim)")
     eta: float | None = option(None, "noise that DDIM adds, 0 to 1", least=0, most=1)
     guidance_scale: float | None = option(
         None, "strength of the text, and of the references unless theirs is given; 1 is none", spellings=("guidance",)

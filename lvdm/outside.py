@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
+import yaml  # type: ignore[import-untyped]
 from safetensors import SafetensorError, safe_open
 
 from lvdm.errors import UserError
@@ -127,16 +127,19 @@ def read_json_lines(path: str | os.PathLike[str], kind: Kind) -> Iterator[tuple[
             yield number, checked(parse_json(line, where, kind), dict, where, kind)
 
 
-def check_yaml(text: str, where: object, kind: Kind) -> None:
+def check_yaml(text: str, where: object, kind: Kind) -> bool:
     """Raise `kind` for a YAML text that no parser should be given: nested too deeply, or with too much in it.
 
-    Aliases count as what they stand for, since whoever merges such a file writes them out. Mistakes of grammar are left
-    to the parser.
+    Returns whether it is a mapping, or empty. Aliases count as what they stand for, since whoever merges such a file
+    writes them out. Mistakes of grammar are left to the parser.
     """
     depth, sizes, open_sizes = 0, {}, [0]
     names: list[str | None] = [None]
+    first: yaml.Event | None = None
     try:
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            if first is None and isinstance(event, yaml.NodeEvent):
+                first = event
             if isinstance(event, yaml.CollectionStartEvent):
                 depth += 1
                 open_sizes.append(1)
@@ -161,6 +164,7 @@ def check_yaml(text: str, where: object, kind: Kind) -> None:
     except (yaml.YAMLError, ValueError) as error:
         if isinstance(error, UserError):
             raise
+    return first is None or isinstance(first, yaml.MappingStartEvent)
 
 
 def read_table(
@@ -194,7 +198,8 @@ def read_table(
 
 def check_text(text: object, where: object, kind: Kind, limit: int = MAX_LINE) -> str:
     """The text itself. Raises `kind` for anything that is no text that can be written and shown."""
-    text = checked(text, str, where, kind)
+    checked(text, str, where, kind)
+    assert isinstance(text, str)
     if len(text) > limit:
         raise kind(f"{where}: has {len(text):,} characters, at most {limit:,} can be used")
     if "\0" in text:

@@ -126,10 +126,13 @@ class VideoPipeline:
         x_T = self.initial_noise(generators, num_frames=settings["num_frames"], size=size)
         texts = {name: settings[name] for name in ("fps", "negative_prompt")}
         positive, negative = self.conditions(prompts, image, size=size, **texts)
-        guidance_scale = settings["guidance_scale"]
+        guidance_scale, branches = settings["guidance_scale"], [negative, positive]
+        weights = [1 - guidance_scale, guidance_scale]
+        if self.tell_guidance(guidance_scale):
+            branches, weights = [positive], [1.0]
         latents = self.sample_latents(
-            [negative, positive],
-            [1 - guidance_scale, guidance_scale],
+            branches,
+            weights,
             x_T,
             **{name: settings[name] for name in ("num_inference_steps", "sampler", "eta", "step_cache")},
             generators=generators,
@@ -185,6 +188,15 @@ class VideoPipeline:
             raise ConfigError("this is a text-to-video model: it takes no image")
         fps = self.conditioned_fps(fps)
         return Condition(context, fps), Condition(unconditional, fps)
+
+    def tell_guidance(self, guidance_scale: float) -> bool:
+        """Whether the UNet was distilled with guidance: it is told the strength then, and needs no branch without the
+        prompt."""
+        unet = self.components.unet
+        if not getattr(unet, "embeds_guidance", False):
+            return False
+        unet.embed_guidance(guidance_scale)
+        return True
 
     def conditioned_fps(self, fps: int | None = None) -> int | None:
         """The frame rate to condition on, by default the model's own. Raises ConfigError if the model takes none."""
@@ -246,7 +258,7 @@ class VideoPipeline:
             options["eta"] = defaults.eta if eta is None else eta
         elif eta is not None:
             raise ConfigError(f"eta is a setting of the sampler 'ddim', not of '{sampler}'")
-        if takes["spacing"].default == "published":
+        if "spacing" in takes and takes["spacing"].default == "published":
             options["spacing"] = self.config.diffusion.spacing
         steps = defaults.num_inference_steps if num_inference_steps is None else num_inference_steps
         self.bring(parts.unet)

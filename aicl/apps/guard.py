@@ -50,6 +50,8 @@ _PAGE_ROUTES = (
     rf"/gradio_api/heartbeat/{_SESSION}",
 )
 _HOST = re.compile(r"[A-Za-z0-9._-]{1,253}(:\d{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](:\d{1,5})?")
+# What is served is what it says it is, and the address of a page (a code may stand in it) is told to nobody else.
+_HEADERS = ((b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"same-origin"))
 _DROPPED_HEADERS = (b"content-length", b"content-type", b"transfer-encoding", b"x-gradio-server")
 
 _log = logging.getLogger(__name__)
@@ -236,11 +238,12 @@ def _once(body: bytes, receive: Receive) -> Receive:
 
 
 def _blaming_the_visitor(send: Send, mistakes: list[str]) -> Send:
-    """`send` that turns the status 500 into 400 where a handler found a mistake of the visitor's."""
+    """`send` that turns the status 500 into 400 where a handler found a mistake of the visitor's, and adds headers."""
 
     async def sending(message: Message) -> None:
-        if message["type"] == "http.response.start" and message["status"] == 500 and mistakes:
-            message = {**message, "status": 400}
+        if message["type"] == "http.response.start":
+            status = 400 if message["status"] == 500 and mistakes else message["status"]
+            message = {**message, "status": status, "headers": [*message.get("headers", ()), *_HEADERS]}
         await send(message)
 
     return sending

@@ -6,6 +6,7 @@ takes. So help and mistakes in the options come at once, and a new verb is one f
 
 import argparse
 import difflib
+import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -13,6 +14,7 @@ from types import ModuleType
 
 from lvdm import cli
 
+OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
 VERBS = {
     "sample": "generate videos whose action is shown by reference videos",
     "train": "train an autoencoder, a base model or AICL from a config",
@@ -29,6 +31,9 @@ VERBS = {
     "doctor": "say what this machine can do, and what will not work and why",
     "user-study": "let people compare videos in a browser, and count",
 }
+
+ELSEWHERE = {"make-puppets": "aicl.puppets.make_puppets", "demo": "aicl.puppets.demo"}
+"""Verbs of a package of its own."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -58,23 +63,37 @@ def run_verb(verb: str, arguments: Sequence[str] | None = None) -> None:
 
 def parse(verb: str, arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The options of a verb. Exits with status 2, after a sentence on stderr, for what it does not know."""
-    parser: argparse.ArgumentParser = verb_module(verb).parser()
-    try:
-        return parser.parse_intermixed_args(arguments)  # key=value may stand before and after options
-    except TypeError:  # argparse's answer where there are subcommands
+    parser: Parser = verb_module(verb).parser()
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not parser.takes_overrides:
         return parser.parse_args(arguments)
+    # In front, no option of several values can take them for its own.
+    settings = [
+        each for before, each in zip(["", *arguments], arguments) if OVERRIDE.match(each) and not before.startswith("-")
+    ]
+    return parser.parse_args([*settings, *(each for each in arguments if each not in settings)])
 
 
 def verb_module(verb: str) -> ModuleType:
     """The module of a verb, one of `VERBS`."""
-    return import_module(f"aicl.cli.{verb.replace('-', '_')}")
+    return import_module(ELSEWHERE.get(verb, f"aicl.cli.{verb.replace('-', '_')}"))
 
 
-def new_parser(verb: str, description: str | None) -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """A verb's parser; it may take settings, key=value, which stand anywhere between its options."""
+
+    takes_overrides = False
+
+    def add_overrides(self, help: str) -> None:
+        """Take any number of settings as `overrides`."""
+        self.add_argument("overrides", nargs="*", metavar="key=value", help=help)
+        self.takes_overrides = True
+
+
+def new_parser(verb: str, description: str | None) -> Parser:
     """An empty parser for a verb, with its module's docstring as the help text."""
-    return argparse.ArgumentParser(
-        prog=f"aicl {verb}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    formatter = argparse.RawDescriptionHelpFormatter
+    return Parser(prog=f"aicl {verb}", description=description, formatter_class=formatter)
 
 
 def _version() -> str:

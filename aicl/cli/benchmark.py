@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aicl.cli import new_parser
+from aicl.cli import Parser, new_parser
 from lvdm import cli
 from lvdm import config as configs
 from lvdm.files import write_json
@@ -39,7 +39,7 @@ MODELS = tuple(CONFIGS.values())
 LAYOUTS = Path(__file__).resolve().parents[2] / "tests" / "parity" / "full_layouts.json.gz"  # of a checkout
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The options of `aicl benchmark`."""
     results = argparse.ArgumentParser(add_help=False)
     results.add_argument("--out", type=Path, help="write all records of this run to this JSON file")

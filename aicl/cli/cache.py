@@ -16,7 +16,7 @@ import os
 
 from tqdm import tqdm
 
-from aicl.cli import new_parser
+from aicl.cli import Parser, new_parser
 from lvdm import cli
 from lvdm.config import from_mapping, load
 from lvdm.errors import ConfigError
@@ -24,10 +24,10 @@ from lvdm.errors import ConfigError
 PRECISIONS = ("float32", "bfloat16", "float16")
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The options of `aicl cache`."""
     parser = new_parser("cache", __doc__)
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
+    parser.add_overrides("changes to the config")
     parser.add_argument("--config", required=True, help="config of the training, with the sections data and run")
     parser.add_argument(
         "--base", required=True, help="model folder or run, of which the autoencoder and text encoder are used"

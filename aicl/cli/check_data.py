@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from aicl.cli import new_parser
+from aicl.cli import Parser, new_parser
 from lvdm.config import from_mapping, load
 from lvdm.errors import ConfigError
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from lvdm.data import Manifest
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The options of `aicl check-data`."""
     parser = new_parser("check-data", __doc__)
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
+    parser.add_overrides("changes to the config")
     parser.add_argument("--config", help="a config file with a data section")
     parser.add_argument("--kind", choices=("ucf101", "webvid", "folder"), help="without a config: the kind of data set")
     parser.add_argument("--path", help="without a config: its folder")

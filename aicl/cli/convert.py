@@ -11,14 +11,14 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aicl.cli import new_parser
+from aicl.cli import Parser, new_parser
 from lvdm.errors import ConfigError
 
 if TYPE_CHECKING:
     from lvdm.models.components import ModelConfig
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The options of `aicl convert`."""
     parser = new_parser("convert", __doc__)
     parser.add_argument(

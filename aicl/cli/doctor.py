@@ -10,10 +10,10 @@ Ends with status 0 where the main commands work, and 1 where something stops the
 import argparse
 from pathlib import Path
 
-from aicl.cli import new_parser
+from aicl.cli import Parser, new_parser
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The options of `aicl doctor`."""
     p = new_parser("doctor", __doc__)
     p.add_argument(

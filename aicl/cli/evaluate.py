@@ -16,7 +16,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aicl.cli import new_parser
+from aicl.cli import Parser, new_parser
 from lvdm import cli
 from lvdm.errors import ConfigError
 from lvdm.files import check_writable
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from aicl.evaluation.results import Result
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The options of `aicl evaluate`."""
     parser = new_parser("evaluate", __doc__)
     commands = parser.add_subparsers(dest="command", required=True)

@@ -11,12 +11,18 @@ The folder is what `AICLPipeline.from_pretrained` and `aicl sample --model` load
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from aicl.cli import new_parser
+from aicl.cli import Parser, new_parser
 from lvdm.errors import CheckpointError
 
+if TYPE_CHECKING:
+    import torch
 
-def parser() -> argparse.ArgumentParser:
+EVALUATORS = ("classifier", "clip")  # what trainings of evaluators write: NAME.safetensors and NAME.yaml
+
+
+def parser() -> Parser:
     """The options of `aicl export`."""
     parser = new_parser("export", __doc__)
     parser.add_argument("--base", required=True, help="a model folder, or the run that trained the base model")
@@ -39,7 +45,6 @@ def main(args: argparse.Namespace) -> None:
     import torch
 
     from aicl.options import ModelOptions, SamplingOptions
-    from aicl.puppets.evaluators import load_evaluator, save_evaluator
     from aicl.sampling_models import load_model
     from lvdm.checkpoints import save_pipeline
     from lvdm.checkpoints.folder import new_folder
@@ -61,7 +66,7 @@ def main(args: argparse.Namespace) -> None:
             path.rename(whole / path.name)
         model.rmdir()
         for name, folder in evaluators.items():
-            save_evaluator(whole, name, load_evaluator(folder, name), dtype)
+            copy_evaluator(folder, whole, name, dtype)
         write_sums(whole, "*.safetensors")
     size = sum(path.stat().st_size for path in args.out.rglob("*") if path.is_file())
     print(f"{args.out}: {size / 1e6:.1f} MB in {args.dtype}; verify with: cd {args.out} && sha256sum --check {SUMS}")
@@ -69,15 +74,32 @@ def main(args: argparse.Namespace) -> None:
 
 def find_evaluators(run: str) -> dict[str, Path]:
     """The evaluators that a run trained, or that lie in a folder: name -> folder. Raises CheckpointError for none."""
-    from aicl.puppets.evaluators import INSTRUMENTS
     from lvdm.checkpoints import find_export
 
     found = {}
-    for name in INSTRUMENTS:
+    for name in EVALUATORS:
         try:
             found[name] = find_export(run, f"{name}.safetensors")
         except CheckpointError:
             continue
     if not found:
-        raise CheckpointError(f"{run} holds no evaluator: it has neither of {', '.join(INSTRUMENTS)}.safetensors")
+        raise CheckpointError(f"{run} holds no evaluator: it has neither of {', '.join(EVALUATORS)}.safetensors")
     return found
+
+
+def copy_evaluator(source: Path, target: Path, name: str, dtype: "torch.dtype") -> None:
+    """Copy NAME.safetensors, in another precision, and the NAME.yaml that describes it.
+
+    Raises CheckpointError where one of them is missing or broken.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file, save_file
+
+    try:
+        weights = load_file(source / f"{name}.safetensors")
+        description = (source / f"{name}.yaml").read_bytes()
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{source}: {name}.safetensors and {name}.yaml cannot both be read") from error
+    cast = {key: value.to(dtype) if value.is_floating_point() else value for key, value in weights.items()}
+    save_file(cast, target / f"{name}.safetensors")
+    (target / f"{name}.yaml").write_bytes(description)

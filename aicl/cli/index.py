@@ -11,13 +11,13 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from aicl.cli import new_parser
+from aicl.cli import Parser, new_parser
 from lvdm.errors import DataError
 
 SHOWN = 10
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The options of `aicl index`."""
     parser = new_parser("index", __doc__)
     parser.add_argument("source", type=Path, help="a folder of videos with captions, or a CSV or JSONL list of them")

@@ -1,7 +1,7 @@
 """Measure a table or an experiment of the paper, on its data sets or another; write Markdown and LaTeX, or pictures.
 
-  aicl reproduce --table I --benchmark ucf101 webvid model.lvdm=checkpoints/lvdm adapter.lvdm=runs/aicl_lvdm
-  aicl reproduce --table IV --benchmark ucf101 benchmark.path=data/ucf101 evaluators.classifier=checkpoints/videomae
+  aicl reproduce --table I --benchmark ucf101 webvid model.lvdm=checkpoints/lvdm_t2v_256 adapter.lvdm=runs/aicl_lvdm
+  aicl reproduce --table IV --benchmark ucf101 benchmark.path=data/UCF-101 evaluators.classifier=checkpoints/videomae
   aicl reproduce --table V --benchmark folder benchmark.path=my_videos videos=50
   aicl reproduce --table I III V        # on the puppet world, with the shipped models
   aicl reproduce --experiment pseudo_words videos=64 real=600 allow_few=true
@@ -16,7 +16,7 @@ import os
 from datetime import timedelta
 from pathlib import Path
 
-from aicl.cli import new_parser
+from aicl.cli import Parser, new_parser
 from lvdm import cli
 from lvdm.config import shipped_configs
 from lvdm.errors import ConfigError
@@ -26,7 +26,7 @@ TABLES = {"I": 1, "II": 2, "III": 3, "IV": 4, "V": 5}
 DEFAULT = "puppets"
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The options of `aicl reproduce`."""
     presets = (shipped_configs() / "tables").rglob("experiment_*.yaml")
     experiments = sorted({path.stem.removeprefix("experiment_") for path in presets})
@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="ucf101, webvid, folder, puppets, or a file like those in configs/benchmarks (default: puppets)",
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the preset")
+    parser.add_overrides("changes to the preset")
     parser.add_argument("--out", type=Path, default=Path("outputs/tables"), help="default: %(default)s")
     parser.add_argument("--device", help="default: the GPU if there is one")
     parser.add_argument("--save-videos", action="store_true", help="also write the videos as mp4, with a manifest")
@@ -57,9 +57,6 @@ def main(args: argparse.Namespace) -> None:
     from aicl.evaluation.engine import Experiment
     from aicl.evaluation.presets import load_preset, preset_files
 
-    # after --benchmark, argparse takes key=value for names
-    overrides = [*(name for name in args.benchmark if "=" in name), *args.overrides]
-    benchmarks = [name for name in args.benchmark if "=" not in name] or [DEFAULT]
     tables = [f"table_{TABLES[name]}" for name in args.table] + [f"experiment_{name}" for name in args.experiment]
     tables += map(str, args.preset)
     if not tables:
@@ -69,13 +66,13 @@ def main(args: argparse.Namespace) -> None:
     if world_size > 1:  # only to wait for each other: work is shared through files
         torch.distributed.init_process_group("gloo", timeout=timedelta(days=2))
     wait = torch.distributed.barrier if world_size > 1 else lambda: None
-    for benchmark, table in ((benchmark, table) for benchmark in benchmarks for table in tables):
+    for benchmark, table in ((benchmark, table) for benchmark in args.benchmark for table in tables):
         files = preset_files(table, benchmark)
         name = f"{files[-1].stem}_{files[0].stem}"
         check_writable(args.out / f"{name}.md")
-        experiment = Experiment(load_preset(files, overrides), args.out, device)
+        experiment = Experiment(load_preset(files, args.overrides), args.out, device)
         if experiment.preset.rows:
-            experiment.run(rank, world_size, wait, args.save_videos)
+            experiment.run(rank, world_size, wait, name if args.save_videos else None)
         if rank == 0 and experiment.preset.rows:
             print(experiment.write(name))
             print(f"written to {args.out}/{name}.md, .tex and {args.out}/results/")

@@ -20,7 +20,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aicl.cli import new_parser
+from aicl.cli import Parser, new_parser
 from aicl.options import ModelOptions, Reference
 from aicl.sampling_jobs import Job, free_name, prepare, read_jobs
 from lvdm.errors import ConfigError
@@ -33,7 +33,7 @@ HEADINGS = {"sampling": "sampling (defaults: the model's)", "output": "output"}
 WITH_REPEAT = {"repeat", "out", "overwrite", "compare", "device"}
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The options of `aicl sample`."""
     parser = new_parser("sample", __doc__)
     what = parser.add_mutually_exclusive_group(required=True)

@@ -12,11 +12,11 @@ to resume and a file to use (an adapter, a model folder). Ctrl-C writes a checkp
 
 import argparse
 
-from aicl.cli import new_parser
+from aicl.cli import Parser, new_parser
 from lvdm import config
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The options of `aicl train`."""
     parser = new_parser("train", __doc__)
     parser.add_argument("--config", required=True, metavar="FILE", help="YAML file, see configs/")
@@ -26,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="none|auto|FOLDER",
         help="auto: continue the run of that name, or start it; FOLDER: continue from this checkpoint (default: none)",
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that differ from the file")
+    parser.add_overrides("settings that differ from the file")
     return parser
 
 

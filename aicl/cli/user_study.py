@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from aicl.cli import new_parser
+from aicl.cli import Parser, new_parser
 from lvdm.errors import ConfigError
 from lvdm.files import atomic_path, write_json
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from aicl.apps import user_study
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The options of `aicl user-study`."""
     parser = new_parser("user-study", __doc__)
     commands = parser.add_subparsers(dest="command", required=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from aicl.evaluation.export import export_row
+from aicl.evaluation.export import export_row, slug
 from aicl.evaluation.generate import VideoStore
 from aicl.evaluation.metric import build_evaluators, get_metrics
 from aicl.evaluation.paper import paper_notes, paper_table, paper_tables, what_the_paper_reports
@@ -48,12 +48,17 @@ class Experiment:
         ]
 
     def run(
-        self, rank: int = 0, world_size: int = 1, wait: Callable[[], None] = lambda: None, save_videos: bool = False
+        self,
+        rank: int = 0,
+        world_size: int = 1,
+        wait: Callable[[], None] = lambda: None,
+        save_videos: str | None = None,
     ) -> tuple[int, int]:
         """Generate and look at what is missing, or at this process's share; returns how many videos each was.
 
-        wait: returns when all processes have come to it. save_videos: also write each row to a folder of mp4 files, see
-        `aicl.evaluation.export`. Raises ConfigError, before anything is generated, for sets of too few videos.
+        wait: returns when all processes have come to it. save_videos: also write each generated row as mp4 files to a
+        folder below exported/ of this name, see `aicl.evaluation.export`. Raises ConfigError, before anything is
+        generated, for sets of too few videos.
         """
         for table in self.tables:
             table.check_counts()
@@ -68,14 +73,23 @@ class Experiment:
         if rank == 0:
             for table in self.tables:
                 table.look_at_texts()
-        if save_videos:
-            rows = [(table, row) for table in self.tables for row in table.rows if table.obstacle(row) is None]
-            for table, row in rows[rank::world_size]:
-                export_row(table, row, self.out / "exported")
+        if save_videos is not None:
+            self._export(save_videos, rank, world_size)
         wait()
         for table in self.tables:
             table.observations.refresh()
         return generated, looked
+
+    def _export(self, name: str, rank: int, world_size: int) -> None:
+        rows = [
+            (table, row)
+            for table in self.tables
+            for row in table.rows
+            if row.kind != "real" and row.group is None and table.obstacle(row) is None
+        ]
+        for table, row in rows[rank::world_size]:
+            folder = self.out / "exported" / name
+            export_row(table, row, folder if len(self.tables) == 1 else folder / slug(str(table.benchmark)))
 
     def write(self, name: str) -> str:
         """Write a JSON for each row that was run, and all tables as NAME.md and NAME.tex; returns the Markdown."""

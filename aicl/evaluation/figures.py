@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from aicl.pipeline import AICLPipeline
 from lvdm.errors import ConfigError
 from lvdm.models.attention import Attention
-from lvdm.models.backbone import Grid
+from lvdm.models.backbone import Grid, VideoBackbone
 from lvdm.models.transformers import SpatialBlock, SpatioTemporalBlock
 from lvdm.video import contact_sheet, resize_crop, side_by_side, text_strip
 
@@ -149,7 +149,7 @@ def recorded_features(pipe: AICLPipeline, noise: float = 0.5) -> Iterator[Featur
     In a UNet that is the middle of the decoder. noise: the noise level wanted, from 0 (clean) to 1. What an adapter
     adds to the block is included. Raises ConfigError for a network without blocks that AICL extends.
     """
-    network, levels = pipe.base.components.unet, len(pipe.base.components.schedule)
+    network, levels = _network(pipe), len(pipe.base.components.schedule)
     blocks = network.extensible_blocks()
     if not blocks:
         raise ConfigError("this network has no blocks that AICL extends, whose features could be shown")
@@ -206,7 +206,9 @@ def attention_sheet(
     least to the greatest value of the two, which their labels name in percent of all attention to the text.
     Raises ConfigError where the prompt does not hold the words.
     """
-    tokens, factor = token_positions(pipe, prompt, words), pipe.base.components.codec.factor
+    codec = pipe.base.components.codec
+    assert codec is not None  # a pipeline has all its parts
+    tokens, factor = token_positions(pipe, prompt, words), codec.factor
     videos, maps = [], []
     options: dict[str, Any] = {"seed": seed, "num_inference_steps": num_inference_steps, "progress": False}
     for shown in ((), references):
@@ -226,8 +228,9 @@ def attention_sheet(
 
 def token_positions(pipe: AICLPipeline, prompt: str, words: str) -> list[int]:
     """Where the tokens of `words` stand in the prompt's. Raises ConfigError where they don't."""
-    tokenize = pipe.base.components.text.tokenize
-    whole, part, nothing = (row.tolist() for row in tokenize([prompt, words, ""]))
+    text = pipe.base.components.text
+    assert text is not None
+    whole, part, nothing = (row.tolist() for row in text.tokenize([prompt, words, ""]))
     sought = part[1 : part.index(nothing[1])]  # between start and end token; an empty text has these two alone
     for start in range(len(whole) - len(sought) + 1):
         if sought and whole[start : start + len(sought)] == sought:
@@ -273,7 +276,7 @@ def recorded_attention(pipe: AICLPipeline, tokens: Sequence[int]) -> Iterator[At
         record.add(scores.softmax(-1)[:, :, list(tokens)].sum(-1).mean(0).cpu())
 
     try:
-        handles = [layer.register_forward_pre_hook(hook) for layer in text_attentions(pipe.base.components.unet)]
+        handles = [layer.register_forward_pre_hook(hook) for layer in text_attentions(_network(pipe))]
         yield record
     finally:
         for handle in handles:
@@ -284,6 +287,12 @@ def text_attentions(unet: nn.Module) -> list[Attention]:
     """The layers through which each frame of a UNet reads the text."""
     spatial = {SpatioTemporalBlock: "cross_attn", SpatialBlock: "attn2"}
     return [getattr(block, spatial[type(block)]) for block in unet.modules() if type(block) in spatial]
+
+
+def _network(pipe: AICLPipeline) -> VideoBackbone:
+    network = pipe.base.components.unet
+    assert network is not None  # a pipeline has all its parts
+    return network
 
 
 def _heat(values: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ the work through the folder, and a changed metric or another evaluator costs no 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from time import monotonic
 
@@ -74,7 +73,7 @@ class VideoStore:
         Batches are cut from the full list, by row and seed, so that every process cuts the same ones whatever is there
         by now. One model is in memory at a time. `say` gets a sentence about what is missing and how long it takes.
         """
-        unique = list({made.path: made for made in videos}.values())
+        unique = list({made.path: made for made in reversed(videos)}.values())[::-1]  # the first of the same ones
         batches = list(_batches(unique, batch_size))
         missing = [made for made in unique if not made.path.is_file()]
         mine = [batch for batch in batches[rank::world_size] if not all(made.path.is_file() for made in batch)]
@@ -102,7 +101,7 @@ class VideoStore:
                 assert pipeline is not None
                 left = [made for made in batch if not made.path.is_file()]
                 pixels = make(pipeline, source, batch[0].benchmark, [made.sample for made in left])
-                fps = pipeline.base.config.defaults.save_fps
+                fps = pipeline.defaults.save_fps
                 for waiting in pending:  # the batch before: not more than one is kept in memory
                     waiting.result()
                 _describe(left[0].path.parent, source, self.hashes)
@@ -157,7 +156,7 @@ def make(pipeline: AICLPipeline, source: Source, benchmark: Benchmark, samples: 
 
 def first_frames(pipeline: AICLPipeline, benchmark: Benchmark, targets: Sequence) -> list[Tensor]:
     """The clips as the model would see them as references, uint8 (t, h, w, 3): their first frame starts a video."""
-    defaults = pipeline.base.config.defaults
+    defaults = pipeline.defaults
     clips = [
         read_clip(Reference(video), defaults.num_frames, tuple(defaults.size), defaults.save_fps)
         for video in benchmark.shown(targets)
@@ -210,12 +209,13 @@ def duration(seconds: float) -> str:
 
 
 def _batches(videos: Sequence[Made], size: int) -> Iterator[list[Made]]:
-    """By model, so that each is loaded once; a batch is of one row and one seed."""
-    order = sorted(videos, key=lambda made: (str(made.source.files), str(made.source.dtype)))
-    for _, group in groupby(order, key=lambda made: (made.path.parent, made.benchmark, made.seed)):
-        together = list(group)
-        for start in range(0, len(together), size):
-            yield together[start : start + size]
+    """By model, so that each is loaded once; a batch is of one row and one seed of one benchmark."""
+    groups: dict[tuple[Path, int, int], list[Made]] = {}
+    for made in videos:
+        groups.setdefault((made.path.parent, id(made.benchmark), made.seed), []).append(made)
+    for group in sorted(groups.values(), key=lambda group: str([*group[0].source.parts().values()])):
+        for start in range(0, len(group), size):
+            yield group[start : start + size]
 
 
 def _describe(folder: Path, source: Source, hashes: Hashes) -> None:

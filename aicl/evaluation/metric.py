@@ -20,10 +20,10 @@ from aicl.evaluation.statistics import Estimate
 from lvdm.config import check_keys
 from lvdm.errors import ConfigError, DataError
 
-CONTEXT = ("prompt", "label", "reference", "other", "target", "real", "pool", "shown_labels")
-"""What a metric may need beside evaluators: each video's prompt, its class, the first reference that was shown to it
-(or that other rows show), a clip of another action, a real clip of its own action; the set of real videos, the classes
-of the benchmark, and the class of what each reference shows."""
+CONTEXT = ("prompt", "wording", "label", "reference", "other", "target", "real", "pool", "shown_labels")
+"""What a metric may need beside evaluators: each video's prompt as an evaluator reads it, its wording, its class, the
+first reference that was shown to it (or that other rows show), a clip of another action, a real clip of its own action;
+the set of real videos, the classes of the benchmark, and the class of what each reference shows."""
 
 
 @runtime_checkable
@@ -108,6 +108,8 @@ class Observed:
             return bool(getattr(self, need))
         if need == "prompt":
             return bool(self.texts)
+        if need == "wording":
+            return bool(self.prompts)
         if need == "label":
             return self.labels is not None and all(label is not None for label in self.labels)
         if need in ("real", "pool", "shown_labels"):

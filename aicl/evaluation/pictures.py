@@ -54,7 +54,7 @@ def draw(run: TableRun, spec: PictureSpec, out: Path, name: str) -> list[Path]:
 
 def shown_pixels(run: TableRun, pipe: AICLPipeline, clips: Sequence[Clip]) -> list[Tensor]:
     """References as the model sees them, uint8 (t, h, w, 3) each."""
-    defaults = pipe.base.config.defaults
+    defaults = pipe.defaults
     size = (defaults.size[0], defaults.size[1])
     return [
         to_pixels(read_clip(Reference(video), defaults.num_frames, size, defaults.save_fps)).cpu()
@@ -81,5 +81,5 @@ def _draw_samples(
     with atomic_path(sheet) as temporary:
         sample_sheet(rows, labels, [sample.prompt for sample in samples]).save(temporary)
     video = sample_video(rows[:ANIMATED], [[name, "base model", "AICL"] for name in names[:ANIMATED]])
-    fps = pipe.base.config.defaults.save_fps
+    fps = pipe.defaults.save_fps
     return [sheet, Path(write_video(path.with_suffix(".gif"), video, fps, overwrite=True))]

@@ -20,7 +20,7 @@ from lvdm.training.module import TrainingModule
 from lvdm.training.settings import TrainingSettings
 from lvdm.training.tasks import Recipe, build_data, register_task
 
-INSTRUMENTS = {"classifier": (PuppetClassifier, ClassifierConfig), "clip": (PuppetCLIP, CLIPConfig)}
+EVALUATORS = {"classifier": (PuppetClassifier, ClassifierConfig), "clip": (PuppetCLIP, CLIPConfig)}
 _LOOKS_WEIGHT = 0.3
 
 
@@ -103,7 +103,7 @@ def load_evaluator(folder: str | Path, name: str, device: torch.device | str = "
 
     Raises CheckpointError where its files are missing, broken or do not fit together.
     """
-    build, config_type = INSTRUMENTS[name]
+    build, config_type = EVALUATORS[name]
     weights = Path(folder) / f"{name}.safetensors"
     description = weights.with_suffix(".yaml")
     if not (weights.is_file() and description.is_file()):

@@ -64,7 +64,7 @@ register(
         name="attribute_acc",
         column="attribute accuracy %",
         better=1,
-        needs=("classifier.looks",),
+        needs=("classifier.looks", "wording"),
         about="Share of shirts, trousers and backgrounds that are as the prompt says.",
         values=_attributes,
         factor=100,

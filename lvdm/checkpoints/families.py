@@ -92,8 +92,11 @@ def has(entries: Entries, mark: str) -> bool:
 def split_parts(entries: Mapping[str, torch.Tensor], source: str) -> dict[str, dict[str, torch.Tensor]]:
     """Sort the entries of a whole published checkpoint by part (the keys of `PREFIXES`), prefixes removed.
 
+    A file that holds a UNet alone, whose entries have no prefix, is one of one part.
     Raises CheckpointError for entries of no known part.
     """
+    if any(name.startswith("input_blocks.0.") for name in entries):
+        return {"unet": dict(entries)}
     parts: dict[str, dict[str, torch.Tensor]] = {}
     foreign = []
     for name, tensor in entries.items():

@@ -1,4 +1,4 @@
-"""VideoCrafter 1 and 2 as they are published."""
+"""VideoCrafter 1 and 2, and what was distilled from them, as they are published."""
 
 from lvdm.checkpoints.families import LAYOUTS, Entries, Family, UNetLayout, add_families, first_kernel, has
 from lvdm.checkpoints.unet_layouts import SHARED_NAMES
@@ -25,6 +25,12 @@ add_families(
         "videocrafter",
         "VideoCrafter 1 image-to-video",
         lambda entries: _is_ours(entries) and has(entries, ".to_k_ip."),
+    ),
+    Family(
+        "t2v_turbo_v2",
+        "videocrafter",
+        "T2V-Turbo v2, VideoCrafter 2 distilled to few steps",
+        lambda entries: _is_ours(entries) and has(entries, "motion_cond_proj."),
     ),
     Family(
         "videocrafter2_t2v_512",

@@ -23,7 +23,7 @@ SHARD_BYTES = 2 * 1024**3
 
 
 def load_pipeline(
-    folder: str | os.PathLike, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    folder: str | os.PathLike[str], device: torch.device | str | None = None, dtype: torch.dtype | None = None
 ) -> VideoPipeline:
     """Load a model folder for inference, onto `device` in `dtype` (None: the CPU, as stored).
 
@@ -42,7 +42,7 @@ def load_pipeline(
 def save_pipeline(
     components: Components,
     config: ModelConfig,
-    folder: str | os.PathLike,
+    folder: str | os.PathLike[str],
     states: Mapping[str, Mapping[str, torch.Tensor]] | None = None,
 ) -> None:
     """Write a model as a folder that `load_pipeline` reads: appears at once, complete, or not at all.
@@ -140,7 +140,8 @@ def new_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def _shards(state: Mapping[str, torch.Tensor], limit: int, dtype: torch.dtype | None) -> list[list[str]]:
-    shards, size = [[]], 0
+    shards: list[list[str]] = [[]]
+    size = 0
     for key, tensor in state.items():
         if shards[-1] and size + _bytes(tensor, dtype) > limit:
             shards.append([])

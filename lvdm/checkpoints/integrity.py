@@ -25,7 +25,7 @@ def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
     """The bytes of a tensor, copied only where it does not lie in one piece on the CPU."""
-    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def check_hash(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], where: object) -> None:

@@ -73,7 +73,7 @@ def _present_names(settings: Any) -> Any:
 class ClipCache:
     """A cache folder, opened for reading and adding. Raises DataError if there is none."""
 
-    def __init__(self, folder: str | os.PathLike):
+    def __init__(self, folder: str | os.PathLike[str]):
         self.folder = checked_path(folder, DataError)
         with hinted(f"{folder}: is not a latent cache; make one with aicl cache"):
             about = read_object(self.folder / "cache.json", DataError)
@@ -87,7 +87,7 @@ class ClipCache:
         self.settings: dict[str, Any] = _present_names(settings)
 
     @classmethod
-    def create(cls, folder: str | os.PathLike, settings: Mapping[str, Any]) -> "ClipCache":
+    def create(cls, folder: str | os.PathLike[str], settings: Mapping[str, Any]) -> "ClipCache":
         """Start a cache made with `settings` (a JSON mapping), or continue one.
 
         Raises ConfigError if the folder holds a cache with other settings.

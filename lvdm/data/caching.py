@@ -1,5 +1,6 @@
 """Filling a latent cache: videos and captions through the frozen encoders of a base model."""
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -22,6 +23,8 @@ from lvdm.models.codec import LatentCodec
 from lvdm.models.components import Components, build_components
 from lvdm.models.text import TextEncoder
 from lvdm.video import to_frames, to_pixels
+
+log = logging.getLogger(__name__)
 
 _CAPTIONS = 64  # encoded at once
 
@@ -97,8 +100,13 @@ def cache_clips(
     device = next(codec.parameters()).device
     codec.to(precision)
     done = broken = 0
+    damaged: dict[str, str] = {}  # key -> the first sentence about frames that decode with errors
     progress(done, len(left), broken)
     for batch in loader:
+        for view in batch:
+            if view["damaged"] and view["key"] not in damaged:
+                damaged[view["key"]] = view["damaged"][0]
+                log.warning("cached a damaged video (%d so far): %s", len(damaged), view["damaged"][0])
         readable = [view for view in batch if view["error"] is None]
         for view in batch:
             if view["error"] is not None:
@@ -167,11 +175,11 @@ class _Views(Dataset):
             cached_crop = (entry - crops) // self.changes.count
             digest = sha256(f"{self.seed}:{entry}:{record.key}".encode()).digest()
             change_seed = int.from_bytes(digest[:7], "little")
-        view = {"key": record.key, "entry": entry, "change_seed": change_seed, "error": None}
+        damaged: list[str] = []
+        view = {"key": record.key, "entry": entry, "change_seed": change_seed, "error": None, "damaged": damaged}
+        augmentation = cached_augmentation(self.config.augmentation, self.seed, record.key, cached_crop)
         try:
-            pixels, fps = read_clip(
-                record, cached_augmentation(self.config.augmentation, self.seed, record.key, cached_crop), self.config
-            )
+            pixels, fps = read_clip(record, augmentation, self.config, damaged)
         except VideoError as error:
             return view | {"error": str(error)}
         return view | {"pixels": pixels, "fps": fps}

@@ -34,7 +34,7 @@ def check_record(record: ClipRecord, quick: bool = False) -> Result:
 
 def check_records(
     records: Sequence[ClipRecord],
-    report: str | os.PathLike,
+    report: str | os.PathLike[str],
     workers: int = 1,
     quick: bool = False,
     progress: Callable[[int, int, int], None] = lambda done, total, broken: None,

@@ -14,7 +14,7 @@ LISTING = "captions.csv"
 
 
 def read_folder(
-    root: str | os.PathLike, captions: str | os.PathLike | None = None, default_caption: str | None = None
+    root: str | os.PathLike[str], captions: str | os.PathLike[str] | None = None, default_caption: str | None = None
 ) -> list[ClipRecord]:
     """The captioned videos below `root`.
 
@@ -72,13 +72,13 @@ def _listed(root: Path, listing: Path, default_caption: str | None) -> Iterator[
     for line, row in read_rows(listing, columns):
         where = f"{listing}: line {line}"
         file, caption, label = (_text(row.get(name), f"{where}: '{name}'") for name in ("file", "caption", "label"))
-        caption = caption or default_caption
-        if not file or caption is None:
+        shown = caption or default_caption
+        if not file or shown is None:
             raise DataError(f"{where} has no '{'caption' if file else 'file'}'; each needs file and caption")
         path = root / checked_path(file, DataError)
         if not path.is_file():
             raise DataError(f"{where} names {file}, which is not in {root}")
-        yield ClipRecord(path, caption, label or None, Path(os.path.normpath(file)).as_posix())
+        yield ClipRecord(path, shown, label or None, Path(os.path.normpath(file)).as_posix())
 
 
 def _text(value: object, where: str) -> str:

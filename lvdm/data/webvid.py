@@ -11,7 +11,7 @@ from lvdm.outside import check_text, checked_path, read_table
 log = logging.getLogger(__name__)
 
 
-def read_webvid(csv_path: str | os.PathLike, root: str | os.PathLike) -> list[ClipRecord]:
+def read_webvid(csv_path: str | os.PathLike[str], root: str | os.PathLike[str]) -> list[ClipRecord]:
     """The rows of a WebVid CSV whose video is at root/page_dir/videoid.mp4, in the order of the CSV.
 
     Hardly anybody has all videos of a CSV: rows without a file or without a caption are left out, and how many is

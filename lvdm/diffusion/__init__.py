@@ -2,7 +2,7 @@
 
 from lvdm.diffusion.denoiser import Condition, Denoiser, Guided
 from lvdm.diffusion.noise import draw_noise, make_generators, noise_like
-from lvdm.diffusion.samplers import SAMPLERS, sample_ddim, sample_ddpm, sample_dpmpp_2m
+from lvdm.diffusion.samplers import SAMPLERS, sample_ddim, sample_ddpm, sample_dpmpp_2m, sample_lcm
 from lvdm.diffusion.schedule import DiffusionConfig, NoiseSchedule, timesteps_from_uniform
 
 __all__ = [
@@ -18,5 +18,6 @@ __all__ = [
     "sample_ddim",
     "sample_ddpm",
     "sample_dpmpp_2m",
+    "sample_lcm",
     "timesteps_from_uniform",
 ]

@@ -16,7 +16,7 @@ from lvdm.config import from_mapping
 from lvdm.errors import ConfigError
 from lvdm.models import kernels
 from lvdm.models.attention import attend
-from lvdm.models.layers import own_precision
+from lvdm.models.layers import add_biased, own_precision
 from lvdm.sizes import check_sizes
 
 GROUPS = 32
@@ -263,11 +263,17 @@ class ResnetBlock(nn.Module):
             self.nin_shortcut = nn.Conv2d(channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(self.norm1(x, silu=True))
-        h = self.conv2(self.dropout(self.norm2(h, silu=True)))
+        h = _without_bias(self.conv1, self.norm1(x, silu=True))
+        h = _without_bias(self.conv2, self.dropout(self.norm2(h, silu=True, shift=self.conv1.bias)))
         if hasattr(self, "nin_shortcut"):
             x = self.nin_shortcut(x)
-        return x + h
+        channels_last = (0, 2, 3, 1)
+        return add_biased(x.permute(channels_last), h.permute(channels_last), self.conv2.bias).permute(0, 3, 1, 2)
+
+
+def _without_bias(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """A convolution whose bias what follows adds along with something else."""
+    return F.conv2d(x, conv.weight, None, conv.stride, conv.padding)
 
 
 class SelfAttention(nn.Module):
@@ -333,14 +339,16 @@ class Norm(nn.GroupNorm):
     def __init__(self, channels: int) -> None:
         super().__init__(GROUPS, channels, eps=1e-6)
 
-    def forward(self, x: Tensor, silu: bool = False) -> Tensor:
-        """silu: apply SiLU to the result."""
+    def forward(self, x: Tensor, silu: bool = False, shift: Tensor | None = None) -> Tensor:
+        """silu: apply SiLU to the result. shift: (c,), added before the norm."""
         if kernels.enabled("group_norm") and kernels.usable(x):
             from lvdm.models.kernels.group_norm import group_norm
 
             rows = x.permute(0, 2, 3, 1).contiguous()  # no copy where channels lie last
-            y = group_norm(rows.flatten(1, 2), self.weight, self.bias, None, GROUPS, self.eps, silu)
+            shift = None if shift is None else shift[None]
+            y = group_norm(rows.flatten(1, 2), self.weight, self.bias, shift, GROUPS, self.eps, silu)
             return y.view(rows.shape).permute(0, 3, 1, 2)
+        x = x if shift is None else x + shift[:, None, None]
         with own_precision(x):
             y = F.group_norm(x, self.num_groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
         # In place: y is a fresh result, and here decoding large frames peaks in memory.

@@ -57,7 +57,7 @@ class UNetParams:
         check_sizes(
             self, "unet", free=("num_heads", "num_head_channels", "num_heads_upsample", "padding_t", "image_size")
         )
-        if max(self.num_heads, self.num_head_channels) > MAX_SIZE or min(self.num_heads, self.num_head_channels) < -1:
+        if not all(heads == -1 or 1 <= heads <= MAX_SIZE for heads in (self.num_heads, self.num_head_channels)):
             raise ConfigError(f"unet: num_heads and num_head_channels must be -1, or between 1 and {MAX_SIZE}")
         if self.num_heads == -1 and self.num_head_channels == -1:
             raise ConfigError("unet: either num_heads or num_head_channels must be set")

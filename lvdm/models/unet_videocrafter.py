@@ -1,5 +1,6 @@
 """The UNet of VideoCrafter 1 and 2 (arXiv 2310.19512, 2401.09047): spatial and temporal transformers in turn."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -10,11 +11,12 @@ from torch import Tensor, nn
 from lvdm.config import from_mapping
 from lvdm.errors import ConfigError
 from lvdm.models.backbone import BACKBONES
-from lvdm.models.layers import GroupNorm
+from lvdm.models.layers import GroupNorm, timestep_embedding
 from lvdm.models.resblocks import ResBlock
 from lvdm.models.transformers import SpatialBlock, TemporalBlock, Transformer
 from lvdm.models.unet_base import UNetParams, VideoUNet
 
+MOTION_GUIDANCE, MOTION_FROM = 0.05, 700  # strength of T2V-Turbo v2's motion prior, and its timesteps, of 1000
 INPUT_ATTENTION_HEADS = 8  # of the attention that `addition_attention` puts first, whatever the width
 DEFAULT_FPS = 16
 
@@ -32,6 +34,9 @@ class VideoCrafterParams(UNetParams):
     addition_attention: a temporal transformer right after the first convolution.
     use_image_attention: context tokens from number 77 on are an image's, with keys and values of their own.
     fps_cond: the frame rate is a condition.
+    time_cond_proj_dim: the strength of guidance is a condition, with features of this width, as in models that were
+      distilled with guidance (T2V-Turbo). motion_cond_proj_dim: so is that of a motion prior, at the noisiest
+      timesteps (T2V-Turbo v2).
     """
 
     dims: Literal[2] = 2
@@ -46,11 +51,15 @@ class VideoCrafterParams(UNetParams):
     addition_attention: bool = False
     use_image_attention: bool = False
     fps_cond: bool = False
+    time_cond_proj_dim: int | None = None
+    motion_cond_proj_dim: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.context_dim is None:
             raise ConfigError("unet: context_dim is missing, the width of the text features")
+        if self.motion_cond_proj_dim is not None and self.time_cond_proj_dim is None:
+            raise ConfigError("unet: motion_cond_proj_dim needs time_cond_proj_dim, which it is combined with")
         if self.addition_attention and self.num_head_channels == -1:
             raise ConfigError("unet: addition_attention needs num_head_channels")
         if (self.use_relative_position or self.use_causal_attention) and self.temporal_length is None:
@@ -73,6 +82,23 @@ class UNetVideoCrafter(VideoUNet):
     def __init__(self, params: VideoCrafterParams) -> None:
         super().__init__(params)
         self.fps_embedding = self._embedding() if params.fps_cond else None
+        width, guidance, motion = params.model_channels, params.time_cond_proj_dim, params.motion_cond_proj_dim
+        self.time_cond_proj = None if guidance is None else nn.Linear(guidance, width, bias=False)
+        self.motion_cond_proj = None if motion is None else nn.Linear(motion, width, bias=False)
+        self.combine_proj = None if motion is None else nn.Linear(2 * width, width, bias=False)
+        # In millionths, since floating-point buffers are rounded to half precision with the weights, and on the
+        # device, where CUDA graphs read it.
+        strengths = None if guidance is None else torch.tensor([7_500_000, 0])
+        self.register_buffer("guidance", strengths, persistent=False)
+
+    @property
+    def embeds_guidance(self) -> bool:
+        """Whether the strength of guidance is a condition, in place of a branch without the prompt."""
+        return self.time_cond_proj is not None
+
+    def embed_guidance(self, scale: float, motion: float = MOTION_GUIDANCE) -> None:
+        """Set the strengths that the next calls are conditioned on, of the prompt's guidance and the motion prior's."""
+        self.guidance.copy_(torch.tensor([round(1e6 * scale), round(1e6 * motion)]))
 
     def forward(self, x: Tensor, timesteps: Tensor, context: Tensor, fps: Tensor | float | None = None) -> Tensor:
         """Latents x (b, c, t, h, w), timesteps (b,), context (b, m, context_dim) -> (b, out_channels, t, h, w).
@@ -82,12 +108,25 @@ class UNetVideoCrafter(VideoUNet):
         fps: frames per second (b,) or one number for all, 16 if None; a model without `fps_cond` ignores it.
         Raises ConfigError for a channel count or size that does not fit, and a missing or ill-shaped context.
         """
-        emb = self._embed(timesteps, self.time_embed)
+        features = timestep_embedding(timesteps, self.params.model_channels).to(self.dtype)
+        if self.time_cond_proj is not None:
+            features = features + self._guidance(timesteps)
+        emb = self.time_embed(features)
         if self.fps_embedding is not None:
             if not isinstance(fps, Tensor):
                 fps = torch.full_like(timesteps, DEFAULT_FPS if fps is None else fps, dtype=torch.float32)
             emb = emb + self._embed(fps, self.fps_embedding)
         return self._run(x, emb, context)
+
+    def _guidance(self, timesteps: Tensor) -> Tensor:
+        """What the strengths of guidance add to the features of timesteps (b,): (b, model_channels)."""
+        scale, motion = (self.guidance.double() / 1e6).float()
+        told = self.time_cond_proj(_strength(scale.expand(len(timesteps)), self.time_cond_proj).to(self.dtype))
+        if self.motion_cond_proj is None:
+            return told
+        strength = torch.where(timesteps >= MOTION_FROM, motion, 0.0)
+        moved = self.motion_cond_proj(_strength(strength, self.motion_cond_proj).to(self.dtype))
+        return self.combine_proj(torch.cat([told, moved], dim=1))
 
     def _resblock(self, channels: int, out_channels: int, resample: str | None = None) -> ResBlock:
         p = self.params
@@ -141,3 +180,12 @@ class UNetVideoCrafter(VideoUNet):
 def build(params: Mapping[str, Any]) -> UNetVideoCrafter:
     """From the parameters that published YAML files give (`unet_config`). Raises ConfigError as `build_backbone`."""
     return UNetVideoCrafter(from_mapping(VideoCrafterParams, params, "unet"))
+
+
+def _strength(values: Tensor, projection: nn.Linear) -> Tensor:
+    """Sinusoidal features of strengths of guidance (b,), as wide as the projection's input: sines first, unlike those
+    of timesteps."""
+    half = projection.in_features // 2
+    exponents = -math.log(10_000.0) / (half - 1) * torch.arange(half, device=values.device)
+    angles = 1000.0 * values[:, None] * exponents.exp()
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)

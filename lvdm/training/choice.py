@@ -40,7 +40,7 @@ class Memory:
 def choose(settings: TrainingSettings, build: Build) -> tuple[TrainingSettings, str]:
     """The settings with a strategy, micro-batches and gradient checkpointing in place of "auto", and a sentence on it.
 
-    In order: everything in memory, fewer samples at once, activations recomputed, and at last the optimiser's averages
+    In order: everything in memory, activations recomputed, fewer samples at once, and at last the optimiser's averages
     in the CPU's memory. `build` makes the module and its data, which are thrown away again.
     Raises ConfigError where even that does not fit.
     """
@@ -59,8 +59,8 @@ def choose(settings: TrainingSettings, build: Build) -> tuple[TrainingSettings, 
         if memory is None:
             continue
         fitting = [n for n in divisors(share) if memory.needed(n, devices) <= allowed]
-        if not fitting or (not checkpointing and fitting[0] < min(share, 2)):
-            continue  # one sample at a time leaves the GPU idle: recomputing costs less
+        if not fitting or (not checkpointing and fitting[0] < share):
+            continue  # fewer samples at once leave the GPU idle, which costs as much as recomputing
         count, graphs = share // fitting[0], settings.cuda_graphs and not checkpointing and share == fitting[0]
         chosen = replace(
             plain, gradient_checkpointing=checkpointing, gradient_accumulation_steps=count, cuda_graphs=graphs

@@ -1,8 +1,10 @@
 """A training run from its config: folder, resuming, trainer, and what its ending means."""
 
 import logging
+import threading
 import warnings
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_info
 
 from lvdm import config as configs
 from lvdm.errors import ConfigError
-from lvdm.files import disk_errors, locked, make_folder
+from lvdm.files import disk_errno, disk_errors, locked, make_folder
 from lvdm.models import set_backend
 from lvdm.training.callbacks import Checkpoints, Counter, Previews
 from lvdm.training.checkpoints import (
@@ -70,7 +72,7 @@ def train(config: dict[str, Any], resume: str = "none") -> int:
     if resume not in ("none", "auto"):
         check_checkpoint(Path(resume))
     with locked(folder, "is training") if first_process() else nullcontext():
-        with disk_errors(folder, then="then go on with --resume auto"):
+        with disk_errors(folder, then="then go on with --resume auto"), _silent_writers():
             return _train(config, run, settings, reports, folder, resume)
 
 
@@ -156,6 +158,22 @@ def build_trainer(settings: TrainingSettings, options: dict[str, Any], **others:
         enable_model_summary=False,
         **others,
     )
+
+
+@contextmanager
+def _silent_writers() -> Iterator[None]:
+    """Inside, a full disk that stops a thread (TensorBoard's) is not printed: the next call from here raises it."""
+    shown = threading.excepthook
+
+    def hook(arguments: threading.ExceptHookArgs) -> None:
+        if arguments.exc_value is None or disk_errno(arguments.exc_value) is None:
+            shown(arguments)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = shown
 
 
 def _check_folder(folder: Path, config: dict[str, Any], resume: str) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import av
 import av.filter
@@ -55,7 +56,7 @@ class Look:
 
 
 @contextmanager
-def opened(path: str | os.PathLike) -> Iterator[tuple["av.container.InputContainer", "av.video.VideoStream"]]:
+def opened(path: str | os.PathLike[str]) -> Iterator[tuple["av.container.InputContainer", "av.video.VideoStream"]]:
     """The container and the video stream that players choose; whatever goes wrong inside is a VideoError about `path`.
 
     The path is made absolute, so that a name such as `http:x.mp4` is never taken for a protocol.
@@ -79,7 +80,7 @@ def opened(path: str | os.PathLike) -> Iterator[tuple["av.container.InputContain
         raise VideoError(f"{str(path)!r}: cannot be read ({_reason(error)}); rename or re-encode it") from error
 
 
-def look_of(path: str | os.PathLike, stream: "av.video.VideoStream", frame: "av.VideoFrame") -> Look:
+def look_of(path: str | os.PathLike[str], stream: "av.video.VideoStream", frame: "av.VideoFrame") -> Look:
     """How the frames of a stream have to be shown, by its header and its first frame. Raises VideoError."""
     aspect = stream.sample_aspect_ratio or Fraction(1)
     if not Fraction(1, _MAX_ASPECT) <= aspect <= _MAX_ASPECT:
@@ -96,7 +97,9 @@ def look_of(path: str | os.PathLike, stream: "av.video.VideoStream", frame: "av.
     )
 
 
-def shown(frames: Iterable["av.VideoFrame"], stream: "av.video.VideoStream", look: Look) -> Iterator:
+def shown(
+    frames: Iterable["av.VideoFrame"], stream: "av.video.VideoStream", look: Look
+) -> Iterator[tuple["av.VideoFrame", bool]]:
     """(frame, whether it was decoded with errors) for each decoded frame, deinterlaced."""
     if not look.interlaced:
         for frame in frames:
@@ -105,31 +108,31 @@ def shown(frames: Iterable["av.VideoFrame"], stream: "av.video.VideoStream", loo
     graph = av.filter.Graph()
     graph.link_nodes(graph.add_buffer(template=stream), graph.add(*_DEINTERLACE), graph.add("buffersink")).configure()
     waiting: deque[bool] = deque()  # deinterlacing holds a frame back
-    for frame in _with_end(frames):
-        if frame is not None:
-            waiting.append(frame.is_corrupt)
-        graph.push(frame)
+    for stored in _with_end(frames):
+        if stored is not None:
+            waiting.append(stored.is_corrupt)
+        graph.push(stored)
         while waiting:
             try:
                 made = graph.pull()
             except (BlockingIOError, EOFError):
                 break
+            assert isinstance(made, av.VideoFrame)
             yield made, waiting.popleft()
 
 
 def upright(frame: "av.VideoFrame", look: Look) -> np.ndarray:
     """RGB uint8 (h, w, 3) of a frame as a player shows it; all frames of a file get the size of the first."""
-    size = {"width": look.width, "height": look.height}
+    format = "rgb48le" if look.high_dynamic_range else "rgb24"
+    pixels = frame.to_ndarray(format=format, width=look.width, height=look.height)
     if look.high_dynamic_range:
-        pixels = to_standard_range(frame.to_ndarray(format="rgb48le", **size), frame.color_trc, frame.color_primaries)
-    else:
-        pixels = frame.to_ndarray(format="rgb24", **size)
+        pixels = to_standard_range(pixels, frame.color_trc, frame.color_primaries)
     if look.transpose:
         pixels = pixels.transpose(1, 0, 2)
     return pixels[:: -1 if look.flip_y else 1, :: -1 if look.flip_x else 1]
 
 
-def _with_end(frames: Iterable["av.VideoFrame"]) -> Iterator:
+def _with_end(frames: Iterable["av.VideoFrame"]) -> Iterator["av.VideoFrame | None"]:
     yield from frames
     yield None  # tells a filter that nothing follows
 
@@ -142,12 +145,13 @@ def _chosen(container: "av.container.InputContainer") -> "av.video.VideoStream |
         if not stream.disposition & (Disposition.attached_pic | Disposition.timed_thumbnails)
     ]
     best = container.streams.best("video")
-    return best if best in moving else next(iter(moving), None)
+    return next((stream for stream in moving if stream is best), next(iter(moving), None))
 
 
 def _orientation(frame: "av.VideoFrame") -> tuple[bool, bool, bool]:
     """(transpose, flip_x, flip_y) of a display matrix, which takes a stored (x, y) to (a x + c y, b x + d y)."""
-    for data in frame.side_data.keys():  # noqa: SIM118 (not a mapping)
+    side_data: Any = frame.side_data  # whose declared type is another one
+    for data in side_data.keys():  # noqa: SIM118 (not a mapping)
         if data.type == SideData.DISPLAYMATRIX:
             a, b, _, c, d, *_ = struct.unpack("=9i", bytes(data))
             if abs(b) > abs(a):  # nearer to a quarter turn

@@ -4,7 +4,7 @@ pixels: uint8 (t, h, w, 3) in [0, 255], RGB.  frames: float (3, t, h, w) in [-1,
 """
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from lvdm.errors import ConfigError, VideoError
 
 ShortRule = Literal["stretch", "hold", "loop", "error"]
+FloatArray = np.ndarray[Any, np.dtype[np.float64]]
 
 _TICK = 1e-3  # s, to which many containers round the times of their frames
 
@@ -26,7 +27,7 @@ def frame_step(
     stride: float | None = None,
     target_fps: float | None = None,
     short: ShortRule = "stretch",
-    times: np.ndarray | None = None,
+    times: FloatArray | None = None,
 ) -> float:
     """Source frames between two frames of the clip: `stride`, or source_fps / target_fps, or 1 if neither is given.
 
@@ -39,7 +40,7 @@ def frame_step(
         raise ConfigError(f"num_frames={num_frames}, stride={stride}, fps={target_fps}: each must be positive")
     step = source_fps / target_fps if target_fps is not None else float(stride or 1)
     if short == "stretch" and num_frames > 1:
-        room = total - 1 if times is None or target_fps is None else float(times[-1]) * source_fps
+        room = float(total - 1 if times is None or target_fps is None else times[-1] * source_fps)
         step = min(step, room / (num_frames - 1))
     return step
 
@@ -53,7 +54,7 @@ def frame_indices(
     target_fps: float | None = None,
     position: float = 0.5,
     short: ShortRule = "stretch",
-    times: np.ndarray | None = None,
+    times: FloatArray | None = None,
 ) -> list[int]:
     """Which of a video's `total` frames make a clip of `num_frames`, `frame_step` apart.
 
@@ -70,19 +71,19 @@ def frame_indices(
         total, num_frames, source_fps=source_fps, stride=stride, target_fps=target_fps, short=short, times=times
     )
     span = (num_frames - 1) * step
-    timed = times is not None and target_fps is not None
-    room = (float(times[-1]) * source_fps if timed else total - 1) - span
+    timed = times if target_fps is not None else None
+    room = (total - 1 if timed is None else float(timed[-1]) * source_fps) - span
     if room < -1e-6 and short == "error":
         raise VideoError(f"a clip spans {math.ceil(span) + 1} frames but the video has {total}; lower the stride")
     start = position * max(room, 0.0)
     # Rounding down after a small push, so that 2.9999999 from floating point counts as 3.
     places = [start + number * step + 1e-6 for number in range(num_frames)]
-    if timed:
-        lasts = float(times[-1]) + 1 / source_fps  # the last frame is given the average time
+    if timed is not None:
+        lasts = float(timed[-1]) + 1 / source_fps  # the last frame is given the average time
         instants = np.array(places) / source_fps
         instants = np.mod(instants, lasts) if short == "loop" else instants
-        indices = np.searchsorted(times, instants + _TICK / 2, side="right") - 1
-        return [min(max(int(index), 0), total - 1) for index in indices]
+        shown = np.searchsorted(timed, instants + _TICK / 2, side="right") - 1
+        return [min(max(int(index), 0), total - 1) for index in shown]
     indices = [math.floor(place) for place in places]
     return [index % total if short == "loop" else min(index, total - 1) for index in indices]
 

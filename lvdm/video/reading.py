@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -80,7 +80,8 @@ class Video:
     ) -> tuple[list[int], float]:
         """The frames that make a clip, see `frame_indices`, and the clip's rate (1/s)."""
         info = self.info
-        rule = {"source_fps": info.fps, "stride": stride, "target_fps": fps, "short": short, "times": info.times}
+        rule: dict[str, Any] = {"source_fps": info.fps, "stride": stride, "target_fps": fps, "short": short}
+        rule["times"] = info.times
         indices = frame_indices(info.num_frames, num_frames, position=position, **rule)
         if info.times is not None and fps is None:  # a stride through frames that are not evenly spaced
             seconds = float(info.times[indices[-1]] - info.times[indices[0]])
@@ -174,7 +175,7 @@ class Video:
         return int(self.keys[max(0, np.searchsorted(self.keys, self.ticks[index], side="right") - 1)])
 
 
-def open_video(path: str | os.PathLike) -> Video:
+def open_video(path: str | os.PathLike[str]) -> Video:
     """Count the frames of a video without decoding them; the header's count is missing or wrong too often.
 
     Raises VideoError for a file that is missing, truncated, not a video or without frames.
@@ -200,13 +201,15 @@ def open_video(path: str | os.PathLike) -> Video:
             packets.append(PacketTime(packet.pts, packet.dts, packet.is_keyframe))
             if packet.pts is not None:
                 key_time = packet.pts if packet.is_keyframe or key_time is None else key_time
-                leading = leading or packet.pts < key_time  # needs frames from before its key frame (open GOP)
+                leading = leading or (
+                    key_time is not None and packet.pts < key_time
+                )  # needs frames from before its key frame (open GOP)
         if first is None and packets:  # a decoder with a delay, and a file shorter than it
             first = next(iter(stream.decode(None)), None)
         if first is None:
             raise VideoError(f"{path}: holds no video frames; remove it")
         look = look_of(path, stream, first)
-        rate, base = float(stream.average_rate or stream.guessed_rate or 0), float(stream.time_base)
+        rate, base = float(stream.average_rate or stream.guessed_rate or 0), float(stream.time_base or 1)
         promised, lasting = stream.frames, stream.duration or 0
         timed = container.format.name in _TIMED_CONTAINERS
         single = len(container.streams.video) == 1
@@ -226,23 +229,23 @@ def open_video(path: str | os.PathLike) -> Video:
     ordered = timed and timing.exact and not (hidden or leading or look.interlaced)
     keys = np.array([packet.shown for packet in packets if packet.key] if ordered else [], dtype=np.int64)
     square = look.size == (first.height, first.width)
-    plain = ordered and square and single and not (look.turned or look.high_dynamic_range or packets[0].shown < 0)
+    plain = ordered and square and single and not (look.turned or look.high_dynamic_range or timing.ticks[0] < 0)
     height, width = look.size
     return Video(VideoInfo(path, count, fps, width, height, times), look, timing.ticks, keys, plain)
 
 
-def probe(path: str | os.PathLike) -> VideoInfo:
+def probe(path: str | os.PathLike[str]) -> VideoInfo:
     """What a file holds, see `open_video`. Raises VideoError."""
     return open_video(path).info
 
 
-def read_frames(path: str | os.PathLike, indices: Sequence[int], reader: Reader = "auto") -> Tensor:
+def read_frames(path: str | os.PathLike[str], indices: Sequence[int], reader: Reader = "auto") -> Tensor:
     """`open_video` and `Video.read` in one: frames of a file as uint8 (t, h, w, 3), RGB, upright. Raises VideoError."""
     return open_video(path).read(indices, reader)
 
 
 def load_clip(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     num_frames: int,
     size: tuple[int, int],
     fps: float | None = None,
@@ -256,7 +259,8 @@ def load_clip(
 
     Frames that decode with errors are warned about. Raises VideoError.
     """
-    video, damaged = open_video(path), []
+    video = open_video(path)
+    damaged: list[int] = []
     indices, _ = video.choose(num_frames, fps, stride, position, short)
     pixels = video.read(indices, reader, size, crop, damaged)
     if damaged:
@@ -264,13 +268,13 @@ def load_clip(
     return to_frames(pixels)
 
 
-def damage(path: str | os.PathLike, frames: Sequence[int]) -> str:
+def damage(path: str | os.PathLike[str], frames: Sequence[int]) -> str:
     """The sentence about frames of a file that decode with errors."""
     listed = ", ".join(map(str, sorted(frames)[:5])) + (", ..." if len(frames) > 5 else "")
     return f"{path}: {len(frames)} frames decode with errors ({listed}); the file is damaged, fetch it again"
 
 
-def check_video(path: str | os.PathLike) -> VideoInfo:
+def check_video(path: str | os.PathLike[str]) -> VideoInfo:
     """Decode the whole file and count the frames that decode with errors (`VideoInfo.damaged`).
 
     Raises VideoError if any frame that it holds cannot be decoded at all. Damage that the decoder conceals without a

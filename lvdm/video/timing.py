@@ -36,12 +36,10 @@ def presentation(packets: Sequence[PacketTime], step: float) -> Timing:
     stamps started anew (joined recordings), and the rest is moved behind.
     """
     stamps = [packet.shown for packet in packets]
-    known = [stamp for stamp in stamps if stamp is not None]
-    if len(known) < len(stamps) and all(packet.decoded is not None for packet in packets):
+    exact = None not in stamps
+    if not exact and all(packet.decoded is not None for packet in packets):
         stamps = [packet.decoded for packet in packets]
-        known, exact = stamps, False
-    else:
-        exact = len(known) == len(stamps)
+    known = [stamp for stamp in stamps if stamp is not None]
     if not known:
         return Timing(np.round(np.arange(len(stamps)) * step).astype(np.int64), exact=False, known=False)
     first = next(number for number, stamp in enumerate(stamps) if stamp is not None)

@@ -13,18 +13,19 @@ from torch import Tensor
 
 from lvdm.errors import VideoError
 from lvdm.files import atomic_path
+from lvdm.outside import checked_path
 
 _QUALITY = "16"  # H.264 constant rate factor: visually lossless, still plays everywhere
 
 
-def write_video(path: str | os.PathLike, pixels: Tensor, fps: float, overwrite: bool = False) -> Path:
+def write_video(path: str | os.PathLike[str], pixels: Tensor, fps: float, overwrite: bool = False) -> Path:
     """Write uint8 (t, h, w, 3) to an H.264 `.mp4`, an animated `.gif`, or, without an ending, a folder of PNGs.
 
     H.264 needs even sides: an odd one is made even by repeating its last row or column. GIF times are multiples of
     10 ms; frames are placed so that the errors don't add up. The file appears whole or not at all.
     Raises VideoError for another ending, wrong pixels, or an existing file unless `overwrite`.
     """
-    path = Path(path)
+    path = checked_path(path, VideoError)
     writers = {".mp4": _write_mp4, ".gif": _write_gif, "": _write_pngs}
     if path.suffix.lower() not in writers:
         raise VideoError(f"{path}: cannot write {path.suffix!r}; end the name in .mp4, .gif, or nothing for PNG files")

@@ -28,7 +28,8 @@ def save_tiny_model(
     mapping = configs.load(ROOT / "configs" / "models" / f"{config}.yaml")
     mapping["autoencoder"]["ddconfig"] |= {"ch_mult": [1, 1, 1, 1], "resolution": size}  # 8x
     mapping["defaults"] |= {"size": [size, size], "num_frames": frames, "num_inference_steps": 2, "save_fps": fps}
-    mapping["text"]["context_length"] = 64
+    mapping["unet"]["temporal_length"] = frames
+    mapping["text"]["context_length"] = 77
     model = configs.from_mapping(ModelConfig, mapping)
     components = build_components(model)
     randomise(components.unet, seed=seed + 1)

@@ -79,6 +79,10 @@ def module_name(path: Path) -> str:
 def test_settings_may_stand_before_and_after_options():
     args = parse("train", ["training.steps=1", "--config", "a.yaml", "run.name=b"])
     assert (args.config, args.overrides) == ("a.yaml", ["training.steps=1", "run.name=b"])
+    after = parse("reproduce", ["--experiment", "samples", "videos=64", "--benchmark", "folder", "model.a=b", "c"])
+    assert (after.experiment, after.benchmark) == (["samples"], ["folder", "c"])
+    assert after.overrides == ["videos=64", "model.a=b"]
+    assert parse("train", ["--config", "a=b.yaml"]).config == "a=b.yaml"
     assert parse("benchmark", ["profile", "--config", "a.yaml", "training.steps=1"]).overrides == ["training.steps=1"]
 
 

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from aicl.evaluation.engine import Experiment
+from aicl.evaluation.generate import _batches
 from aicl.evaluation.generated import read_generated
 from aicl.evaluation.lossless import read_lossless, write_lossless
 from aicl.evaluation.presets import Preset
@@ -184,9 +185,9 @@ def test_rows_that_say_the_same_share_videos(models, experiment):
 
 
 def test_saved_videos_are_what_other_programs_read(models, experiment):
-    experiment.run(save_videos=True)
-    folders = sorted((experiment.out / "exported").iterdir())
-    assert [folder.name.rsplit("-", 1)[1] for folder in folders] == ["base", "codec", "ours", "wrong"]
+    experiment.run(save_videos="table")
+    folders = sorted((experiment.out / "exported" / "table").iterdir())
+    assert [folder.name for folder in folders] == ["base", "codec", "ours", "wrong"]
     videos = read_generated(folders[2])
     samples = experiment.tables[0].samples(0) + experiment.tables[0].samples(1)
     assert [video.seed for video in videos] == [sample.seed for sample in samples]
@@ -195,6 +196,12 @@ def test_saved_videos_are_what_other_programs_read(models, experiment):
     for video, reference in zip(videos, shown):
         difference = read_frames(video.reference, range(FRAMES)).float() - reference.float()
         assert difference.abs().mean() < 6  # the mp4's own loss
+
+    written = {video.path: video.path.stat().st_mtime_ns for video in videos}
+    manifest = folders[2] / "manifest.jsonl"  # as if the first were of another model
+    manifest.write_text(manifest.read_text().replace('"video": "', '"video": "another/', 1))
+    experiment.run(save_videos="table")
+    assert [path.name for path, time in written.items() if path.stat().st_mtime_ns != time] == ["00000.mp4"]
 
 
 def test_speed_groups_divide_the_samples(models, experiment):
@@ -277,3 +284,16 @@ def test_lossless_means_every_bit(tmp_path):
     (tmp_path / "a.mkv").write_bytes(content[: len(content) // 3])
     with pytest.raises(VideoError, match=r"a\.mkv"):
         read_lossless(tmp_path / "a.mkv")
+
+
+def test_prompts_that_two_tables_share_do_not_cut_batches(models, tmp_path):
+    """Plain and free captions are the same for a few samples, whose videos are shared."""
+    sets = [{"benchmark": {"captions": captions}} for captions in ("plain", "free")]
+    both = Experiment(preset(models, sets=sets, rows=ROWS[2:4], videos=40, seeds=[0]), tmp_path, "cpu")
+    videos = [video for run in both.tables for video in run.all_made()]
+    unique = {video.path: video for video in videos}
+    assert 120 < len(unique) < 160  # some are shared
+    batches = list(_batches(list(unique.values()), 20))
+    assert sum(map(len, batches)) == len(unique) and len(batches) == 8
+    for batch in batches:
+        assert len({(made.path.parent, id(made.benchmark)) for made in batch}) == 1

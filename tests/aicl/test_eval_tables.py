@@ -23,14 +23,8 @@ def result(row: str = "ours", acc: float = 0.5, **protocol) -> Result:
         "acc": Estimate(acc, acc - 0.1, acc + 0.1, 100, "Wilson"),
         "fvd": Estimate(12.34, 11, 13, 100, "jackknife"),
     }
-    return Result(
-        row,
-        {"base": "123"},
-        metrics,
-        Protocol(**described | protocol),
-        lines={"FC of a static video": 100.0},  # fmt: skip
-        rates={"generated": [8.0], "real": [24.0, 25.0]},
-    )
+    lines, rates = {"FC of a static video": 100.0}, {"generated": [8.0], "real": [24.0, 25.0]}
+    return Result(row, {"base": "123"}, metrics, Protocol(**described | protocol), lines=lines, rates=rates)
 
 
 def test_results_survive_the_disk(tmp_path):

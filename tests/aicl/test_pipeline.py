@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from aicl import ActionPrism, AICLPipeline, IntegrationConfig, MotionFeatures, PrismConfig, Reference, integrate
+from aicl import pipeline as pipeline_module
+from aicl.adapter import save_adapter
 from lvdm import config as configs
 from lvdm.errors import CheckpointError, ConfigError, VideoError
 from lvdm.models.components import ModelConfig, build_components
@@ -226,3 +228,32 @@ def test_half_precision_files_are_float32_on_the_cpu_unless_asked_for(tmp_path):
     assert {loaded.base.components.unet.dtype, next(loaded.prism.parameters()).dtype} == {torch.float32}
     half = AICLPipeline.from_pretrained(tmp_path / "model", torch_dtype=torch.float16)
     assert half.base.components.unet.dtype == torch.float16
+
+
+def test_an_adapter_is_sampled_at_the_rate_of_its_training(tmp_path, monkeypatch):
+    pipe = tiny_pipeline()
+    pipe.base.config.defaults.fps, pipe.base.config.defaults.save_fps = 28, 10  # as VideoCrafter 2
+    assert pipe.defaults == pipe.base.config.defaults  # no adapter file yet
+    plain = save_adapter_at(pipe, tmp_path / "without.safetensors", None)
+    trained = save_adapter_at(pipe, tmp_path / "trained.safetensors", 8.0)
+    pipe.load_adapter(plain)
+    assert pipe.defaults == pipe.base.config.defaults  # an older file says no rate
+    pipe.load_adapter(trained)
+    assert (pipe.info.fps, pipe.defaults.fps, pipe.defaults.save_fps) == (8.0, 8, 8)
+    told, read = [], []
+    conditions, clip = pipe.base.conditions, pipeline_module.read_clip
+    monkeypatch.setattr(pipe.base, "conditions", lambda *a, **k: told.append(k["fps"]) or conditions(*a, **k))
+    monkeypatch.setattr(pipeline_module, "read_clip", lambda *a: read.append(a[-1]) or clip(*a))
+    generate(pipe, references=[pixels(0)])
+    generate(pipe, references=[pixels(0)], fps=20, reference_fps=5)
+    assert told == [8, 20] and read == [8, 5]
+    pipe.save_pretrained(tmp_path / "folder")
+    assert AICLPipeline.from_pretrained(tmp_path / "folder").defaults.fps == 8
+    pipe.remove_adapter()
+    assert pipe.defaults.fps == 28
+
+
+def save_adapter_at(pipe: AICLPipeline, path: Path, fps: float | None) -> Path:
+    prism, integrated = pipe._adapter()
+    save_adapter(path, prism, integrated, {"step": 1} | ({} if fps is None else {"fps": fps}))
+    return path

@@ -203,6 +203,42 @@ def test_addresses_of_videos_and_headers_that_make_no_sense(server):
     assert b" 101 " not in server.say(upgrade + key).split(b"\n")[0]
 
 
+def test_requests_that_are_malformed_below_what_gradio_sees(server, events):
+    """Bodies whose length is a lie, in chunks without an end, and headers that cannot be."""
+    event = json.dumps(events[0]).encode()
+    head = b"POST " + EVENTS.encode() + b" HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    chunks = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in [event[:9], event[9:]])
+    whole = server.say(head + b"transfer-encoding: chunked\r\n\r\n" + chunks + b"0\r\n\r\n")
+    assert whole.split(b" ")[1] == b"200"  # in pieces, but right
+    large = b"".join(b"%x\r\n%s\r\n" % (9000, b"x" * 9000) for _ in range(20))
+    for raw in (
+        head + b"transfer-encoding: chunked\r\n\r\n" + large,
+        head + b"content-length: -5\r\n\r\n" + event,
+        head + b"content-length: 5\r\ncontent-length: 900\r\n\r\n" + event,
+        head + b"content-length: nine\r\n\r\n" + event,
+        head + b"transfer-encoding: chunked\r\n\r\nzz\r\n",
+        b"POST " + EVENTS.encode() + b" HTTP/1.1\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}",
+        b"GET / HTTP/1.1\r\nhost x\r\n\r\n",
+    ):
+        status = server.say(raw).split(b" ")[1:2]
+        assert not status or 400 <= int(status[0]) < 500, f"{status} for {raw[:200]!r}"
+
+
+def test_parts_of_videos_that_cannot_be(server, config):
+    start = next(each for each in config["dependencies"] if each["backend_fn"] and not each["inputs"] and
+                 each["targets"][0][1] == "click")  # fmt: skip
+    body = {"data": [], "fn_index": start["id"], "session_hash": "parts"}
+    video = "/" + re.search(r'src=\\"(media/[^"\\]+)', server.ask("POST", EVENTS, body, JSON)[1].decode())[1]
+    for wanted in ("bytes=0-9", "bytes=-5"):
+        assert server.ask("GET", video, None, {"range": wanted})[0] == 206
+    for wanted in ("bytes=9-0", "bytes=999999999-", "bytes=a-b", "bytes=" + "0-1," * 500 + "0-1", "bytes=--1", "bytes=",
+                   "bytes=99999999999999999999-", "\xe9", "lines=0-1"):  # fmt: skip
+        status = server.ask("GET", video, None, {"range": wanted})[0]
+        assert status in (200, 206) or 400 <= status < 500, f"{status} for {wanted}"
+    for query in ("?a", "?" + "a=b&" * 3000, "?%ff=%00", "?code=%ed%a0%80"):
+        assert server.ask("GET", video + query)[0] == 200
+
+
 def test_the_page_itself_still_works(server, events, config):
     """A visitor starts, sees two videos, and answers; so the refusals above are not those of a dead server."""
     start = next(each for each in config["dependencies"] if each["backend_fn"] and not each["inputs"] and

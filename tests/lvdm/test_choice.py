@@ -37,9 +37,9 @@ def gpu(monkeypatch):
     ("gib", "devices", "strategy", "accumulated", "recomputed"),
     [
         (48, 1, "single", 1, False),  # 2 + 0.75 + 6 x 6
-        (24, 1, "single", 2, False),  # 3 at once
-        (16, 1, "single", 2, True),  # one at once, or three with recomputing: 2 + 0.75 + 3 x 2
-        (12, 1, "single", 2, True),
+        (24, 1, "single", 1, True),  # three, or all with recomputing: 2 + 0.75 + 6 x 2
+        (12, 1, "single", 2, True),  # three with recomputing
+        (8, 1, "single", 3, True),
         (4, 1, "deepspeed_zero2_offload", 6, True),
         (24, 2, "ddp", 1, False),  # 3 on each
     ],

@@ -18,6 +18,7 @@ from lvdm.errors import CheckpointError, ConfigError, DiskError, UserError
 from lvdm.training import train
 from lvdm.training.checkpoints import check_checkpoint, list_checkpoints
 from lvdm.training.logs import CSVLog, read_metrics
+from lvdm.training.strategy import first_process
 from tests.lvdm.disks import full_disk, read_only_disk
 from tests.lvdm.training_runs import MODEL, ROOT, losses, make_clips, save_config, tiny_config
 
@@ -210,6 +211,21 @@ def test_a_damaged_config_of_a_run_is_not_taken_for_another(run, tmp_path, clips
 
 
 @pytest.mark.parametrize(
+    ("environment", "first"),
+    [({}, True), ({"RANK": "0", "LOCAL_RANK": "0"}, True), ({"RANK": "8", "LOCAL_RANK": "0"}, False),
+     ({"LOCAL_RANK": "1"}, False), ({"LOCAL_RANK": "0", "NODE_RANK": "1"}, False), ({"NODE_RANK": "1"}, False),
+     ({"SLURM_PROCID": "3"}, False), ({"SLURM_PROCID": "0"}, True)],
+)  # fmt: skip
+def test_one_process_of_a_training_takes_the_lock(monkeypatch, environment, first):
+    """Of those of torchrun on two machines, of Lightning, of Slurm."""
+    for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert first_process() == first
+
+
+@pytest.mark.parametrize(
     "settings",
     [{"seed": -1}, {"seed": 2**63}, {"name": ""}, {"name": "../x"}, {"name": "/x"}, {"name": "a\0b"},
      {"name": "x" * 300}, {"name": "\ud800"}, {"name": "."}, {"out": ""}, {"out": "a\0"}],
@@ -294,6 +310,16 @@ def test_a_full_disk_while_metrics_are_written(run, tmp_path, clips, finished):
         train(config_in(tmp_path, clips), resume="auto")
     assert train(config_in(tmp_path, clips), resume="auto") == 0
     assert losses(run) == losses(finished)
+
+
+def test_a_full_disk_under_tensorboard(tmp_path, clips, capfd):
+    """Which writes in a thread of its own, that dies of it."""
+    config = config_in(
+        tmp_path, clips, training={"steps": 2000, "checkpoint_every": 2000}, logging={"tensorboard": True}
+    )
+    with full_disk(1500), pytest.raises(DiskError, match="cannot be written"):
+        train(config)
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_a_read_only_disk_ends_a_training_in_one_sentence(run, tmp_path, clips):

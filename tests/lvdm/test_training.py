@@ -69,7 +69,7 @@ def test_a_run_that_failed_before_its_first_step_can_be_started_again(tmp_path, 
 
 
 def test_graphs_are_refused_where_they_would_do_nothing():
-    with pytest.raises(ConfigError, match="training.cuda_graphs does nothing for this task"):
+    with pytest.raises(ConfigError, match=r"training\.cuda_graphs does nothing for this task"):
         TrainingModule(TrainingSettings(steps=1, batch_size=1, cuda_graphs=True), {})
 
 

@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from lvdm.data import ClipConfig, ClipDataset, ClipRecord, uniform_sampler
+from lvdm.data import AugmentationConfig, ClipCache, ClipConfig, ClipDataset, ClipRecord, uniform_sampler
+from lvdm.data.caching import cache_clips
 from lvdm.data.checking import check_records
 from lvdm.data.datamodule import ClipDataModule
 from lvdm.errors import VideoError
+from lvdm.models.autoencoder import AutoencoderKL
+from lvdm.models.codec import LatentCodec
 from lvdm.video import (
     VIDEO_ENDINGS,
     Video,
@@ -306,6 +309,15 @@ def test_training_counts_damaged_videos_once(damaged, caplog):
     assert caplog.text.count("used a damaged video") == 1
 
 
+def test_caching_says_which_videos_are_damaged(tmp_path, damaged, caplog):
+    config = ClipConfig(probe(damaged).num_frames, (16, 16), augmentation=AugmentationConfig(cached_crops=2))
+    sizes = {"ch": 32, "out_ch": 3, "in_channels": 3, "resolution": 16, "z_channels": 4, "num_res_blocks": 1}
+    codec = LatentCodec(AutoencoderKL(sizes | {"attn_resolutions": [], "ch_mult": [1, 1]}, embed_dim=4))
+    cache = ClipCache.create(tmp_path / "cache", {})
+    assert cache_clips(cache, [ClipRecord(damaged, "a", key="a.avi")] * 2, config, 0, codec) == 0
+    assert caplog.text.count("cached a damaged video") == 1
+
+
 def tiny_gif(path, side, frames):
     """A few hundred bytes that claim `frames` pictures of side x side pixels."""
     data = b"GIF89a" + struct.pack("<HHBBB", side, side, 0x80, 0, 0) + bytes([255, 0, 0, 0, 0, 255])
@@ -332,3 +344,10 @@ def test_too_much_memory_is_refused_before_it_is_taken(tmp_path):
     path = tiny_gif(tmp_path / "a.gif", 2000, 2)
     with pytest.raises(VideoError, match=r"4.5 GiB; read fewer or smaller"):
         read_frames(path, [0, 1] * 200)
+
+
+@pytest.mark.parametrize("name", ["a\0b.mp4", "x" * 300 + ".mp4", "\ud800.gif"])
+def test_impossible_names_are_refused_before_writing(tmp_path, name):
+    with pytest.raises(VideoError, match="is no name of a file"):
+        write_video(tmp_path / name, pixels(2), fps=5)
+    assert list(tmp_path.iterdir()) == []

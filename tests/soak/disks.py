@@ -13,7 +13,7 @@ from tests.lvdm.training_runs import losses
 from tests.soak import work
 from tests.soak.kills import Killer
 
-SMALLEST, LARGEST = 16 * 1024, 256 * 1024**2  # bytes
+SMALLEST, LARGEST = 32 * 1024, 256 * 1024**2  # bytes
 
 
 def can_mount() -> bool:
@@ -84,5 +84,5 @@ def _until_it_fits(killer: Killer, mount: Callable[[str], None], target: Callabl
             [sentence] = [line for line in said.splitlines() if line.startswith("error: ")]
             assert "cannot be" in sentence, sentence
             stopped += 1
-        size *= 2
+        size *= 4
         assert size < LARGEST

@@ -42,7 +42,12 @@ def differentiated(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in tensors)
 
 
-@cache
+@torch.compiler.assume_constant_result  # compiled code neither looks inside nor asks again
 def _compiles(device: int) -> bool:
+    return _capable(device)
+
+
+@cache
+def _capable(device: int) -> bool:
     """Triton is there, and the GPU is of a generation (Ampere, 8.0, or newer) on which its matrix products run."""
     return importlib.util.find_spec("triton") is not None and torch.cuda.get_device_capability(device) >= (8, 0)

@@ -38,7 +38,7 @@ def _sums(x, sums, n, c, slice_size: tl.constexpr, block_n: tl.constexpr, block_
 
 @triton.jit
 def _coefficients(
-    sums, shift, weight, bias, out, moments, n, c, rows_per_shift, eps, slices: tl.constexpr,
+    sums, shift, weight, bias, out, moments, n, c, rows_per_shift, eps: tl.constexpr, slices: tl.constexpr,
     has_shift: tl.constexpr, group: tl.constexpr, block_g: tl.constexpr, block_s: tl.constexpr,
 ):  # fmt: skip
     """The factor and the summand of each channel that normalise (x + shift): out (rows, 2, c).

@@ -13,7 +13,7 @@ MAX_WIDTH = 4096  # what a program keeps in registers
 
 @triton.jit
 def _add_norm(
-    x, update, weight, bias, total, y, rows, c: tl.constexpr, eps,
+    x, update, weight, bias, total, y, rows, c: tl.constexpr, eps: tl.constexpr,
     has_update: tl.constexpr, block_rows: tl.constexpr, block_c: tl.constexpr,
 ):  # fmt: skip
     """total = x + update, y = LayerNorm(total), each (rows, c)."""
@@ -52,7 +52,7 @@ def _run(
 
 @triton.jit
 def _gradient(
-    total, dy, dtotal, weight, dx, parameters, rows, c: tl.constexpr, eps, steps: tl.constexpr,
+    total, dy, dtotal, weight, dx, parameters, rows, c: tl.constexpr, eps: tl.constexpr, steps: tl.constexpr,
     has_dtotal: tl.constexpr, has_parameters: tl.constexpr, block_rows: tl.constexpr, block_c: tl.constexpr,
 ):  # fmt: skip
     """dx of y = LayerNorm(total), plus dtotal: (rows, c); parameters (programs, 2, c): of weight and bias, in parts."""

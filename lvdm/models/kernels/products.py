@@ -17,7 +17,7 @@ from torch.library import triton_op, wrap_triton
 BLOCK_K = 64
 NARROW = {"block_m": 128, "block_n": 64, "block_k": BLOCK_K, "num_warps": 8, "num_stages": 3}
 SQUARE = NARROW | {"block_n": 128}
-WIDE = NARROW | {"block_n": 256}
+WIDE, TALL = NARROW | {"block_n": 256}, SQUARE | {"block_m": 256}
 GROUP_M = 8  # blocks of rows that share the blocks of weights in the cache
 GATE_ROWS, GATE_COLUMNS = 4, 256
 
@@ -44,15 +44,17 @@ def _normal_below(x):
 
 @triton.jit
 def _geglu(
-    x, w, bias, out, m, n, k: tl.constexpr,
+    x, w, bias, out, m, n, k: tl.constexpr, even: tl.constexpr,
     block_m: tl.constexpr, block_n: tl.constexpr, block_k: tl.constexpr, group_m: tl.constexpr,
 ):  # fmt: skip
-    """x (m, k), w (2 n, k), bias (2 n,) -> out (m, n) = (x w0 + b0) gelu(x w1 + b1)."""
+    """x (m, k), w (2 n, k), bias (2 n,) -> out (m, n) = (x w0 + b0) gelu(x w1 + b1). even: blocks end where x does."""
     row, column = _tile(m, n, block_m, block_n, group_m)
     rows, columns = row * block_m + tl.arange(0, block_m), column * block_n + tl.arange(0, block_n)
     ks = tl.arange(0, block_k)
-    wrapped = columns % n  # beyond the end others are computed again and thrown away: masks would cost more
-    a = x + (rows % m).to(tl.int64)[:, None] * k + ks[None, :]
+    wrapped, present = columns, rows
+    if not even:  # beyond the end others are computed again and thrown away: masks on the loads would cost more
+        wrapped, present = columns % n, rows % m
+    a = x + present.to(tl.int64)[:, None] * k + ks[None, :]
     b = w + wrapped[None, :] * k + ks[:, None]
     value = tl.zeros([block_m, block_n], tl.float32)
     gate = tl.zeros([block_m, block_n], tl.float32)
@@ -66,7 +68,10 @@ def _geglu(
     gate += tl.load(bias + n + wrapped).to(tl.float32)[None, :]
     result = value * gate * _normal_below(gate)
     at = out + rows.to(tl.int64)[:, None] * n + columns[None, :]
-    tl.store(at, result.to(out.dtype.element_ty), mask=(rows < m)[:, None] & (columns < n)[None, :])
+    if even:
+        tl.store(at, result.to(out.dtype.element_ty))
+    else:
+        tl.store(at, result.to(out.dtype.element_ty), mask=(rows < m)[:, None] & (columns < n)[None, :])
 
 
 @triton.jit
@@ -144,7 +149,8 @@ def _run_geglu(
     blocks = blocks or (NARROW if k < 512 else SQUARE)
     out = x.new_empty(*x.shape[:-1], n)
     grid = (triton.cdiv(m, blocks["block_m"]) * triton.cdiv(n, blocks["block_n"]),)
-    wrap(_geglu)[grid](rows, weight, bias, out, m, n, k, group_m=GROUP_M, **blocks)
+    even = m % blocks["block_m"] == 0 and n % blocks["block_n"] == 0
+    wrap(_geglu)[grid](rows, weight, bias, out, m, n, k, even=even, group_m=GROUP_M, **blocks)
     return out
 
 
@@ -165,7 +171,7 @@ def _run_conv(
 ) -> Tensor:
     b, t, s, k = x.shape
     m, n = b * t * s, weight.shape[0]
-    blocks = blocks or (SQUARE if k < 1024 else WIDE)
+    blocks = blocks or (TALL if k < 512 else SQUARE if k < 1024 else WIDE)
     packed = weight.permute(0, 2, 3, 1).contiguous()  # no copy where the weights lie channels last
     out = x.new_empty(b, t, s, n)
     grid = (triton.cdiv(m, blocks["block_m"]) * triton.cdiv(n, blocks["block_n"]),)

@@ -41,7 +41,7 @@ def _table(x, first, reach, width, rows: tl.constexpr, columns: tl.constexpr):
 def _forward(
     q, k, v, bias, table_k, table_v, out,
     q_sample, q_frame, q_position, k_sample, k_frame, k_position, v_sample, v_frame, v_position,
-    positions, heads, scale, reach,
+    positions, heads, scale: tl.constexpr, reach,
     n: tl.constexpr, f: tl.constexpr, parts: tl.constexpr, d: tl.constexpr, causal: tl.constexpr,
     has_bias: tl.constexpr, has_k: tl.constexpr, has_v: tl.constexpr,
     block_n: tl.constexpr, block_f: tl.constexpr, block_d: tl.constexpr, span: tl.constexpr,
@@ -102,7 +102,7 @@ def _forward(
 def _backward(
     q, k, v, bias, table_k, table_v, out, dout, dq, dk, dv, dtables,
     q_sample, q_frame, q_position, k_sample, k_frame, k_position, v_sample, v_frame, v_position,
-    positions, heads, scale, reach, programs_per_row, steps: tl.constexpr,
+    positions, heads, scale: tl.constexpr, reach, programs_per_row, steps: tl.constexpr,
     n: tl.constexpr, f: tl.constexpr, parts: tl.constexpr, d: tl.constexpr, causal: tl.constexpr,
     has_bias: tl.constexpr, has_k: tl.constexpr, has_v: tl.constexpr, has_dtables: tl.constexpr,
     block_n: tl.constexpr, block_f: tl.constexpr, block_d: tl.constexpr, span: tl.constexpr,
@@ -331,7 +331,8 @@ def _differentiate(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         if wanted[i]:
             reach = table.shape[0] // 2
             rows = (torch.arange(found.shape[1], device=table.device) + (1 - n)).clamp(-reach, reach) + reach
-            tables[i] = torch.zeros_like(table, dtype=torch.float32).index_add_(0, rows, found[i]).to(table.dtype)
+            nothing = torch.zeros(table.shape, device=table.device, dtype=torch.float32)
+            tables[i] = nothing.index_add(0, rows, found[i]).to(table.dtype)
     return dq, dk, dv, None, *tables, None, None
 
 

@@ -11,12 +11,12 @@ The folder gets clip_00000.mp4, ... and captions.csv (file, caption, label). The
 import argparse
 from pathlib import Path
 
-from aicl.cli import new_parser
+from aicl.cli import Parser, new_parser
 from lvdm import cli
 from lvdm.errors import ConfigError
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The options of `aicl make-puppets`."""
     parser = new_parser("make-puppets", __doc__)
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write")

@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from aicl.cli import new_parser, parse, verb_module
+from aicl.cli import Parser, new_parser, parse, verb_module
 from lvdm.errors import CheckpointError, ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]  # of a checkout, which holds the models
@@ -25,7 +25,7 @@ REFERENCES = 2
 COMMAND = ".venv/bin/aicl" if Path(sys.prefix) == ROOT / ".venv" else "aicl"
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The options of `aicl demo`."""
     parser = new_parser("demo", __doc__)
     parser.add_argument("--action", metavar="NAME", default="jacks", help="an unseen action (default: %(default)s)")

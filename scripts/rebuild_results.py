@@ -1,0 +1,25 @@
+"""Rebuild the marked tables of docs/results.md from docs/results/*.json, see `aicl.evaluation.page`.
+
+python scripts/rebuild_results.py
+"""
+
+from pathlib import Path
+
+from aicl.evaluation.page import rebuild
+from lvdm import cli
+from lvdm.files import atomic_path
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+
+
+def main() -> None:
+    """Write the page anew."""
+    page = DOCS / "results.md"
+    text = rebuild(page.read_text(encoding="utf-8"), DOCS / "results")
+    with atomic_path(page) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    print(f"{page} is made of {DOCS / 'results'}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,129 @@
+"""Few steps: the consistency sampler, UNets that are told the strength of guidance, and T2V-Turbo v2's layout."""
+
+import math
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from aicl.pipeline import _branches
+from aicl.reference_context import ReferenceContext
+from lvdm.checkpoints import convert_checkpoint, family_of, load_pipeline
+from lvdm.diffusion import Condition, NoiseSchedule, make_generators, sample_lcm
+from lvdm.errors import CheckpointError, ConfigError
+from lvdm.models.components import build_components
+from tests.lvdm.published import tiny_checkpoint
+from tests.lvdm.test_unets import run, small
+
+EMBEDDED = {"fps_cond": True, "temporal_conv": True, "time_cond_proj_dim": 8, "motion_cond_proj_dim": 8}
+
+
+def schedule():
+    return NoiseSchedule(torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2)
+
+
+@pytest.mark.parametrize(("steps", "visited"), [(1, [999]), (4, [999, 759, 519, 279]), (3, [999, 679, 359])])
+def test_consistency_sampling_visits_the_levels_of_the_distillation(steps, visited):
+    noise, clean, found = schedule(), torch.full((1, 1, 1, 2, 2), 3.0), []
+
+    def exact(x, t):
+        found.append(int(t[0]))
+        alpha, sigma = noise.coefficients(t, x)
+        return (x - alpha * clean) / sigma
+
+    x_T = torch.randn(1, 1, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(sample_lcm(exact, x_T, noise, steps), clean, atol=1e-4, rtol=0)
+    assert found == visited
+
+
+def test_consistency_sampling_takes_its_noise_from_the_generators():
+    def half(x, t):
+        return 0.5 * x
+
+    def sample(seed):
+        return sample_lcm(half, torch.ones(1, 1, 1, 2, 2), schedule(), 4, generators=make_generators([seed]))
+
+    assert torch.equal(sample(1), sample(1)) and not torch.equal(sample(1), sample(2))
+    with pytest.raises(ConfigError, match="takes 1 to 50 steps, got 51"):
+        sample_lcm(half, torch.ones(1, 1, 1, 2, 2), schedule(), 51)
+
+
+@torch.no_grad()
+def test_the_strength_of_guidance_is_a_condition():
+    plain, unet = small("videocrafter", fps_cond=True, temporal_conv=True), small("videocrafter", **EMBEDDED)
+    assert not plain.embeds_guidance and unet.embeds_guidance
+    added = unet.state_dict().keys() - plain.state_dict().keys()
+    assert added == {"time_cond_proj.weight", "motion_cond_proj.weight", "combine_proj.weight"}
+    unet.embed_guidance(7.5)
+    before = run(unet)
+    unet.embed_guidance(3.0)
+    assert (run(unet) - before).abs().max() > 1e-4
+
+    scale, motion, width = 3.0, 0.05, unet.params.model_channels
+    rates = [math.exp(-i * math.log(10_000) / 3) for i in range(4)]
+
+    def features(value):
+        angles = [1000 * value * rate for rate in rates]
+        return torch.tensor([*map(math.sin, angles), *map(math.cos, angles)])
+
+    for timestep, strength in ((10, 0.0), (700, motion)):
+        told = features(scale) @ unet.time_cond_proj.weight.T
+        moved = features(strength) @ unet.motion_cond_proj.weight.T
+        expected = torch.cat([told, moved]) @ unet.combine_proj.weight.T
+        found = unet._guidance(torch.tensor([timestep]))
+        assert found.shape == (1, width)
+        torch.testing.assert_close(found[0], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_references_of_a_distilled_model_have_a_strength_of_their_own():
+    negative, positive = (Condition(torch.zeros(1, 1, 1)) for _ in range(2))
+    context = ReferenceContext(torch.zeros(1, 2, 4, 1, 1), (2,))
+    assert _branches(negative, positive, None, 7.5, None, embedded=True) == ([positive], [1.0])
+    [read], [weight] = _branches(negative, positive, context, 7.5, None, embedded=True)
+    assert read.extras == {"references": context} and weight == 1.0
+    branches, weights = _branches(negative, positive, context, 7.5, 3.0, embedded=True)
+    assert branches[0] is positive and branches[1].extras == {"references": context} and weights == [-2.0, 3.0]
+
+
+def test_the_motion_prior_needs_the_guidance():
+    with pytest.raises(ConfigError, match="motion_cond_proj_dim needs time_cond_proj_dim"):
+        small("videocrafter", motion_cond_proj_dim=8)
+
+
+def test_a_published_unet_alone_is_converted_with_the_other_parts_of_its_teacher(tmp_path):
+    teacher, config = tiny_checkpoint("videocrafter2_t2v_512")
+    save_file({name: tensor.contiguous() for name, tensor in teacher.items()}, tmp_path / "teacher.safetensors")
+    convert_checkpoint(tmp_path / "teacher.safetensors", tmp_path / "teacher", config)
+    prefix, width = "model.diffusion_model.", config.unet["model_channels"]
+    student = {name.removeprefix(prefix): 2 * x for name, x in teacher.items() if name.startswith(prefix)}
+    student |= {"time_cond_proj.weight": torch.randn(width, 8), "motion_cond_proj.weight": torch.randn(width, 8)}
+    student["combine_proj.weight"] = torch.randn(width, 2 * width)
+    save_file({name: tensor.contiguous() for name, tensor in student.items()}, tmp_path / "unet.safetensors")
+    config.unet |= {"time_cond_proj_dim": 8, "motion_cond_proj_dim": 8}
+    assert family_of(tmp_path / "unet.safetensors").config == "t2v_turbo_v2"
+    with pytest.raises(CheckpointError, match="autoencoder, text_encoder"):
+        convert_checkpoint(tmp_path / "unet.safetensors", tmp_path / "model", config)
+    convert_checkpoint(tmp_path / "unet.safetensors", tmp_path / "model", config, rest=tmp_path / "teacher")
+    pipe = load_pipeline(tmp_path / "model")
+    unet = pipe.components.unet
+    assert torch.equal(unet.combine_proj.weight, student["combine_proj.weight"])
+    assert torch.equal(unet.time_embed[0].weight, student["time_embed.0.weight"])
+    options = {"num_inference_steps": 2, "sampler": "lcm", "progress": False}
+    videos = [pipe("a dog runs", guidance_scale=scale, **options) for scale in (2.0, 8.0)]
+    assert not torch.equal(*videos)
+
+
+def test_the_shipped_config_is_the_teachers_with_three_more_projections():
+    from lvdm.checkpoints import read_model
+
+    teacher, student = (
+        build_components(read_model(f"models/{name}"), ["unet"], init="meta").unet.state_dict()
+        for name in ("videocrafter2_t2v_512", "t2v_turbo_v2")
+    )
+    assert student.keys() - teacher.keys() == {
+        "time_cond_proj.weight",
+        "motion_cond_proj.weight",
+        "combine_proj.weight",
+    }
+    assert tuple(student["combine_proj.weight"].shape) == (320, 640)
+    assert all(student[name].shape == tensor.shape for name, tensor in teacher.items())

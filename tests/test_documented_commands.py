@@ -1,0 +1,158 @@
+"""Every command that README, docs and help texts print is accepted, and those that a CPU can run quickly are run."""
+
+import ast
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from aicl.cli import VERBS, parse, verb_module
+from lvdm import config as configs
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [*ROOT.glob("*.md"), *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "checkpoints").rglob("*.md"))]
+MODULES = sorted(path for path in (ROOT / "aicl/cli").glob("*.py") if path.stem != "__init__")
+VERB_OF_SCRIPT = {
+    path.stem: match[1]
+    for path in (ROOT / "scripts").glob("*.py")
+    if (match := re.search(r'run_verb\("([\w-]+)"\)', path.read_text(encoding="utf-8")))
+}
+STARTS = re.compile(
+    r"^(?:srun |\$ )?(?:(?:torchrun|accelerate launch)\b.*? )?(?:-m aicl|aicl|\S*bin/aicl|python -m aicl) "
+)
+TARGETS = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.M))
+
+
+@dataclass(frozen=True)
+class Command:
+    """One `aicl VERB ARGUMENTS` of a page."""
+
+    where: str
+    verb: str
+    arguments: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.verb}"
+
+
+def commands(text: str, where: str) -> list[Command]:
+    """The commands of shell lines: continued lines joined, loops unrolled, comments and what comes after && dropped."""
+    found = []
+    for line in text.replace("\\\n", " ").splitlines():
+        for part in unrolled(line.strip()):
+            part = re.sub(r"python scripts/(\w+)\.py", lambda m: f"aicl {VERB_OF_SCRIPT.get(m[1], m[1])}", part)
+            part = re.sub(r" scripts/(\w+)\.py", lambda m: f" -m aicl {VERB_OF_SCRIPT.get(m[1], m[1])}", part)
+            if start := STARTS.match(part):
+                verb, *arguments = shlex.split(part[start.end() :], comments=True)
+                if re.fullmatch(r"[a-z][a-z-]*", verb):  # no placeholder such as VERB
+                    found.append(Command(where, verb, tuple(arguments)))
+    return found
+
+
+def unrolled(line: str) -> list[str]:
+    """The commands of a line, a `for` loop's body once for each of its words."""
+    loop = re.match(r"for (\w+) in ([^;]+); *do (.*?);? *done", line)
+    if not loop:
+        return re.split(r" (?:&&|\|\||;) ", line)
+    name, words, body = loop.groups()
+    return [
+        re.sub(rf"\$\{{?{name}\}}?", word, part)
+        for word in words.split()
+        for part in re.split(r" (?:&&|\|\||;) ", body.strip())
+    ]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+
+
+def documented() -> list[Command]:
+    """The commands of all pages and help texts, in order: of blocks first, then those in the middle of a sentence."""
+    found = []
+    for page in PAGES:
+        where, text = page.relative_to(ROOT).as_posix(), page.read_text(encoding="utf-8")
+        spans = re.findall(r"`(aicl [^`\n]+)`", text)
+        found += [command for part in (*blocks(page, "bash"), *spans) for command in commands(part, where)]
+    for module in MODULES:
+        help_text = ast.get_docstring(ast.parse(module.read_text(encoding="utf-8"))) or ""
+        found += commands(help_text, module.relative_to(ROOT).as_posix())
+    return found
+
+
+DOCUMENTED = documented()
+
+
+def test_the_pages_have_commands_of_nearly_every_verb():
+    assert len(DOCUMENTED) > 60
+    assert {command.verb for command in DOCUMENTED} >= set(VERBS) - {"doctor"}
+
+
+@pytest.mark.parametrize("command", sorted(set(DOCUMENTED), key=str), ids=str)
+def test_its_verb_accepts_every_command(command, capsys):
+    assert command.verb in VERBS
+    arguments = [each for each in command.arguments if each != "..."]
+    if "..." in command.arguments or any(each.isupper() for each in arguments) or inline_mention(arguments):
+        return  # prose that leaves something out
+    args = parse(command.verb, arguments)
+    if command.verb == "train":
+        import aicl.tasks  # noqa: F401 (makes the tasks known)
+        from lvdm.training import config_schema
+
+        path = configs.find(args.config)
+        assert path.is_file() or "$" in args.config, f"{args.config} is not there"
+        if path.is_file():
+            configs.load(path, args.overrides, schema=config_schema())
+    if getattr(args, "config", None) and command.verb in ("check-data", "cache"):
+        assert configs.find(args.config).is_file()
+
+
+def inline_mention(arguments: list[str]) -> bool:
+    """Whether this only names a verb or an option in a sentence, such as `aicl sample --compare`."""
+    return len(arguments) <= 1
+
+
+def test_make_targets_and_files_that_pages_name_are_there():
+    for page in (page for page in PAGES if page != ROOT / "checkpoints/README.md"):  # it names files of others
+        text = page.read_text(encoding="utf-8")
+        for target in re.findall(r"^make (\w+)", "\n".join(blocks(page, "bash")), flags=re.M):
+            assert target in TARGETS, f"{page}: make {target}"
+        for name in re.findall(r"`((?:configs|scripts|aicl|lvdm|tests)/[a-z0-9_/.-]+\.(?:yaml|py))`", text):
+            assert (ROOT / name).is_file(), f"{page} names {name}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_of_the_pages_compiles_and_imports_what_is_there(page):
+    for block in blocks(page, "python"):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in ("aicl", "lvdm"):
+                module = __import__(node.module, fromlist=["_"])
+                assert all(hasattr(module, alias.name) for alias in node.names), f"{page}: {node.module}"
+
+
+def quick(command: Command) -> list[str] | None:
+    """The arguments with which a CPU runs a command in seconds; None for one that needs a GPU, weights or data."""
+    arguments = list(command.arguments)
+    if command.verb == "make-puppets":
+        return [*arguments, "--clips", "24"]
+    if command.verb in ("check-data", "index"):
+        return arguments if any(each.startswith("data/puppets") for each in arguments) else None
+    if command.verb == "train":
+        return [*arguments, "training.steps=1", "training.preview_every=null"] if "tiny" in arguments[1] else None
+    if command.verb == "sample" and any("puppets/examples" in each for each in arguments):
+        return [*arguments, "--num-inference-steps", "2", "--device", "cpu"]
+    return None
+
+
+def test_what_a_cpu_can_run_of_the_readme_runs_in_its_order(tmp_path, monkeypatch, capsys):
+    """As printed, in a folder that has the shipped models, with fewer clips and steps."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "checkpoints").symlink_to(ROOT / "checkpoints")
+    ran = []
+    for command in (c for c in DOCUMENTED if c.where == "README.md"):
+        if (arguments := quick(command)) is not None and command not in ran:
+            assert not verb_module(command.verb).main(parse(command.verb, arguments)), str(command)
+            ran.append(command)
+    assert {command.verb for command in ran} >= {"make-puppets", "check-data", "index", "train", "sample"}
+    assert len(list(tmp_path.rglob("*.mp4"))) > 8
