@@ -54,9 +54,10 @@ def spoilt_object(draw: st.DrawFn, whole: Any) -> Any:
     for _ in range(draw(st.integers(1, 2))):
         places = list(_places(content))
         if not places or draw(st.integers(0, 9)) == 0:
-            return draw(st.sampled_from(SPOILT_VALUES))
+            return copy.deepcopy(draw(st.sampled_from(SPOILT_VALUES)))
         holder, key = draw(st.sampled_from(places))
-        value, kind = draw(st.sampled_from(SPOILT_VALUES)), draw(st.sampled_from(["replace"] * 4 + ["remove", "add"]))
+        value = copy.deepcopy(draw(st.sampled_from(SPOILT_VALUES)))
+        kind = draw(st.sampled_from(["replace"] * 4 + ["remove", "add"]))
         if kind == "replace":
             holder[key] = value
         elif kind == "remove":
