@@ -140,7 +140,8 @@ def _fitting(blocks: dict[str, int], x: Tensor) -> dict[str, int]:
 
 @cache
 def _is_large(device: int) -> bool:
-    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin >= LARGE
+    properties: Any = torch.cuda.get_device_properties(device)  # torch's stubs know fewer of them
+    return bool(properties.shared_memory_per_block_optin >= LARGE)
 
 
 def geglu_fits(x: Tensor) -> bool:
