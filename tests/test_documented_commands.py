@@ -13,7 +13,7 @@ from lvdm import config as configs
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [*ROOT.glob("*.md"), *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "checkpoints").rglob("*.md"))]
-MODULES = sorted(path for path in (ROOT / "aicl/cli").glob("*.py") if path.stem != "__init__")
+MODULES = [Path(str(verb_module(verb).__file__)) for verb in VERBS]
 VERB_OF_SCRIPT = {
     path.stem: match[1]
     for path in (ROOT / "scripts").glob("*.py")

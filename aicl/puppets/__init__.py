@@ -7,7 +7,3 @@ classifier, clip, evaluators            the networks that measure generated clip
 samples, benchmark, measuring, metrics  the world as a benchmark of `aicl.evaluation`
 register                                makes all of it known; nothing outside imports this package
 """
-
-from aicl.puppets.actions import ACTIONS, UNSEEN
-
-__all__ = ["ACTIONS", "UNSEEN"]

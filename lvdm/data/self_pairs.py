@@ -41,7 +41,7 @@ class SelfPairConfig:
     partial: share of clips of which one half is blanked: the first or second half of the frames, or the left, right,
     upper or lower half of the picture. It teaches to read several references that each tell a part.
 
-    The defaults are what the experiments in docs/recipe.md recommend. To mirror target and reference alike, set
+    The defaults are what docs/recipe.md recommends. To mirror target and reference alike, set
     data.clip.augmentation.flip, which reads the clip itself mirrored.
     """
 
@@ -50,10 +50,10 @@ class SelfPairConfig:
     aspect: float = 0.1
     shift: float = 0.075
     crop: float = 0.0
-    colour: float = 1.0
-    convolution: float = 1.0
-    contrast: float = 1.0
-    brightness: float = 1.0
+    colour: float = 0.5
+    convolution: float = 0.5
+    contrast: float = 0.5
+    brightness: float = 0.5
     background: float = 0.0
     start: float = 0.0
     rate: float = 0.0

@@ -77,6 +77,7 @@ class UNetVideoCrafter(VideoUNet):
     repeated_blocks = (SpatialBlock, TemporalBlock, ResBlock, GroupNorm)
     extensible_block = TemporalBlock
     params: VideoCrafterParams
+    guidance: Tensor
     _rows: ClassVar[int] = 2
 
     def __init__(self, params: VideoCrafterParams) -> None:
@@ -88,8 +89,7 @@ class UNetVideoCrafter(VideoUNet):
         self.combine_proj = None if motion is None else nn.Linear(2 * width, width, bias=False)
         # In millionths, since floating-point buffers are rounded to half precision with the weights, and on the
         # device, where CUDA graphs read it.
-        strengths = None if guidance is None else torch.tensor([7_500_000, 0])
-        self.register_buffer("guidance", strengths, persistent=False)
+        self.register_buffer("guidance", torch.tensor([7_500_000, 0]), persistent=False)
 
     @property
     def embeds_guidance(self) -> bool:
@@ -110,7 +110,7 @@ class UNetVideoCrafter(VideoUNet):
         """
         features = timestep_embedding(timesteps, self.params.model_channels).to(self.dtype)
         if self.time_cond_proj is not None:
-            features = features + self._guidance(timesteps)
+            features = features + self._guidance(timesteps, self.time_cond_proj)
         emb = self.time_embed(features)
         if self.fps_embedding is not None:
             if not isinstance(fps, Tensor):
@@ -118,15 +118,16 @@ class UNetVideoCrafter(VideoUNet):
             emb = emb + self._embed(fps, self.fps_embedding)
         return self._run(x, emb, context)
 
-    def _guidance(self, timesteps: Tensor) -> Tensor:
+    def _guidance(self, timesteps: Tensor, projection: nn.Linear) -> Tensor:
         """What the strengths of guidance add to the features of timesteps (b,): (b, model_channels)."""
-        scale, motion = (self.guidance.double() / 1e6).float()
-        told = self.time_cond_proj(_strength(scale.expand(len(timesteps)), self.time_cond_proj).to(self.dtype))
-        if self.motion_cond_proj is None:
+        strengths = (self.guidance.double() / 1e6).float()
+        told: Tensor = projection(_sinusoids(strengths[0].expand(len(timesteps)), projection).to(self.dtype))
+        if self.motion_cond_proj is None or self.combine_proj is None:
             return told
-        strength = torch.where(timesteps >= MOTION_FROM, motion, 0.0)
-        moved = self.motion_cond_proj(_strength(strength, self.motion_cond_proj).to(self.dtype))
-        return self.combine_proj(torch.cat([told, moved], dim=1))
+        motion = torch.where(timesteps >= MOTION_FROM, strengths[1], 0.0)
+        moved = self.motion_cond_proj(_sinusoids(motion, self.motion_cond_proj).to(self.dtype))
+        combined: Tensor = self.combine_proj(torch.cat([told, moved], dim=1))
+        return combined
 
     def _resblock(self, channels: int, out_channels: int, resample: str | None = None) -> ResBlock:
         p = self.params
@@ -182,7 +183,7 @@ def build(params: Mapping[str, Any]) -> UNetVideoCrafter:
     return UNetVideoCrafter(from_mapping(VideoCrafterParams, params, "unet"))
 
 
-def _strength(values: Tensor, projection: nn.Linear) -> Tensor:
+def _sinusoids(values: Tensor, projection: nn.Linear) -> Tensor:
     """Sinusoidal features of strengths of guidance (b,), as wide as the projection's input: sines first, unlike those
     of timesteps."""
     half = projection.in_features // 2

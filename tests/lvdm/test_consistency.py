@@ -70,7 +70,7 @@ def test_the_strength_of_guidance_is_a_condition():
         told = features(scale) @ unet.time_cond_proj.weight.T
         moved = features(strength) @ unet.motion_cond_proj.weight.T
         expected = torch.cat([told, moved]) @ unet.combine_proj.weight.T
-        found = unet._guidance(torch.tensor([timestep]))
+        found = unet._guidance(torch.tensor([timestep]), unet.time_cond_proj)
         assert found.shape == (1, width)
         torch.testing.assert_close(found[0], expected, atol=1e-4, rtol=1e-4)
 

@@ -231,7 +231,7 @@ def test_one_process_of_a_training_takes_the_lock(monkeypatch, environment, firs
      {"name": "x" * 300}, {"name": "\ud800"}, {"name": "."}, {"out": ""}, {"out": "a\0"}],
 )  # fmt: skip
 def test_runs_that_have_no_place(tmp_path, clips, settings):
-    with pytest.raises(ConfigError, match=rf"run\.{next(iter(settings))} is "):
+    with pytest.raises(ConfigError, match=rf"run\.{next(iter(settings))}"):
         train(config_in(tmp_path, clips, run=settings))
 
 

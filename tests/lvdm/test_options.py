@@ -60,7 +60,7 @@ def test_help_and_mistakes(capsys):
     ("given", "message"),
     [
         ({"churn": 1.5}, "churn is 1.5: it must be from 0 to 1"),
-        ({"churn": float("inf")}, "churn is inf: that is no number that can be used"),
+        ({"churn": float("inf")}, "churn is inf: it must be finite"),
         ({"churn": "1"}, "the call.churn must be a number, got '1'"),
         ({"churn": True}, "the call.churn must be a number, got True"),
         ({"chrun": 0.1}, "unknown key 'chrun' in the call: did you mean 'churn'?"),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lvdm.data import Augmentation, AugmentationConfig, ClipRecord, NumberSampler, sample_rng, uniform_sampler
-from lvdm.data.sampling import cached_augmentation, candidates
+from lvdm.data.sampling import Changed, cached_augmentation, candidates
 from lvdm.errors import ConfigError
 
 RECORDS = [ClipRecord(Path(f"{index}.mp4"), "walks") for index in range(50)]
@@ -101,6 +101,34 @@ def test_a_step_takes_the_same_samples_on_any_number_of_devices(world, batch, gr
 def test_starting_later_is_going_on():
     whole = list(islice(NumberSampler(4, rank=1, world_size=2), 6))
     assert list(islice(NumberSampler(4, rank=1, world_size=2, start=3 * 8), 3)) == whole[3:]
+
+
+def test_by_default_one_device_begins_with_the_first_sample_and_nothing_varies():
+    assert list(islice(NumberSampler(3), 2)) == [[0, 1, 2], [3, 4, 5]]
+    assert Augmentation() == Augmentation(position=0.5, crop=(0.5, 0.5), flip=False)
+    assert AugmentationConfig() == AugmentationConfig(random_position=True, random_crop=False, flip=0.0)
+
+
+def test_a_self_pair_shows_the_same_part_of_the_video_and_others_a_part_of_their_own():
+    def sampler(rng, records, number=0):
+        return [Changed(7), Changed(7), Changed(9), 7]
+
+    drawn = next(candidates(0, 5, RECORDS, sampler, FREE, cached_changes=3))
+    own, other, plain = drawn.references
+    assert (own.index, other.index, plain.index) == (7, 9, 7) == (drawn.target.index, 9, 7)
+    assert own.augmentation == drawn.target.augmentation and drawn.target.changed is None
+    assert other.augmentation != drawn.target.augmentation != plain.augmentation
+    assert own.changed in range(3) and other.changed in range(3) and plain.changed is None
+    numbers = [
+        next(candidates(0, n, RECORDS, sampler, FREE, cached_changes=3)).references[0].changed for n in range(40)
+    ]
+    assert set(numbers) == {0, 1, 2}
+
+
+def test_seeds_and_numbers_of_64_bits_are_taken_as_they_are():
+    large = sample_rng(2**64 - 1, 2**63 + 1).random(3)
+    assert not np.array_equal(large, sample_rng(2**64 - 1, 2**63).random(3))
+    assert not np.array_equal(large, sample_rng(2**64 - 2, 2**63 + 1).random(3))
 
 
 def test_generators_of_different_numbers_and_seeds_differ():
