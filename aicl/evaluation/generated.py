@@ -58,7 +58,7 @@ def _listed(folder: Path, manifest: Path) -> Iterator[Generated]:
         if missing := [name for name in ("file", "caption") if name not in entry]:
             raise DataError(f'{where} is no {{"file": ..., "caption": ...}}: it has no {missing[0]}')
         for name in ("file", "caption", "label", "reference"):
-            if entry.get(name) is not None:
+            if name in ("file", "caption") or entry.get(name) is not None:
                 check_text(entry[name], f"{where}: '{name}'", DataError)
         path, prompt, seed = folder / checked_path(entry["file"], DataError), entry["caption"], entry.get("seed")
         if seed is not None and type(seed) is not int:

@@ -67,6 +67,8 @@ def opened(path: str | os.PathLike[str]) -> Iterator[tuple["av.container.InputCo
             stream = _chosen(container)
             if stream is None:
                 raise VideoError(f"{path}: holds no video stream; give a video file")
+            if stream.codec_context is None:
+                raise VideoError(f"{path}: no decoder knows its video format; re-encode it")
             if stream.width * stream.height > MAX_PIXELS:
                 size = f"{stream.width}x{stream.height}"
                 raise VideoError(f"{path}: has frames of {size} pixels, too large to be read; make it smaller")
