@@ -17,7 +17,7 @@ from aicl.model_files import FOLDER_FILE, FolderConfig, ModelFiles, find_model_f
 from aicl.motion_features import MotionFeatures, concatenate
 from aicl.options import Reference, SamplingOptions
 from aicl.reference_context import ReferenceContext
-from aicl.reference_videos import read_clip, reference_key, reference_rows
+from aicl.reference_videos import captioned, read_clip, reference_key, reference_rows, stacked
 from lvdm import config as configs
 from lvdm.acceleration import Mode
 from lvdm.checkpoints import load_pipeline, save_pipeline
@@ -288,7 +288,7 @@ class AICLPipeline:
     ) -> MotionFeatures:
         """R of rows of references, those that are motion features already as they are, the videos through the prism."""
         prism, _ = self._adapter()
-        rows = _captioned(rows, prompts)
+        rows = captioned(rows, prompts)
         given = [_is_features(reference) for reference in rows[0]]
         if any([_is_features(reference) for reference in row] != given for row in rows):
             raise ConfigError("every prompt needs videos and motion features at the same places among its references")
@@ -297,7 +297,7 @@ class AICLPipeline:
             videos = [[each for each, known in zip(row, given) if not known] for row in rows]
             columns = self._encode(videos, num_frames, size, fps, clock).split()
         for place in (number for number, known in enumerate(given) if known):
-            columns.insert(place, _stacked([row[place].video for row in rows]))
+            columns.insert(place, stacked([row[place].video for row in rows]))
         if not all(column.prism.matches(Fingerprint.of(prism)) for column in columns):
             raise CheckpointError("these references were encoded with another adapter: encode their videos again")
         return concatenate(columns)
@@ -384,26 +384,6 @@ def _branches(
     if embedded:
         return [positive, full], [1 - r, r]
     return [negative, positive, full], [1 - g, g - r, r]
-
-
-def _captioned(rows: list[list[Reference]], prompts: list[str]) -> list[list[Reference]]:
-    """References with captions, those that have none with their prompt; one row where all samples share everything."""
-    several = rows * len(prompts) if len(rows) == 1 else rows
-    captioned = [
-        [replace(each, caption=prompt) if each.caption is None else each for each in row]
-        for row, prompt in zip(several, prompts)
-    ]
-    keys = [[reference_key(each) for each in row] for row in captioned]
-    return captioned[:1] if all(key == keys[0] for key in keys) else captioned
-
-
-def _stacked(videos: list[MotionFeatures]) -> MotionFeatures:
-    """Features of one place in all rows: of one sample each, they become a batch. Raises ConfigError if they differ."""
-    if all(video is videos[0] for video in videos):
-        return videos[0]
-    if any(len(video.features) != 1 or video.frames != videos[0].frames for video in videos):
-        raise ConfigError("motion features of different prompts must be of one sample and of the same frames each")
-    return replace(videos[0], features=torch.cat([video.features.to(videos[0].features) for video in videos]))
 
 
 def _is_features(reference: Reference) -> bool:

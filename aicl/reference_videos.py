@@ -52,6 +52,26 @@ def reference_key(reference: Reference) -> tuple[str | int, str | None]:
     return str(video) if isinstance(video, Path) else id(video), reference.caption
 
 
+def captioned(rows: list[list[Reference]], prompts: list[str]) -> list[list[Reference]]:
+    """References with captions, those that have none with their prompt; one row where all samples share everything."""
+    several = rows * len(prompts) if len(rows) == 1 else rows
+    captioned = [
+        [replace(each, caption=prompt) if each.caption is None else each for each in row]
+        for row, prompt in zip(several, prompts)
+    ]
+    keys = [[reference_key(each) for each in row] for row in captioned]
+    return captioned[:1] if all(key == keys[0] for key in keys) else captioned
+
+
+def stacked(videos: list[MotionFeatures]) -> MotionFeatures:
+    """Features of one place in all rows: of one sample each, they become a batch. Raises ConfigError if they differ."""
+    if all(video is videos[0] for video in videos):
+        return videos[0]
+    if any(len(video.features) != 1 or video.frames != videos[0].frames for video in videos):
+        raise ConfigError("motion features of different prompts must be of one sample and of the same frames each")
+    return replace(videos[0], features=torch.cat([video.features.to(videos[0].features) for video in videos]))
+
+
 def check_reference(reference: Reference) -> None:
     """Raise VideoError for a file that cannot be read, or a single image: it shows no action.
 
