@@ -1,7 +1,6 @@
 """Adapter files: the trained parameters of prism and integration, and what base model they belong to."""
 
 import hashlib
-import importlib.metadata
 import json
 import os
 import warnings
@@ -13,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from aicl import __version__
 from aicl.action_integration import IntegrationConfig
 from aicl.action_prism import ActionPrism, PrismConfig, build_prism
 from aicl.integrated_backbone import IntegratedBackbone, integrate, layout_of
@@ -108,7 +108,7 @@ def save_adapter(
         step=int(notes.pop("step", 0)),
         fps=notes.pop("fps", None),
         notes=notes,
-        library=_library_version(),
+        library=__version__,
     )
     state = {name: value.detach().cpu().contiguous() for name, value in trained_state(prism, integrated).items()}
     metadata = {"format": "pt", "aicl": json.dumps(configs.to_mapping(info)), HASH_KEY: tensors_hash(state)}
@@ -174,13 +174,6 @@ def load_adapter(
         module.load_state_dict({name.removeprefix(part): v for name, v in state.items() if name.startswith(part)})
         module.to(device)
     return prism, integrated, info
-
-
-def _library_version() -> str:
-    try:
-        return importlib.metadata.version("aicl")
-    except importlib.metadata.PackageNotFoundError:  # run from a checkout: no reason to lose a training run's result
-        return "not installed"
 
 
 def _describe(layout: Mapping[str, int]) -> str:

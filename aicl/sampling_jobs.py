@@ -139,9 +139,6 @@ def prepare(jobs: list[Job]) -> list[Job]:
     Raises VideoError where a job would overwrite a file unasked or a reference cannot be read, UserError where its
     files cannot be written, DataError where a library has no reference for a prompt.
     """
-    from aicl.reference_retrieval import load_library
-    from aicl.reference_videos import check_reference
-
     jobs = [job for job in jobs if not (job.skip_existing and all(path.exists() for path in job.files()))]
     for job in jobs:
         existing = [path for path in job.files() if path.exists()]
@@ -150,6 +147,9 @@ def prepare(jobs: list[Job]) -> list[Job]:
         for path in (*(each.video for each in job.references), *([Path(job.image)] if job.image else [])):
             if not path.exists():
                 raise VideoError(f"{path} does not exist: check the references and the image of '{job.prompt}'")
+    from aicl.reference_retrieval import load_library  # slow to import, and not needed for the mistakes above
+    from aicl.reference_videos import check_reference
+
     libraries = {path: load_library(path) for path in {job.library for job in jobs if job.library}}
     jobs = [_choose(job, libraries[job.library]) if job.library else job for job in jobs]
     for reference in {each.video: each for job in jobs for each in job.references}.values():

@@ -1,4 +1,4 @@
-"""Rebuild the marked tables of docs/results.md from docs/results/*.json, see `aicl.evaluation.page`.
+"""Rebuild the marked tables of docs/results*.md from docs/results/*.json, see `aicl.evaluation.page`.
 
 python scripts/rebuild_results.py
 """
@@ -13,12 +13,12 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 
 
 def main() -> None:
-    """Write the page anew."""
-    page = DOCS / "results.md"
-    text = rebuild(page.read_text(encoding="utf-8"), DOCS / "results")
-    with atomic_path(page) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    print(f"{page} is made of {DOCS / 'results'}")
+    """Write the pages anew."""
+    for page in (DOCS / "results.md", DOCS / "results_tables.md"):
+        text = rebuild(page.read_text(encoding="utf-8"), DOCS / "results")
+        with atomic_path(page) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+        print(f"{page} is made of {DOCS / 'results'}")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,11 @@ FORBIDDEN = {  # what the modules of each package must not import, at any depth
     "lvdm.models": ("lvdm.training", "lvdm.data", "lvdm.pipeline"),
     "lvdm.diffusion": ("lvdm.training", "lvdm.data", "lvdm.pipeline"),
     "aicl": ("scripts", "tests"),
+    "aicl.pipeline": ("lvdm.training",),
+    "aicl.sampling_models": ("lvdm.training",),
+    "aicl.sampling_jobs": ("lvdm.training",),
+    "aicl.evaluation": ("lvdm.training",),
+    "aicl.cli.sample": ("lvdm.training",),
     "scripts": ("tests",),
 }
 

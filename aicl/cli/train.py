@@ -32,6 +32,9 @@ def parser() -> Parser:
 
 def main(args: argparse.Namespace) -> int:
     """Run a training; its exit status says whether a signal ended it."""
+    if not config.find(args.config).is_file():
+        config.load(args.config)  # says so at once: what follows takes seconds to import
+
     import aicl.tasks  # noqa: F401 (makes the tasks known)
     from lvdm.training import config_schema, train
 

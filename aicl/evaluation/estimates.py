@@ -15,9 +15,16 @@ def estimate(metric: Metric, observed: Observed) -> Estimate:
     """A metric of a set, with its interval."""
     if metric.estimate is not None:
         return metric.estimate(observed)
-    assert metric.values is not None
-    values = metric.values(observed)
+    values = values_of(metric, observed)
     return statistics.share(values) if values.dtype == torch.bool else statistics.mean(values)
+
+
+def values_of(metric: Metric, observed: Observed) -> Tensor:
+    """What a metric says of each video, computed once."""
+    assert metric.values is not None
+    if metric.name not in observed.known:
+        observed.known[metric.name] = metric.values(observed)
+    return observed.known[metric.name]
 
 
 def estimates_by_seed(metrics: Sequence[Metric], parts: Sequence[Observed]) -> dict[str, list[float]]:
@@ -30,7 +37,7 @@ def estimates_by_seed(metrics: Sequence[Metric], parts: Sequence[Observed]) -> d
 def paired_differences(metrics: Sequence[Metric], ours: Observed, theirs: Observed) -> dict[str, Estimate]:
     """Ours minus theirs on the same samples, of metrics that judge each video."""
     return {
-        metric.name: statistics.difference(metric.values(ours), metric.values(theirs))
+        metric.name: statistics.difference(values_of(metric, ours), values_of(metric, theirs))
         for metric in metrics
         if metric.values is not None and not metric.unpaired and not metric.missing(theirs)
     }
@@ -42,7 +49,7 @@ def lines_beside(metrics: Sequence[Metric], observed: Observed) -> dict[str, flo
     for metric in metrics:
         real = observed.real
         if real is not None and metric.values is not None and not metric.missing(real):
-            lines[f"{metric.column} of real videos"] = metric.factor * float(metric.values(real).double().mean())
+            lines[f"{metric.column} of real videos"] = metric.factor * float(values_of(metric, real).double().mean())
         if metric.lines is not None:
             lines |= metric.lines(observed)
     return lines

@@ -82,6 +82,7 @@ class Observed:
     reference shows. pool: the classes of the benchmark, among which a forced choice is made.
     facts: further truths of a benchmark, by name, (n, ...).
     classifier: gives labels their numbers. allow_few: measure a set though it has too few videos.
+    known: what was computed of these videos before, so that it is computed once.
     """
 
     videos: Seen
@@ -97,6 +98,7 @@ class Observed:
     real: "Observed | None" = None
     classifier: Classifier | None = None
     allow_few: bool = False
+    known: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(next(iter(self.videos.values()))) if self.videos else 0

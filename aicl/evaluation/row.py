@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -14,6 +15,7 @@ from aicl.pipeline import AICLPipeline
 from lvdm.checkpoints.folder import read_model_config
 from lvdm.errors import CheckpointError, ConfigError
 from lvdm.hashing import file_hash, files_hash, text_hash
+from lvdm.models.components import ModelConfig
 
 VERSION = 1  # of how videos are made; raised when the same row comes to give other ones
 
@@ -93,12 +95,17 @@ class Source:
     dtype: torch.dtype
     compile: Literal["none", "graphs", "full"] = "none"
 
+    @cached_property
+    def config(self) -> ModelConfig:
+        """The base model's, read once. Raises CheckpointError where there is none."""
+        return read_model_config(self.files.base)
+
     def parts(self) -> dict[str, Path]:
         """The folder of the base model as "base" and, for references, the adapter's file as "adapter".
 
         Raises CheckpointError where one is not there.
         """
-        read_model_config(self.files.base)
+        assert self.config is not None  # read now: a folder that is no model is an error here
         parts = {"base": self.files.base}
         if self.row.references:
             if self.files.adapter is None:
@@ -112,11 +119,11 @@ class Source:
 
     def takes_target(self) -> bool:
         """Whether the videos depend on a real clip: an image-to-video model's, or those through the autoencoder."""
-        return self.row.kind == "autoencoder" or read_model_config(self.parts()["base"]).image is not None
+        return self.row.kind == "autoencoder" or self.config.image is not None
 
     def settings(self) -> dict[str, Any]:
         """What its videos depend on beside the model's files and the samples; a model's own settings are spelt out."""
-        row, own = self.row, read_model_config(self.files.base).defaults
+        row, own = self.row, self.config.defaults
         settings = {name: getattr(row, name) for name in ("kind", "references", "reference_captions", "scale")}
         settings["dtype"] = str(self.dtype).removeprefix("torch.")
         if row.kind == "generated":

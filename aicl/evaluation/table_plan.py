@@ -13,7 +13,6 @@ from aicl.evaluation.presets import Preset, SetSpec
 from aicl.evaluation.row import Row, Source
 from aicl.evaluation.tables import STUDIED
 from aicl.model_files import find_model_files
-from lvdm.checkpoints.folder import read_model_config
 from lvdm.errors import CheckpointError, ConfigError, VideoError
 
 SPEED = "dynamic_degree"  # what groups of samples are formed by, of their references
@@ -39,6 +38,8 @@ class TablePlan:
         auto = "bfloat16" if device.type == "cuda" else "float32"
         self.dtype: torch.dtype = getattr(torch, auto if preset.precision == "auto" else preset.precision)
         self._samples: dict[int, list[Sample]] = {}
+        self._sources: dict[Row, Source | None] = {}
+        self._obstacles: dict[Row, str | None] = {}
         count = self.benchmark.count
         if count is not None and preset.videos > count:
             raise ConfigError(f"{self.benchmark} has {count} samples, videos={preset.videos} are wanted: set fewer")
@@ -101,6 +102,11 @@ class TablePlan:
 
     def source(self, row: Row) -> Source | None:
         """What makes the videos of a row, None for real clips. Raises UserError where it is not there."""
+        if row not in self._sources:
+            self._sources[row] = self._source(row)
+        return self._sources[row]
+
+    def _source(self, row: Row) -> Source | None:
         if row.kind == "real":
             return None
         name = str(row.model)
@@ -117,6 +123,11 @@ class TablePlan:
 
     def obstacle(self, row: Row) -> str | None:
         """Why a row cannot be run, or None."""
+        if row not in self._obstacles:
+            self._obstacles[row] = self._obstacle(row)
+        return self._obstacles[row]
+
+    def _obstacle(self, row: Row) -> str | None:
         try:
             source = self.source(row)
             if source is None:
@@ -128,7 +139,7 @@ class TablePlan:
             if first.target is None and source.takes_target():
                 return f"{self.benchmark} has no real clip of each sample"
             if row.kind == "generated":
-                defaults = read_model_config(source.files.base).defaults
+                defaults = source.config.defaults
                 check_comparable_length(defaults.num_frames, defaults.save_fps, self.benchmark)
         except (CheckpointError, ConfigError, VideoError) as error:
             return str(error)

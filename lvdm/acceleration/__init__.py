@@ -17,11 +17,10 @@ from lvdm.models.attention import Attention
 __all__ = ["Acceleration", "Holdable", "Mode", "Replayed", "compile_regions", "keep_kernels", "prepare"]
 
 Mode = Literal["auto", "none", "graphs", "full"]
-"""none: as it is written. graphs: our kernels, a step's launches replayed as one CUDA graph. full: the blocks are
-compiled, too. auto: graphs on a GPU, full where so many steps are to come that compiling pays."""
+"""none: as it is written, but for our kernels. graphs: a step's launches are replayed as one CUDA graph. full: the
+blocks are compiled, too. auto: graphs on a GPU, unless so few steps are to come that capturing one costs more."""
 
-COMPILE_SECONDS = 25.0  # for a full-size UNet, with nothing in the cache
-SAVED = 0.1  # share of a step's time that compiling saves where graphs and our kernels are used already
+FEW = 8  # steps, which capturing a graph takes about as long as it saves
 NETWORKS = 2  # kept ready: a base model, and the same with references
 
 
@@ -60,40 +59,30 @@ class Acceleration:
         while len(self._ready) > NETWORKS:
             self._ready.popitem(last=False)
         network = self._ready[id(unet)][1]
-        if unet not in self._compiled and self._pays(network, steps):
+        coming = max(steps, (self.expected_steps or 0) - self._steps, self._steps)
+        self._steps += steps
+        if self.mode == "auto" and coming < FEW and not network.captured:
+            self.choice = f"the UNet's {coming} steps are launched one by one: a CUDA graph would not pay"
+            return unet
+        self.choice = "the UNet's steps are replayed as CUDA graphs"
+        if self.mode == "full":
+            self.choice += " of compiled blocks"
+        if self.mode == "full" and unet not in self._compiled:
             keep_kernels()
             compile_regions(unet)
             network.forget()
             self._compiled.add(unet)
-        self._steps += steps
         return network
 
     def used(self, unet: nn.Module) -> Mode:
         """How a UNet that sampled with this ran in the end: what "auto" came to."""
-        if id(unet) not in self._ready:
+        if id(unet) not in self._ready or not self._ready[id(unet)][1].captured:
             return "none"
         return "full" if unet in self._compiled else "graphs"
 
     def forget(self) -> None:
         """Drop what was captured, and its memory: after weights were replaced, or to make room."""
         self._ready.clear()
-
-    def _pays(self, network: Replayed, steps: int) -> bool:
-        """Whether the steps to come are worth compiling for."""
-        if self.mode == "full":
-            self.choice = "the UNet's blocks are compiled and its steps replayed as CUDA graphs, as was asked for"
-            return True
-        self.choice = "the UNet's steps are replayed as CUDA graphs"
-        if self.mode == "graphs":
-            return False
-        coming = max(steps, (self.expected_steps or 0) - self._steps, self._steps)
-        saved = SAVED * network.seconds * coming
-        compares = f"compiling takes about {COMPILE_SECONDS:.0f} s and would save {saved:.0f} s of {coming} steps"
-        if saved < COMPILE_SECONDS:
-            self.choice += f"; {compares}"
-            return False
-        self.choice += f" and its blocks are compiled: {compares}"
-        return True
 
 
 def prepare(unet: nn.Module) -> None:

@@ -48,8 +48,12 @@ class Replayed(nn.Module):
         # One pool for all graphs: they run one after another, and what is kept of a call is only its result.
         self._pool = torch.cuda.graph_pool_handle() if torch.cuda.is_available() else None
         self._captured: OrderedDict[Any, _Captured] = OrderedDict()
-        self.seconds = 0.0  # that the call captured last takes
         self.variant: Hashable = None  # of the UNet's ways to compute, where there are several: set by the caller
+
+    @property
+    def captured(self) -> bool:
+        """Whether there is a graph already."""
+        return bool(self._captured)
 
     def forget(self) -> None:
         """Drop all graphs and their memory."""
@@ -104,12 +108,6 @@ class Replayed(nn.Module):
         options = {"pool": self._pool, "capture_error_mode": "thread_local"}  # other threads pin memory meanwhile
         with torch.cuda.graph(graph, **options):
             output = call()
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        self.seconds = begin.elapsed_time(end) / 1e3
         return _Captured(graph, inputs, held, [value for *_, value in rows], output)
 
 

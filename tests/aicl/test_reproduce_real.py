@@ -79,8 +79,12 @@ def documented() -> list[list[str]]:
 
 
 def rows_of(path: Path) -> dict[str, str]:
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return {line.split(" | ")[0].removeprefix("| "): line for line in lines if line.startswith("| ")}
+    """The rows of a page's first table."""
+    rows: dict[str, str] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line.startswith("| "):
+            rows.setdefault(line.split(" | ")[0].removeprefix("| "), line)
+    return rows
 
 
 def test_every_documented_command_makes_its_tables(out, overrides, data):

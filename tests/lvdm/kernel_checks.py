@@ -110,6 +110,14 @@ def check_products():
     value, gate = F.linear(x, weight, bias).chunk(2, -1)
     blocks = {"block_m": 64, "block_n": 64, "block_k": 32}
     close(products._run_geglu(x, weight, bias, blocks), value * F.gelu(gate), "geglu")
+    products._is_large = lambda device: device == 0
+    assert products._fitting(products.TALL, x)["num_stages"] == 3
+    products._is_large = lambda device: False
+    for blocks in (products.NARROW, products.SQUARE, products.WIDE, products.TALL):  # 99 KiB are what small GPUs have
+        small = products._fitting(blocks, x)
+        halves = 2 if blocks in (products.NARROW, products.SQUARE) else 1  # of the weights, which GEGLU reads both
+        rows = blocks["block_m"] + halves * blocks["block_n"]
+        assert 2 * small["num_stages"] * blocks["block_k"] * rows <= 99 * 1024
     h = draw(3, 7, 192, grad=True)
     value, gate = h.chunk(2, -1)
     expected, slope = value * F.gelu(gate), draw(3, 7, 96)

@@ -48,24 +48,21 @@ def compiled(monkeypatch):
     return found
 
 
-@pytest.mark.parametrize(
-    ("mode", "expected", "seconds", "counts", "says"),
-    [
-        ("graphs", None, 1.0, 0, "replayed as CUDA graphs"),
-        ("full", None, 0.01, 1, "as was asked for"),
-        ("auto", None, 0.06, 0, "compiling takes about 25 s and would save 0 s of 50 steps"),
-        ("auto", 10_000, 0.06, 1, "would save 60 s of 9950 steps"),
-        ("auto", 10_000, 0.01, 0, "would save 10 s of 9950 steps"),
-    ],
-)
-def test_auto_compiles_where_it_pays(compiled, mode, expected, seconds, counts, says):
-    unet, chosen = OnGPU(), Acceleration(mode, expected_steps=expected)
-    first = chosen.network(unet, 50)
-    first.seconds = seconds  # as measured when the first call was captured
-    assert chosen.network(unet, 50) is first
-    assert len(compiled) == counts and says in chosen.choice
-    chosen.network(unet, 50)
-    assert len(compiled) == counts
+def test_blocks_are_compiled_once_and_only_where_that_was_asked_for(compiled):
+    for mode, count in (("auto", 0), ("graphs", 0), ("full", 1)):
+        unet, chosen = OnGPU(), Acceleration(mode)
+        assert chosen.network(unet, 50) is chosen.network(unet, 50)
+        assert len(compiled) == count and ("of compiled blocks" in chosen.choice) == (mode == "full")
+        assert "replayed as CUDA graphs" in chosen.choice
+
+
+def test_a_few_steps_are_not_captured_unless_more_are_to_come():
+    unet, chosen = OnGPU(), Acceleration()
+    assert chosen.network(unet, 4) is unet and "4 steps are launched one by one" in chosen.choice
+    assert isinstance(Acceleration("graphs").network(unet, 4), Replayed)
+    assert isinstance(Acceleration(expected_steps=16).network(unet, 4), Replayed)
+    assert isinstance(chosen.network(unet, 50), Replayed)
+    assert isinstance(chosen.network(unet, 4), Replayed)  # 54 steps are over: more will come
 
 
 def test_graphs_are_dropped_when_weights_move_or_on_request():

@@ -36,3 +36,16 @@ def test_some_kernels_are_for_values_without_gradients():
     assert kernels.differentiated(None, x) and not kernels.differentiated(None, x.detach())
     with torch.no_grad():
         assert not kernels.differentiated(x)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there Triton works")
+def test_where_triton_cannot_compile_pytorchs_kernels_are_used_and_a_sentence_says_so(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    kernels._capable.cache_clear()
+    with pytest.warns(UserWarning, match=r"cannot be compiled here \(.*\): PyTorch's own are used"):
+        assert not kernels._capable(0)  # there is no such device
+    assert not kernels._capable(0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    kernels._capable.cache_clear()
+    assert not kernels._capable(0)
+    kernels._capable.cache_clear()

@@ -5,6 +5,7 @@ than it was made for) takes the plain form, and so does what happens inside `pla
 """
 
 import importlib.util
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -49,5 +50,19 @@ def _compiles(device: int) -> bool:
 
 @cache
 def _capable(device: int) -> bool:
-    """Triton is there, and the GPU is of a generation (Ampere, 8.0, or newer) on which its matrix products run."""
-    return importlib.util.find_spec("triton") is not None and torch.cuda.get_device_capability(device) >= (8, 0)
+    """Triton is there and compiles for this GPU, of a generation (Ampere, 8.0, or newer) that its products run on."""
+    if importlib.util.find_spec("triton") is None or torch.cuda.get_device_capability(device) < (8, 0):
+        return False
+    from lvdm.models.kernels import sums
+
+    try:
+        sample = torch.ones(8, device=torch.device("cuda", device))
+        return bool((sums._run(sample, sample, sample) == 3).all())
+    except Exception as error:  # there are many reasons: no C compiler, no headers, no place for files
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        warnings.warn(
+            f"fast GPU kernels cannot be compiled here ({reason}): PyTorch's own are used, and sampling takes about "
+            "twice as long; Triton needs a C compiler",
+            stacklevel=2,
+        )
+        return False

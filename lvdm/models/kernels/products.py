@@ -6,6 +6,7 @@ gradients are asked, PyTorch's linear layer runs, and `gated` does the rest.
 where they are.
 """
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ BLOCK_K = 64
 NARROW = {"block_m": 128, "block_n": 64, "block_k": BLOCK_K, "num_warps": 8, "num_stages": 3}
 SQUARE = NARROW | {"block_n": 128}
 WIDE, TALL = NARROW | {"block_n": 256}, SQUARE | {"block_m": 256}
+LARGE = 160 * 1024  # bytes of shared memory for a block, as data-centre GPUs have; others take one stage less
 GROUP_M = 8  # blocks of rows that share the blocks of weights in the cache
 GATE_ROWS, GATE_COLUMNS = 4, 256
 
@@ -131,6 +133,16 @@ def _frames_conv(
     tl.store(out + place, total.to(out.dtype.element_ty), mask=(rows < m)[:, None] & (columns < n)[None, :])
 
 
+def _fitting(blocks: dict[str, int], x: Tensor) -> dict[str, int]:
+    """The blocks with as many stages as the shared memory of x's GPU has room for."""
+    return blocks if _is_large(x.device.index or 0) else blocks | {"num_stages": 2}
+
+
+@cache
+def _is_large(device: int) -> bool:
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin >= LARGE
+
+
 def geglu_fits(x: Tensor) -> bool:
     """Whether `geglu` was made for the width of x (..., k)."""
     return x.shape[-1] % BLOCK_K == 0
@@ -146,7 +158,7 @@ def _run_geglu(
 ) -> Tensor:
     rows, n = x.flatten(0, -2), weight.shape[0] // 2
     m, k = rows.shape
-    blocks = blocks or (NARROW if k < 512 else SQUARE)
+    blocks = blocks or _fitting(NARROW if k < 512 else SQUARE, x)
     out = x.new_empty(*x.shape[:-1], n)
     grid = (triton.cdiv(m, blocks["block_m"]) * triton.cdiv(n, blocks["block_n"]),)
     even = m % blocks["block_m"] == 0 and n % blocks["block_n"] == 0
@@ -171,7 +183,7 @@ def _run_conv(
 ) -> Tensor:
     b, t, s, k = x.shape
     m, n = b * t * s, weight.shape[0]
-    blocks = blocks or (TALL if k < 512 else SQUARE if k < 1024 else WIDE)
+    blocks = blocks or _fitting(TALL if k < 512 else SQUARE if k < 1024 else WIDE, x)
     packed = weight.permute(0, 2, 3, 1).contiguous()  # no copy where the weights lie channels last
     out = x.new_empty(b, t, s, n)
     grid = (triton.cdiv(m, blocks["block_m"]) * triton.cdiv(n, blocks["block_n"]),)
