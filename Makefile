@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # two workers, one thread each: what a two-core machine runs fastest
-TEST_FLAGS ?= -n 2 --dist loadfile -q
+TEST_FLAGS ?= -n 2 --dist loadfile --no-loadscope-reorder -q
 
 KILLS ?= 100
 FUZZ ?= 40

@@ -95,6 +95,7 @@ class GroupNorm(nn.GroupNorm):
                 x.shape
             )
         if shift is not None:
+            shift = shift.to(x.dtype)  # a bias is float32 under autocast, where x is not
             rows = x + (shift if shift.ndim == 1 else shift.view(len(shift), *[1] * (x.ndim - 2), -1))
             rows = rows.flatten(0, self.rows - 1).flatten(1, -2)
         with own_precision(x):

@@ -204,7 +204,7 @@ def test_options_that_cannot_work_end_in_a_sentence(world, tmp_path, options, me
     ("line", "message"),
     [
         ('{"file": "00.mp4"}', "line 1 is no"),
-        ("[]", "line 1 is no"),
+        ("[]", "line 1: must be an object"),
         ('{"file": "missing.mp4", "caption": "x"}', "which is not there"),
         ('{"file": "00.mp4", "caption": "x", "seed": "one"}', "has the seed 'one'"),
         ('{"file": "00.mp4", "caption": "x", "reference": "y.mp4"}', "y.mp4, which is not there"),

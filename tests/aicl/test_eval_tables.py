@@ -36,7 +36,7 @@ def test_results_survive_the_disk(tmp_path):
 
 
 def test_what_is_no_result_is_refused(tmp_path):
-    for content, message in (("{}", "format"), ("[1", "no JSON"), ("[]", "format")):
+    for content, message in (("{}", "format"), ("[1", "no valid JSON"), ("[]", "format")):
         (tmp_path / "r.json").write_text(content)
         with pytest.raises(DataError, match=message):
             read_result(tmp_path / "r.json")

@@ -1,0 +1,24 @@
+"""What all tests share: the order in which they start."""
+
+import pytest
+
+# Files that take longest, so that two workers end at the same time.
+FIRST = (
+    "test_reproduce_real.py",
+    "test_training.py",
+    "test_damaged_runs.py",
+    "test_kills.py",
+    "test_compile.py",
+    "test_kernels.py",
+    "test_package.py",
+    "test_documented_commands.py",
+    "test_pipeline.py",
+    "test_action_integration.py",
+    "test_machines.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of FIRST in front; the order within a file stays."""
+    rank = {name: place for place, name in enumerate(FIRST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(FIRST)))
