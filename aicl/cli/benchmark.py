@@ -7,7 +7,7 @@ examples:
   aicl benchmark batches --model lvdm_t2v_256   # videos a minute and memory at several batch sizes
   aicl benchmark generate                       # every full-size model, in bfloat16 on the GPU
   aicl benchmark generate --model lvdm_t2v_256 --table docs/benchmarks.md
-  aicl benchmark convert --model videocrafter2_t2v_512 --folder /tmp/convert
+  aicl benchmark convert --model videocrafter2_t2v_512 --folder outputs/convert
   aicl benchmark train --config aicl_lvdm --clips data/puppets   # 20 steps at the paper's batch size
   aicl benchmark overhead --config aicl_videocrafter2 --references 1 3
   aicl benchmark profile --config configs/puppets/base.yaml training.batch_size=128
