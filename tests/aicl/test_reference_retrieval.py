@@ -128,7 +128,7 @@ def test_select_says_why_it_cannot():
         index.select("a man is swimming", 1, 0)
 
 
-def test_picker_draws_triples_from_its_generator():
+def test_the_pair_sampler_draws_triples_from_its_generator():
     pair_sampler = VerbPairSampler(VerbIndex(LIBRARY), num_references=1)
     assert pair_sampler.unused == 1  # the lake
     triples = [pair_sampler(np.random.default_rng(seed), LIBRARY) for seed in range(60)]

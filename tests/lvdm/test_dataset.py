@@ -14,7 +14,7 @@ from tests.lvdm.videos import records
 CONFIG = ClipConfig(num_frames=4, size=(16, 16), stride=2, augmentation=AugmentationConfig(random_crop=True, flip=0.5))
 
 
-def triple_picker(rng, listed, number=0):
+def sample_triple(rng, listed, number=0):
     return [int(index) for index in rng.choice(len(listed), 3, replace=False)]
 
 
@@ -37,7 +37,7 @@ def assert_same(one, other):
 
 
 def test_an_item_is_what_the_plan_says(videos):
-    dataset = ClipDataset(videos, CONFIG, triple_picker, seed=3)
+    dataset = ClipDataset(videos, CONFIG, sample_triple, seed=3)
     item, sample = dataset[11], dataset.sample(11)
     assert item["number"] == 11 and item["skipped"] == []
     assert (item["timestep_u"], item["noise_seed"]) == (sample.timestep_u, sample.noise_seed)
@@ -72,7 +72,7 @@ def test_the_rate_of_a_stretched_clip_is_what_is_shown(videos):
 
 
 def test_collate(videos):
-    dataset = ClipDataset(videos, CONFIG, triple_picker)
+    dataset = ClipDataset(videos, CONFIG, sample_triple)
     batch = collate([dataset[4], dataset[5]])
     assert batch["frames"].shape == (2, 3, 4, 16, 16) and batch["references"].shape == (2, 2, 3, 4, 16, 16)
     assert batch["number"].tolist() == [4, 5] and batch["noise_seed"].dtype == torch.int64
@@ -86,7 +86,7 @@ def test_collate(videos):
 
 def test_broken_videos_are_replaced_reported_and_never_tried_twice(videos, tmp_path, monkeypatch):
     listed = [break_file(record, tmp_path) if index in (1, 4, 6) else record for index, record in enumerate(videos)]
-    dataset = ClipDataset(listed, CONFIG, triple_picker, seed=1)
+    dataset = ClipDataset(listed, CONFIG, sample_triple, seed=1)
     tried = []
     opened = open_video
     monkeypatch.setattr("lvdm.data.dataset.open_video", lambda path: tried.append(str(path)) or opened(path))
@@ -98,8 +98,8 @@ def test_broken_videos_are_replaced_reported_and_never_tried_twice(videos, tmp_p
     good = {videos[index].caption for index in (0, 2, 3, 5, 7)}
     assert {item["caption"] for item in items} | {c for item in items for c in item["reference_captions"]} == good
     # What a sample is does not depend on when the broken files were found, only on which are broken.
-    fresh = ClipDataset(listed, CONFIG, triple_picker, seed=1)
-    warned = ClipDataset(listed, CONFIG, triple_picker, seed=1, known_broken=[listed[i].key for i in (1, 4, 6)])
+    fresh = ClipDataset(listed, CONFIG, sample_triple, seed=1)
+    warned = ClipDataset(listed, CONFIG, sample_triple, seed=1, known_broken=[listed[i].key for i in (1, 4, 6)])
     for number in (19, 7, 0):
         for other in (fresh, warned):
             item = other[number]
@@ -108,8 +108,8 @@ def test_broken_videos_are_replaced_reported_and_never_tried_twice(videos, tmp_p
 
 
 def test_samples_without_broken_videos_are_not_touched_by_them(videos, tmp_path):
-    whole = ClipDataset(videos, CONFIG, triple_picker)
-    dataset = ClipDataset([break_file(videos[0], tmp_path), *videos[1:]], CONFIG, triple_picker)
+    whole = ClipDataset(videos, CONFIG, sample_triple)
+    dataset = ClipDataset([break_file(videos[0], tmp_path), *videos[1:]], CONFIG, sample_triple)
     same = 0
     for number in range(12):
         sample = whole.sample(number)
@@ -142,13 +142,13 @@ def batches(dataset, count, workers=0, start=0, batch_size=2):
 
 
 def test_workers_change_nothing(videos):
-    dataset = ClipDataset(videos, CONFIG, triple_picker)
+    dataset = ClipDataset(videos, CONFIG, sample_triple)
     for alone, shared in zip(batches(dataset, 4), batches(dataset, 4, workers=2), strict=True):
         assert_same(alone, shared)
 
 
 def test_a_run_goes_on_where_it_stopped(videos):
-    dataset = ClipDataset(videos, CONFIG, triple_picker)
+    dataset = ClipDataset(videos, CONFIG, sample_triple)
     whole = batches(dataset, 5)
     for later, expected in zip(batches(dataset, 2, start=6), whole[3:], strict=True):
         assert_same(later, expected)
