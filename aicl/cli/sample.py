@@ -167,7 +167,12 @@ def _warn_of_unknown_words(pipe: "AICLPipeline", job: Job) -> None:
 
     if words := unknown_words(pipe, job):
         known = "does not know the word" + ("s " if len(words) > 1 else " ") + ", ".join(f"'{word}'" for word in words)
-        warnings.warn(f"this model {known} of '{job.prompt}': what it makes of them is left to chance", stacklevel=1)
+        shown = (
+            "the references have to show what they mean"
+            if job.references
+            else "what it makes of them is left to chance"
+        )
+        warnings.warn(f"this model {known} of '{job.prompt}': {shown}", stacklevel=1)
 
 
 def _say_costs(pipe: "AICLPipeline") -> None:

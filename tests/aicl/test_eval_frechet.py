@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -33,13 +34,12 @@ def test_closed_form_of_commuting_gaussians():
     assert frechet_distance(first, second) == pytest.approx(float(wanted), rel=1e-10)
 
 
-def test_general_gaussians_agree_with_the_matrix_square_root():
-    scipy = pytest.importorskip("scipy.linalg")
+def test_general_gaussians_agree_with_the_eigenvalues_of_the_product():
     generator = torch.Generator().manual_seed(1)
     roots = [torch.randn(6, 6, generator=generator, dtype=torch.float64) for _ in range(2)]
     covariances = [root @ root.T for root in roots]
     distance = frechet_distance(*(exact(torch.zeros(6), c) for c in covariances))
-    cross = scipy.sqrtm((covariances[0] @ covariances[1]).numpy()).real.trace()
+    cross = np.sqrt(np.linalg.eigvals((covariances[0] @ covariances[1]).numpy()).real).sum()
     assert distance == pytest.approx(float(covariances[0].trace() + covariances[1].trace() - 2 * cross), rel=1e-8)
 
 
