@@ -37,8 +37,8 @@ def generate_samples(pipe: AICLPipeline, job: Job, batches: list[list[int]] | No
     """The job's videos, uint8 (t, h, w, 3), batch by batch; `batches` of seeds in place of the job's own."""
     seeds = job.seeds()
     starts = range(0, len(seeds), job.batch_size)
+    options = filled_options(pipe, job)
     for batch in batches or [seeds[start : start + job.batch_size] for start in starts]:
-        options = filled_options(pipe, job)
         prompts = [job.prompt] * len(batch)
         videos = pipe(prompts, references=job.references, image=job.image, seed=batch, **job.sampling().given())
         seconds = {name: round(value, 4) for name, value in pipe.timings.items()}

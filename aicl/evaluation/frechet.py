@@ -170,11 +170,12 @@ def frechet_metric(name: str, column: str, role: str, about: str, key: str = "fe
 
     def lines(observed: Observed) -> dict[str, float]:
         features, real = sets(observed)
-        count = min(len(features), len(real) // 2)
-        if count < 2 or (count <= real.shape[1] and not observed.allow_few):
-            return {}  # no floor can be told from so few real videos
-        floor = real_floor(real, count, allow_few=observed.allow_few)
-        return {f"{column} of {count} real videos against other real ones": floor}
+        if min(len(features), len(real) // 2) < 2:
+            return {}  # of one video there is no distance, however few are allowed
+        floor = floor_lines(real, len(features), allow_few=observed.allow_few)
+        if not floor:
+            return {}
+        return {f"{column} of {floor['fvd_floor_count']} real videos against other real ones": floor["fvd_floor"]}
 
     def least(evaluators: Mapping[str, Evaluator]) -> int:
         return int(getattr(evaluators[role], "dim", 1)) + 1
