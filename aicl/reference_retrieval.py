@@ -228,8 +228,8 @@ def load_library(path: str | os.PathLike) -> Library:
     ]
     folder = path.resolve().parent
     paths = [Path(os.path.normpath(folder / checked_path(video.path, DataError))) for video in videos]
-    fields = ([getattr(video, name) for video in videos] for name in ("caption", "verbs", "phrase"))
-    return Library(paths, VerbIndex(*fields, videos=paths))
+    captions, verbs, phrases = ([getattr(video, name) for video in videos] for name in ("caption", "verbs", "phrase"))
+    return Library(paths, VerbIndex(captions, verbs, phrases, videos=paths))
 
 
 def _members(labels: Sequence[Sequence[str]]) -> dict[str, np.ndarray]:

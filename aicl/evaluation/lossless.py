@@ -6,6 +6,7 @@ What is measured later is what was generated, bit for bit, and the same pixels a
 import os
 from fractions import Fraction
 from pathlib import Path
+from typing import cast
 
 import av
 import numpy as np
@@ -61,7 +62,7 @@ def _frame(image: NDArray[np.uint8]) -> av.VideoFrame:
     plane = frame.planes[0]
     rows = np.zeros((height, plane.line_size // 4, 4), np.uint8)
     rows[:, :width, :3] = image[..., ::-1]
-    plane.update(rows)
+    plane.update(rows)  # type: ignore[arg-type]  # declared for bytes, it takes any buffer
     return frame
 
 
@@ -70,5 +71,5 @@ def _image(frame: av.VideoFrame) -> NDArray[np.uint8]:
     if frame.format.name != _FORMAT:
         raise VideoError(f"a frame of {frame.format.name} is none that was written here")
     plane = frame.planes[0]
-    rows = np.frombuffer(plane, np.uint8).reshape(frame.height, plane.line_size // 4, 4)
+    rows = np.frombuffer(cast(memoryview, plane), np.uint8).reshape(frame.height, plane.line_size // 4, 4)
     return rows[:, : frame.width, 2::-1].copy()

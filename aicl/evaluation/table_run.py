@@ -64,8 +64,8 @@ class TableRun(TablePlan):
                     if roles := self.roles(side):
                         views += [replace(view, roles=frozenset(roles)) for view in self._side(row, seed, side) or ()]
         if rows:
-            roles = frozenset(self.roles("real"))
-            views += [replace(self._view(clip), roles=roles) for clip in self._real()]
+            real = frozenset(self.roles("real"))
+            views += [replace(self._view(clip), roles=real) for clip in self._real()]
         return views
 
     def look(self, batch_size: int, rank: int, world_size: int) -> int:

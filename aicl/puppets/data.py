@@ -10,11 +10,10 @@ from random import Random
 from typing import Any, Literal
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from aicl.puppets.actions import ACTIONS, SEEN_INDICES, UNSEEN_INDICES
 from aicl.puppets.captions import GENERIC, Description, Wording, caption, describe, made_up, random_wording
@@ -22,7 +21,7 @@ from aicl.puppets.hard_scenes import HardScenes, render_hard, scene_seeds
 from aicl.puppets.programs import FIRST_RANDOM, program_bank
 from aicl.puppets.renderer import render
 from aicl.puppets.scene_parameters import CAMERA_FIELDS, FIELDS, MOTION_FIELDS, draw_scene_parameters, looks, uniforms
-from lvdm.data.sampling import NumberSampler
+from lvdm.data.datamodule import EndlessDataModule
 from lvdm.errors import ConfigError
 
 _STREAM = 1  # keeps these draws apart from those of random programs
@@ -242,29 +241,13 @@ def _as_it_is(batch: dict[str, Any]) -> dict[str, Any]:
     return batch
 
 
-class PuppetDataModule(pl.LightningDataModule):
-    """Endless batches from `start`, the number of samples consumed before: the only state, as in ClipDataModule.
-
-    `compiled`: whether clips are drawn by fused kernels; trainings that compile set it.
-    """
-
-    compiled = False
+class PuppetDataModule(EndlessDataModule):
+    """Endless batches of a `PuppetDataset`, drawn on the device: by fused kernels in trainings that compile."""
 
     def __init__(self, config: PuppetConfig, batch_size: int, seed: int = 0, start: int = 0) -> None:
-        super().__init__()
-        self.config, self.batch_size, self.seed, self.start = config, batch_size, seed, start
-        self.dataset = PuppetDataset(config, seed)
+        super().__init__(PuppetDataset(config, seed), batch_size, config.workers, start, collate=_as_it_is)
+        self.config, self.seed = config, seed
         self._banks: dict[torch.device, tuple[Tensor, Tensor]] = {}
-
-    def train_dataloader(self) -> DataLoader:
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return DataLoader(
-            self.dataset,
-            batch_sampler=NumberSampler(self.batch_size, rank, world_size, self.start),
-            num_workers=self.config.workers,
-            collate_fn=_as_it_is,
-            pin_memory=torch.cuda.is_available(),
-        )
 
     @torch.no_grad()
     def prepare(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -293,5 +276,6 @@ class PuppetDataModule(pl.LightningDataModule):
         """The motions that scenes refer to, kept on the device."""
         if device not in self._banks:
             count = self.config.programs if self.config.program_share > 0 else 0
-            self._banks[device] = tuple(tensor.to(device) for tensor in program_bank(count, self.seed))
+            programs, cycles = program_bank(count, self.seed)
+            self._banks[device] = programs.to(device), cycles.to(device)
         return self._banks[device]

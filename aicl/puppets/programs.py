@@ -181,8 +181,8 @@ def _legs(draws: _Draws, put, wave: _Wave) -> None:
         put(f"left_{name}", np.where(moving, offset, static), amount * moving, wave(when))
         put(f"right_{name}", np.where(moving & both, offset, static), amount * (moving & both), wave(when + other))
     stance, opening = draws.between(3, 20), draws.between(5, 40) * draws.chance(0.4) * moving
-    for side, lag, active in (("left", 0.0, moving), ("right", other, moving & both)):
-        put(f"{side}_straddle", stance + opening * active, opening * active, wave(shift + lag))
+    for side, later, active in (("left", np.zeros_like(other), moving), ("right", other, moving & both)):
+        put(f"{side}_straddle", stance + opening * active, opening * active, wave(shift + later))
 
 
 @lru_cache(maxsize=2)

@@ -115,7 +115,7 @@ def cache_clips(
         if readable:
             frames = torch.stack([to_frames(view["pixels"]) for view in readable]).to(device)
             for i, view in enumerate(readable):
-                if view["change_seed"] is not None:
+                if changes is not None and view["change_seed"] is not None:
                     frames[i : i + 1] = change_clips(frames[i : i + 1], [view["change_seed"]], changes.changes)
             first = to_pixels(frames[:, :, :1])[:, 0].cpu()
             with _autocast(device, precision):
@@ -156,7 +156,7 @@ def remove_damaged(
     return removed
 
 
-class _Views(Dataset):
+class _Views(Dataset[dict[str, Any]]):
     """Augmented clips as uint8, or the reason why there is none; `change_seed` is that of a change still to be made."""
 
     def __init__(
@@ -171,7 +171,7 @@ class _Views(Dataset):
         record, entry = self.views[index]
         crops = self.config.augmentation.cached_crops
         cached_crop, change_seed = entry, None
-        if entry >= crops:
+        if self.changes is not None and crops is not None and entry >= crops:
             cached_crop = (entry - crops) // self.changes.count
             digest = sha256(f"{self.seed}:{entry}:{record.key}".encode()).digest()
             change_seed = int.from_bytes(digest[:7], "little")

@@ -3,7 +3,7 @@
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 from lvdm.config import check_at_least
 from lvdm.data.clips import ClipRecord
@@ -75,7 +75,7 @@ def read_records(manifest: Manifest) -> list[ClipRecord]:
     if manifest.part != "all":
         log.warning("data.part and data.split are for UCF-101: of data.kind = %s all videos are taken", manifest.kind)
     if manifest.kind == "webvid":
-        return read_webvid(manifest.captions, manifest.path)
+        return read_webvid(cast(str, manifest.captions), manifest.path)  # Manifest checks that there are some
     return read_folder(manifest.path, manifest.captions, manifest.default_caption)
 
 

@@ -15,6 +15,7 @@ from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_info
 
 from lvdm import config as configs
+from lvdm.data.datamodule import EndlessDataModule
 from lvdm.errors import ConfigError
 from lvdm.files import disk_errno, disk_errors, locked, make_folder
 from lvdm.models import set_backend
@@ -129,7 +130,7 @@ def settle(config: dict[str, Any], run: RunSettings, settings: TrainingSettings)
 
 def build_run(
     config: dict[str, Any], run: RunSettings, settings: TrainingSettings
-) -> tuple[dict[str, Any], TrainingModule, pl.LightningDataModule]:
+) -> tuple[dict[str, Any], TrainingModule, EndlessDataModule]:
     """What `train` needs before anything is written: the options of `build_strategy`, the module and its data."""
     options = build_strategy(settings)  # first, since it may refuse
     set_backend(settings.attention)

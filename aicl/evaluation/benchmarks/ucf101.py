@@ -30,7 +30,7 @@ class UCF101Benchmark(FileBenchmark):
     Raises DataError for a class without clips of reference groups or of others, ConfigError for settings out of range.
     """
 
-    paper = "ucf101"
+    paper: str | None = "ucf101"
 
     def __init__(
         self,
