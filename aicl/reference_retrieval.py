@@ -197,7 +197,7 @@ def build_library(records: Sequence[ClipRecord], progress: Callable[[Iterable[st
     return Library([Path(record.path) for record in records], VerbIndex.of_records(records, actions))
 
 
-def save_library(path: str | os.PathLike, library: Library) -> None:
+def save_library(path: str | os.PathLike[str], library: Library) -> None:
     """Write an index file (JSON); video paths are stored relative to it, so both can move together."""
     folder, index = Path(path).resolve().parent, library.index
     rows = zip(library.paths, index.captions, index.verbs, index.phrases)
@@ -208,7 +208,7 @@ def save_library(path: str | os.PathLike, library: Library) -> None:
     write_json(path, {"format": FORMAT_VERSION, "videos": videos})
 
 
-def load_library(path: str | os.PathLike) -> Library:
+def load_library(path: str | os.PathLike[str]) -> Library:
     """Read an index file. Raises DataError if it is missing, not one, or of another format version."""
     path = checked_path(path, DataError)
     with hinted("make an index of references with aicl index"):

@@ -33,7 +33,9 @@ MAX_EXTENDS = 20  # files that extend each other in a row
 
 
 def load(
-    path: str | os.PathLike | Sequence[str | os.PathLike], overrides: Iterable[str] = (), schema: type | None = None
+    path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    overrides: Iterable[str] = (),
+    schema: type | None = None,
 ) -> dict[str, Any]:
     """Read a YAML file and everything it `extends`, apply overrides, resolve interpolations; return plain containers.
 
@@ -68,7 +70,7 @@ def load(
         raise ConfigError(f"{last}: {_first_line(error)}") from error
 
 
-def find(path: str | os.PathLike) -> Path:
+def find(path: str | os.PathLike[str]) -> Path:
     """A config file: `path` itself or, where that is not there, the shipped config of this name.
 
     So `configs/aicl_lvdm.yaml`, `aicl_lvdm` and `models/puppets` mean the same in a checkout and in any other folder.
@@ -122,7 +124,7 @@ def to_mapping(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def save(path: str | os.PathLike, mapping: Mapping[str, Any]) -> None:
+def save(path: str | os.PathLike[str], mapping: Mapping[str, Any]) -> None:
     """Write a mapping of plain containers as YAML, atomically; `load(path)` gives it back."""
     with atomic_path(path) as temporary:
         temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(dict(mapping))), encoding="utf-8")
@@ -269,7 +271,7 @@ def _checked(kind: Any, value: Any, where: str) -> Any:
     raise ConfigError(f"{where} must be {_describe(kind)}, got {_shown(value)}")
 
 
-def _checked_union(options: tuple, value: Any, where: str) -> Any:
+def _checked_union(options: tuple[Any, ...], value: Any, where: str) -> Any:
     """The first option that takes the value; one structured option alone reports its own, more exact error."""
     if value is None and type(None) in options:
         return None
@@ -286,7 +288,7 @@ def _checked_union(options: tuple, value: Any, where: str) -> Any:
     raise ConfigError(f"{where} must be {' or '.join(map(_describe, options))}, got {_shown(value)}")
 
 
-def _checked_items(kind: Any, value: list | tuple, where: str) -> list | tuple:
+def _checked_items(kind: Any, value: list[Any] | tuple[Any, ...], where: str) -> Any:
     origin, arguments = typing.get_origin(kind) or kind, typing.get_args(kind)
     fixed = origin is tuple and arguments and arguments[-1] is not Ellipsis
     if fixed and len(value) != len(arguments):

@@ -23,7 +23,7 @@ _FORMAT = "bgr0"
 _OPTIONS = {"level": "3", "slices": "4", "slicecrc": "1"}
 
 
-def write_lossless(path: str | os.PathLike, pixels: Tensor, fps: float) -> None:
+def write_lossless(path: str | os.PathLike[str], pixels: Tensor, fps: float) -> None:
     """Write uint8 pixels (t, h, w, 3) at `fps`, atomically, in place of any file that is there."""
     rate = Fraction(fps).limit_denominator(1000)
     _, height, width, _ = pixels.shape
@@ -37,7 +37,7 @@ def write_lossless(path: str | os.PathLike, pixels: Tensor, fps: float) -> None:
             file.mux(stream.encode())
 
 
-def read_lossless(path: str | os.PathLike) -> tuple[Tensor, float]:
+def read_lossless(path: str | os.PathLike[str]) -> tuple[Tensor, float]:
     """uint8 pixels (t, h, w, 3) and the rate (1/s) of a file of `write_lossless`. Raises VideoError if it is broken."""
     try:
         with av.open(os.fspath(path)) as file:

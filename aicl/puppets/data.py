@@ -142,7 +142,7 @@ def draw_batch(config: PuppetConfig, seed: int, numbers: NDArray[np.int64]) -> d
     return batch
 
 
-def _motions(config: PuppetConfig, numbers: NDArray[np.int64], choices: NDArray) -> NDArray[np.int64]:
+def _motions(config: PuppetConfig, numbers: NDArray[np.int64], choices: NDArray[np.float64]) -> NDArray[np.int64]:
     """What moves in each sample: indices into the program bank, (b,)."""
     named = np.asarray(config.action_indices)
     if config.in_turn:
@@ -154,7 +154,7 @@ def _motions(config: PuppetConfig, numbers: NDArray[np.int64], choices: NDArray)
     )
 
 
-def _pair(config: PuppetConfig, rows: NDArray, draws: NDArray) -> None:
+def _pair(config: PuppetConfig, rows: NDArray[np.float32], draws: NDArray[np.float64]) -> None:
     """Make some references, in place, renderings of the target's own motion. `draws` (b, 1 + k, choices)."""
     paired = draws[:, 1:, 0] < config.paired
     shared = [(MOTION_FIELDS, paired), (CAMERA_FIELDS, paired & (draws[:, 1:, 1] < config.same_camera))]
@@ -163,7 +163,7 @@ def _pair(config: PuppetConfig, rows: NDArray, draws: NDArray) -> None:
             rows[:, 1:, column] = np.where(which, rows[:, :1, column], rows[:, 1:, column])
 
 
-def _mislead(config: PuppetConfig, rows: NDArray, choices: NDArray) -> NDArray[np.bool_]:
+def _mislead(config: PuppetConfig, rows: NDArray[np.float32], choices: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Let the references of some samples do something else, in place; returns of which, (b,).
 
     Only those of actions under their own names: to a motion with a name that is made up for it everything belongs.
@@ -179,7 +179,7 @@ def _mislead(config: PuppetConfig, rows: NDArray, choices: NDArray) -> NDArray[n
     return wrong
 
 
-def _captions(config: PuppetConfig, rows: NDArray, choices: NDArray) -> list[str]:
+def _captions(config: PuppetConfig, rows: NDArray[np.float32], choices: NDArray[np.float64]) -> list[str]:
     """The captions of a target (first) and its references, all with one name for what they do."""
     random = Random(int(choices[5] * 2**53))
     phrase = _phrase(config, int(rows[0, FIELDS.index("program")]), random)
@@ -219,7 +219,7 @@ def _choose(random: Random, shares: tuple[float, ...]) -> int:
     return max(index for index, share in enumerate(shares) if share > 0)
 
 
-class PuppetDataset(Dataset):
+class PuppetDataset(Dataset[dict[str, Any]]):
     """Samples by global sample number; a loader fetches a whole batch at once."""
 
     def __init__(self, config: PuppetConfig, seed: int) -> None:

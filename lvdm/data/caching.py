@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 _CAPTIONS = 64  # encoded at once
 
 
-def load_encoders(folder: str | os.PathLike, device: torch.device | str) -> Components:
+def load_encoders(folder: str | os.PathLike[str], device: torch.device | str) -> Components:
     """Only the codec and the text encoder of a model folder, in float32. Raises CheckpointError."""
     folder = Path(folder)
     config = read_model_config(folder)
@@ -48,7 +48,7 @@ def encoder_settings(codec: LatentCodec, text: TextEncoder | None, precision: st
     }
 
 
-def check_encoders(folder: str | os.PathLike, codec: LatentCodec, text: TextEncoder | None = None) -> None:
+def check_encoders(folder: str | os.PathLike[str], codec: LatentCodec, text: TextEncoder | None = None) -> None:
     """Raise ConfigError if the cache in `folder` was made with other models than these, in float32.
 
     Texts are compared only if both are there.
@@ -185,7 +185,7 @@ class _Views(Dataset[dict[str, Any]]):
         return view | {"pixels": pixels, "fps": fps}
 
 
-def _autocast(device: torch.device, precision: torch.dtype) -> torch.autocast | nullcontext:
+def _autocast(device: torch.device, precision: torch.dtype) -> torch.autocast | nullcontext[None]:
     return nullcontext() if precision == torch.float32 else torch.autocast(device.type, precision)
 
 

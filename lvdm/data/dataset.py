@@ -42,7 +42,7 @@ class ClipConfig:
     short: ShortRule = "stretch"
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.fps is not None and self.stride is not None:
             raise ConfigError(
                 "a clip has a frame stride or a target fps, not both: set data.clip.stride or fps to null"

@@ -33,7 +33,7 @@ class Manifest:
     split: str | None = None
     part: Part = "all"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.kind == "webvid" and self.captions is None:
             raise ConfigError("data.captions is missing: WebVid needs its CSV file")
         if self.part != "all" and self.kind == "ucf101" and self.split is None:
@@ -55,7 +55,7 @@ class DataConfig(Manifest):
     cache: str | None = None
     workers: int = 4
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least(self, 0, ("workers",), "data")
 

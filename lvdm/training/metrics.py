@@ -35,7 +35,7 @@ class Meter(Callback):
         self.average: float | None = None  # running mean of the windows' losses
         self.windows = 0
         self._sum, self._count = 0.0, 0
-        self._bar: tqdm | None = None
+        self._bar: tqdm[Any] | None = None
         self._last = (time.monotonic(), progress.samples)
         self._logged_step = progress.step
 

@@ -123,7 +123,7 @@ class Stopwatch(Callback):
         then, self._then = self._then, time.perf_counter()
         return self._then - then
 
-    def _timed(self, function: Callable, phase: str) -> Callable:
+    def _timed(self, function: Callable[..., Any], phase: str) -> Callable[..., Any]:
         @wraps(function)
         def timed(*args: Any, **kwargs: Any) -> Any:
             if not self._borders:
