@@ -1,6 +1,7 @@
 """The other prisms of Table II. Their parameters have the names of eq. 4's, where they have the same part."""
 
 from dataclasses import replace
+from typing import cast
 
 import torch
 from einops import rearrange, repeat
@@ -137,7 +138,7 @@ class SeparatePrisms(ActionPrism):
     @property
     def blocks(self) -> nn.ModuleList:  # type: ignore[override]
         """All blocks, prism by prism."""
-        return nn.ModuleList(block for prism in self.prisms for block in prism.blocks)
+        return nn.ModuleList(block for prism in self.prisms for block in cast(ActionPrism, prism).blocks)
 
     def forward(self, latents: Tensor, context: Tensor) -> Tensor:
         """As of any prism: R has the channels of the first prism's feature first."""
