@@ -1,4 +1,4 @@
-"""Action Integration within frames, the other way round that Table II tries (rows 7 and 8)."""
+"""The other integrations of Table II: within frames (rows 7 and 8), and of an R that belongs to tokens (row 2)."""
 
 from einops import rearrange
 from torch import Tensor, nn
@@ -43,3 +43,35 @@ class SpatialReferenceAttention(ReferenceAttention):
 
     def _positions(self, config: IntegrationConfig) -> nn.ModuleList | None:
         return None
+
+
+class TokenReferenceAttention(ReferenceAttention):
+    """Each place of each frame reads R over all references' frames and all of their text tokens.
+
+    R (b, m, channels, 1, tokens) has no places to average. A token's relative position is its frame's, as in eq. 7.
+    """
+
+    def read(self, q: Tensor, k: Tensor, v: Tensor, context: ReferenceContext, size: tuple[int, int]) -> Tensor:
+        b, t = q.shape[:2]
+        q = rearrange(q, "b t s h d -> (b t) h s d")
+        bias = context.bias([count * k.shape[4] for count in context.frames])
+        if bias is not None:
+            bias = bias.expand(b, -1, -1, -1).repeat_interleave(t, dim=0)
+        k, v = (rearrange(x.expand(b, t, *[-1] * 4), "b t h m n d -> (b t) h (m n) d") for x in (k, v))
+        return rearrange(attend(q, k, v, bias=bias), "(b t) h s d -> b t s (h d)", b=b)
+
+    def keys_values(self, pooled: Tensor, context: ReferenceContext, size: tuple[int, int], t: int) -> KeysValues:
+        """R as (b, m, tokens, channels) -> keys and values (b, t, heads, m, tokens, d); t is 1 without positions.
+
+        They hold the relative positions: a query of frame i sees k_j + a_ij and v_j + b_ij.
+        """
+        k, v = (
+            rearrange(layer(pooled), "b m n (h d) -> b 1 h m n d", h=self.heads) for layer in (self.to_k, self.to_v)
+        )
+        relative = self._relative(t, context.frames, pooled.device)
+        if relative is not None:
+            k, v = (x + rearrange(table, "t m d -> 1 t 1 m 1 d") for x, table in zip((k, v), relative))
+        return k, v
+
+    def pooled(self, features: Tensor, size: tuple[int, int]) -> Tensor:
+        return rearrange(features, "b m c 1 n -> b m n c")

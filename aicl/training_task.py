@@ -7,7 +7,7 @@ import torch
 
 from aicl.action_integration import IntegrationConfig
 from aicl.action_prism import PrismConfig, build_prism
-from aicl.integrated_backbone import integrate
+from aicl.integrated_backbone import check_fit, integrate
 from aicl.model_files import base_folder
 from aicl.training import AICLModule
 from aicl.training_pairs import PairMaker, ReferenceSettings, build_pair_sampler
@@ -65,7 +65,9 @@ def build(recipe: Recipe) -> tuple[AICLModule, EndlessDataModule]:
     sections: AICLSections = recipe.parse(AICLSections)
     pipeline = build_base_pipeline(sections.base, recipe.training)
     torch.manual_seed(recipe.run.seed)  # the new layers start the same whatever was drawn for the base model
-    prism = build_prism(prism_config(sections.prism, pipeline, recipe.training))
+    config = prism_config(sections.prism, pipeline, recipe.training)
+    check_fit(config, sections.integration)
+    prism = build_prism(config)
     integrated = integrate(pipeline.components.unet, sections.integration)
     pairs = sections.pairs
     fps = (sections.data.get("clip") or {}).get("fps")  # kept in the adapter; None where frames are taken by a stride
