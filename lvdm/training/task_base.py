@@ -1,17 +1,19 @@
 """Task "base": a text-to-video or image-to-video model, trained from scratch on a frozen autoencoder."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from safetensors.torch import load_file
 
 from lvdm import config as configs
-from lvdm.checkpoints import find_export, read_model
-from lvdm.checkpoints.folder import read_model_config
+from lvdm.checkpoints import find_export, find_model, load_strict, read_model
+from lvdm.checkpoints.folder import read_model_config, read_part
 from lvdm.checkpoints.resolve import PIPELINE
 from lvdm.data.caching import check_encoders
-from lvdm.models.components import ModelConfig, build_components
+from lvdm.models.components import Components, ModelConfig, build_components
 from lvdm.pipeline import VideoPipeline
 from lvdm.training.base import BaseModule
 from lvdm.training.module import TrainingModule
@@ -24,6 +26,10 @@ class BaseSections:
     autoencoder is taken; None leaves it random.
 
     `model.train_text` trains the text encoder too; the image encoder of an image-to-video model is always trained.
+
+    `model.init_from` is a model folder, or a finished run of this task, from whose weights (the averaged ones, where a
+    run kept an average) training starts, with a fresh optimiser. It has to be of the same sizes; its autoencoder is not
+    read.
     """
 
     @dataclass
@@ -31,6 +37,7 @@ class BaseSections:
         config: str | dict[str, Any]
         autoencoder: str | None = None
         train_text: bool = False
+        init_from: str | None = None
 
     model: Model
     data: dict[str, Any]
@@ -51,7 +58,20 @@ def build(recipe: Recipe) -> tuple[TrainingModule, pl.LightningDataModule]:
     components = build_components(config)
     if folder is not None:
         components.codec.autoencoder.load_state_dict(load_file(folder / "autoencoder.safetensors"))
+    if sections.model.init_from is not None:
+        initialise(components, find_model(sections.model.init_from))
     if sections.data.get("cache"):
         check_encoders(sections.data["cache"], components.codec, None if sections.model.train_text else components.text)
     module = BaseModule(VideoPipeline(components, config), recipe.training, sections.model.train_text)
     return module, build_data(sections.data, recipe)
+
+
+def initialise(components: Components, folder: Path) -> None:
+    """Give all parts but the autoencoder the weights of the model folder `folder`, in float32.
+
+    Raises CheckpointError where it is missing, damaged or of other sizes.
+    """
+    for part, module in components.modules().items():
+        if part != "autoencoder":
+            state = read_part(folder, part, dtype=torch.float32)
+            load_strict(module, state, f"the entries of {part} in {folder} and those of model.config")
