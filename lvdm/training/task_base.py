@@ -1,21 +1,21 @@
 """Task "base": a text-to-video or image-to-video model, trained from scratch on a frozen autoencoder."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from safetensors.torch import load_file
 
 from lvdm import config as configs
-from lvdm.checkpoints import find_export, find_model, load_strict, read_model
-from lvdm.checkpoints.folder import read_model_config, read_part
+from lvdm.checkpoints import find_export, find_model, read_model
+from lvdm.checkpoints.folder import read_model_config
 from lvdm.checkpoints.resolve import PIPELINE
 from lvdm.data.caching import check_encoders
-from lvdm.models.components import Components, ModelConfig, build_components
+from lvdm.errors import ConfigError
+from lvdm.models.components import ModelConfig, build_components
 from lvdm.pipeline import VideoPipeline
 from lvdm.training.base import BaseModule
+from lvdm.training.initialise import initialise, initialise_what_fits
 from lvdm.training.module import TrainingModule
 from lvdm.training.tasks import Recipe, build_data, register_task
 
@@ -28,8 +28,9 @@ class BaseSections:
     `model.train_text` trains the text encoder too; the image encoder of an image-to-video model is always trained.
 
     `model.init_from` is a model folder, or a finished run of this task, from whose weights (the averaged ones, where a
-    run kept an average) training starts, with a fresh optimiser. It has to be of the same sizes; its autoencoder is not
-    read.
+    run kept an average) training starts, with a fresh optimiser; its autoencoder is not read. It has to be of the same
+    sizes, unless `model.init_what_fits` is set: then entries of the same name and shape are taken, and the others start
+    at random.
     """
 
     @dataclass
@@ -38,6 +39,11 @@ class BaseSections:
         autoencoder: str | None = None
         train_text: bool = False
         init_from: str | None = None
+        init_what_fits: bool = False
+
+        def __post_init__(self) -> None:
+            if self.init_what_fits and self.init_from is None:
+                raise ConfigError("model.init_what_fits needs model.init_from, the model to take weights from")
 
     model: Model
     data: dict[str, Any]
@@ -59,19 +65,9 @@ def build(recipe: Recipe) -> tuple[TrainingModule, pl.LightningDataModule]:
     if folder is not None:
         components.codec.autoencoder.load_state_dict(load_file(folder / "autoencoder.safetensors"))
     if sections.model.init_from is not None:
-        initialise(components, find_model(sections.model.init_from))
+        start = initialise_what_fits if sections.model.init_what_fits else initialise
+        start(components, find_model(sections.model.init_from))
     if sections.data.get("cache"):
         check_encoders(sections.data["cache"], components.codec, None if sections.model.train_text else components.text)
     module = BaseModule(VideoPipeline(components, config), recipe.training, sections.model.train_text)
     return module, build_data(sections.data, recipe)
-
-
-def initialise(components: Components, folder: Path) -> None:
-    """Give all parts but the autoencoder the weights of the model folder `folder`, in float32.
-
-    Raises CheckpointError where it is missing, damaged or of other sizes.
-    """
-    for part, module in components.modules().items():
-        if part != "autoencoder":
-            state = read_part(folder, part, dtype=torch.float32)
-            load_strict(module, state, f"the entries of {part} in {folder} and those of model.config")

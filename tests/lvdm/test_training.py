@@ -7,9 +7,10 @@ import torch
 from safetensors.torch import load_file
 
 from lvdm import config as configs
-from lvdm.checkpoints import load_pipeline
+from lvdm.checkpoints import load_pipeline, read_model, save_pipeline
 from lvdm.checkpoints.folder import write_part
 from lvdm.errors import CheckpointError, ConfigError
+from lvdm.models.components import build_components
 from lvdm.training import Recipe, RunSettings, TrainingSettings, build_task, train
 from lvdm.training.autoencoder import AutoencoderModule
 from lvdm.training.checkpoints import list_checkpoints
@@ -77,6 +78,23 @@ def test_a_base_model_starts_from_stored_weights_in_half_precision_and_in_parts(
     assert all(torch.equal(value, stored[name].float()) for name, value in again.state_dict().items())
     with pytest.raises(CheckpointError, match=r"(?s)unet in .* and those of model.config do not fit"):
         base_module(base_config(tmp_path, model={"config": str(OTHER), "init_from": str(folder)}))
+
+
+def test_a_base_model_takes_from_another_layout_what_fits(tmp_path, clips):
+    """VideoCrafter's attention within frames and to the text starts as LVDM's; that along frames stays random."""
+    config = read_model(MODEL)
+    lvdm = build_components(config)
+    for value in lvdm.unet.parameters():
+        value.data.fill_(0.5)
+    save_pipeline(lvdm, config, tmp_path / "lvdm")
+    start = {"config": str(OTHER), "init_from": str(tmp_path / "lvdm"), "init_what_fits": True}
+    unet = base_module(base_config(tmp_path, model=start)).trained["unet"]
+    taken = {name: bool((value == 0.5).all()) for name, value in unet.named_parameters()}
+    frames, along = ([n for n in taken if f"{place}.blocks.0.attn1.to_q" in n] for place in (".1", ".2"))
+    assert frames and along and all(taken[n] for n in frames) and not any(taken[n] for n in along)
+    assert taken["time_embed.0.weight"]
+    with pytest.raises(ConfigError, match=r"needs model\.init_from"):
+        base_module(base_config(tmp_path, model={"init_what_fits": True}))
 
 
 def base_module(config):
