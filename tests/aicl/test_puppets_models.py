@@ -15,6 +15,7 @@ from tests.aicl.tiny_models import randomise
 CONFIGS = Path(__file__).parents[2] / "configs"
 CPU = ["training.batch_size=2", "training.compile=false", "training.cuda_graphs=false", "training.precision=float32",
        "training.accelerator=cpu", "data.workers=0", "data.programs=8", "data.frames=2"]  # fmt: skip
+RANDOM = ["model.autoencoder=null", "model.init_from=null", "model.init_what_fits=false"]
 MODELS = ["vc1", "vc2", "i2v", "128_16"]
 
 
@@ -33,7 +34,7 @@ def first_loss(file, *overrides):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_base_model_takes_a_step(name):
-    losses, module = first_loss(f"base_{name}.yaml", "model.autoencoder=null")
+    losses, module = first_loss(f"base_{name}.yaml", *RANDOM)
     losses.mean().backward()
     assert losses.shape == (2,) and losses.isfinite().all()
     without = {part for part, net in module.trained.items() if all(p.grad is None for p in net.parameters())}
@@ -50,7 +51,7 @@ def test_aicl_takes_a_step_on_it(name):
 
 def test_an_image_to_video_model_is_trained_on_first_frames_and_on_none():
     """A dropped caption takes the first frame with it: that is the unconditional branch of the pipeline."""
-    losses, module = first_loss("base_i2v.yaml", "model.autoencoder=null", "training.caption_dropout=1.0")
+    losses, module = first_loss("base_i2v.yaml", *RANDOM, "training.caption_dropout=1.0")
     with torch.no_grad():
         frames = torch.rand(2, 3, 2, 64, 64) * 2 - 1
         batch = {"caption": ["a person waves"] * 2, "frames": frames, "noise_seed": torch.tensor([1, 2])}
