@@ -90,8 +90,8 @@ def test_a_base_model_takes_from_another_layout_what_fits(tmp_path, clips):
     start = {"config": str(OTHER), "init_from": str(tmp_path / "lvdm"), "init_what_fits": True}
     unet = base_module(base_config(tmp_path, model=start)).trained["unet"]
     taken = {name: bool((value == 0.5).all()) for name, value in unet.named_parameters()}
-    frames, along = ([n for n in taken if f"{place}.blocks.0.attn1.to_q" in n] for place in (".1", ".2"))
-    assert frames and along and all(taken[n] for n in frames) and not any(taken[n] for n in along)
+    frames, along = (f"input_blocks.1.{place}.blocks.0.attn1.to_q.weight" for place in (1, 2))
+    assert taken[frames] and taken[frames.replace("attn1", "attn2")] and not taken[along]
     assert taken["time_embed.0.weight"]
     with pytest.raises(ConfigError, match=r"needs model\.init_from"):
         base_module(base_config(tmp_path, model={"init_what_fits": True}))
