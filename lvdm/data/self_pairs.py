@@ -253,3 +253,11 @@ def _partial(clips: Tensor, numbers: _Numbers, config: SelfPairConfig) -> Tensor
     shown = torch.stack(halves)[(which * len(halves)).long()]  # (n, 1, t, h, w)
     shown = shown | ~chosen[:, None, None, None, None]
     return torch.where(shown, clips, clips.mean((2, 3, 4), keepdim=True))
+
+
+def blank_half(clip: Tensor, half: int) -> Tensor:
+    """One half of the frames of a clip (3, t, h, w): the first (0) or the second (1), the others in its mean colour."""
+    t = clip.shape[1]
+    first = torch.arange(t, device=clip.device) < t // 2
+    shown = first if half == 0 else ~first
+    return torch.where(shown[:, None, None], clip, clip.mean((1, 2, 3), keepdim=True))
