@@ -100,6 +100,13 @@ class IntegratedBackbone(VideoBackbone):
         self._hooks = [block.module.register_forward_hook(new.hook) for block, new in zip(targets, made.values())]
         self._hooks.append(backbone.register_forward_pre_hook(self._call.begin, with_kwargs=True))
 
+    @property
+    def embeds_guidance(self) -> bool:
+        return self.backbone.embeds_guidance
+
+    def embed_guidance(self, scale: float) -> None:
+        self.backbone.embed_guidance(scale)
+
     def forward(
         self,
         x: Tensor,

@@ -1,5 +1,6 @@
 """The other integrations of Table II: within frames (rows 7 and 8), and of an R that belongs to tokens (row 2)."""
 
+import torch
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -29,9 +30,10 @@ class SpatialReferenceAttention(ReferenceAttention):
 
     def keys_values(self, pooled: Tensor, context: ReferenceContext, size: tuple[int, int], t: int) -> KeysValues:
         starts = [sum(context.frames[:i]) for i in range(len(context.frames))]
-        index = [start + min(i, count - 1) for i in range(t) for start, count in zip(starts, context.frames)]
+        frame = torch.arange(t, device=pooled.device)
+        index = torch.stack([start + frame.clamp(max=count - 1) for start, count in zip(starts, context.frames)], 1)
         # (b, t, heads, k * h * w, d): the keys of a frame's row lie together
-        frames = pooled[:, index].unflatten(1, (t, -1))
+        frames = pooled.index_select(1, index.flatten()).unflatten(1, (t, -1))
         k, v = (
             rearrange(layer(frames), "b t k s (h d) -> b t h (k s) d", h=self.heads) for layer in (self.to_k, self.to_v)
         )

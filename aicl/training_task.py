@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 
 from aicl.action_integration import IntegrationConfig
@@ -16,6 +15,7 @@ from lvdm import config as configs
 from lvdm.checkpoints import load_pipeline, read_model
 from lvdm.data import DataConfig, read_records
 from lvdm.data.caching import check_encoders, load_encoders
+from lvdm.data.datamodule import EndlessDataModule
 from lvdm.errors import ConfigError
 from lvdm.models.components import build_components
 from lvdm.pipeline import VideoPipeline
@@ -60,7 +60,7 @@ class AICLSections:
 
 
 @register_task("aicl", AICLSections)
-def build(recipe: Recipe) -> tuple[AICLModule, pl.LightningDataModule]:
+def build(recipe: Recipe) -> tuple[AICLModule, EndlessDataModule]:
     """Task "aicl": see AICLSections. Raises ConfigError for sections that do not fit together."""
     sections: AICLSections = recipe.parse(AICLSections)
     pipeline = build_base_pipeline(sections.base, recipe.training)
