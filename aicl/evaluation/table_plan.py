@@ -143,7 +143,7 @@ class TablePlan:
             if first.target is None and source.takes_target():
                 return f"{self.benchmark} has no real clip of each sample"
             if row.kind == "generated":
-                defaults = source.config.defaults
+                defaults = source.defaults
                 check_comparable_length(defaults.num_frames, defaults.save_fps, self.benchmark)
         except (CheckpointError, ConfigError, VideoError) as error:
             return str(error)
