@@ -93,9 +93,10 @@ class ModelOptions(Options):
 class Reference:
     """A video that shows an action, and how it is read.
 
-    video: a file or a folder of frames; pixels uint8 (t, h, w, 3) as a tensor or an array; a list of PIL images; or
-    motion features, as `AICLPipeline.encode_references` makes them, or their file. caption: what the video shows; None
-    is the prompt. weight: from 0 up; only its ratio to the other references' matters, and 0 leaves it out.
+    video: a file or a folder of frames; pixels uint8 (t, h, w, 3) as a tensor or an array, or float in [0, 1], of that
+    shape or (t, 3, h, w), as pipelines return them as "np" and "pt"; a list of PIL images or of frames; or motion
+    features, as `AICLPipeline.encode_references` makes them, or their file. caption: what the video shows; None is the
+    prompt. weight: from 0 up; only its ratio to the other references' matters, and 0 leaves it out.
     """
 
     video: Any
@@ -108,6 +109,8 @@ class Reference:
             check_text(str(self.video), "reference", ConfigError)
         if self.caption is not None:
             check_text(self.caption, "the caption of a reference", ConfigError)
+        if isinstance(self.weight, bool) or not isinstance(self.weight, int | float):
+            raise ConfigError(f"the weight of reference {self.name} must be a number, got {self.weight!r}")
         if not 0 <= self.weight < math.inf:
             raise ConfigError(f"the weight of reference {self.name} is {self.weight}: it must be from 0 up and finite")
 

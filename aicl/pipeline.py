@@ -4,38 +4,43 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Generator
 
 from aicl.action_prism import ActionPrism
-from aicl.adapter import AdapterInfo, Fingerprint, load_adapter, save_adapter
+from aicl.adapter import AdapterInfo, load_adapter, save_adapter
 from aicl.clock import Clock
-from aicl.integrated_backbone import IntegratedBackbone
+from aicl.integrated_backbone import IntegratedBackbone, integrate
 from aicl.model_files import FOLDER_FILE, FolderConfig, ModelFiles, find_model_files
-from aicl.motion_features import MotionFeatures, concatenate
+from aicl.motion_features import MotionFeatures
 from aicl.options import Reference, SamplingOptions
 from aicl.reference_context import ReferenceContext
-from aicl.reference_videos import captioned, read_clip, reference_key, reference_rows, stacked
+from aicl.reference_encoding import encode_rows, is_features
+from aicl.reference_videos import reference_rows
 from lvdm import config as configs
 from lvdm.acceleration import Mode
+from lvdm.arguments import check_device, check_dtype, check_number, check_path
 from lvdm.checkpoints import load_pipeline, save_pipeline
 from lvdm.checkpoints.folder import new_folder
+from lvdm.checkpoints.hub import download, is_hub_id, upload
 from lvdm.diffusion import Condition
-from lvdm.errors import CheckpointError, ConfigError
+from lvdm.errors import ConfigError, UserError
 from lvdm.models.components import GenerationDefaults
 from lvdm.options import read_options, takes_options
 from lvdm.pipeline import (
     ImageLike,
     StepCallback,
     VideoPipeline,
+    check_call,
     check_prompts,
     progress_bar,
     sample_generators,
     step_callbacks,
 )
-from lvdm.video import OutputType, check_output_type, convert_pixels
+from lvdm.video import OutputType, convert_pixels
 
 
 class AICLPipeline:
@@ -59,6 +64,7 @@ class AICLPipeline:
         self.files: ModelFiles | None = None
         self.timings: dict[str, float] = {}
         self.first_reference_until = 0.0
+        self.adapter_scale = 1.0
         self._use(prism, integrated)
 
     @classmethod
@@ -69,15 +75,27 @@ class AICLPipeline:
         adapter: str | os.PathLike[str] | None = None,
         device: torch.device | str | None = None,
         torch_dtype: torch.dtype | None = None,
+        **hub: Any,
     ) -> "AICLPipeline":
         """Load a folder of `save_pretrained`, a plain model folder, or the folder of a run that trained a base model.
 
-        `adapter`, a file or the run that trained it, replaces the folder's own. `torch_dtype` None: as stored, but
-        float32 on the CPU, where half precision is several times slower.
-        Raises CheckpointError for what is missing or does not fit together.
+        `path` may also be OWNER/NAME of the Hugging Face Hub, with `hub` options revision, cache_dir, token and
+        local_files_only. `adapter`, a file or the run that trained it, replaces the folder's own. `torch_dtype` None:
+        as stored, but float32 on the CPU, where half precision is several times slower.
+        Raises CheckpointError for what is missing or does not fit together, ConfigError for wrong types.
         """
-        if not isinstance(torch_dtype, torch.dtype | None):
-            raise ConfigError(f"torch_dtype must be a type of torch, such as torch.float16, got {torch_dtype!r}")
+        if unknown := sorted(hub.keys() - {"revision", "cache_dir", "token", "local_files_only"}):
+            raise ConfigError(
+                f"from_pretrained takes no '{unknown[0]}': it takes adapter, device, torch_dtype and the "
+                "Hub's revision, cache_dir, token and local_files_only"
+            )
+        check_path(path, "the model")
+        if adapter is not None:
+            check_path(adapter, "the adapter")
+        check_dtype(torch_dtype)
+        device = None if device is None else check_device(device)
+        if is_hub_id(path):
+            path = download(str(path), **hub)
         if torch_dtype is None and torch.device(device or "cpu").type == "cpu":
             torch_dtype = torch.float32
         files = find_model_files(path, adapter)
@@ -88,9 +106,23 @@ class AICLPipeline:
         return pipeline
 
     def load_adapter(self, path: str | os.PathLike[str]) -> AdapterInfo:
-        """Put an adapter file on, in place of the present one. Errors and warnings: see `aicl.adapter.load_adapter`."""
+        """Put an adapter file on, in place of the present one, which stays where the file cannot be used.
+
+        Errors and warnings: see `aicl.adapter.load_adapter`.
+        """
+        check_path(path, "the adapter")
+        before = self.prism, self.integrated, self.info, self.files, self.first_reference_until
         self.remove_adapter()
-        prism, integrated, self.info = load_adapter(path, self.base.components.unet)
+        unet = self.base.components.unet
+        try:
+            prism, integrated, self.info = load_adapter(path, unet)
+        except UserError:
+            prism, old, self.info, self.files, self.first_reference_until = before
+            if old is not None:  # put it on again
+                again = integrate(unet, old.config)
+                again.blocks.load_state_dict(old.blocks.state_dict())
+                self._use(prism, again)
+            raise
         if self.files is not None:
             self.files = ModelFiles(self.files.base, Path(path))
         self._use(prism, integrated)
@@ -120,6 +152,31 @@ class AICLPipeline:
                 save_pipeline(self.base.components, self.base.config, temporary / pointer.base)
             save_adapter(temporary / pointer.adapter, prism, integrated, meta)
             configs.save(temporary / FOLDER_FILE, configs.to_mapping(pointer))
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        revision: str | None = None,
+        commit_message: str | None = None,
+        token: str | bool | None = None,
+    ) -> str:
+        """Save the model at OWNER/NAME of the Hugging Face Hub; returns the address of the change.
+
+        Raises CheckpointError where that is not allowed, or the Hub cannot be reached; ConfigError without an adapter.
+        """
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(Path(folder) / "model")
+            about = {"private": private, "revision": revision, "commit_message": commit_message, "token": token}
+            return upload(Path(folder) / "model", repo_id, **about)
+
+    def set_adapter_scale(self, scale: float) -> None:
+        """Multiply the strength of references by this number, from 0 up, in all calls from now on; 1 at first.
+
+        As diffusers' set_ip_adapter_scale; a call's own `scale` is multiplied by it. Raises ConfigError.
+        """
+        self.adapter_scale = SamplingOptions(scale=check_number(scale, "scale")).scale
 
     def accelerate(self, mode: Mode = "auto", expected_steps: int | None = None) -> "AICLPipeline":
         """Choose how the UNet runs from now on, see `lvdm.acceleration`: auto, none, graphs or full."""
@@ -159,6 +216,8 @@ class AICLPipeline:
         """Move and cast every part in place; either may be given alone, in any order."""
         if isinstance(device, torch.dtype):
             device, dtype = None, device
+        check_dtype(dtype)
+        device = None if device is None else check_device(device)
         self.base.to(device, dtype)
         self._patched.offload = self.base.offload
         if self.prism is not None:
@@ -168,6 +227,7 @@ class AICLPipeline:
 
     def enable_model_cpu_offload(self, device: torch.device | str = "cuda") -> None:
         """Keep all parts in the CPU's memory and bring each to `device` only while it works: less memory there."""
+        device = check_device(device)
         self.to("cpu")
         self.base.enable_model_cpu_offload(device)
         self._patched.offload = self.base.offload
@@ -175,6 +235,10 @@ class AICLPipeline:
     def enable_vae_slicing(self, frames: int = 1) -> None:
         """See `VideoPipeline.enable_vae_slicing`."""
         self.base.enable_vae_slicing(frames)
+
+    def disable_vae_slicing(self) -> None:
+        """Encode and decode as many frames at once as at first."""
+        self.base.disable_vae_slicing()
 
     def __repr__(self) -> str:
         config, defaults = self.base.config, self.defaults
@@ -219,7 +283,7 @@ class AICLPipeline:
         given = read_options(SamplingOptions, options)
         settings = SamplingOptions(**given.filled(self.defaults))
         prompts, size = check_prompts(prompt), (settings.height, settings.width)
-        check_output_type(output_type)
+        check_call(output_type, callback_on_step_end)
         rows = reference_rows(references, len(prompts))
         if not rows and {given.reference_guidance_scale, given.first_reference_until, given.reference_fps} != {None}:
             raise ConfigError("options of references mean nothing without references: give some")
@@ -232,7 +296,7 @@ class AICLPipeline:
         context = None
         if rows:
             fps = settings.reference_fps or self.defaults.save_fps
-            features = self._motion_features(rows, prompts, settings.num_frames, size, fps, clock)
+            features = self._encoded(rows, prompts, settings.num_frames, size, fps, clock)
             context = self._reference_context(features, rows, len(prompts), settings)
         scales = settings.guidance_scale, settings.reference_guidance_scale
         latents = self._patched.sample_latents(
@@ -275,56 +339,11 @@ class AICLPipeline:
         if not rows:
             raise ConfigError("there is no reference to encode: give at least one")
         fps = reference_fps or self.defaults.save_fps
-        return self._motion_features(rows, prompts, settings.num_frames, size, fps, Clock(self.device))
+        return self._encoded(rows, prompts, settings.num_frames, size, fps, Clock(self.device))
 
-    def _motion_features(
-        self,
-        rows: list[list[Reference]],
-        prompts: list[str],
-        num_frames: int,
-        size: tuple[int, int],
-        fps: float,
-        clock: Clock,
-    ) -> MotionFeatures:
-        """R of rows of references, those that are motion features already as they are, the videos through the prism."""
-        prism, _ = self._adapter()
-        rows = captioned(rows, prompts)
-        given = [_is_features(reference) for reference in rows[0]]
-        if any([_is_features(reference) for reference in row] != given for row in rows):
-            raise ConfigError("every prompt needs videos and motion features at the same places among its references")
-        columns: list[MotionFeatures] = []
-        if not all(given):
-            videos = [[each for each, known in zip(row, given) if not known] for row in rows]
-            columns = self._encode(videos, num_frames, size, fps, clock).split()
-        for place in (number for number, known in enumerate(given) if known):
-            columns.insert(place, stacked([row[place].video for row in rows]))
-        if not all(column.prism.matches(Fingerprint.of(prism)) for column in columns):
-            raise CheckpointError("these references were encoded with another adapter: encode their videos again")
-        return concatenate(columns)
-
-    def _encode(
-        self, rows: list[list[Reference]], num_frames: int, size: tuple[int, int], fps: float, clock: Clock
-    ) -> MotionFeatures:
-        """R of rows of captioned videos, in one call of the prism; each different video is read and encoded once."""
-        prism, _ = self._adapter()
-        everything = [reference for row in rows for reference in row]
-        different = {reference_key(reference)[0]: reference for reference in everything}
-        clips = {video: read_clip(reference, num_frames, size, fps) for video, reference in different.items()}
-        pixels = torch.stack(list(clips.values())).to(self.device)  # (videos, 3, t, h, w)
-        self.base.bring(self.base.components.codec)
-        latents = self.base.components.codec.posterior(pixels).mode()  # (videos, c, t, h/f, w/f)
-        context = self.base.encode_prompt([reference.caption for reference in everything])  # (b * k, tokens, d)
-        order = [list(clips).index(reference_key(reference)[0]) for reference in everything]
-        if self.base.takes_image:  # AP gets the condition of the base model: text and first frame
-            image = self.base.encode_image(pixels[:, :, 0])
-            context = torch.cat([context, image[order].to(context.dtype)], dim=1)
-        clock.lap("references")
-        shape = (len(rows), len(rows[0]))
-        self.base.bring(prism)
-        features = prism(latents[order].unflatten(0, shape), context.unflatten(0, shape))
-        clock.lap("prism")
-        sources = [str(each.video) if isinstance(each.video, Path) else "pixels" for each in rows[0]]
-        return MotionFeatures(features, (num_frames,) * shape[1], Fingerprint.of(prism), sources)
+    def _encoded(self, rows: list[list[Reference]], *how: Any) -> MotionFeatures:
+        """R of rows of references, see `aicl.reference_encoding.encode_rows`."""
+        return encode_rows(self.base, self._adapter()[0], rows, *how)
 
     def _reference_context(
         self, features: MotionFeatures, rows: list[list[Reference]], samples: int, settings: SamplingOptions
@@ -337,13 +356,13 @@ class AICLPipeline:
         if any([reference.weight for reference in row] != weights for row in rows):
             raise ConfigError("the weights of references must be the same for all prompts of a call")
         if len(weights) != len(features.frames):  # one file of several references: its weight is that of each
-            counts = [len(each.video.frames) if _is_features(each) else 1 for each in rows[0]]
+            counts = [len(each.video.frames) if is_features(each) else 1 for each in rows[0]]
             weights = [weight for weight, count in zip(weights, counts) for _ in range(count)]
         until = settings.first_reference_until
         until = self.first_reference_until if until is None else until
         timestep = round((1 - until) * len(self.base.components.schedule)) if until else None
         frames = features.features.to(self.device), features.frames
-        return integrated.reference_context(*frames, weights, settings.scale, timestep)
+        return integrated.reference_context(*frames, weights, settings.scale * self.adapter_scale, timestep)
 
     def _adapter(self) -> tuple[ActionPrism, IntegratedBackbone]:
         if self.prism is None:
@@ -384,7 +403,3 @@ def _branches(
     if embedded:
         return [positive, full], [1 - r, r]
     return [negative, positive, full], [1 - g, g - r, r]
-
-
-def _is_features(reference: Reference) -> bool:
-    return isinstance(reference.video, MotionFeatures)

@@ -137,9 +137,23 @@ def _pixels(video: Any) -> Tensor:
             raise ConfigError("the frames of a reference must all have one size")
         video = np.stack(frames)
     pixels = torch.as_tensor(video)
+    if pixels.dtype.is_floating_point and pixels.ndim == 4:  # the output types "np" and "pt" of pipelines
+        pixels = _bytes(pixels)
     if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[-1] != 3:
-        raise ConfigError(f"reference pixels must be uint8 (t, h, w, 3), got {pixels.dtype} {tuple(pixels.shape)}")
+        raise ConfigError(
+            f"reference pixels must be uint8 (t, h, w, 3), or float in [0, 1] of that shape or (t, 3, h, w), "
+            f"got {pixels.dtype} {tuple(pixels.shape)}"
+        )
     return pixels
+
+
+def _bytes(pixels: Tensor) -> Tensor:
+    """Float pixels (t, h, w, 3) or (t, 3, h, w) in [0, 1] -> uint8 (t, h, w, 3). Raises ConfigError."""
+    if pixels.shape[-1] != 3 and pixels.shape[1] == 3:
+        pixels = pixels.movedim(1, -1)
+    if pixels.numel() and not (float(pixels.min()) >= 0 and float(pixels.max()) <= 1):  # NaN included
+        raise ConfigError("reference pixels as floats must lie in [0, 1]: divide them by 255, or give uint8")
+    return pixels.mul(255).round().to(torch.uint8)
 
 
 def _is_one(item: Any) -> bool:

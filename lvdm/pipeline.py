@@ -22,6 +22,7 @@ from torch import Generator, Tensor, nn
 from tqdm.auto import tqdm
 
 from lvdm.acceleration import Acceleration, Mode
+from lvdm.arguments import check_number, described
 from lvdm.diffusion import Condition, Denoiser, draw_noise, make_generators
 from lvdm.diffusion.samplers import SAMPLERS, Callback
 from lvdm.diffusion.step_cache import StepCache
@@ -50,6 +51,7 @@ class VideoPipeline:
         self.components, self.config = components, config
         self.acceleration = acceleration or Acceleration()
         self.offload: Offload | None = None
+        self._slice_size: int | None = None  # before slicing was asked for
 
     def accelerate(self, mode: Mode = "auto", expected_steps: int | None = None) -> "VideoPipeline":
         """Choose how the UNet runs from now on, see `lvdm.acceleration`: auto, none, graphs or full."""
@@ -85,13 +87,19 @@ class VideoPipeline:
             self.offload.bring(*(part for part in parts if part is not None))
 
     def enable_vae_slicing(self, frames: int = 1) -> None:
-        """Encode and decode no more than this many frames of 256x256 pixels (or as many pixels) at once: less memory.
+        """Encode and decode no more than this many frames of 512x320 pixels (or as many pixels) at once: less memory.
 
         Raises ConfigError for less than one.
         """
-        if frames < 1:
+        if check_number(frames, "frames") < 1:
             raise ConfigError(f"slices of {frames} frames: the autoencoder takes at least 1 at once")
-        self.components.codec.slice_size = frames
+        codec = self.components.codec
+        self._slice_size = self._slice_size or codec.slice_size
+        codec.slice_size = int(frames)
+
+    def disable_vae_slicing(self) -> None:
+        """Encode and decode as many frames at once as at first."""
+        self.components.codec.slice_size = self._slice_size or self.components.codec.slice_size
 
     @torch.no_grad()
     @takes_options(GenerationOptions)
@@ -120,7 +128,7 @@ class VideoPipeline:
         """
         settings = read_options(GenerationOptions, options).filled(self.config.defaults)
         prompts = check_prompts(prompt)
-        check_output_type(output_type)
+        check_call(output_type, callback_on_step_end)
         size = settings["height"], settings["width"]
         generators = sample_generators(seed, generator, len(prompts))
         x_T = self.initial_noise(generators, num_frames=settings["num_frames"], size=size)
@@ -308,6 +316,13 @@ def step_callbacks(pipeline: Any, on_step_end: StepCallback | None, *others: Cal
     return update
 
 
+def check_call(output_type: str, callback_on_step_end: StepCallback | None) -> None:
+    """Raise ConfigError for an output type that there is not, or a callback that cannot be called."""
+    check_output_type(output_type)
+    if callback_on_step_end is not None and not callable(callback_on_step_end):
+        raise ConfigError(f"callback_on_step_end must be a function, got {described(callback_on_step_end)}")
+
+
 def check_prompts(prompt: str | Sequence[str]) -> list[str]:
     """One prompt or several as a list. Raises ConfigError for none, for what is no text, and what cannot be written."""
     prompts = [prompt] if isinstance(prompt, str) else list(prompt) if isinstance(prompt, Sequence) else [prompt]
@@ -328,7 +343,8 @@ def sample_generators(
     """
     if generator is None:
         return make_generators(sample_seeds(seed, count))
-    generators = [generator] * count if isinstance(generator, Generator) else list(generator)
+    several = generator if isinstance(generator, Sequence) else [generator]
+    generators = [generator] * count if isinstance(generator, Generator) else list(several)
     if len(generators) != count or any(not isinstance(each, Generator) for each in generators):
         raise ConfigError(f"{count} prompts need one torch.Generator or {count}, got {generator!r}")
     if any(each.device.type != "cpu" for each in generators):
@@ -338,8 +354,10 @@ def sample_generators(
 
 def sample_seeds(seed: int | Sequence[int], count: int) -> list[int]:
     """One seed for each of `count` samples: those given, or consecutive ones. Raises ConfigError for another number."""
-    if isinstance(seed, int):
+    if isinstance(seed, int) and not isinstance(seed, bool):
         return list(range(seed, seed + count))
+    if isinstance(seed, str) or not isinstance(seed, Sequence) or any(type(each) is not int for each in seed):
+        raise ConfigError(f"seed must be a whole number, or a list of one for each prompt, got {described(seed)}")
     if len(seed) != count:
         raise ConfigError(f"{count} prompts need {count} seeds, got {len(seed)}")
     return list(seed)
@@ -349,6 +367,8 @@ def _first_frame(image: ImageLike, size: tuple[int, int]) -> Tensor:
     """Any accepted form of an image -> (3, *size) in [-1, 1]."""
     if isinstance(image, str | os.PathLike):
         image = read_image(image)
+    if not isinstance(image, Image.Image | np.ndarray | Tensor):
+        raise ConfigError(f"an image must be a file, a PIL image or pixels, got {described(image)}")
     pixels = torch.as_tensor(np.array(image.convert("RGB")) if isinstance(image, Image.Image) else image)
     if pixels.dtype != torch.uint8 or pixels.ndim != 3 or pixels.shape[-1] != 3:
         raise ConfigError(f"an image must be uint8 (h, w, 3), got {pixels.dtype} {tuple(pixels.shape)}")

@@ -1,16 +1,26 @@
 """Algorithm 2 end to end with tiny random models: what references change, and what they must not."""
 
+import contextlib
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
 
-from aicl import ActionPrism, AICLPipeline, IntegrationConfig, MotionFeatures, PrismConfig, Reference, integrate
-from aicl import pipeline as pipeline_module
+from aicl import (
+    ActionPrism,
+    AICLPipeline,
+    IntegrationConfig,
+    MotionFeatures,
+    PrismConfig,
+    Reference,
+    integrate,
+    pipeline,
+    reference_encoding,
+)
 from aicl.adapter import save_adapter
 from lvdm import config as configs
-from lvdm.errors import CheckpointError, ConfigError, VideoError
+from lvdm.errors import CheckpointError, ConfigError, UserError, VideoError
 from lvdm.models.components import ModelConfig, build_components
 from lvdm.pipeline import VideoPipeline
 from lvdm.video import write_video
@@ -217,7 +227,7 @@ def test_says_what_does_not_fit(pipe):
     with pytest.raises(VideoError, match="a single frame shows no action"):
         generate(pipe, references=[pixels(0)[:1]])
     with pytest.raises(ConfigError, match="uint8"):
-        generate(pipe, references=[pixels(0).float()])
+        generate(pipe, references=[pixels(0).int()])
     with pytest.raises(CheckpointError, match="no model folder"):
         AICLPipeline.from_pretrained("nowhere")
 
@@ -241,9 +251,9 @@ def test_an_adapter_is_sampled_at_the_rate_of_its_training(tmp_path, monkeypatch
     pipe.load_adapter(trained)
     assert (pipe.info.fps, pipe.defaults.fps, pipe.defaults.save_fps) == (8.0, 8, 8)
     told, read = [], []
-    conditions, clip = pipe.base.conditions, pipeline_module.read_clip
+    conditions, clip = pipe.base.conditions, reference_encoding.read_clip
     monkeypatch.setattr(pipe.base, "conditions", lambda *a, **k: told.append(k["fps"]) or conditions(*a, **k))
-    monkeypatch.setattr(pipeline_module, "read_clip", lambda *a: read.append(a[-1]) or clip(*a))
+    monkeypatch.setattr(reference_encoding, "read_clip", lambda *a: read.append(a[-1]) or clip(*a))
     generate(pipe, references=[pixels(0)])
     generate(pipe, references=[pixels(0)], fps=20, reference_fps=5)
     assert told == [8, 20] and read == [8, 5]
@@ -257,3 +267,51 @@ def save_adapter_at(pipe: AICLPipeline, path: Path, fps: float | None) -> Path:
     prism, integrated = pipe._adapter()
     save_adapter(path, prism, integrated, {"step": 1} | ({} if fps is None else {"fps": fps}))
     return path
+
+
+def test_references_may_be_what_a_pipeline_returns(pipe):
+    video = pixels(0)
+    expected = generate(pipe, references=[video])
+    floats = video.float() / 255
+    frames = list(video.numpy())
+    for same in (video.numpy(), floats, floats.numpy(), floats.movedim(-1, 1), frames):
+        assert torch.equal(generate(pipe, references=[same]), expected)
+    with pytest.raises(ConfigError, match=r"as floats must lie in \[0, 1\]"):
+        generate(pipe, references=[video.float()])
+
+
+def test_the_adapter_has_a_scale_for_all_calls(pipe):
+    half = generate(pipe, references=[pixels(0)], scale=0.5)
+    try:
+        pipe.set_adapter_scale(0.5)
+        assert torch.equal(generate(pipe, references=[pixels(0)]), half)
+        pipe.set_adapter_scale(0)
+        assert torch.equal(generate(pipe, references=[pixels(0)]), pipe.base(PROMPT, **QUICK))
+    finally:
+        pipe.set_adapter_scale(1)
+
+
+def test_a_model_goes_to_the_hub_and_comes_from_it(pipe, tmp_path, monkeypatch):
+    def keep(folder, name, **options):
+        Path(folder).rename(tmp_path / "hub")
+        return f"https://hub/{name}"
+
+    monkeypatch.setattr(pipeline, "upload", keep)
+    monkeypatch.setattr(pipeline, "download", lambda name, **options: tmp_path / "hub")
+    assert pipe.push_to_hub("someone/tiny") == "https://hub/someone/tiny"
+    loaded = AICLPipeline.from_pretrained("someone/tiny", revision="main")
+    assert torch.equal(generate(loaded, references=[pixels(0)]), generate(pipe, references=[pixels(0)]))
+
+
+@pytest.mark.parametrize("bad", ["x", 1.5, object(), [object()], {"a": 1}, True], ids=repr)
+def test_wrong_types_give_one_sentence(pipe, bad):
+    """Each argument may take some of these; none ends in another error than ours."""
+    before = generate(pipe, references=[pixels(0)])
+    names = ("seed", "generator", "output_type", "callback_on_step_end", "references", "image", "num_inference_steps")
+    for name in (*names, "guidance_scale", "height", "scale", "negative_prompt", "fps", "num_frames", "eta", "sampler"):
+        with contextlib.suppress(UserError):
+            generate(pipe, **{"num_inference_steps": 1, "references": [pixels(0)], name: bad})
+    for call in (pipe.to, pipe.load_adapter, pipe.enable_vae_slicing, pipe.set_adapter_scale, pipe.accelerate):
+        with pytest.raises(UserError):
+            call(bad if bad != 1.5 else -1.5)
+    assert torch.equal(generate(pipe, references=[pixels(0)]), before)  # the adapter is there still

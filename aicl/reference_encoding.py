@@ -1,0 +1,81 @@
+"""Rows of references -> R (eq. 4-6): the videos among them are read, encoded and seen by the prism, each once."""
+
+from pathlib import Path
+
+import torch
+
+from aicl.action_prism import ActionPrism
+from aicl.adapter import Fingerprint
+from aicl.clock import Clock
+from aicl.motion_features import MotionFeatures, concatenate
+from aicl.options import Reference
+from aicl.reference_videos import captioned, read_clip, reference_key, stacked
+from lvdm.errors import CheckpointError, ConfigError
+from lvdm.pipeline import VideoPipeline
+
+
+def is_features(reference: Reference) -> bool:
+    """Whether a reference is R already, and no video."""
+    return isinstance(reference.video, MotionFeatures)
+
+
+def encode_rows(
+    base: VideoPipeline,
+    prism: ActionPrism,
+    rows: list[list[Reference]],
+    prompts: list[str],
+    num_frames: int,
+    size: tuple[int, int],
+    fps: float,
+    clock: Clock,
+) -> MotionFeatures:
+    """R of rows of references, those that are motion features already as they are, the videos through the prism.
+
+    rows: one for all prompts or one each; a reference without a caption gets its prompt. num_frames, size (h, w) in
+    pixels, fps (1/s): of the clip that a video becomes. Raises ConfigError for rows that do not go together,
+    CheckpointError for features of another prism.
+    """
+    rows = captioned(rows, prompts)
+    given = [is_features(reference) for reference in rows[0]]
+    if any([is_features(reference) for reference in row] != given for row in rows):
+        raise ConfigError("every prompt needs videos and motion features at the same places among its references")
+    columns: list[MotionFeatures] = []
+    if not all(given):
+        videos = [[each for each, known in zip(row, given) if not known] for row in rows]
+        columns = _encode(base, prism, videos, num_frames, size, fps, clock).split()
+    for place in (number for number, known in enumerate(given) if known):
+        columns.insert(place, stacked([row[place].video for row in rows]))
+    if not all(column.prism.matches(Fingerprint.of(prism)) for column in columns):
+        raise CheckpointError("these references were encoded with another adapter: encode their videos again")
+    return concatenate(columns)
+
+
+def _encode(
+    base: VideoPipeline,
+    prism: ActionPrism,
+    rows: list[list[Reference]],
+    num_frames: int,
+    size: tuple[int, int],
+    fps: float,
+    clock: Clock,
+) -> MotionFeatures:
+    """R of rows of captioned videos, in one call of the prism; each different video is read and encoded once."""
+    everything = [reference for row in rows for reference in row]
+    different = {reference_key(reference)[0]: reference for reference in everything}
+    clips = {video: read_clip(reference, num_frames, size, fps) for video, reference in different.items()}
+    pixels = torch.stack(list(clips.values())).to(base.device)  # (videos, 3, t, h, w)
+    base.bring(base.components.codec)
+    latents = base.components.codec.posterior(pixels).mode()  # (videos, c, t, h/f, w/f)
+    captions = [str(reference.caption) for reference in everything]
+    context = base.encode_prompt(captions)  # (b * k, tokens, d)
+    order = [list(clips).index(reference_key(reference)[0]) for reference in everything]
+    if base.takes_image:  # AP gets the condition of the base model: text and first frame
+        image = base.encode_image(pixels[:, :, 0])
+        context = torch.cat([context, image[order].to(context.dtype)], dim=1)
+    clock.lap("references")
+    shape = (len(rows), len(rows[0]))
+    base.bring(prism)
+    features = prism(latents[order].unflatten(0, shape), context.unflatten(0, shape))
+    clock.lap("prism")
+    sources = [str(each.video) if isinstance(each.video, Path) else "pixels" for each in rows[0]]
+    return MotionFeatures(features, (num_frames,) * shape[1], Fingerprint.of(prism), sources)
