@@ -96,7 +96,7 @@ def test_anything_else_is_one_sentence(references, message):
         (lambda: Reference.of({"video": 3}, "line 1"), "line 1.video must be a file or a folder, got 3"),
         (lambda: Reference.of({"vidoe": "a"}, "line 1"), "did you mean 'video'"),
         (lambda: Reference.of({"caption": "a"}, "line 1"), "missing key 'video' in line 1"),
-        (lambda: check_reference(Reference(np.zeros((4, 8, 8, 3)))), "must be uint8"),
+        (lambda: check_reference(Reference(np.zeros((4, 8, 8, 3), int))), "must be uint8"),
         (lambda: check_reference(Reference([Image.new("RGB", (8, 8)), Image.new("RGB", (9, 8))])), "one size"),
     ],
 )
