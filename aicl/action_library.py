@@ -122,8 +122,8 @@ class ActionLibrary:
             raise ConfigError(f"by is {by!r}: choose from {', '.join(WAYS)}")
         if k < 1:
             raise ConfigError(f"k is {k}: ask for at least one clip")
-        without = {Path(os.path.abspath(path)) for path in exclude}
-        barred = {number for number, path in enumerate(self.paths) if Path(os.path.abspath(path)) in without}
+        without = {os.path.realpath(path) for path in exclude}
+        barred = {number for number, path in enumerate(self.paths) if os.path.realpath(path) in without}
         ranked = self._shared(text, seed) if by == "verbs" else self._near(by, text, clip, embedder)
         chosen: list[int] = []
         found: list[Found] = []

@@ -13,11 +13,13 @@ from torch import Generator, nn
 from aicl.action_prism import ActionPrism
 from aicl.adapter import AdapterInfo, load_adapter, save_adapter
 from aicl.clock import Clock
+from aicl.guidance import branches
 from aicl.integrated_backbone import IntegratedBackbone, integrate
 from aicl.model_files import FOLDER_FILE, FolderConfig, ModelFiles, find_model_files
 from aicl.motion_features import MotionFeatures
 from aicl.options import Reference, SamplingOptions
 from aicl.reference_context import ReferenceContext
+from aicl.reference_domain import ReferenceCheck, ReferenceDomain, domain_file, find_domain
 from aicl.reference_encoding import encode_rows, is_features
 from aicl.reference_videos import reference_rows
 from lvdm import config as configs
@@ -26,7 +28,6 @@ from lvdm.arguments import check_device, check_dtype, check_number, check_path
 from lvdm.checkpoints import load_pipeline, save_pipeline
 from lvdm.checkpoints.folder import new_folder
 from lvdm.checkpoints.hub import download, is_hub_id, upload
-from lvdm.diffusion import Condition
 from lvdm.errors import ConfigError, UserError
 from lvdm.models.components import GenerationDefaults
 from lvdm.options import read_options, takes_options
@@ -51,6 +52,8 @@ class AICLPipeline:
     `first_reference_until`: the default of that option, which belongs to an adapter: a folder may bring one.
     `timings`: seconds of the last call's phases, in order: text, references (reading and encoding the videos), prism,
     first_step (of sampling; it makes the keys and values of R), sampling (all other steps), decode.
+    domain: what references are usual for the adapter, where a statistic lies beside its file; `reference_checks`: how
+    far those of the last call were from them, for each prompt's row of references (one row if all share them).
     """
 
     def __init__(
@@ -65,6 +68,8 @@ class AICLPipeline:
         self.timings: dict[str, float] = {}
         self.first_reference_until = 0.0
         self.adapter_scale = 1.0
+        self.domain: ReferenceDomain | None = None
+        self.reference_checks: list[list[ReferenceCheck]] = []
         self._use(prism, integrated)
 
     @classmethod
@@ -111,13 +116,14 @@ class AICLPipeline:
         Errors and warnings: see `aicl.adapter.load_adapter`.
         """
         check_path(path, "the adapter")
-        before = self.prism, self.integrated, self.info, self.files, self.first_reference_until
+        before = self.prism, self.integrated, self.info, self.files, self.first_reference_until, self.domain
+        domain = find_domain(Path(path))
         self.remove_adapter()
         unet = self.base.components.unet
         try:
             prism, integrated, self.info = load_adapter(path, unet)
         except UserError:
-            prism, old, self.info, self.files, self.first_reference_until = before
+            prism, old, self.info, self.files, self.first_reference_until, self.domain = before
             if old is not None:  # put it on again
                 again = integrate(unet, old.config)
                 again.blocks.load_state_dict(old.blocks.state_dict())
@@ -126,6 +132,7 @@ class AICLPipeline:
         if self.files is not None:
             self.files = ModelFiles(self.files.base, Path(path))
         self._use(prism, integrated)
+        self.domain = None if domain is None else domain.for_prism(prism)
         return self.info
 
     def remove_adapter(self) -> None:
@@ -134,7 +141,7 @@ class AICLPipeline:
             self.integrated.unpatch()
         if self.files is not None:
             self.files = ModelFiles(self.files.base)
-        self.info, self.first_reference_until = None, 0.0
+        self.info, self.first_reference_until, self.domain = None, 0.0, None
         self._use(None, None)
 
     def save_pretrained(self, folder: str | os.PathLike[str], base: str | os.PathLike[str] | None = None) -> None:
@@ -151,6 +158,8 @@ class AICLPipeline:
             if base is None:
                 save_pipeline(self.base.components, self.base.config, temporary / pointer.base)
             save_adapter(temporary / pointer.adapter, prism, integrated, meta)
+            if self.domain is not None:
+                self.domain.save(domain_file(temporary / pointer.adapter))
             configs.save(temporary / FOLDER_FILE, configs.to_mapping(pointer))
 
     def push_to_hub(
@@ -293,7 +302,7 @@ class AICLPipeline:
             prompts, image, size=size, fps=settings.fps, negative_prompt=settings.negative_prompt
         )
         clock.lap("text")
-        context = None
+        context, self.reference_checks = None, []
         if rows:
             fps = settings.reference_fps or self.defaults.save_fps
             features = self._encoded(rows, prompts, num_frames, size, fps, clock)
@@ -301,7 +310,7 @@ class AICLPipeline:
         guidance_scale = cast(float, settings.guidance_scale)  # every model has a default
         embedded = self.base.tell_guidance(guidance_scale)
         latents = self._patched.sample_latents(
-            *_branches(negative, positive, context, guidance_scale, settings.reference_guidance_scale, embedded),
+            *branches(negative, positive, context, guidance_scale, settings.reference_guidance_scale, embedded),
             x_T,
             num_inference_steps=settings.num_inference_steps,
             sampler=settings.sampler,
@@ -343,8 +352,18 @@ class AICLPipeline:
         return self._encoded(rows, prompts, num_frames, size, fps, Clock(self.device))
 
     def _encoded(self, rows: list[list[Reference]], *how: Any) -> MotionFeatures:
-        """R of rows of references, see `aicl.reference_encoding.encode_rows`."""
-        return encode_rows(self.base, self._adapter()[0], rows, *how)
+        """R of rows of references, see `aicl.reference_encoding.encode_rows`, which are compared with the domain."""
+        features, latents = encode_rows(self.base, self._adapter()[0], rows, *how)
+        if self.domain is not None:
+            names = [each.name for each in rows[0] for _ in (each.video.frames if is_features(each) else [0])]
+            parts = [part.features for part in features.split()]
+            self.reference_checks = [
+                self.domain.check(
+                    names, [None if z is None else z[min(i, len(z) - 1)] for z in latents], [r[i] for r in parts]
+                )
+                for i in range(len(features.features))
+            ]
+        return features
 
     def _reference_context(
         self, features: MotionFeatures, rows: list[list[Reference]], samples: int, settings: SamplingOptions
@@ -387,24 +406,3 @@ class AICLPipeline:
             components = replace(self.base.components, unet=integrated)
             self._patched = VideoPipeline(components, self.base.config, self.base.acceleration)
             self._patched.offload = self.base.offload
-
-
-def _branches(
-    negative: Condition,
-    positive: Condition,
-    context: ReferenceContext | None,
-    guidance_scale: float,
-    reference_guidance_scale: float | None,
-    embedded: bool = False,
-) -> tuple[list[Condition], list[float]]:
-    """Guidance branches and their weights: e(none), e(text) where it has a strength of its own, e(text, R).
-
-    A model that was distilled with guidance (`embedded`) is told g and has no e(none).
-    """
-    g, r = guidance_scale, reference_guidance_scale
-    full = positive if context is None else replace(positive, extras={"references": context})
-    if context is None or r is None:
-        return ([full], [1.0]) if embedded else ([negative, full], [1 - g, g])
-    if embedded:
-        return [positive, full], [1 - r, r]
-    return [negative, positive, full], [1 - g, g - r, r]

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from aicl.action_prism import ActionPrism
 from aicl.adapter import Fingerprint
@@ -28,9 +29,10 @@ def encode_rows(
     size: tuple[int, int],
     fps: float,
     clock: Clock,
-) -> MotionFeatures:
-    """R of rows of references, those that are motion features already as they are, the videos through the prism.
+) -> tuple[MotionFeatures, list[Tensor | None]]:
+    """R of rows of references, and of each reference its latents (rows, c, t, h, w), None for motion features.
 
+    Those that are motion features already are taken as they are, the videos go through the prism.
     rows: one for all prompts or one each; a reference without a caption gets its prompt. num_frames, size (h, w) in
     pixels, fps (1/s): of the clip that a video becomes. Raises ConfigError for rows that do not go together,
     CheckpointError for features of another prism.
@@ -39,15 +41,16 @@ def encode_rows(
     given = [is_features(reference) for reference in rows[0]]
     if any([is_features(reference) for reference in row] != given for row in rows):
         raise ConfigError("every prompt needs videos and motion features at the same places among its references")
-    columns: list[MotionFeatures] = []
+    places: list[tuple[MotionFeatures, Tensor | None]] = []  # of a video, or of a file with one or more references
     if not all(given):
         videos = [[each for each, known in zip(row, given) if not known] for row in rows]
-        columns = _encode(base, prism, videos, num_frames, size, fps, clock).split()
+        encoded, latents = _encode(base, prism, videos, num_frames, size, fps, clock)
+        places = list(zip(encoded.split(), latents.unbind(1)))
     for place in (number for number, known in enumerate(given) if known):
-        columns.insert(place, stacked([row[place].video for row in rows]))
-    if not all(column.prism.matches(Fingerprint.of(prism)) for column in columns):
+        places.insert(place, (stacked([row[place].video for row in rows]), None))
+    if not all(column.prism.matches(Fingerprint.of(prism)) for column, _ in places):
         raise CheckpointError("these references were encoded with another adapter: encode their videos again")
-    return concatenate(columns)
+    return concatenate([column for column, _ in places]), [z for column, z in places for _ in column.frames]
 
 
 def _encode(
@@ -58,8 +61,11 @@ def _encode(
     size: tuple[int, int],
     fps: float,
     clock: Clock,
-) -> MotionFeatures:
-    """R of rows of captioned videos, in one call of the prism; each different video is read and encoded once."""
+) -> tuple[MotionFeatures, Tensor]:
+    """R of rows of captioned videos, in one call of the prism, and their latents (rows, videos, c, t, h, w).
+
+    Each different video is read and encoded once.
+    """
     everything = [reference for row in rows for reference in row]
     different = {reference_key(reference)[0]: reference for reference in everything}
     clips = {video: read_clip(reference, num_frames, size, fps) for video, reference in different.items()}
@@ -75,7 +81,8 @@ def _encode(
     clock.lap("references")
     shape = (len(rows), len(rows[0]))
     base.bring(prism)
-    features = prism(latents[order].unflatten(0, shape), context.unflatten(0, shape))
+    latents = latents[order].unflatten(0, shape)
+    features = prism(latents, context.unflatten(0, shape))
     clock.lap("prism")
     sources = [str(each.video) if isinstance(each.video, Path) else "pixels" for each in rows[0]]
-    return MotionFeatures(features, (num_frames,) * shape[1], Fingerprint.of(prism), sources)
+    return MotionFeatures(features, (num_frames,) * shape[1], Fingerprint.of(prism), sources), latents

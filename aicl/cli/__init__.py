@@ -22,6 +22,7 @@ VERBS = {
     "reproduce": "measure the paper's tables and our experiments",
     "convert": "convert a published checkpoint into a model folder",
     "export": "put what training runs made into one folder that can be shared",
+    "calibrate": "measure which references are usual for an adapter, so that samples from others get a warning",
     "check-data": "find the broken videos of a data set",
     "cache": "encode a data set once, for faster training",
     "index": "make a library of clips, to find references in",
