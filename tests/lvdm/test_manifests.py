@@ -238,5 +238,5 @@ def test_videos_without_a_caption_are_left_out_where_that_is_asked_for(tmp_path,
     (tmp_path / "b.TXT").unlink()
     with pytest.raises(DataError, match="none of its 3 videos has a caption"):
         read_folder(tmp_path, on_missing_caption="skip")
-    with pytest.raises(ConfigError, match="data.on_missing_caption is for data.kind = folder"):
+    with pytest.raises(ConfigError, match=r"data\.on_missing_caption is for data.kind = folder"):
         Manifest(kind="ucf101", path="x", on_missing_caption="skip")
