@@ -305,7 +305,8 @@ class AICLPipeline:
         context, self.reference_checks = None, []
         if rows:
             fps = settings.reference_fps or self.defaults.save_fps
-            features = self._encoded(rows, prompts, num_frames, size, fps, clock)
+            shown = min(num_frames, settings.window_frames or num_frames)  # a window is as long as a reference
+            features = self._encoded(rows, prompts, shown, size, fps, clock)
             context = self._reference_context(features, rows, len(prompts), settings)
         guidance_scale = cast(float, settings.guidance_scale)  # every model has a default
         embedded = self.base.tell_guidance(guidance_scale)
@@ -316,6 +317,7 @@ class AICLPipeline:
             sampler=settings.sampler,
             eta=settings.eta,
             step_cache=settings.step_cache,
+            windows=settings.windows(),
             generators=generators,
             callback=clock.steps(step_callbacks(self, callback_on_step_end, progress_bar() if progress else None)),
         )

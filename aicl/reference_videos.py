@@ -14,7 +14,17 @@ from torch import Tensor
 from aicl.motion_features import ENDING, MotionFeatures
 from aicl.options import Reference
 from lvdm.errors import ConfigError, VideoError
-from lvdm.video import IMAGE_ENDINGS, frame_files, frame_indices, load_clip, probe, read_image, resize_crop, to_frames
+from lvdm.video import (
+    IMAGE_ENDINGS,
+    frame_files,
+    frame_indices,
+    load_clip,
+    probe,
+    read_animation,
+    read_image,
+    resize_crop,
+    to_frames,
+)
 
 
 def reference_rows(references: Any, count: int) -> list[list[Reference]]:
@@ -101,11 +111,15 @@ def read_clip(reference: Reference, num_frames: int, size: tuple[int, int], fps:
     if not isinstance(video, Path):
         pixels = _pixels(video)
         return to_frames(resize_crop(pixels[frame_indices(len(pixels), num_frames, source_fps=fps)], size))
+    if _is_image(video):
+        pixels, rate = read_animation(video)
+        chosen = frame_indices(len(pixels), num_frames, source_fps=rate, target_fps=fps)
+        return to_frames(resize_crop(pixels[chosen], size))
     if not video.is_dir():
         return load_clip(video, num_frames, size, fps=fps)
     files = frame_files(video)
-    chosen = [files[index] for index in frame_indices(len(files), num_frames, source_fps=fps)]
-    return to_frames(torch.cat([resize_crop(read_image(file)[None], size) for file in chosen]))
+    images = [files[index] for index in frame_indices(len(files), num_frames, source_fps=fps)]
+    return to_frames(torch.cat([resize_crop(read_image(file)[None], size) for file in images]))
 
 
 def _loaded(rows: list[list[Reference]]) -> list[list[Reference]]:
@@ -124,9 +138,13 @@ def _loaded(rows: list[list[Reference]]) -> list[list[Reference]]:
 
 def _count(video: Path) -> int:
     """The number of frames of a file or of a folder. Raises VideoError where there are none to read."""
-    if video.suffix.lower() in IMAGE_ENDINGS and video.is_file():
-        return 1
+    if _is_image(video):
+        return len(read_animation(video)[0])
     return len(frame_files(video)) if video.is_dir() else probe(video).num_frames
+
+
+def _is_image(video: Path) -> bool:
+    return video.suffix.lower() in IMAGE_ENDINGS and video.is_file()
 
 
 def _pixels(video: Any) -> Tensor:

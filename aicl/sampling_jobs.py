@@ -17,16 +17,18 @@ from lvdm.files import check_writable
 from lvdm.options import option
 from lvdm.outside import check_text, parse_json, read_lines
 
+ENDINGS = (".mp4", ".webm", ".gif", ".webp")  # what `lvdm.video.write_video` writes, which is slow to import
+
 
 @dataclass(kw_only=True)
 class Job(SamplingOptions):
     """One prompt and how to sample it; a line of a prompts file may set any field.
 
     references: each as `Reference.of` takes it. library: of `aicl index`, to take `num_references` references from:
-    `library_by` verbs or text of the prompt, or by motion or appearance of an `example` clip. num_samples videos
-    have the seeds seed, seed + 1, ...; `batch_size` of them are made at once. out: a .mp4, a .gif, or, without an
-    ending, a folder of frames; several samples get their seed appended. compare: also write reference | base |
-    AICL, as one video and as a PNG of their frames. label: the class of the action, kept for evaluation. chosen:
+    `library_by` verbs or text of the prompt, or by motion or appearance of an `example` clip. num_samples videos have
+    the seeds seed, seed + 1, ...; `batch_size` of them are made at once. out: a file that ends in one of ENDINGS, or,
+    without an ending, a folder of frames; several samples get their seed appended. compare: also write reference | base
+    | AICL, as one video and as a PNG of their frames. label: the class of the action, kept for evaluation. chosen:
     which videos of the library were taken and why, filled in by `prepare`.
     """
 
@@ -56,7 +58,9 @@ class Job(SamplingOptions):
     batch_size: int = option(1, "samples made at once (default: 1)", least=1, spellings=("batch",))
     label: str | None = option(None, "the class of the action, kept in the record for `aicl evaluate`", group="output")
     out: str | None = option(
-        None, ".mp4, .gif or a folder of frames by its ending; with --prompts-file the videos' folder", group="output"
+        None,
+        ".mp4, .webm, .gif, .webp or a folder of frames by its ending; with --prompts-file the videos' folder",
+        group="output",
     )
     compare: bool = option(False, "also reference | base | AICL, as a video and a PNG", group="output")
     overwrite: bool = option(False, "replace existing files", group="output")
@@ -74,8 +78,8 @@ class Job(SamplingOptions):
             raise ConfigError("num_references says how many to take from a library: name one, or leave it out")
         if not self.library and (self.library_by or self.example):
             raise ConfigError("library_by and example say how to choose from a library: name one, or leave them out")
-        if self.out and Path(self.out).suffix.lower() not in (".mp4", ".gif", ""):
-            raise ConfigError(f"out {self.out} must end in .mp4, .gif, or nothing for a folder of frames")
+        if self.out and Path(self.out).suffix.lower() not in (*ENDINGS, ""):
+            raise ConfigError(f"out {self.out} must end in {', '.join(ENDINGS)}, or nothing for a folder of frames")
 
     def sampling(self) -> SamplingOptions:
         """The job's options of the pipeline alone."""

@@ -26,6 +26,7 @@ from lvdm.arguments import check_number, described
 from lvdm.diffusion import Condition, Denoiser, draw_noise, make_generators
 from lvdm.diffusion.samplers import SAMPLERS, Callback
 from lvdm.diffusion.step_cache import StepCache
+from lvdm.diffusion.windows import Windows
 from lvdm.errors import ConfigError
 from lvdm.finite import FiniteWatch, check_frames
 from lvdm.models.components import Components, ModelConfig
@@ -126,7 +127,8 @@ class VideoPipeline:
 
         Raises UserError (ConfigError, VideoError) for arguments that the model cannot take.
         """
-        settings = read_options(GenerationOptions, options).filled(self.config.defaults)
+        given = read_options(GenerationOptions, options)
+        settings = given.filled(self.config.defaults)
         prompts = check_prompts(prompt)
         check_call(output_type, callback_on_step_end)
         size = settings["height"], settings["width"]
@@ -143,6 +145,7 @@ class VideoPipeline:
             weights,
             x_T,
             **{name: settings[name] for name in ("num_inference_steps", "sampler", "eta", "step_cache")},
+            windows=given.windows(),
             generators=generators,
             callback=step_callbacks(self, callback_on_step_end, progress_bar() if progress else None),
         )
@@ -247,13 +250,15 @@ class VideoPipeline:
         eta: float | None = None,
         rescale: float = 0.0,
         step_cache: int = 1,
+        windows: tuple[int, int] | None = None,
         generators: Sequence[Generator] | None = None,
         callback: Callback | None = None,
     ) -> Tensor:
         """Noise x_T (b, c, t, h, w) -> latents, float32, under the weighted sum of the branches (weights sum to 1).
 
         step_cache: the steps from one whole call of a UNet to the next, in between which only its outermost level is
-        computed, see `lvdm.diffusion.step_cache`; 1 computes everything always, as published.
+        computed, see `lvdm.diffusion.step_cache`; 1 computes everything always, as published. windows: (frames, shared
+        frames) of the windows that a longer video is made of, see `lvdm.diffusion.windows`.
         `generators`, those of the initial noise, feed the stochastic samplers. Raises ConfigError for an unknown
         sampler, an eta for a sampler that has none, or branches and weights that don't fit; SamplingError, which names
         the step, where the latents are no longer finite.
@@ -272,8 +277,12 @@ class VideoPipeline:
         steps = defaults.num_inference_steps if num_inference_steps is None else num_inference_steps
         self.bring(parts.unet)
         unet = self.acceleration.network(parts.unet, steps)
+        if step_cache != 1 and windows is not None:
+            raise ConfigError("step_cache keeps features of one window only: leave it out, or the windows")
         if step_cache != 1:
             unet = StepCache(unet, step_cache)
+        if windows is not None:
+            unet = Windows(unet, *windows)
         model = Denoiser(unet, parts.schedule, parts.unet.prediction).guided(branches, weights, rescale)
         latents = sample(model, x_T, parts.schedule, steps, **options)
         watch.finish()

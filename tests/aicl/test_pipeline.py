@@ -315,3 +315,27 @@ def test_wrong_types_give_one_sentence(pipe, bad):
         with pytest.raises(UserError):
             call(bad if bad != 1.5 else -1.5)
     assert torch.equal(generate(pipe, references=[pixels(0)]), before)  # the adapter is there still
+
+
+def test_a_longer_video_is_made_of_windows_that_read_the_same_references(pipe):
+    references, windows = [pixels(0)], {"window_frames": 4, "window_overlap": 2}
+    short = generate(pipe, references=references)
+    assert torch.equal(generate(pipe, references=references, **windows), short)
+    assert torch.equal(
+        generate(pipe, references=references, num_frames=8, window_frames=8),
+        generate(pipe, references=references, num_frames=8),
+    )
+    frames = []
+    hook = pipe.integrated.register_forward_hook(lambda module, args, out: frames.append(args[0].shape[2]))
+    long = generate(pipe, references=references, num_frames=8, **windows)
+    hook.remove()
+    assert long.shape[1] == 8 and frames == [4] * 6  # three windows at each of two steps
+    assert not torch.equal(long, generate(pipe, num_frames=8, **windows))
+    assert torch.equal(
+        generate(pipe, references=references, scale=0, num_frames=8, **windows),
+        pipe.base(PROMPT, num_frames=8, **windows, **QUICK),
+    )
+    with pytest.raises(ConfigError, match="window_overlap says what windows share"):
+        generate(pipe, window_overlap=2)
+    with pytest.raises(ConfigError, match="step_cache keeps features of one window only"):
+        generate(pipe, num_frames=8, step_cache=2, **windows)
