@@ -1,4 +1,4 @@
-"""Nodes that load an AICL pipeline, collect references and sample videos. ComfyUI's images are float (n, h, w, 3) in [0, 1].
+"""Nodes that load an AICL pipeline, collect references and sample; ComfyUI's images are float (n, h, w, 3) in [0, 1].
 
 A node is a class with INPUT_TYPES, RETURN_TYPES, FUNCTION and CATEGORY, as ComfyUI asks for; it imports AICL when it
 runs, so that ComfyUI starts as fast as without it.
