@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from lvdm.data.clips import ClipRecord
-from lvdm.data.manifest_rows import LISTING_ENDINGS, read_rows
+from lvdm.data.manifest_rows import MANIFEST_ENDINGS, read_rows
 from lvdm.errors import DataError
 from lvdm.outside import check_text, checked_path, read_text
 from lvdm.video import VIDEO_ENDINGS
@@ -15,7 +15,7 @@ from lvdm.video import VIDEO_ENDINGS
 log = logging.getLogger(__name__)
 
 OnMissing = Literal["error", "skip"]
-LISTING = "captions.csv"
+MANIFEST = "captions.csv"
 
 
 def read_folder(
@@ -37,8 +37,8 @@ def read_folder(
     root = Path(root)
     if not root.is_dir():
         raise DataError(f"{root}: is not a folder; give a folder of videos")
-    if captions is None and (root / LISTING).is_file():
-        captions = root / LISTING
+    if captions is None and (root / MANIFEST).is_file():
+        captions = root / MANIFEST
     skip = on_missing_caption == "skip"
     found = list(
         _listed(root, Path(captions), default_caption, skip) if captions else _beside(root, default_caption, skip)
@@ -88,13 +88,13 @@ def _beside(root: Path, default_caption: str | None, skip: bool) -> Iterator[Cli
         yield ClipRecord(file, caption, key=file.relative_to(root).as_posix())
 
 
-def _listed(root: Path, listing: Path, default_caption: str | None, skip: bool) -> Iterator[ClipRecord | None]:
-    """The rows of a listing; None in place of one without a caption, if these are skipped."""
-    if listing.suffix.lower() not in LISTING_ENDINGS:
-        raise DataError(f"{listing}: is neither .csv nor .jsonl; give captions in one of these")
+def _listed(root: Path, manifest: Path, default_caption: str | None, skip: bool) -> Iterator[ClipRecord | None]:
+    """The rows of a manifest; None in place of one without a caption, if these are skipped."""
+    if manifest.suffix.lower() not in MANIFEST_ENDINGS:
+        raise DataError(f"{manifest}: is neither .csv nor .jsonl; give captions in one of these")
     columns = ("file",) if default_caption is not None else ("file", "caption")
-    for line, row in read_rows(listing, columns):
-        where = f"{listing}: line {line}"
+    for line, row in read_rows(manifest, columns):
+        where = f"{manifest}: line {line}"
         file, caption, label = (_text(row.get(name), f"{where}: '{name}'") for name in ("file", "caption", "label"))
         shown = caption or default_caption
         if file and shown is None and skip:
