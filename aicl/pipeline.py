@@ -290,7 +290,7 @@ class AICLPipeline:
             raise ConfigError("options of references mean nothing without references: give some")
         clock = Clock(self.device)
         generators = sample_generators(seed, generator, len(prompts))
-        x_T = self.base.initial_noise(generators, num_frames=num_frames, size=size)
+        x_T = self.base.initial_noise(generators, num_frames, size, settings.window_frames)
         positive, negative = self.base.conditions(
             prompts, image, size=size, fps=settings.fps, negative_prompt=settings.negative_prompt
         )

@@ -133,7 +133,7 @@ class VideoPipeline:
         check_call(output_type, callback_on_step_end)
         size = settings["height"], settings["width"]
         generators = sample_generators(seed, generator, len(prompts))
-        x_T = self.initial_noise(generators, num_frames=settings["num_frames"], size=size)
+        x_T = self.initial_noise(generators, settings["num_frames"], size, given.window_frames)
         texts = {name: settings[name] for name in ("fps", "negative_prompt")}
         positive, negative = self.conditions(prompts, image, size=size, **texts)
         guidance_scale, branches = settings["guidance_scale"], [negative, positive]
@@ -228,15 +228,22 @@ class VideoPipeline:
         return torch.stack(images)
 
     def initial_noise(
-        self, generators: Sequence[Generator], num_frames: int | None = None, size: tuple[int, int] | None = None
+        self,
+        generators: Sequence[Generator],
+        num_frames: int | None = None,
+        size: tuple[int, int] | None = None,
+        window_frames: int | None = None,
     ) -> Tensor:
         """Standard normal latents (b, c, t, h, w), one sample for each generator, which it advances.
 
+        window_frames: how many of the frames the network is to see at once; None: all.
         Raises ConfigError for a size or a number of frames that the model cannot take.
         """
         defaults, parts = self.config.defaults, self.components
         frames = defaults.num_frames if num_frames is None else num_frames
-        shape = parts.unet.latent_shape(frames, size or defaults.size, parts.codec.compression)
+        size, compression = size or defaults.size, parts.codec.compression
+        seen = parts.unet.latent_shape(min(frames, window_frames or frames), size, compression)
+        shape = (seen[0], *compression.grid(frames, size))
         return draw_noise((len(generators), *shape), generators, self.device)
 
     def sample_latents(
@@ -282,7 +289,8 @@ class VideoPipeline:
         if step_cache != 1:
             unet = StepCache(unet, step_cache)
         if windows is not None:
-            unet = Windows(unet, *windows)
+            time = parts.codec.compression.time  # frames of the video that a latent frame stands for
+            unet = Windows(unet, 1 + (windows[0] - 1) // time, windows[1] // time)
         model = Denoiser(unet, parts.schedule, parts.unet.prediction).guided(branches, weights, rescale)
         latents = sample(model, x_T, parts.schedule, steps, **options)
         watch.finish()

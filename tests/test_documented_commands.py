@@ -12,7 +12,7 @@ from aicl.cli import VERBS, parse, verb_module
 from lvdm import config as configs
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [*ROOT.glob("*.md"), *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "checkpoints").rglob("*.md"))]
+PAGES = [*ROOT.glob("*.md"), *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "checkpoints").rglob("*.md"))]
 MODULES = [Path(str(verb_module(verb).__file__)) for verb in VERBS]
 VERB_OF_SCRIPT = {
     path.stem: match[1]
