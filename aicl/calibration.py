@@ -44,10 +44,17 @@ def calibrate(
     latents, features = (torch.stack(column) for column in zip(*described_clips))
     turn = torch.arange(len(latents)) % 4
     fit, limit, held = (turn == 0) | (turn == 2), turn == 1, turn == 3
-    gaussians = [Gaussian.fit(x[fit], x[limit], share / 2) for x in (latents, features)]  # half from each
-    far = torch.stack([g.distances(x[held]) > g.limit for g, x in zip(gaussians, (latents, features))]).any(0)
+    of_latents, of_features = (Gaussian.fit(x[fit], x[limit], share / 2) for x in (latents, features))  # half from each
+    far = (of_latents.distances(latents[held]) > of_latents.limit) | (
+        of_features.distances(features[held]) > of_features.limit
+    )
     return ReferenceDomain(
-        Fingerprint.of(pipe.prism), *gaussians, len(latents), int(held.sum()), float(far.double().mean())
+        Fingerprint.of(pipe.prism),
+        of_latents,
+        of_features,
+        clips=len(latents),
+        held_out=int(held.sum()),
+        false_alarms=float(far.double().mean()),
     )
 
 

@@ -123,11 +123,11 @@ class AICLPipeline:
         try:
             prism, integrated, self.info = load_adapter(path, unet)
         except UserError:
-            prism, old, self.info, self.files, self.first_reference_until, self.domain = before
+            old_prism, old, self.info, self.files, self.first_reference_until, self.domain = before
             if old is not None:  # put it on again
                 again = integrate(unet, old.config)
                 again.blocks.load_state_dict(old.blocks.state_dict())
-                self._use(prism, again)
+                self._use(old_prism, again)
             raise
         if self.files is not None:
             self.files = ModelFiles(self.files.base, Path(path))
@@ -177,8 +177,14 @@ class AICLPipeline:
         """
         with TemporaryDirectory() as folder:
             self.save_pretrained(Path(folder) / "model")
-            about = {"private": private, "revision": revision, "commit_message": commit_message, "token": token}
-            return upload(Path(folder) / "model", repo_id, **about)
+            return upload(
+                Path(folder) / "model",
+                repo_id,
+                private=private,
+                revision=revision,
+                commit_message=commit_message,
+                token=token,
+            )
 
     def set_adapter_scale(self, scale: float) -> None:
         """Multiply the strength of references by this number, from 0 up, in all calls from now on; 1 at first.

@@ -77,5 +77,4 @@ def _with(job: "Job", found: list[Found]) -> "Job":
         print(f"reference {each.path} ('{each.caption}'): {each.reason}")
     chosen = [{"video": str(each.path), "caption": each.caption, "reason": each.reason} for each in found]
     references = [Reference(each.path, each.caption) for each in found]
-    settled = {"library": None, "library_by": None, "example": None}
-    return dataclasses.replace(job, **settled, references=references, chosen=chosen)
+    return dataclasses.replace(job, library=None, library_by=None, example=None, references=references, chosen=chosen)

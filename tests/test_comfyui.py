@@ -37,7 +37,7 @@ def test_every_class_is_a_node(package):
         assert set(names) == set(method.parameters) - {"self"} and node.CATEGORY == "AICL"
         assert len(node.RETURN_TYPES) == len(node.RETURN_NAMES) and set(node.RETURN_TYPES) <= KNOWN
         for kind, *options in (entry for part in inputs.values() for entry in part.values()):
-            assert kind in KNOWN or isinstance(kind, list)  # a list is a choice
+            assert isinstance(kind, list) or kind in KNOWN  # a list is a choice
             assert all(isinstance(each, dict) for each in options)
         optional = inputs.get("optional", {})
         assert all(method.parameters[name].default is not inspect.Parameter.empty for name in optional)

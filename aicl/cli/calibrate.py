@@ -54,10 +54,10 @@ def main(args: argparse.Namespace) -> None:
     from aicl.sampling_models import load_model, model_line
     from lvdm.data import Manifest, read_records
 
-    place = {"path": str(args.source)}
-    if not args.source.is_dir():
-        place = {"path": str(args.root or args.source.parent), "captions": str(args.source)}
-    records = read_records(Manifest(kind=args.kind, **place))
+    alone = args.source.is_dir()  # or a list of videos
+    place = str(args.source if alone else args.root or args.source.parent)
+    captions = None if alone else str(args.source)
+    records = read_records(Manifest(kind=args.kind, path=place, captions=captions))
     given = {f.name: getattr(args, f.name) for f in fields(ModelOptions) if hasattr(args, f.name)}
     options = read_options(ModelOptions, given, "the command line")
     pipe = load_model(options)

@@ -63,10 +63,12 @@ def main(args: argparse.Namespace) -> None:
         raise ConfigError(f"--batch-size is {args.batch_size}: it must be at least 1")
     from lvdm.data import Manifest, read_records
 
-    place = {"path": str(args.source)}
-    if not args.source.is_dir():
-        place = {"path": str(args.root or args.source.parent), "captions": str(args.source)}
-    records = read_records(Manifest(kind=args.kind, default_caption=args.default_caption, **place))
+    alone = args.source.is_dir()  # or a list of videos
+    place = str(args.source if alone else args.root or args.source.parent)
+    captions = None if alone else str(args.source)
+    records = read_records(
+        Manifest(kind=args.kind, path=place, captions=captions, default_caption=args.default_caption)
+    )
     if verbs_only:
         _index_verbs(args.out, records)
     else:

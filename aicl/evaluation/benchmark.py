@@ -58,8 +58,8 @@ class Sample:
     references: tuple[Clip, ...]
     wrong: tuple[Clip, ...] = ()
     target: Clip | None = None
-    chosen: Mapping[str, tuple[Clip, ...]] = field(default_factory=dict, hash=False)
     words: str = ""  # those of the prompt that name the action, for maps of the attention to them
+    chosen: Mapping[str, tuple[Clip, ...]] = field(default_factory=dict, hash=False)
 
 
 class Benchmark(Protocol):

@@ -38,7 +38,7 @@ def download(
         folder = snapshot_download(
             name,
             revision=revision,
-            cache_dir=cache_dir,
+            cache_dir=None if cache_dir is None else Path(cache_dir),
             token=token,
             local_files_only=local_files_only,
             allow_patterns=FILES,
@@ -79,7 +79,10 @@ def upload(
         api = HfApi(token=token)
         api.create_repo(name, private=private, exist_ok=True)
         change = api.upload_folder(
-            repo_id=name, folder_path=folder, revision=revision, commit_message=commit_message or "Upload an AICL model"
+            repo_id=name,
+            folder_path=Path(folder),
+            revision=revision,
+            commit_message=commit_message or "Upload an AICL model",
         )
     except Exception as error:  # as above
         raise CheckpointError(

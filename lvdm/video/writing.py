@@ -5,6 +5,7 @@ import shutil
 import tempfile
 from fractions import Fraction
 from pathlib import Path
+from typing import Literal
 
 import av
 import numpy as np
@@ -53,12 +54,24 @@ def _write_mp4(path: Path, pixels: np.ndarray, fps: float) -> None:
 
 def _write_webm(path: Path, pixels: np.ndarray, fps: float) -> None:
     # One thread, since VP9's threads may make another file of the same pixels.
-    options = {"crf": _VP9_QUALITY, "b": "0", "deadline": "good", "cpu-used": "2", "row-mt": "0", "threads": "1"}
+    options: dict[str, object] = {
+        "crf": _VP9_QUALITY,
+        "b": "0",
+        "deadline": "good",
+        "cpu-used": "2",
+        "row-mt": "0",
+        "threads": "1",
+    }
     _encode(path, pixels, fps, "webm", "libvpx-vp9", options)
 
 
 def _encode(
-    path: Path, pixels: np.ndarray, fps: float, container_format: str, codec: str, options: dict[str, str]
+    path: Path,
+    pixels: np.ndarray,
+    fps: float,
+    container_format: str,
+    codec: Literal["libx264", "libvpx-vp9"],
+    options: dict[str, object],
 ) -> None:
     _, height, width, _ = pixels.shape
     pixels = np.pad(pixels, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
@@ -68,6 +81,7 @@ def _encode(
         av.open(os.path.abspath(temporary), "w", format=container_format, options=exact) as container,
     ):
         stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001))
+        assert isinstance(stream, av.VideoStream)
         stream.height, stream.width, stream.pix_fmt = *pixels.shape[1:3], "yuv420p"
         stream.options = options
         # Say which colour matrix was used, or players guess it from the size.
