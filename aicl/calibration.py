@@ -42,6 +42,11 @@ def calibrate(
     if len(described_clips) < LEAST_CLIPS:
         raise DataError(f"{len(described_clips)} clips can be read, {LEAST_CLIPS} are needed to say what is usual")
     latents, features = (torch.stack(column) for column in zip(*described_clips))
+    return fit_domain(Fingerprint.of(pipe.prism), latents, features, share)
+
+
+def fit_domain(prism: Fingerprint, latents: Tensor, features: Tensor, share: float) -> ReferenceDomain:
+    """The statistic from descriptions of clips, (n, d) each, see `aicl.reference_domain.described`."""
     turn = torch.arange(len(latents)) % 4
     fit, limit, held = (turn == 0) | (turn == 2), turn == 1, turn == 3
     of_latents, of_features = (Gaussian.fit(x[fit], x[limit], share / 2) for x in (latents, features))  # half from each
@@ -49,7 +54,7 @@ def calibrate(
         of_features.distances(features[held]) > of_features.limit
     )
     return ReferenceDomain(
-        Fingerprint.of(pipe.prism),
+        prism,
         of_latents,
         of_features,
         clips=len(latents),

@@ -369,21 +369,32 @@ class AICLPipeline:
     def _reference_context(
         self, features: MotionFeatures, rows: list[list[Reference]], samples: int, settings: SamplingOptions
     ) -> ReferenceContext | None:
-        """What the UNet reads: R with the references' weights and strength, and until when the first is read alone."""
+        """What the UNet reads: R with the references' weights and strength, and when each of them is read."""
         _, integrated = self._adapter()
         if len(features.features) not in (1, samples):
             raise ConfigError(f"these references were encoded for {len(features.features)} prompts, not for {samples}")
-        weights = [reference.weight for reference in rows[0]]
-        if any([reference.weight for reference in row] != weights for row in rows):
-            raise ConfigError("the weights of references must be the same for all prompts of a call")
-        if len(weights) != len(features.frames):  # one file of several references: its weight is that of each
+        told = [(each.weight, each.start, each.end) for each in rows[0]]
+        if any([(each.weight, each.start, each.end) for each in row] != told for row in rows):
+            raise ConfigError("the weights of references, and when they are read, must be the same for all prompts")
+        if len(told) != len(features.frames):  # one file of several references: what is said of it is said of each
             counts = [len(each.video.frames) if is_features(each) else 1 for each in rows[0]]
-            weights = [weight for weight, count in zip(weights, counts) for _ in range(count)]
-        until = settings.first_reference_until
-        until = self.first_reference_until if until is None else until
-        timestep = round((1 - until) * len(self.base.components.schedule)) if until else None
-        frames = features.features.to(self.device), features.frames
-        return integrated.reference_context(*frames, weights, settings.scale * self.adapter_scale, timestep)
+            told = [each for each, count in zip(told, counts) for _ in range(count)]
+        until, spans, levels = settings.first_reference_until, None, len(self.base.components.schedule)
+        if any((start, end) != (0, 1) for _, start, end in told):
+            if until:
+                raise ConfigError("first_reference_until and references with a start or an end both say when: give one")
+            spans = [(round((1 - end) * levels), round((1 - start) * levels) - 1) for _, start, end in told]
+        else:
+            until = self.first_reference_until if until is None else until
+        timestep = round((1 - until) * levels) if until else None
+        return integrated.reference_context(
+            features.features.to(self.device),
+            features.frames,
+            [weight for weight, _, _ in told],
+            settings.scale * self.adapter_scale,
+            timestep,
+            spans,
+        )
 
     def _adapter(self) -> tuple[ActionPrism, IntegratedBackbone]:
         if self.prism is None or self.integrated is None:

@@ -49,7 +49,7 @@ def parser() -> Parser:
         "--refs",
         nargs="+",
         metavar="VIDEO",
-        help="videos, folders of frames, or motion features; @0.5 is a weight",
+        help="videos, folders of frames, or motion features; @0.5 is a weight, @0.5:0-0.6 also the noise levels",
     )
     references.add_argument(
         "--reference-captions",

@@ -337,3 +337,33 @@ def test_a_longer_video_is_made_of_windows_that_read_the_same_references(pipe):
         generate(pipe, window_overlap=2)
     with pytest.raises(ConfigError, match="step_cache keeps features of one window only"):
         generate(pipe, num_frames=8, step_cache=2, **windows)
+
+
+def test_references_may_be_read_at_some_noise_levels_only(pipe, tmp_path):
+    one, two = pixels(0), pixels(1)
+    pipe.encode_references(one, PROMPT).save(tmp_path / "one.safetensors")
+    half = generate(pipe, references=[one, Reference(two, start=0.5)])
+    assert torch.equal(half, generate(pipe, references=[one, two], first_reference_until=0.5))  # a case of both
+    alone = generate(pipe, references=[Reference(one, end=0.5)], num_inference_steps=4)
+    written = generate(pipe, references=[f"{tmp_path}/one.safetensors@1:0-0.5"], num_inference_steps=4)
+    assert (alone.int() - written.int()).abs().max() <= 1
+    assert not torch.equal(alone, generate(pipe, references=[one], num_inference_steps=4))
+    read = []
+    context = pipe.integrated.reference_context(
+        torch.zeros(1, 8, 4, 2, 2), (4, 4), [1.0, 2.0], spans=[(500, 999), (0, 699)]
+    )
+    for t in (999, 600, 100):
+        now = context.at(torch.tensor([t]))
+        read.append((now.frames, None if now.weights is None else now.weights.tolist()))
+    assert read == [((4,), [[1.0]]), ((4, 4), [[1.0, 2.0]]), ((4,), [[2.0]])]
+    never = pipe.integrated.reference_context(torch.zeros(1, 4, 4, 2, 2), (4,), [1.0], spans=[(500, 999)])
+    assert never.at(torch.tensor([10])).scale == 0
+    for bad, message in (
+        ({"start": 0.6, "end": 0.4}, "the end comes later"),
+        ({"start": -1}, "both are shares, 0 to 1"),
+        ({"end": "x"}, "both are shares, 0 to 1"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            Reference(one, **bad)
+    with pytest.raises(ConfigError, match="both say when"):
+        generate(pipe, references=[one, Reference(two, start=0.5)], first_reference_until=0.5)
