@@ -20,7 +20,7 @@ from aicl.motion_features import MotionFeatures
 from aicl.options import Reference, SamplingOptions
 from aicl.reference_context import ReferenceContext
 from aicl.reference_domain import ReferenceCheck, ReferenceDomain, domain_file, find_domain
-from aicl.reference_encoding import encode_rows, is_features
+from aicl.reference_encoding import encode_rows, is_features, weights_and_spans
 from aicl.reference_videos import reference_rows
 from lvdm import config as configs
 from lvdm.acceleration import Mode
@@ -373,12 +373,7 @@ class AICLPipeline:
         _, integrated = self._adapter()
         if len(features.features) not in (1, samples):
             raise ConfigError(f"these references were encoded for {len(features.features)} prompts, not for {samples}")
-        told = [(each.weight, each.start, each.end) for each in rows[0]]
-        if any([(each.weight, each.start, each.end) for each in row] != told for row in rows):
-            raise ConfigError("the weights of references, and when they are read, must be the same for all prompts")
-        if len(told) != len(features.frames):  # one file of several references: what is said of it is said of each
-            counts = [len(each.video.frames) if is_features(each) else 1 for each in rows[0]]
-            told = [each for each, count in zip(told, counts) for _ in range(count)]
+        told = weights_and_spans(rows)
         until, spans, levels = settings.first_reference_until, None, len(self.base.components.schedule)
         if any((start, end) != (0, 1) for _, start, end in told):
             if until:

@@ -20,6 +20,18 @@ def is_features(reference: Reference) -> bool:
     return isinstance(reference.video, MotionFeatures)
 
 
+def weights_and_spans(rows: list[list[Reference]]) -> list[tuple[float, float, float]]:
+    """(weight, start, end) of each reference of a row; what is said of a file of several is said of each of them.
+
+    Raises ConfigError where rows differ.
+    """
+    told = [(each.weight, each.start, each.end) for each in rows[0]]
+    if any([(each.weight, each.start, each.end) for each in row] != told for row in rows):
+        raise ConfigError("the weights of references, and when they are read, must be the same for all prompts")
+    counts = [len(each.video.frames) if is_features(each) else 1 for each in rows[0]]
+    return [each for each, count in zip(told, counts) for _ in range(count)]
+
+
 def encode_rows(
     base: VideoPipeline,
     prism: ActionPrism,
