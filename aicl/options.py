@@ -126,10 +126,9 @@ class Reference:
 
     @classmethod
     def of(cls, value: Any, where: str = "reference") -> "Reference":
-        """A reference from its shorthand: a video alone, "FILE@WEIGHT" or "FILE@WEIGHT:START-END", or a mapping with the
-        fields of this class.
+        """A reference from its shorthand: a video alone, "FILE@WEIGHT", "FILE@WEIGHT:START-END", or a mapping.
 
-        Raises ConfigError for a mapping that does not fit; `where` names it.
+        A mapping has the fields of this class. Raises ConfigError for one that does not fit; `where` names it.
         """
         if isinstance(value, Reference):
             return value
