@@ -8,7 +8,7 @@ from lvdm.acceleration import regions as compilation
 from lvdm.training import train
 from lvdm.training.profile import profile_training
 from tests.lvdm.test_unets import run, small
-from tests.lvdm.training_runs import MODEL, losses, make_clips, tiny_config
+from tests.lvdm.training_runs import MODEL, ONE_LEVEL, losses, make_clips, tiny_config
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +29,7 @@ def fresh(monkeypatch):
 
 @pytest.mark.parametrize("recompute", [False, True])
 def test_compiled_blocks_share_their_code_and_change_nothing(recompute):
-    unet = small("lvdm", num_res_blocks=3, attention_resolutions=[1, 2], use_relative_position=True)
+    unet = small("lvdm", num_res_blocks=3, use_relative_position=True, **ONE_LEVEL)
     unet.params.use_checkpoint = recompute
     expected = run(unet)
     expected.square().mean().backward()
