@@ -35,7 +35,7 @@ def test_compiled_blocks_share_their_code_and_change_nothing(recompute):
     expected.square().mean().backward()
     gradients = {name: p.grad.clone() for name, p in unet.named_parameters()}
     unet.zero_grad()
-    assert compilation.compile_regions(unet) > 45
+    assert compilation.compile_regions(unet) > 30
     for _ in range(2):
         unet.zero_grad()
         result = run(unet)
@@ -43,8 +43,8 @@ def test_compiled_blocks_share_their_code_and_change_nothing(recompute):
     torch.testing.assert_close(result, expected)
     for name, p in unet.named_parameters():
         torch.testing.assert_close(p.grad, gradients[name], rtol=1e-3, atol=1e-6, msg=name)
-    # two widths of transformer blocks; residual blocks and norms for each pair of widths and size
-    assert 0 < counters["stats"]["unique_graphs"] <= 14
+    # transformer blocks; residual blocks and norms for each pair of widths
+    assert 0 < counters["stats"]["unique_graphs"] <= 7
     assert not counters["graph_break"]
 
 

@@ -64,7 +64,7 @@ class Killer:
         deadline = time.monotonic() + PATIENCE_S
         while process.is_alive() and not ready():
             assert time.monotonic() < deadline, f"{kind} hangs"
-            time.sleep(0.0005)
+            time.sleep(0.002)
         process.join(self.random.uniform(0, most_s))
         if process.exitcode is not None:
             assert process.exitcode == 0, f"{kind} ended with {process.exitcode}"
