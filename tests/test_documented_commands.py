@@ -12,10 +12,7 @@ from aicl.cli import VERBS, parse, verb_module
 from lvdm import config as configs
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [
-    *ROOT.glob("*.md"),
-    *(path for name in ("docs", "checkpoints") for path in sorted((ROOT / name).rglob("*.md"))),
-]
+PAGES = [*ROOT.glob("*.md"), *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "checkpoints").rglob("*.md"))]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 MODULES = [Path(str(verb_module(verb).__file__)) for verb in VERBS]
 VERB_OF_SCRIPT = {
@@ -141,7 +138,7 @@ def test_python_of_the_pages_compiles_and_imports_what_is_there(page):
 def quick(command: Command) -> list[str] | None:
     """The arguments with which a CPU runs a command in seconds; None for one that needs a GPU, weights or data."""
     arguments = list(command.arguments)
-    if command.verb == "make-puppets":
+    if command.verb == "make-puppets" and arguments:
         return [*arguments, "--clips", "24"]
     if command.verb in ("check-data", "index"):
         return arguments if {"data/puppets", "my_videos"} & set(arguments) else None
