@@ -119,6 +119,8 @@ def test_a_video_with_several_captions_counts_once_and_is_never_its_own_referenc
     for seed in range(20):
         assert [c.index for c in index.select("A horse runs", 1, seed, exclude=[0])] == [2]
         assert {index.video[c.index] for c in index.select("A horse runs", 2, seed)} == {0, 1}
+        chosen = index.select("A man runs, jumps and dances", 4, seed)
+        assert all(c.action in index.verbs[c.index] for c in chosen) and len({c.index for c in chosen}) == 4
     of_phrases = VerbIndex(["plays guitar"] * 2, actions=[(), ()], phrases=["play guitar"] * 2)
     assert of_phrases.targets(1).tolist() == [0, 1] and of_phrases.targets(2).tolist() == []
 
