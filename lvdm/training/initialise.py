@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import torch
-from pytorch_lightning.utilities.rank_zero import rank_zero_info
+from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
 from lvdm.checkpoints import load_strict
