@@ -25,13 +25,16 @@ from lvdm.models.components import ModelConfig, build_components
 from lvdm.pipeline import VideoPipeline
 from lvdm.video import write_video
 from tests.aicl.tiny_models import randomise
+from tests.lvdm.training_runs import ONE_LEVEL
 
 MODELS = Path(__file__).parents[2] / "configs" / "models"
 PRISM = {"context_dim": 32, "width": 16, "depth": 1, "heads": 2, "head_dim": 8, "text_width": 10}
 
 
 def tiny_pipeline(model: str = "tiny_videocrafter") -> AICLPipeline:
-    config = configs.from_mapping(ModelConfig, configs.load(MODELS / f"{model}.yaml"))
+    mapping = configs.load(MODELS / f"{model}.yaml")
+    mapping["unet"] |= ONE_LEVEL
+    config = configs.from_mapping(ModelConfig, mapping)
     torch.manual_seed(0)
     components = build_components(config).eval()
     randomise(components.unet, seed=0)

@@ -165,7 +165,7 @@ def test_mistakes_in_a_prompts_file_end_in_one_sentence(call, model, line, messa
     ("arguments", "message"),
     [
         (("--size", "512"), "WIDTHxHEIGHT"),
-        (("--size", "30x32"), "multiple"),
+        (("--size", "31x32"), "multiple"),
         (("--refs", "none.mp4"), "none.mp4 does not exist"),
         (("--refs", "still.png"), "a single frame shows no action"),
         (("--refs", "still.mp4"), "still.mp4: not a readable video"),
