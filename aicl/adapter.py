@@ -4,7 +4,8 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -121,6 +122,21 @@ def read_adapter(path: str | os.PathLike[str]) -> tuple[AdapterInfo, dict[str, T
 
     Raises CheckpointError for a file that is missing, damaged, no adapter, or of a newer format.
     """
+    with _opened(path) as (file, metadata, info):
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    check_hash(state, metadata, path)
+    return info, state
+
+
+def read_adapter_info(path: str | os.PathLike[str]) -> AdapterInfo:
+    """What an adapter file says about itself, without reading its parameters. Errors: see `read_adapter`."""
+    with _opened(path) as (_, _, info):
+        return info
+
+
+@contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[Any, dict[str, str], AdapterInfo]]:
+    """An adapter file, its metadata, and what they say. Raises CheckpointError, see `read_adapter`."""
     path = checked_path(path, CheckpointError)
     if not path.is_file():
         raise CheckpointError(f"adapter {path} does not exist")
@@ -131,14 +147,12 @@ def read_adapter(path: str | os.PathLike[str]) -> tuple[AdapterInfo, dict[str, T
                 f"{path} is a safetensors file, but no AICL adapter: give the adapter.safetensors of a run"
             )
         content = metadata_object(metadata, "aicl", path, CheckpointError)
-        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    check_hash(state, metadata, path)
-    if content.get("format") != FORMAT_VERSION:
-        raise CheckpointError(
-            f"{path} has adapter format {content.get('format')}, this version reads {FORMAT_VERSION}: "
-            f"use the library version that wrote it ({content.get('library')})"
-        )
-    return configs.from_mapping(AdapterInfo, content, where=str(path)), state
+        if content.get("format") != FORMAT_VERSION:
+            raise CheckpointError(
+                f"{path} has adapter format {content.get('format')}, this version reads {FORMAT_VERSION}: "
+                f"use the library version that wrote it ({content.get('library')})"
+            )
+        yield file, metadata, configs.from_mapping(AdapterInfo, content, where=str(path))
 
 
 def load_adapter(

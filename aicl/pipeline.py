@@ -132,11 +132,7 @@ class AICLPipeline:
 
         So references are read, the base model is told, and videos are meant to be played at one rate.
         """
-        defaults = self.base.config.defaults
-        if self.info is None or self.info.fps is None:
-            return defaults
-        fps = max(1, round(self.info.fps))
-        return replace(defaults, fps=None if defaults.fps is None else fps, save_fps=fps)
+        return adapted_defaults(self.base.config.defaults, self.info)
 
     @property
     def device(self) -> torch.device:
@@ -363,6 +359,14 @@ class AICLPipeline:
             components = replace(self.base.components, unet=integrated)
             self._patched = VideoPipeline(components, self.base.config, self.base.acceleration)
             self._patched.offload = self.base.offload
+
+
+def adapted_defaults(defaults: GenerationDefaults, info: AdapterInfo | None) -> GenerationDefaults:
+    """The defaults of a base model at the frame rate of the adapter that it has, if it has one that states a rate."""
+    if info is None or info.fps is None:
+        return defaults
+    fps = max(1, round(info.fps))
+    return replace(defaults, fps=None if defaults.fps is None else fps, save_fps=fps)
 
 
 def _branches(

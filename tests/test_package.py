@@ -106,7 +106,7 @@ def test_shipped_configs_are_found_by_name_and_by_path(installed, tmp_path):
 
 
 def test_what_a_wheel_lacks_is_said(installed, tmp_path):
-    done = run(installed, tmp_path, "demo")
+    done = run(installed, tmp_path, "quickstart")
     assert done.returncode == 2 and "which is part of the repository" in done.stderr
     done = run(installed, tmp_path, "sample", "--prompt", "a red person walks")
     assert done.returncode == 2 and "there is no model in checkpoints/puppets, the default" in done.stderr
