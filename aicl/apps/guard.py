@@ -254,7 +254,8 @@ async def _read(receive: Receive) -> bytes:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise Refusal(400, "the request ended early")
-        body += message.get("body", b"")
+        part: bytes = message.get("body", b"")
+        body += part
         if len(body) > MAX_BODY:
             raise Refusal(413, f"an event has at most {MAX_BODY} bytes")
         if not message.get("more_body"):

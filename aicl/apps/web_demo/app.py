@@ -23,8 +23,8 @@ from lvdm.files import disk_errors
 _ID = r"[0-9a-f]{12,16}"
 _NUMBER = r"\d{1,6}"
 OWN = (
-    rf"/reference/{_ID}/{_NUMBER}\.(mp4|png)",
-    rf"/example/{_NUMBER}/{_NUMBER}\.mp4",
+    rf"/reference/{_ID}/{_NUMBER}/(clip|sheet|poster)",
+    rf"/example/{_NUMBER}/{_NUMBER}/(clip|poster)",
     rf"/result/{_ID}/{FILE_NAME}",
     r"/image",
 )
@@ -79,15 +79,13 @@ def build_app(service: Service) -> FastAPI:
         await run_in_threadpool(_choose, service, session, asked)
         return {"done": True}
 
-    @app.get("/reference/{id}/{file}")
-    def reference(id: str, file: str, request: Request) -> FileResponse:
-        model, ending = file.split(".")
-        made = service.reference_preview(session_of(request), id, int(model))
-        return _file(made.clip if ending == "mp4" else made.sheet)
+    @app.get("/reference/{id}/{model}/{part}")
+    def reference(id: str, model: int, part: str, request: Request) -> FileResponse:
+        return _file(getattr(service.reference_preview(session_of(request), id, model), part))
 
-    @app.get("/example/{model}/{file}")
-    def example(model: int, file: str) -> FileResponse:
-        return _file(service.example_preview(model, int(file.split(".")[0])).clip)
+    @app.get("/example/{model}/{number}/{part}")
+    def example(model: int, number: int, part: str) -> FileResponse:
+        return _file(getattr(service.example_preview(model, number), part))
 
     @app.get("/result/{id}/{file}")
     def result(id: str, file: str, request: Request) -> FileResponse:

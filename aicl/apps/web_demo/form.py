@@ -26,10 +26,11 @@ def build_blocks(service: Service) -> gr.Blocks:
     """The page. All of its events are answered directly; what takes long waits in the service's own queue."""
     quick: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
     names = [card.name for card in service.cards]
+    blocks: gr.Blocks
     with gr.Blocks(title="AICL", analytics_enabled=False) as blocks:
         known, timer = gr.State(""), gr.Timer(_TICK, active=False)  # known: what of the results is on the page
         refresh = gr.Button(elem_id="web-refresh", visible="hidden")
-        gr.HTML(page.welcome(), **_PLAIN)
+        gr.HTML(page.welcome(), elem_id="web-welcome", **_PLAIN)
         with gr.Row(elem_classes="web-columns"):
             with gr.Column(min_width=340, scale=5):
                 gr.HTML(page.title(1, "Prompt", "what the video shows"), **_PLAIN)
@@ -45,12 +46,12 @@ def build_blocks(service: Service) -> gr.Blocks:
                     gallery = gr.HTML(**_PLAIN)
                 with gr.Column(visible=False) as image_part:
                     image = gr.HTML(**_PLAIN)
-                gr.HTML(page.title(3, "Settings", "as they are, they are the model's own"), **_PLAIN)
+                gr.HTML(page.title(3, "Settings", "they begin as the model's own"), **_PLAIN)
                 with gr.Row():
                     model = gr.Dropdown(
-                        names, value=names[0], label="Model", elem_id="web-model", filterable=False, min_width=200
+                        names, value=names[0], label="Model", elem_id="web-model", filterable=False, min_width=220
                     )
-                    seed = gr.Number(0, label="Seed", precision=0, minimum=0, elem_id="web-seed", min_width=90)
+                    seed = gr.Number(0, label="Seed", precision=0, minimum=0, elem_id="web-seed", min_width=140)
                 with gr.Accordion("Sampling", open=False, elem_id="web-sampling"):
                     samples = gr.Slider(1, MOST_SAMPLES, 1, step=1, label="Seeds in a row", elem_id="web-samples")
                     steps = gr.Slider(1, MOST_STEPS, 25, step=1, label="Steps", elem_id="web-steps", info=_STEPS)
@@ -84,9 +85,7 @@ def build_blocks(service: Service) -> gr.Blocks:
             """Updates of what a task changes; the results only where others than those that were `seen`."""
             task = service.shown(session)
             active = task is not None and task.state.active
-            ahead, seconds = (
-                (service.queue.ahead(task), service.queue.seconds_left(task)) if task and active else (0, None)
-            )
+            line = (service.queue.ahead(task), service.queue.seconds_left(task)) if task and active else ()
             updates: dict[Any, Any] = {
                 timer: gr.Timer(active=active),
                 progress: page.progress(task, *line),
@@ -95,7 +94,7 @@ def build_blocks(service: Service) -> gr.Blocks:
                 problem: page.notice(text),
             }
             now = f"{task.id} {task.state}" if task else "nothing"
-            if now != seen and not (active and seen):  # while something is made, what was there before stays
+            if now != seen and not (active and seen and seen != "nothing"):  # else what was there before stays
                 card = next((card for card in service.cards if task and card.name == task.model), None)
                 updates |= {known: now, result: page.result(task, card)}
                 updates[history] = page.history(service.history(session), task.id if task else None)

@@ -129,7 +129,7 @@
   for (const [kind, playing] of [["mouseover", true], ["focusin", true], ["mouseout", false], ["focusout", false]]) {
     document.addEventListener(kind, (event) => { // example clips move while one looks at them
       const video = event.target.closest?.(".web-clips [data-do]")?.querySelector("video");
-      if (video) playing ? video.play().catch(() => {}) : video.pause();
+      if (video) { if (playing) video.play().catch(() => {}); else video.pause(); }
     });
   }
 

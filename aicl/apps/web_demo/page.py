@@ -86,8 +86,8 @@ def references(slots: Sequence[Slot], model: int, card: ModelCard, examples: boo
 <input type="file" accept="{accept}" data-upload="reference"{disabled}></label>
 <button type="button" data-do="webcam"{disabled}>Webcam</button>{choose}</div>
 <p class="web-notice" role="alert" hidden></p>
-<p class="web-hint">{VIDEO_KINDS}, up to {MAX_BYTES // 2**20} MB and {MAX_SECONDS:.0f} seconds. The model reads {frames},
-from the middle of the clip.</p></div>"""
+<p class="web-hint">{VIDEO_KINDS}, up to {MAX_BYTES // 2**20} MB and {MAX_SECONDS:.0f} seconds. The model reads
+{frames}, from the middle of the clip.</p></div>"""
 
 
 def gallery(library: Library | None, numbers: Sequence[int], model: int) -> str:
@@ -151,7 +151,7 @@ def result(task: Task | None, card: ModelCard | None) -> str:
     shots = "".join(_seed(task, files, beside) for files in there)
     read = f'<div class="web-read">{"".join(shown)}</div>' if shown and not beside else ""
     model = f" &middot; {escape(task.model)}" if card is None or card.name != task.model else ""
-    seconds = f" &middot; {_time(task.ended - task.started)}" if task.ended and task.started else ""
+    seconds = f" &middot; made in {_time(task.ended - task.started)}" if task.ended and task.started else ""
     return f"""<article class="web-result" data-task="{task.id}">
 <p class="web-prompt">{escape(task.job.prompt)}</p><p class="web-hint">{_settings(task)}{model}{seconds}</p>
 {read}<div class="web-seeds">{shots}</div>
@@ -173,26 +173,26 @@ def history(tasks: Sequence[Task], shown: str | None) -> str:
 
 
 def _slot(slot: Slot, model: int, first: bool, several: bool) -> str:
-    address = f"reference/{slot.id}/{model}"
+    address = f"reference/{slot.id}/{model}/"
     lead = ""
     if several:
         lead = '<b class="web-lead">leads</b>' if first else (
             f'<button type="button" data-do="lead" data-id="{slot.id}">Let it lead</button>'
         )  # fmt: skip
-    return f"""<div class="web-slot"><div class="web-slot-video">{_VIDEO.format(src=address + ".mp4", label="Reference")}
-</div><div class="web-slot-text"><p><b>{escape(slot.name)}</b> <span>{escape(slot.reason)}</span></p>
+    video = _VIDEO.format(src=address + "clip", label="Reference")
+    return f"""<div class="web-slot"><div class="web-slot-video">{video}</div><div class="web-slot-text">
+<p><b>{escape(slot.name)}</b> <span>{escape(slot.reason)}</span></p>
 <input type="text" data-caption="{slot.id}" maxlength="300" value="{escape(slot.caption or "")}"
 placeholder="What it shows (empty: the prompt)" aria-label="What this reference shows">
-<details><summary>The frames that the prism reads</summary><img src="{address}.png" alt="All frames" loading="lazy">
-</details><div class="web-buttons">{lead}<button type="button" data-do="remove" data-id="{slot.id}">Remove</button></div>
-</div></div>"""
+<details><summary>The frames that the prism reads</summary><img src="{address}sheet" alt="All frames" loading="lazy">
+</details><div class="web-buttons">{lead}
+<button type="button" data-do="remove" data-id="{slot.id}">Remove</button></div></div></div>"""
 
 
 def _example(library: Library, number: int, model: int) -> str:
     verbs = " ".join(library.index.verbs[number])
-    video = (
-        f"<video src='example/{model}/{number}.mp4' muted loop playsinline preload='metadata' tabindex='-1'></video>"
-    )
+    address = f"example/{model}/{number}/"
+    video = f"<video src='{address}clip' poster='{address}poster' muted loop playsinline preload='none'></video>"
     caption = escape(library.index.captions[number])
     return (
         f'<button type="button" data-do="example" data-id="{number}" data-verbs="{escape(verbs)}" title="{caption}">'
@@ -218,7 +218,8 @@ def _seed(task: Task, files: outputs.SampleFiles, beside: str) -> str:
 
 def _figure(task: Task, file: Path, label: str, about: str, kind: str) -> str:
     video = _VIDEO.format(src=_address(task, file), label=escape(label))
-    caption = f"<figcaption><b>{escape(label)}</b> <span>{escape(about)}</span></figcaption>"
+    text = escape(about)
+    caption = f'<figcaption title="{text}"><b>{escape(label)}</b> <span>{text}</span></figcaption>'
     return f'<figure class="{kind}">{video}{caption}</figure>'
 
 

@@ -22,10 +22,16 @@ _making = threading.Lock()
 
 @dataclass(frozen=True)
 class Preview:
-    """A clip as a model reads it: `clip` plays, `sheet` shows all frames, row by row."""
+    """A clip as a model reads it: `clip` plays, `sheet` shows all frames, row by row, `poster` is the middle one."""
 
     clip: Path
     sheet: Path
+    poster: Path
+
+    @classmethod
+    def named(cls, path: Path) -> "Preview":
+        """The files that begin with `path`."""
+        return cls(*(path.with_name(path.name + ending) for ending in (".mp4", "-sheet.png", "-poster.png")))
 
 
 def preview(video: Path, card: ModelCard, folder: Path) -> Preview:
@@ -33,13 +39,14 @@ def preview(video: Path, card: ModelCard, folder: Path) -> Preview:
     size, frames = card.defaults.size, card.defaults.num_frames
     status = video.stat()
     name = text_hash(map(str, (video.resolve(), status.st_mtime_ns, status.st_size, frames, size, card.fps)))[:32]
-    made = Preview(folder / f"{name}.mp4", folder / f"{name}.png")
+    made = Preview.named(folder / name)
     with _making:  # one at a time: a page with many clips must not take all threads
-        if not (made.clip.is_file() and made.sheet.is_file()):
+        if not made.clip.is_file():  # which is written last
             pixels = to_pixels(read_clip(Reference(video), frames, size, card.fps))
             folder.mkdir(parents=True, exist_ok=True)
-            with atomic_path(made.sheet, durable=False) as temporary:
-                Image.fromarray(_sheet(pixels).numpy()).save(temporary)
+            for path, picture in ((made.sheet, _sheet(pixels)), (made.poster, pixels[len(pixels) // 2])):
+                with atomic_path(path, durable=False) as temporary:
+                    Image.fromarray(picture.numpy()).save(temporary)
             write_video(made.clip, pixels, card.fps, overwrite=True)
     return made
 

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from aicl.apps.web_demo import outputs
 from aicl.apps.web_demo.jobs import JobQueue, State, Task
@@ -67,11 +68,12 @@ class Service:
 
     def start(self) -> None:
         """Take up what was not finished when the server stopped, and begin to work."""
+        known = {task.id for task in self.queue.active()}
         left = [
             task
             for folder in self.sessions.folder.iterdir()
             for task in outputs.saved_tasks(folder / "results")
-            if task.state.active
+            if task.state.active and task.id not in known
         ]
         for task in sorted(left, key=lambda each: each.created):
             task.state = State.WAITING
@@ -109,7 +111,7 @@ class Service:
         if card.takes_image and image is None:
             raise ConfigError("this model begins with an image: give it one")
         several = len(references) > 1
-        options = {
+        options: dict[str, Any] = {
             "num_inference_steps": steps,
             "guidance_scale": settings.guidance_scale,
             "scale": settings.scale if references else 1.0,
