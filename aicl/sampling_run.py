@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from torch import Tensor
 
@@ -10,7 +11,7 @@ from aicl.options import Reference, SamplingOptions
 from aicl.pipeline import AICLPipeline
 from aicl.reference_videos import is_features_file, read_clip
 from aicl.sampling_jobs import Job, sheet_file
-from aicl.sidecar_files import COMPARISON, companion
+from aicl.sidecar_files import COMPARISON, sidecar
 from lvdm.files import atomic_path
 from lvdm.options import GenerationOptions
 from lvdm.pipeline import StepCallback
@@ -82,7 +83,7 @@ def write_sample(pipe: AICLPipeline, job: Job, sample: Sample, path: Path) -> No
     write_video(path, sample.video, fps, overwrite=True)
     if sample.base is not None:
         shown, labels = _compared(job, sample)
-        write_video(companion(path, COMPARISON), side_by_side(shown, labels), fps, overwrite=True)
+        write_video(sidecar(path, COMPARISON), side_by_side(shown, labels), fps, overwrite=True)
         with atomic_path(sheet_file(path)) as temporary:
             contact_sheet(shown, labels).save(temporary)
 
@@ -116,10 +117,11 @@ def _references_line(job: Job, until: float) -> str:
 
 def _compared(job: Job, sample: Sample) -> tuple[list[Tensor], list[str]]:
     """The references that are videos, the base model's video and ours, and what they are called."""
-    o = sample.options
+    num_frames, size = sample.options.clip()
+    fps, base = cast(float, sample.options.reference_fps), cast(Tensor, sample.base)  # filled in; made to be compared
     videos: list[Reference] = [each for each in job.references if not is_features_file(each.video)]
-    shown = [to_pixels(read_clip(each, o.num_frames, (o.height, o.width), o.reference_fps)) for each in videos]
-    return [*shown, sample.base, sample.video], [*["reference"] * len(shown), "base", "AICL"]
+    shown = [to_pixels(read_clip(each, num_frames, size, fps)) for each in videos]
+    return [*shown, base, sample.video], [*["reference"] * len(shown), "base", "AICL"]
 
 
 _GENERATION = frozenset(GenerationOptions.__dataclass_fields__)

@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, cast
 
-import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from aicl.puppets.classifier import ClassifierConfig, PuppetClassifier, soften
 from aicl.puppets.clip import CLIPConfig, PuppetCLIP, contrastive_losses
 from lvdm import config as configs
+from lvdm.data.datamodule import EndlessDataModule
 from lvdm.errors import CheckpointError
 from lvdm.files import atomic_path
 from lvdm.training.module import TrainingModule
@@ -47,13 +47,15 @@ class ClassifierModule(TrainingModule):
 class CLIPModule(TrainingModule):
     """CLIP's contrastive loss over the captions and clips of a device's batch."""
 
-    def __init__(self, clip: PuppetCLIP, settings: TrainingSettings) -> None:
-        super().__init__(settings, {"clip": clip})
+    def __init__(self, clip_model: PuppetCLIP, settings: TrainingSettings) -> None:
+        super().__init__(settings, {"clip": clip_model})
 
     def losses(self, batch: dict[str, Any]) -> Tensor:
-        clip = self.trained["clip"]
+        clip_model = cast(PuppetCLIP, self.trained["clip"])
         return contrastive_losses(
-            clip.encode_text(batch["caption"]), clip.encode_frames(batch["frames"]), clip.model.logit_scale
+            clip_model.encode_text(batch["caption"]),
+            clip_model.encode_frames(batch["frames"]),
+            clip_model.model.logit_scale,
         )
 
     def export(self, folder: Path, meta: dict[str, Any]) -> None:
@@ -72,22 +74,24 @@ class ClassifierSections:
 class CLIPSections:
     """The config of task "puppet_clip"."""
 
+    RENAMED: ClassVar[dict[str, str]] = {"clip": "clip_model"}
+
     data: dict[str, Any]
-    clip: CLIPConfig = field(default_factory=CLIPConfig)
+    clip_model: CLIPConfig = field(default_factory=CLIPConfig)
 
 
 @register_task("puppet_classifier", ClassifierSections)
-def build_classifier(recipe: Recipe) -> tuple[TrainingModule, pl.LightningDataModule]:
+def build_classifier(recipe: Recipe) -> tuple[TrainingModule, EndlessDataModule]:
     """Task "puppet_classifier"."""
     sections: ClassifierSections = recipe.parse(ClassifierSections)
     return ClassifierModule(PuppetClassifier(sections.classifier), recipe.training), build_data(sections.data, recipe)
 
 
 @register_task("puppet_clip", CLIPSections)
-def build_clip(recipe: Recipe) -> tuple[TrainingModule, pl.LightningDataModule]:
+def build_clip(recipe: Recipe) -> tuple[TrainingModule, EndlessDataModule]:
     """Task "puppet_clip"."""
     sections: CLIPSections = recipe.parse(CLIPSections)
-    return CLIPModule(PuppetCLIP(sections.clip), recipe.training), build_data(sections.data, recipe)
+    return CLIPModule(PuppetCLIP(sections.clip_model), recipe.training), build_data(sections.data, recipe)
 
 
 def save_evaluator(folder: str | Path, name: str, module: nn.Module, dtype: torch.dtype = torch.float32) -> None:

@@ -5,12 +5,12 @@ import os
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from aicl.evaluation.generated import read_generated
-from aicl.sidecar_files import is_companion
+from aicl.sidecar_files import is_sidecar
 from lvdm.data.folder import read_folder, video_files
-from lvdm.data.manifest_rows import LISTING_ENDINGS, read_rows
+from lvdm.data.manifest_rows import MANIFEST_ENDINGS, read_rows
 from lvdm.errors import DataError
 from lvdm.outside import check_text, checked_path
 from lvdm.video import VIDEO_ENDINGS
@@ -28,13 +28,13 @@ class Pair:
     group: str = ""
 
 
-def read_manifest(path: str | os.PathLike) -> list[Pair]:
+def read_manifest(path: str | os.PathLike[str]) -> list[Pair]:
     """The rows of a .jsonl or .csv file: prompt, ours, baseline and optionally group.
 
     Videos are relative to the manifest's folder. Raises DataError for a missing or repeated row, column or file.
     """
     path = Path(path)
-    if path.suffix.lower() not in LISTING_ENDINGS:
+    if path.suffix.lower() not in MANIFEST_ENDINGS:
         raise DataError(f"{path}: is neither .csv nor .jsonl; give the pairs in one of these")
     seen: dict[Pair, int] = {}
     for line, row in read_rows(path, ("prompt", "ours", "baseline")):
@@ -48,7 +48,7 @@ def read_manifest(path: str | os.PathLike) -> list[Pair]:
 
 
 def read_folders(
-    ours: str | os.PathLike, baseline: str | os.PathLike, captions: str | os.PathLike | None = None
+    ours: str | os.PathLike[str], baseline: str | os.PathLike[str], captions: str | os.PathLike[str] | None = None
 ) -> list[Pair]:
     """Videos of the same name in two folders, at any depth; a caption's label becomes the pair's group.
 
@@ -56,7 +56,7 @@ def read_folders(
 
     Prompts stand in a `captions` file as `lvdm.data.read_folder` takes it. Without one they are found as
     `aicl evaluate` finds them: in our folder's manifest.jsonl, in what aicl sample wrote beside our videos,
-    or in .txt files. Raises DataError where a video lacks its partner or its prompt.
+    or in .txt files. Raises DataError where a video lacks its counterpart or its prompt.
     """
     ours, baseline = Path(ours), Path(baseline)
     names = {folder: _videos(folder) for folder in (ours, baseline)}
@@ -73,7 +73,7 @@ def read_folders(
     return [Pair(prompt, ours / name, baseline / name, group or "") for name, (prompt, group) in prompts.items()]
 
 
-def _prompts(folder: Path, captions: str | os.PathLike | None) -> dict[str, tuple[str, str | None]]:
+def _prompts(folder: Path, captions: str | os.PathLike[str] | None) -> dict[str, tuple[str, str | None]]:
     """(prompt, label) by the names of videos, relative to their folder."""
     if captions is not None:
         return {record.key: (record.caption, record.label) for record in read_folder(folder, captions)}
@@ -109,7 +109,7 @@ def _shuffled(key: str, count: int) -> tuple[int, ...]:
     return tuple(sorted(range(count), key=digest))
 
 
-def _pair(manifest: Path, line: int, row: dict) -> Pair:
+def _pair(manifest: Path, line: int, row: dict[str, Any]) -> Pair:
     values = {name: row.get(name) or "" for name in ("prompt", "ours", "baseline", "group")}
     for name, value in values.items():
         if isinstance(value, str):
@@ -126,7 +126,7 @@ def _pair(manifest: Path, line: int, row: dict) -> Pair:
 def _videos(folder: Path) -> set[str]:
     if not folder.is_dir():
         raise DataError(f"{folder}: is not a folder; give a folder of videos")
-    files = {file for file in video_files(folder) if not is_companion(file)}
+    files = {file for file in video_files(folder) if not is_sidecar(file)}
     if not files:
         raise DataError(f"{folder}: holds no videos; known endings are {', '.join(VIDEO_ENDINGS)}")
     return {file.relative_to(folder).as_posix() for file in files}

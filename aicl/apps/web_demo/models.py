@@ -5,9 +5,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from aicl.adapter import read_adapter_info
+from aicl.adapter import at_adapter_rate, read_adapter_info
 from aicl.model_files import FOLDER_FILE, find_model_files
-from aicl.pipeline import adapted_defaults
 from aicl.prompt_templates import template_for
 from aicl.reference_retrieval import Library, build_library
 from lvdm.checkpoints.folder import CONFIG_FILE, read_model_config
@@ -67,7 +66,7 @@ def read_card(path: Path) -> ModelCard:
         family=config.family,
         takes_image=config.image is not None,
         reads_references=info is not None,
-        defaults=adapted_defaults(config.defaults, info),
+        defaults=at_adapter_rate(config.defaults, info),
         first_reference_until=files.first_reference_until,
         text=config.text,
     )
