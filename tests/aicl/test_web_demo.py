@@ -27,7 +27,7 @@ from aicl.sampling_jobs import Job, read_jobs
 from aicl.sampling_records import check_files, read_record
 from aicl.sampling_run import generate_samples
 from lvdm.errors import CheckpointError, ConfigError, DataError, UserError
-from lvdm.video import probe, read_frames, write_video
+from lvdm.video import probe, write_video
 from tests.aicl.study_samples import write_sample
 from tests.aicl.web_samples import CAPTIONS, PROMPT, write_models
 

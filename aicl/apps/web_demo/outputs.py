@@ -11,7 +11,7 @@ from typing import Any
 from aicl.apps.web_demo.jobs import State, Task
 from aicl.options import Reference
 from aicl.sampling_jobs import Job, record_file, sheet_file
-from aicl.sidecar_files import COMPARISON, companion
+from aicl.sidecar_files import COMPARISON, sidecar
 from lvdm import config as configs
 from lvdm.errors import DataError, UserError
 from lvdm.files import write_json
@@ -34,12 +34,12 @@ class SampleFiles:
     @property
     def base(self) -> Path:
         """The base model's video from the same seed."""
-        return companion(self.video, BASE)
+        return sidecar(self.video, BASE)
 
     @property
     def comparison(self) -> Path:
         """References, base model and AICL in one video."""
-        return companion(self.video, COMPARISON)
+        return sidecar(self.video, COMPARISON)
 
     @property
     def downloads(self) -> list[tuple[str, Path]]:

@@ -41,7 +41,7 @@ def preview(video: Path, card: ModelCard, folder: Path) -> Preview:
     name = text_hash(map(str, (video.resolve(), status.st_mtime_ns, status.st_size, frames, size, card.fps)))[:32]
     made = Preview.named(folder / name)
     with _making:  # one at a time: a page with many clips must not take all threads
-        if not made.clip.is_file():  # which is written last
+        if not all(path.is_file() for path in (made.clip, made.sheet, made.poster)):
             pixels = to_pixels(read_clip(Reference(video), frames, size, card.fps))
             folder.mkdir(parents=True, exist_ok=True)
             for path, picture in ((made.sheet, _sheet(pixels)), (made.poster, pixels[len(pixels) // 2])):
