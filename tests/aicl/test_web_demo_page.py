@@ -104,7 +104,7 @@ def test_two_sessions_a_reload_in_mid_run_and_cancel(arrive):
     second.write(PROMPT, steps=1)
     second.generate()
     second.wait_for(lambda: "Number 2 in line" in second.html())
-    assert second.references() == 0 and "slowly" not in second.html()
+    assert second.references() == 0 and f"{PROMPT} slowly" not in second.html()
     first.open()
     first.wait_for(lambda: re.search(r"Step \d+ of 200", first.html()) is not None)
     assert first.prompt() == PROMPT + " slowly" and first.references() == 1

@@ -10,7 +10,7 @@
   const promptText = () => document.querySelector("#web-prompt textarea")?.value ?? "";
   const modelOf = (element) => Number(element.closest("[data-model]")?.dataset.model ?? 0);
 
-  // A sentence beside what went wrong; the next refresh takes it away.
+  // A sentence beside what went wrong, until something else is tried.
   function tell(element, text) {
     const place = element.closest(".web-references, .web-image") ?? document.querySelector(".web-references");
     const notice = place?.querySelector(".web-notice");
@@ -21,6 +21,7 @@
   }
 
   async function send(address, options, element) {
+    tell(element, "");
     try {
       const answer = await fetch(address, { method: "POST", credentials: "same-origin", ...options });
       const content = await answer.json().catch(() => ({}));
