@@ -10,14 +10,15 @@ import torch
 from torch import Generator
 
 from aicl.action_prism import ActionPrism
-from aicl.adapter import AdapterInfo, Fingerprint, load_adapter, save_adapter
+from aicl.adapter import AdapterInfo, load_adapter, save_adapter
 from aicl.clock import Clock
 from aicl.integrated_backbone import IntegratedBackbone
 from aicl.model_files import FOLDER_FILE, FolderConfig, ModelFiles, find_model_files
 from aicl.motion_features import MotionFeatures, concatenate
 from aicl.options import Reference, SamplingOptions
 from aicl.reference_context import ReferenceContext
-from aicl.reference_videos import captioned, read_clip, reference_key, reference_rows, stacked
+from aicl.reference_encoding import ReferenceEncoder
+from aicl.reference_videos import captioned, reference_rows, stacked
 from lvdm import config as configs
 from lvdm.acceleration import Mode
 from lvdm.checkpoints import load_pipeline, save_pipeline
@@ -287,7 +288,7 @@ class AICLPipeline:
         clock: Clock,
     ) -> MotionFeatures:
         """R of rows of references, those that are motion features already as they are, the videos through the prism."""
-        prism, _ = self._adapter()
+        self._adapter()
         rows = captioned(rows, prompts)
         given = [_is_features(reference) for reference in rows[0]]
         if any([_is_features(reference) for reference in row] != given for row in rows):
@@ -295,36 +296,12 @@ class AICLPipeline:
         columns: list[MotionFeatures] = []
         if not all(given):
             videos = [[each for each, known in zip(row, given) if not known] for row in rows]
-            columns = self._encode(videos, num_frames, size, fps, clock).split()
+            columns = self._encoder(videos, num_frames, size, fps, clock).split()
         for place in (number for number, known in enumerate(given) if known):
             columns.insert(place, stacked([row[place].video for row in rows]))
-        if not all(column.prism.matches(Fingerprint.of(prism)) for column in columns):
+        if not all(column.prism.matches(self._encoder.fingerprint) for column in columns):
             raise CheckpointError("these references were encoded with another adapter: encode their videos again")
         return concatenate(columns)
-
-    def _encode(
-        self, rows: list[list[Reference]], num_frames: int, size: tuple[int, int], fps: float, clock: Clock
-    ) -> MotionFeatures:
-        """R of rows of captioned videos, in one call of the prism; each different video is read and encoded once."""
-        prism, _ = self._adapter()
-        everything = [reference for row in rows for reference in row]
-        different = {reference_key(reference)[0]: reference for reference in everything}
-        clips = {video: read_clip(reference, num_frames, size, fps) for video, reference in different.items()}
-        pixels = torch.stack(list(clips.values())).to(self.device)  # (videos, 3, t, h, w)
-        self.base.bring(self.base.components.codec)
-        latents = self.base.components.codec.posterior(pixels).mode()  # (videos, c, t, h/f, w/f)
-        context = self.base.encode_prompt([reference.caption for reference in everything])  # (b * k, tokens, d)
-        order = [list(clips).index(reference_key(reference)[0]) for reference in everything]
-        if self.base.takes_image:  # AP gets the condition of the base model: text and first frame
-            image = self.base.encode_image(pixels[:, :, 0])
-            context = torch.cat([context, image[order].to(context.dtype)], dim=1)
-        clock.lap("references")
-        shape = (len(rows), len(rows[0]))
-        self.base.bring(prism)
-        features = prism(latents[order].unflatten(0, shape), context.unflatten(0, shape))
-        clock.lap("prism")
-        sources = [str(each.video) if isinstance(each.video, Path) else "pixels" for each in rows[0]]
-        return MotionFeatures(features, (num_frames,) * shape[1], Fingerprint.of(prism), sources)
 
     def _reference_context(
         self, features: MotionFeatures, rows: list[list[Reference]], samples: int, settings: SamplingOptions
@@ -357,6 +334,7 @@ class AICLPipeline:
         self.base.acceleration.forget()  # what was captured with another adapter, or none
         self.prism, self.integrated, self._patched = prism, integrated, self.base
         if prism is not None:
+            self._encoder = ReferenceEncoder(self.base, prism)
             unet = self.base.components.unet
             for module in (prism, integrated.blocks):
                 module.to(device=next(unet.parameters()).device, dtype=unet.dtype).eval().requires_grad_(False)

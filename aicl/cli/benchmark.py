@@ -5,6 +5,7 @@ examples:
   aicl benchmark step --model videocrafter2_t2v_512 --upstream ~/VideoCrafter --out step.json
   aicl benchmark clip                           # a prompt to an mp4 file
   aicl benchmark batches --model lvdm_t2v_256   # videos a minute and memory at several batch sizes
+  aicl benchmark offload                        # a video within 8 GiB of the GPU's memory
   aicl benchmark generate                       # every full-size model, in bfloat16 on the GPU
   aicl benchmark generate --model lvdm_t2v_256 --table docs/benchmarks.md
   aicl benchmark convert --model videocrafter2_t2v_512 --folder outputs/convert
@@ -63,6 +64,11 @@ def parser() -> Parser:
     command = commands.add_parser("batches", parents=[speed], help="videos a minute at several batch sizes")
     command.add_argument("--sizes", type=int, nargs="+", default=[1, 2, 4, 8])
     command.set_defaults(run=batches, title="Many clips")
+
+    command = commands.add_parser("offload", parents=[speed], help="a video on a card of little memory")
+    command.add_argument("--memory-limit", type=float, default=8.0, metavar="GIB", help="default: %(default)s")
+    command.add_argument("--steps", type=int, default=25)
+    command.set_defaults(run=offload, title="Small cards")
 
     command = commands.add_parser("generate", parents=[results], help="generate a 16-frame video at full size")
     command.add_argument("--model", nargs="+", default=MODELS, help="names in configs/models (default: all full-size)")
@@ -154,6 +160,15 @@ def batches(args: argparse.Namespace) -> Iterator[dict]:
             yield {"model": name, **record}
 
 
+def offload(args: argparse.Namespace) -> Iterator[dict]:
+    """Benchmark `offload`: one record for each model."""
+    from lvdm import speed
+
+    cli.device(args.device)
+    for name in args.model:
+        yield {"model": name, **speed.offloaded(model_config(name), args.device, args.memory_limit, args.steps)}
+
+
 def generate(args: argparse.Namespace) -> Iterator[dict]:
     """Benchmark `generate`: one record for each model."""
     from lvdm import benchmarks
@@ -193,8 +208,7 @@ def overhead(args: argparse.Namespace) -> Iterator[dict]:
 
     cli.device(args.device)
     for name in args.config:
-        for count in args.references:
-            record = aicl_benchmarks.overhead(*config_paths(name), count, args.steps, args.device)
+        for record in aicl_benchmarks.overhead(*config_paths(name), args.references, args.steps, args.device):
             yield {"config": name, **record}
 
 
