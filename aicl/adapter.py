@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from aicl import __version__
 from aicl.action_integration import IntegrationConfig
 from aicl.action_prism import ActionPrism, PrismConfig, build_prism
-from aicl.integrated_backbone import IntegratedBackbone, integrate, layout_of
+from aicl.integrated_backbone import IntegratedBackbone, check_fit, integrate, layout_of
 from lvdm import config as configs
 from lvdm.checkpoints import check_entries
 from lvdm.checkpoints.integrity import HASH_KEY, check_hash, check_values, tensors_hash
@@ -147,7 +147,8 @@ def load_adapter(
     """Build what an adapter file describes, on `unet`'s device, patch the UNet and load the parameters (float32).
 
     Raises CheckpointError for a base model of another family or layout, or entries that do not fit the file's own
-    config. Warns where the base has the right layout but other weights than the adapter was trained on.
+    config, and ConfigError for a config whose prism and integration do not fit. Warns where the base has the right
+    layout but other weights than the adapter was trained on.
     """
     info, state = read_adapter(path)
     layout = layout_of(unet)
@@ -162,6 +163,7 @@ def load_adapter(
             stacklevel=2,
         )
     device = next(unet.parameters()).device
+    check_fit(info.prism, info.integration)
     prism, integrated = build_prism(info.prism), integrate(unet, info.integration)
     try:
         what = f"the entries of {path} and its config"

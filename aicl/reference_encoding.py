@@ -125,7 +125,7 @@ def _state(*modules: nn.Module | None) -> Hashable:
     known: list[Any] = []
     for module in (module for module in modules if module is not None):
         parameters = list(module.parameters())
-        known += [id(module), tuple((id(p), p.dtype, p._version) for p in parameters)]
+        known += [id(module), tuple((id(p), p.dtype, 0 if p.is_inference() else p._version) for p in parameters)]
         known += [getattr(module, "slice_size", None), getattr(module, "tile", None)]
     return tuple(known)
 

@@ -69,8 +69,8 @@ def _from_config(path: str, adapter: str | None, device: torch.device, dtype: to
     else:
         raise ConfigError(f"{path} is not the config of an AICL training: it has neither base.path nor base.config")
     if adapter is None:
-        prism = {"context_dim": pipeline.config.text.width, **(sections.get("prism") or {})}
-        prism = build_prism(configs.from_mapping(PrismConfig, prism, where=f"prism in {path}"))
+        section = {"context_dim": pipeline.config.text.width, **(sections.get("prism") or {})}
+        prism = build_prism(configs.from_mapping(PrismConfig, section, where=f"prism in {path}"))
         integration = sections.get("integration") or {}
         integration = configs.from_mapping(IntegrationConfig, integration, where=f"integration in {path}")
         result = AICLPipeline(pipeline, prism, integrate(pipeline.components.unet, integration))

@@ -98,8 +98,8 @@ class ReferenceSampler:
         count, target = self.settings.count, int(rng.integers(self._size))
         own = rng.random(count) < self.settings.share_of_self_pairs(number)
         if rng.random() < self.settings.wrong_share:
-            others = (target + 1 + rng.integers(self._size - 1, size=count)) % self._size
-            return [target, *(Changed(int(i)) if change else int(i) for i, change in zip(others, own, strict=True))]
+            wrong = (target + 1 + rng.integers(self._size - 1, size=count)) % self._size
+            return [target, *(Changed(int(i)) if change else int(i) for i, change in zip(wrong, own, strict=True))]
         others = [] if self._index is None or own.all() else self._index.positives(target, count, rng)
         own[len(others) :] = True  # where no other video shows the action
         return [target, *(Changed(target) if own[i] else others[i].index for i in range(count))]

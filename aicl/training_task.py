@@ -3,12 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 
 from aicl.action_integration import IntegrationConfig
 from aicl.action_prism import PrismConfig, build_prism
-from aicl.integrated_backbone import integrate
+from aicl.integrated_backbone import check_fit, integrate
 from aicl.model_files import base_folder
 from aicl.training import AICLModule
 from aicl.training_pairs import PairMaker, ReferenceSettings, build_pair_sampler
@@ -16,6 +15,7 @@ from lvdm import config as configs
 from lvdm.checkpoints import load_pipeline, read_model
 from lvdm.data import DataConfig, read_records
 from lvdm.data.caching import check_encoders, load_encoders
+from lvdm.data.datamodule import EndlessDataModule
 from lvdm.errors import ConfigError
 from lvdm.models.components import build_components
 from lvdm.pipeline import VideoPipeline
@@ -60,12 +60,14 @@ class AICLSections:
 
 
 @register_task("aicl", AICLSections)
-def build(recipe: Recipe) -> tuple[AICLModule, pl.LightningDataModule]:
+def build(recipe: Recipe) -> tuple[AICLModule, EndlessDataModule]:
     """Task "aicl": see AICLSections. Raises ConfigError for sections that do not fit together."""
     sections: AICLSections = recipe.parse(AICLSections)
     pipeline = build_base_pipeline(sections.base, recipe.training)
     torch.manual_seed(recipe.run.seed)  # the new layers start the same whatever was drawn for the base model
-    prism = build_prism(prism_config(sections.prism, pipeline, recipe.training))
+    config = prism_config(sections.prism, pipeline, recipe.training)
+    check_fit(config, sections.integration)
+    prism = build_prism(config)
     integrated = integrate(pipeline.components.unet, sections.integration)
     pairs = sections.pairs
     fps = (sections.data.get("clip") or {}).get("fps")  # kept in the adapter; None where frames are taken by a stride

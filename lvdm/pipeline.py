@@ -11,8 +11,9 @@ Each step is a method of its own, so that a method built on top (references, fur
 
 import inspect
 import os
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -33,7 +34,8 @@ from lvdm.options import GenerationOptions, read_options, takes_options
 from lvdm.outside import check_text
 from lvdm.video import OutputType, check_output_type, convert_pixels, read_image, to_frames, to_pixels
 
-ImageLike = str | os.PathLike | Image.Image | np.ndarray | Tensor
+KEPT_TEXTS = 4  # the negative prompt, the prompt, and captions of references
+ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
 StepCallback = Callable[[Any, int, int, dict[str, Tensor]], dict[str, Tensor] | None]
 
 
@@ -50,6 +52,7 @@ class VideoPipeline:
         self.components, self.config = components, config
         self.acceleration = acceleration or Acceleration()
         self.offload: Offload | None = None
+        self._texts: OrderedDict[Hashable, Tensor] = OrderedDict()
 
     def accelerate(self, mode: Mode = "auto", expected_steps: int | None = None) -> "VideoPipeline":
         """Choose how the UNet runs from now on, see `lvdm.acceleration`: auto, none, graphs or full."""
@@ -142,9 +145,17 @@ class VideoPipeline:
 
     @torch.no_grad()
     def encode_prompt(self, prompts: Sequence[str]) -> Tensor:
-        """Texts -> their context (b, tokens, d)."""
-        self.bring(self.components.text)
-        return self.components.text.encode(list(prompts))
+        """Texts -> their context (b, tokens, d). The last ones are kept: not to be changed in place."""
+        text = self.components.text
+        versions = tuple(0 if parameter.is_inference() else parameter._version for parameter in text.parameters())
+        key = tuple(prompts), id(text), self.device, next(text.parameters()).dtype, versions
+        if key not in self._texts:
+            self.bring(text)
+            self._texts[key] = text.encode(list(prompts))
+        self._texts.move_to_end(key)
+        while len(self._texts) > KEPT_TEXTS:
+            self._texts.popitem(last=False)
+        return self._texts[key]
 
     @torch.no_grad()
     def encode_image(self, frames: Tensor) -> Tensor:
@@ -193,7 +204,7 @@ class VideoPipeline:
         """Whether the UNet was distilled with guidance: it is told the strength then, and needs no branch without the
         prompt."""
         unet = self.components.unet
-        if not getattr(unet, "embeds_guidance", False):
+        if not unet.embeds_guidance:
             return False
         unet.embed_guidance(guidance_scale)
         return True
@@ -210,7 +221,8 @@ class VideoPipeline:
         Stretched to the video's size, not cropped, as in the ancestor.
         """
         several = isinstance(image, list | tuple) or (isinstance(image, Tensor | np.ndarray) and image.ndim == 4)
-        images = [_first_frame(item, size) for item in (image if several else [image] * count)]
+        items = cast(Sequence[ImageLike], image) if several else [cast(ImageLike, image)] * count
+        images = [_first_frame(item, size) for item in items]
         if len(images) != count:
             raise ConfigError(f"{count} prompts need one image or {count}, got {len(images)}")
         return torch.stack(images)

@@ -109,11 +109,12 @@ def clip(
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "model"
         components = build_components(config, device=device, dtype=_dtype(device)).eval()
-        save_pipeline(components, config, model)
+        clock = Clock(device)
+        with clock("save_s"):
+            save_pipeline(components, config, model)
         del components
         _forget_peak(device)
         size = sum(path.stat().st_size for path in model.iterdir())
-        clock = Clock(device)
         with clock("load_s"):
             pipe = load_pipeline(model, device, _dtype(device)).accelerate(mode)
         image = np.full((*config.defaults.size, 3), 127, np.uint8) if pipe.takes_image else None
@@ -232,7 +233,11 @@ def _dtype(device: str) -> torch.dtype:
 def _milliseconds(network: Callable[..., Tensor], inputs: Sequence[Any], device: str, calls: int) -> float:
     """The median call, after two that are not counted."""
     cuda = torch.device(device).type == "cuda"
-    wait = torch.cuda.synchronize if cuda else lambda: None
+
+    def wait() -> None:
+        if cuda:
+            torch.cuda.synchronize()
+
     seconds = []
     for _ in range(calls + 2):
         wait()

@@ -34,8 +34,8 @@ class PuppetBenchmark:
     clips alike.
     """
 
-    count = None
-    paper = None
+    count: int | None = None
+    paper: str | None = None
 
     def __init__(
         self,
@@ -59,9 +59,10 @@ class PuppetBenchmark:
         self.data = PuppetData(actions, captions, names)
         self.hard_scenes = configs.from_mapping(HardScenes, hard_scenes or {}, where="benchmark.hard_scenes")
         self.frames, self.fps, self.size = frames, FPS * frames / 16, (size, size)
-        self.pool = tuple(ACTIONS[index].name for index in self.data.pool)
+        self.pool: tuple[str, ...] | None = tuple(ACTIONS[index].name for index in self.data.pool)
         self.device = torch.device(device)
-        self._bank = tuple(tensor.to(device) for tensor in program_bank(0, 0))
+        programs, cycles = program_bank(0, 0)
+        self._bank = programs.to(device), cycles.to(device)
 
     def __str__(self) -> str:
         hard = [each.name for each in fields(HardScenes) if getattr(self.hard_scenes, each.name)]

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-import pytorch_lightning as pl
 from safetensors.torch import load_file
 
 from lvdm import config as configs
@@ -11,6 +10,7 @@ from lvdm.checkpoints import find_export, read_model
 from lvdm.checkpoints.folder import read_model_config
 from lvdm.checkpoints.resolve import PIPELINE
 from lvdm.data.caching import check_encoders
+from lvdm.data.datamodule import EndlessDataModule
 from lvdm.models.components import ModelConfig, build_components
 from lvdm.pipeline import VideoPipeline
 from lvdm.training.base import BaseModule
@@ -37,7 +37,7 @@ class BaseSections:
 
 
 @register_task("base", BaseSections)
-def build(recipe: Recipe) -> tuple[TrainingModule, pl.LightningDataModule]:
+def build(recipe: Recipe) -> tuple[TrainingModule, EndlessDataModule]:
     """Task "base"."""
     sections: BaseSections = recipe.parse(BaseSections)
     config = read_model(sections.model.config)

@@ -14,10 +14,14 @@ STEPS = 12
 @pytest.mark.parametrize("wrong", [1, 5, STEPS, None])
 def test_the_step_is_named_and_nothing_waits_for_the_device(wrong, ahead):
     work = torch.randn(4096, 4096, device="cuda")
-    for _ in range(3):  # loads what the products below need
+    x, started = torch.ones(2, 3, device="cuda"), 0
+    for step in range(1, 3):  # loads kernels and allocates pinned memory, for which the host would wait below
         work @ work
+        first = FiniteWatch()
+        first(step, STEPS, 0, x * float("nan"))
     torch.cuda.synchronize()
-    watch, x, started = FiniteWatch(), torch.ones(2, 3, device="cuda"), 0
+    del first
+    watch = FiniteWatch()
 
     def sample():
         nonlocal started
