@@ -7,12 +7,13 @@ import torch
 
 from aicl.action_integration import IntegrationConfig
 from aicl.action_prism import PrismConfig, build_prism
+from aicl.adapter import initialise
 from aicl.integrated_backbone import check_fit, integrate
-from aicl.model_files import base_folder
+from aicl.model_files import ADAPTER_FILE, base_folder
 from aicl.training import AICLModule
 from aicl.training_pairs import PairMaker, ReferenceSettings, build_pair_sampler
 from lvdm import config as configs
-from lvdm.checkpoints import load_pipeline, read_model
+from lvdm.checkpoints import find_file, load_pipeline, read_model
 from lvdm.data import DataConfig, read_records
 from lvdm.data.caching import check_encoders, load_encoders
 from lvdm.data.datamodule import EndlessDataModule
@@ -33,7 +34,9 @@ class AICLSections:
     weights instead, to measure speed and memory. `references` says what accompanies each target, see ReferenceSettings;
     a number is short for {count: number}, None for {count: 1}. Data that is made as it is needed (puppets) brings its
     own number of clips of the same action, data.references; its `references` may say which of them become self-pairs.
-    `reference_dropout`: see AICLModule.
+    `reference_dropout`: see AICLModule. `init_from`: an adapter file, or a finished run of this task, from whose
+    parameters training starts, with a fresh optimiser; `prism` and `integration` have to be those that it was trained
+    with.
     """
 
     @dataclass
@@ -47,6 +50,7 @@ class AICLSections:
     integration: IntegrationConfig = field(default_factory=IntegrationConfig)
     references: Any = None
     reference_dropout: float = 0.0
+    init_from: str | None = None
 
     @property
     def pairs(self) -> ReferenceSettings:
@@ -69,6 +73,8 @@ def build(recipe: Recipe) -> tuple[AICLModule, EndlessDataModule]:
     check_fit(config, sections.integration)
     prism = build_prism(config)
     integrated = integrate(pipeline.components.unet, sections.integration)
+    if sections.init_from is not None:
+        initialise(prism, integrated, find_file(sections.init_from, ADAPTER_FILE))
     pairs = sections.pairs
     fps = (sections.data.get("clip") or {}).get("fps")  # kept in the adapter; None where frames are taken by a stride
     maker = PairMaker(pairs)
@@ -82,6 +88,11 @@ def build(recipe: Recipe) -> tuple[AICLModule, EndlessDataModule]:
             )
         return module, build_data(sections.data, recipe)
     data = configs.from_mapping(DataConfig, sections.data, where="data")
+    if data.cache and pairs.geometry != 1.0:
+        raise ConfigError(
+            "references.geometry does nothing with data.cache, whose clips were changed when it was made: set it to 1, "
+            "or data.cache to null"
+        )
     if data.cache and sections.base.path is not None:
         encoders = load_encoders(base_folder(sections.base.path), "cpu")  # in float32, whatever this run computes in
         check_encoders(data.cache, encoders.codec, encoders.text)

@@ -7,6 +7,7 @@ from aicl.evaluation.benchmark import register_benchmark
 from aicl.evaluation.metric import register_evaluator
 from aicl.puppets import (
     evaluators,  # noqa: F401 (registers their trainings)
+    figure,  # noqa: F401 (registers its evaluator and metric)
     metrics,  # noqa: F401 (registers them)
 )
 from aicl.puppets.benchmark import PuppetBenchmark
