@@ -72,7 +72,7 @@ def parser() -> Parser:
     command.add_argument("--steps", type=int, default=25)
     command.set_defaults(run=offload, title="Small cards")
 
-    command = commands.add_parser("all", parents=[results], help="step, clip, batches, overhead and offload in one call")
+    command = commands.add_parser("all", parents=[results], help="five of the benchmarks in one call")
     command.add_argument("--model", nargs="+", default=[ALL], choices=MODELS, help=f"default: {ALL}")
     command.add_argument("--device", default="cuda")
     command.add_argument("--upstream", type=Path, help="a checkout of LVDM or VideoCrafter, whose step is timed, too")
