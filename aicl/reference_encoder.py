@@ -53,7 +53,7 @@ class ReferenceEncoder:
     def __call__(
         self, rows: list[list[Reference]], num_frames: int, size: tuple[int, int], fps: float, clock: Clock
     ) -> tuple[MotionFeatures, Tensor]:
-        """R of b rows of k captioned videos, features (b, k * num_frames, channels, h/f, w/f), and the latents of the videos,
+        """R of b rows of k captioned videos, features (b, k * num_frames, channels, h/f, w/f), and the videos' latents
         (b, k, c, num_frames, h/f, w/f).
 
         size: (h, w) in pixels. fps: the rate (1/s) at which files are sampled. Ends the phases "references" and "prism"
