@@ -137,6 +137,7 @@ class IntegratedBackbone(VideoBackbone):
         weights: Sequence[float] | Tensor | None = None,
         scale: float = 1.0,
         first_reference_until: int | None = None,
+        spans: Sequence[tuple[int, int]] | None = None,
     ) -> ReferenceContext | None:
         """Prepare R for `forward`: features (b, m, parts * feature_channels, h, w), all references on the frame axis.
 
@@ -149,7 +150,7 @@ class IntegratedBackbone(VideoBackbone):
                 f"R has {features.shape[2]} channels, the integration reads {channels} "
                 "(prism.features * prism.out_channels against integration.feature_channels and mode)"
             )
-        return ReferenceContext.build(features, frames_per_reference, weights, scale, first_reference_until)
+        return ReferenceContext.build(features, frames_per_reference, weights, scale, first_reference_until, spans)
 
     def unpatch(self) -> VideoBackbone:
         """Take the new layers off and give the backbone back as it was, `requires_grad` included."""

@@ -22,17 +22,20 @@ VERBS = {
     "reproduce": "measure the paper's tables and our experiments",
     "convert": "convert a published checkpoint into a model folder",
     "export": "put what training runs made into one folder that can be shared",
+    "calibrate": "measure which references are usual for an adapter, so that samples from others get a warning",
     "check-data": "find the broken videos of a data set",
     "cache": "encode a data set once, for faster training",
-    "index": "read the actions of captioned videos, to choose references by the prompt",
+    "index": "make a library of clips, to find references in",
+    "search": "find clips of a library by text, motion or an example",
     "make-puppets": "write clips of the puppet world, a data set like any other",
     "benchmark": "measure what the library costs on this machine",
-    "demo": "show what AICL does, with the shipped models",
+    "quickstart": "show in one video what AICL does, with the shipped models",
+    "demo": "try AICL in a browser: prompts, references, videos beside each other",
     "doctor": "say what this machine can do, and what will not work and why",
     "user-study": "let people compare videos in a browser, and count",
 }
 
-ELSEWHERE = {"make-puppets": "aicl.puppets.make_puppets", "demo": "aicl.puppets.demo"}
+ELSEWHERE = {"make-puppets": "aicl.puppets.make_puppets", "quickstart": "aicl.puppets.quickstart"}
 """Verbs of a package of its own."""
 
 

@@ -9,13 +9,14 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
+from aicl.adapter import at_adapter_rate, read_adapter_info
 from aicl.evaluation.benchmark import MAX_REFERENCES, Clip, Sample
 from aicl.model_files import ModelFiles
 from aicl.pipeline import AICLPipeline
 from lvdm.checkpoints.folder import read_model_config
 from lvdm.errors import CheckpointError, ConfigError
 from lvdm.hashing import file_hash, files_hash, text_hash
-from lvdm.models.components import ModelConfig
+from lvdm.models.components import GenerationDefaults, ModelConfig
 
 VERSION = 1  # of how videos are made; raised when the same row comes to give other ones
 
@@ -28,8 +29,11 @@ class Row:
 
     kind: "real" are clips that do what the prompt says, "autoencoder" the same after encoding and decoding, which no
     model can beat. model, adapter: names in the preset's sections of these names. references: how many are shown;
-    `wrong` ones do another action. reference_captions: the prompt, their own, or the action alone ("bare").
+    `wrong` ones do another action. chosen_by: they are chosen from a library in this way, one of the benchmark's, and
+    may show anything; None: they show the sample's action. reference_captions: the prompt, their own, or the action
+    alone ("bare").
     guidance_scale, reference_guidance_scale, first_reference_until, num_inference_steps: None is the model's own.
+    step_cache: steps from one whole call of the UNet to the next, see `lvdm.diffusion.step_cache`.
     group: (i, n) keeps the i-th of n equal groups, by how much the references move, from slow (0) to fast.
     baseline: the row that it is compared with sample by sample. paper: the paper's label of it. only: the benchmarks
     that have this row, all by default.
@@ -48,12 +52,14 @@ class Row:
     adapter: str | None = None
     references: int = 0
     wrong: bool = False
+    chosen_by: str | None = None
     reference_captions: Literal["prompt", "own", "bare"] = "prompt"
     guidance_scale: float | None = None
     reference_guidance_scale: float | None = None
     scale: float = 1.0
     first_reference_until: float | None = None
     num_inference_steps: int | None = None
+    step_cache: int = 1
     group: tuple[int, int] | None = None
     baseline: str | None = None
     paper: str | None = None
@@ -64,13 +70,17 @@ class Row:
             raise ConfigError(f"row '{self.label}': references must be 0 to {MAX_REFERENCES}, got {self.references}")
         if self.wrong and self.references == 0:
             raise ConfigError(f"row '{self.label}': a wrong reference needs references, got 0")
+        if self.chosen_by is not None and (self.references == 0 or self.wrong):
+            raise ConfigError(f"row '{self.label}': chosen_by needs references that are not wrong ones")
         if self.group is not None and not 0 <= self.group[0] < self.group[1]:
             raise ConfigError(f"row '{self.label}': group {list(self.group)} must be [i, n] with 0 <= i < n")
         if self.kind != "real" and self.model is None:
             raise ConfigError(f"row '{self.label}' names no model: give one, such as model: lvdm")
 
     def shown(self, sample: Sample) -> tuple[Clip, ...]:
-        """The references that are shown to a sample."""
+        """The references that are shown to a sample; none where the benchmark does not choose in the row's way."""
+        if self.chosen_by is not None:
+            return tuple(sample.chosen.get(self.chosen_by, ()))[: self.references]
         return (sample.wrong if self.wrong else sample.references)[: self.references]
 
     def compared(self, sample: Sample) -> Clip:
@@ -117,6 +127,13 @@ class Source:
             parts["adapter"] = self.files.adapter
         return parts
 
+    @cached_property
+    def defaults(self) -> GenerationDefaults:
+        """The length and rate of its videos, and what else the row leaves open: a row with references has its adapter's
+        rate. Raises CheckpointError for what is missing."""
+        adapter = self.parts().get("adapter")
+        return at_adapter_rate(self.config.defaults, None if adapter is None else read_adapter_info(adapter))
+
     def takes_target(self) -> bool:
         """Whether the videos depend on a real clip: an image-to-video model's, or those through the autoencoder."""
         return self.row.kind == "autoencoder" or self.config.image is not None
@@ -135,6 +152,8 @@ class Source:
         if row.references > 1:
             until = self.files.first_reference_until if row.first_reference_until is None else row.first_reference_until
             settings["first_reference_until"] = until
+        if row.step_cache != 1:
+            settings["step_cache"] = row.step_cache
         if self.compile != "none":  # it rounds differently
             settings["compile"] = self.compile
         return settings
