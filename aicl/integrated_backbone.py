@@ -102,8 +102,11 @@ class IntegratedBackbone(VideoBackbone):
         context: Tensor,
         fps: Tensor | float | None = None,
         references: References = None,
+        **conditions: Any,
     ) -> Tensor:
         """The backbone's prediction for x (b, c, t, h, w), reading R where there is one.
+
+        conditions: further arguments of the backbone.
 
         references: None (the base model, bit for bit), a ReferenceContext for the whole batch, or
         [(rows, ReferenceContext)] for slices of it, such as the conditional branch of classifier-free guidance.
@@ -113,7 +116,7 @@ class IntegratedBackbone(VideoBackbone):
         elif isinstance(references, ReferenceContext):
             references = ((slice(None), references),)
         self._call.announced = tuple((rows, shown.at(timesteps)) for rows, shown in references)
-        output: Tensor = self.backbone(x, timesteps, context, fps=fps)
+        output: Tensor = self.backbone(x, timesteps, context, fps=fps, **conditions)
         if not torch.is_grad_enabled():  # with gradients, checkpointed blocks still need them in backward
             self._call.references = ()
         return output
@@ -124,7 +127,7 @@ class IntegratedBackbone(VideoBackbone):
         frames_per_reference: int | Sequence[int],
         weights: Sequence[float] | Tensor | None = None,
         scale: float = 1.0,
-        first_reference_until: int | None = None,
+        first_reference_until: float | None = None,
     ) -> ReferenceContext | None:
         """Prepare R for `forward`: features (b, m, parts * feature_channels, h, w), all references on the frame axis.
 
@@ -146,6 +149,11 @@ class IntegratedBackbone(VideoBackbone):
         for parameter, trained in self._frozen:
             parameter.requires_grad_(trained)
         return self.backbone
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The base model's."""
+        return self.backbone.dtype
 
     def extensible_blocks(self) -> Sequence[ExtensibleBlock]:
         return self.backbone.extensible_blocks()

@@ -20,7 +20,7 @@ from aicl.reference_context import ReferenceContext
 from aicl.reference_videos import captioned, read_clip, reference_key, reference_rows, stacked
 from lvdm import config as configs
 from lvdm.acceleration import Mode
-from lvdm.checkpoints import load_pipeline, save_pipeline
+from lvdm.checkpoints import load_pipeline
 from lvdm.checkpoints.folder import new_folder
 from lvdm.diffusion import Condition
 from lvdm.errors import CheckpointError, ConfigError
@@ -70,7 +70,8 @@ class AICLPipeline:
         device: torch.device | str | None = None,
         torch_dtype: torch.dtype | None = None,
     ) -> "AICLPipeline":
-        """Load a folder of `save_pretrained`, a plain model folder, or the folder of a run that trained a base model.
+        """Load a folder of `save_pretrained`, a plain model folder, the folder of a run that trained a base model, a
+        folder of a diffusers pipeline, or the name of one on the Hugging Face Hub.
 
         `adapter`, a file or the run that trained it, replaces the folder's own. `torch_dtype` None: as stored, but
         float32 on the CPU, where half precision is several times slower.
@@ -117,7 +118,7 @@ class AICLPipeline:
         meta = {} if self.info is None else {"step": self.info.step, "fps": self.info.fps, **self.info.notes}
         with new_folder(folder) as temporary:
             if base is None:
-                save_pipeline(self.base.components, self.base.config, temporary / pointer.base)
+                self.base.save(temporary / pointer.base)
             save_adapter(temporary / pointer.adapter, prism, integrated, meta)
             configs.save(temporary / FOLDER_FILE, configs.to_mapping(pointer))
 
@@ -227,7 +228,7 @@ class AICLPipeline:
         generators = sample_generators(seed, generator, len(prompts))
         x_T = self.base.initial_noise(generators, num_frames=settings.num_frames, size=size)
         texts = {"fps": settings.fps, "negative_prompt": settings.negative_prompt}
-        positive, negative = self.base.conditions(prompts, image, size=size, **texts)
+        positive, negative = self.base.conditions(prompts, image, size=size, num_frames=settings.num_frames, **texts)
         clock.lap("text")
         context = None
         if rows:
@@ -324,7 +325,7 @@ class AICLPipeline:
         features = prism(latents[order].unflatten(0, shape), context.unflatten(0, shape))
         clock.lap("prism")
         sources = [str(each.video) if isinstance(each.video, Path) else "pixels" for each in rows[0]]
-        return MotionFeatures(features, (num_frames,) * shape[1], Fingerprint.of(prism), sources)
+        return MotionFeatures(features, (latents.shape[2],) * shape[1], Fingerprint.of(prism), sources)
 
     def _reference_context(
         self, features: MotionFeatures, rows: list[list[Reference]], samples: int, settings: SamplingOptions
@@ -341,7 +342,7 @@ class AICLPipeline:
             weights = [weight for weight, count in zip(weights, counts) for _ in range(count)]
         until = settings.first_reference_until
         until = self.first_reference_until if until is None else until
-        timestep = round((1 - until) * len(self.base.components.schedule)) if until else None
+        timestep = self.base.components.schedule.told_at(until) if until else None
         frames = features.features.to(self.device), features.frames
         return integrated.reference_context(*frames, weights, settings.scale, timestep)
 
@@ -360,9 +361,7 @@ class AICLPipeline:
             unet = self.base.components.unet
             for module in (prism, integrated.blocks):
                 module.to(device=next(unet.parameters()).device, dtype=unet.dtype).eval().requires_grad_(False)
-            components = replace(self.base.components, unet=integrated)
-            self._patched = VideoPipeline(components, self.base.config, self.base.acceleration)
-            self._patched.offload = self.base.offload
+            self._patched = self.base.with_unet(integrated)
 
 
 def _branches(
@@ -378,7 +377,7 @@ def _branches(
     A model that was distilled with guidance (`embedded`) is told g and has no e(none).
     """
     g, r = guidance_scale, reference_guidance_scale
-    full = positive if context is None else replace(positive, extras={"references": context})
+    full = positive if context is None else replace(positive, extras={**positive.extras, "references": context})
     if context is None or r is None:
         return ([full], [1.0]) if embedded else ([negative, full], [1 - g, g])
     if embedded:

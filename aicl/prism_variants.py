@@ -96,7 +96,7 @@ class TextQueryPrism(VariantPrism):
     def head(self, width: int) -> nn.Sequential:
         return super().head(self.config.text_width)
 
-    def refine(self, video: Tensor, text: Tensor, rotary: Rotary | None) -> Tensor:
+    def refine(self, video: Tensor, text: Tensor, rotary: Rotary | None, bias: Tensor | None = None) -> Tensor:
         text = repeat(text, "n m c -> n t m c", t=video.shape[1])
         for block in self.blocks:
             video, text = self.run(block, video, text, rotary)

@@ -22,8 +22,8 @@ class ReferenceContext:
     features: (b, m, channels, h, w) with the frames of all references on one axis, m = sum(frames); b = 1 serves any
     number of samples. frames: frame count of each reference.
     weights: (b, k) or None for equal ones; they multiply the attention's unnormalised weights. scale: factor of the
-    update. first_reference_until: the timestep, counted down in sampling, until which the first reference is read
-    alone; None: never.
+    update. first_reference_until: the timestep, as the network is told it and counted down in sampling, until which
+    the first reference is read alone; None: never.
     Without gradients, each attention keeps its keys and values in `cache`, so they are computed once per video.
     """
 
@@ -31,7 +31,7 @@ class ReferenceContext:
     frames: tuple[int, ...]
     weights: Tensor | None = None
     scale: float = 1.0
-    first_reference_until: int | None = None
+    first_reference_until: float | None = None
     cache: dict[Hashable, tuple[KeysValues, Callable[[], KeysValues]]] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -41,7 +41,7 @@ class ReferenceContext:
         frames_per_reference: int | Sequence[int],
         weights: Sequence[float] | Tensor | None = None,
         scale: float = 1.0,
-        first_reference_until: int | None = None,
+        first_reference_until: float | None = None,
     ) -> "ReferenceContext | None":
         """The context of features (b, m, channels, h, w); a reference of weight 0 is left out, None if all are.
 
@@ -92,7 +92,7 @@ class ReferenceContext:
         until = self.first_reference_until
         if until is None or len(self.frames) == 1:
             return self
-        return self.all if int(timesteps[0]) < until else self.first
+        return self.all if float(timesteps[0]) < until else self.first
 
     def kept(self, key: Hashable, make: Callable[[], KeysValues]) -> KeysValues:
         """The keys and values of one attention: made at its first call, by `make`."""

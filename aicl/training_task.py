@@ -6,13 +6,14 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from aicl.action_integration import IntegrationConfig
 from aicl.action_prism import PrismConfig, build_prism
+from aicl.base_defaults import read_integration_config, read_prism_config
 from aicl.integrated_backbone import integrate
 from aicl.model_files import base_folder
 from aicl.training import AICLModule
 from aicl.training_pairs import PairMaker, ReferenceSettings, build_pair_sampler
 from lvdm import config as configs
+from lvdm.bases.config import DiffusersConfig
 from lvdm.checkpoints import load_pipeline, read_model
 from lvdm.data import DataConfig, read_records
 from lvdm.data.caching import check_encoders, load_encoders
@@ -29,10 +30,11 @@ from lvdm.training.tasks import DATA_MODULES, Recipe, build_data, register_task
 class AICLSections:
     """The config of task "aicl".
 
-    base.path is a model folder, or a run of task base (its newest checkpoint); base.config builds a model with random
-    weights instead, to measure speed and memory. `references` says what accompanies each target, see ReferenceSettings;
-    a number is short for {count: number}, None for {count: 1}. Data that is made as it is needed (puppets) brings its
-    own number of clips of the same action, data.references; its `references` may say which of them become self-pairs.
+    base.path is a model folder, one of diffusers, the name of one on the Hub, or a run of task base (its newest
+    checkpoint); base.config builds a model with random weights instead, to measure speed and memory. `references` says
+    what accompanies each target, see ReferenceSettings; a number is short for {count: number}, None for {count: 1}.
+    Data that is made as it is needed (puppets) brings its own number of clips of the same action, data.references; its
+    `references` may say which of them become self-pairs.
     `reference_dropout`: see AICLModule.
     """
 
@@ -44,7 +46,7 @@ class AICLSections:
     base: Base
     data: dict[str, Any]
     prism: dict[str, Any] = field(default_factory=dict)
-    integration: IntegrationConfig = field(default_factory=IntegrationConfig)
+    integration: dict[str, Any] = field(default_factory=dict)
     references: Any = None
     reference_dropout: float = 0.0
 
@@ -64,9 +66,14 @@ def build(recipe: Recipe) -> tuple[AICLModule, pl.LightningDataModule]:
     """Task "aicl": see AICLSections. Raises ConfigError for sections that do not fit together."""
     sections: AICLSections = recipe.parse(AICLSections)
     pipeline = build_base_pipeline(sections.base, recipe.training)
+    if recipe.training.cuda_graphs and isinstance(pipeline.config, DiffusersConfig):
+        raise ConfigError("training.cuda_graphs captures this library's own networks only: set it to false")
     torch.manual_seed(recipe.run.seed)  # the new layers start the same whatever was drawn for the base model
     prism = build_prism(prism_config(sections.prism, pipeline, recipe.training))
-    integrated = integrate(pipeline.components.unet, sections.integration)
+    integrated = integrate(pipeline.components.unet, read_integration_config(sections.integration, pipeline))
+    clip = sections.data.get("clip") or {}
+    if clip.get("num_frames") and clip.get("size"):
+        pipeline.fit(clip["num_frames"], tuple(clip["size"]))
     pairs = sections.pairs
     fps = (sections.data.get("clip") or {}).get("fps")  # kept in the adapter; None where frames are taken by a stride
     maker = PairMaker(pairs)
@@ -80,6 +87,8 @@ def build(recipe: Recipe) -> tuple[AICLModule, pl.LightningDataModule]:
             )
         return module, build_data(sections.data, recipe)
     data = configs.from_mapping(DataConfig, sections.data, where="data")
+    if data.cache and isinstance(pipeline.config, DiffusersConfig):
+        raise ConfigError("data.cache holds latents of this library's own models: leave it out with one of diffusers")
     if data.cache and sections.base.path is not None:
         encoders = load_encoders(base_folder(sections.base.path), "cpu")  # in float32, whatever this run computes in
         check_encoders(data.cache, encoders.codec, encoders.text)
@@ -100,7 +109,5 @@ def build_base_pipeline(base: AICLSections.Base, settings: TrainingSettings) -> 
 
 
 def prism_config(section: dict[str, Any], pipeline: VideoPipeline, settings: TrainingSettings) -> PrismConfig:
-    """That of section `prism`; by default it reads the base model's latents and text features, whatever their width."""
-    widths = {"in_channels": pipeline.config.autoencoder.embed_dim, "context_dim": pipeline.config.text.width}
-    section = {**widths, "use_checkpoint": settings.gradient_checkpointing, **section}
-    return configs.from_mapping(PrismConfig, section, where="prism")
+    """That of section `prism`, for a training: it recomputes what the base model does."""
+    return read_prism_config({"use_checkpoint": settings.gradient_checkpointing, **section}, pipeline)

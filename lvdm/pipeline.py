@@ -9,10 +9,12 @@ Each step is a method of its own, so that a method built on top (references, fur
     pixels = pipe.decode(latents)                                     uint8 (b, t, h, w, c)
 """
 
+import copy
 import inspect
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -27,6 +29,7 @@ from lvdm.diffusion.samplers import SAMPLERS, Callback
 from lvdm.diffusion.step_cache import StepCache
 from lvdm.errors import ConfigError
 from lvdm.finite import FiniteWatch, check_frames
+from lvdm.models.backbone import VideoBackbone
 from lvdm.models.components import Components, ModelConfig
 from lvdm.offload import Offload
 from lvdm.options import GenerationOptions, read_options, takes_options
@@ -62,6 +65,38 @@ class VideoPipeline:
         if self.offload is not None:
             return self.offload.device
         return next(self.components.unet.parameters()).device
+
+    def with_unet(self, unet: VideoBackbone) -> Self:
+        """The same pipeline with another network; everything else is shared."""
+        other = copy.copy(self)
+        other.components = replace(self.components, unet=unet)
+        return other
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write a model folder, see `lvdm.checkpoints.save_pipeline`."""
+        from lvdm.checkpoints import save_pipeline  # which builds upon this module
+
+        save_pipeline(self.components, self.config, folder)
+
+    @property
+    def context_width(self) -> int:
+        """Channels of the text features."""
+        return self.config.text.width
+
+    def prism_defaults(self) -> dict[str, Any]:
+        """Settings of a prism that this model has other defaults for."""
+        return {}
+
+    def integration_defaults(self) -> dict[str, Any]:
+        """Settings of what reads a prism's features that this model has other defaults for."""
+        return {}
+
+    def fit(self, num_frames: int, size: tuple[int, int]) -> None:
+        """Get ready for training at this length and size (height, width). Raises ConfigError where they don't fit."""
+
+    def image_extras(self, frames: Tensor, num_frames: int) -> dict[str, Tensor]:
+        """What a network gets of first frames (b, 3, h, w) beside the context, by the names of its arguments."""
+        return {}
 
     @property
     def takes_image(self) -> bool:
@@ -125,7 +160,7 @@ class VideoPipeline:
         generators = sample_generators(seed, generator, len(prompts))
         x_T = self.initial_noise(generators, num_frames=settings["num_frames"], size=size)
         texts = {name: settings[name] for name in ("fps", "negative_prompt")}
-        positive, negative = self.conditions(prompts, image, size=size, **texts)
+        positive, negative = self.conditions(prompts, image, size=size, num_frames=settings["num_frames"], **texts)
         guidance_scale, branches = settings["guidance_scale"], [negative, positive]
         weights = [1 - guidance_scale, guidance_scale]
         if self.tell_guidance(guidance_scale):
@@ -168,8 +203,9 @@ class VideoPipeline:
         size: tuple[int, int] | None = None,
         fps: int | None = None,
         negative_prompt: str | None = None,
+        num_frames: int | None = None,
     ) -> tuple[Condition, Condition]:
-        """The (conditional, unconditional) branches of classifier-free guidance.
+        """The (conditional, unconditional) branches of classifier-free guidance of videos of this size and length.
 
         Image-to-video: the context is the text's tokens followed by the image's; the unconditional branch has, as in
         the ancestor, the negative prompt and a mid-grey image (zero in [-1, 1]).

@@ -1,0 +1,15 @@
+"""What the rest of the library asks of a model's config, for a model of diffusers."""
+
+from typing import Any
+
+from lvdm.diffusion.schedule import DiffusionConfig
+from lvdm.models.components import GenerationDefaults, ModelConfig
+
+
+class DiffusersConfig(ModelConfig):
+    """family: the network's class; unet: its config. Sizes of text encoder and autoencoder are in theirs."""
+
+    def __init__(self, family: str, unet: dict[str, Any], defaults: GenerationDefaults) -> None:
+        self.family, self.unet, self.defaults = family, unet, defaults
+        self.diffusion = DiffusionConfig()
+        self.image = None

@@ -1,0 +1,81 @@
+"""Base models of diffusers from a folder, or from the Hugging Face Hub where the network allows."""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lvdm.errors import CheckpointError, ConfigError
+from lvdm.outside import read_object
+
+INDEX = "model_index.json"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_INSTALL = 'needs the extra "diffusers": pip install "aicl[diffusers]"'
+_FILES = ["*.json", "*.safetensors", "*.model", "*.txt"]  # no pickles, no pictures
+
+
+def is_base(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder holds a pipeline of diffusers."""
+    return (Path(folder) / INDEX).is_file()
+
+
+def is_hub_id(path: str | os.PathLike[str]) -> bool:
+    """Whether a path can only be meant for the Hub: owner/name, where there is no folder `owner` here."""
+    text = str(path)
+    return bool(_HUB_ID.fullmatch(text)) and not Path(text).parent.exists()
+
+
+def download(name: str) -> Path:
+    """The folder of a Hub model, fetched where it is not in the user's cache already.
+
+    Raises CheckpointError where neither the cache nor the network has it, ConfigError without the extra.
+    """
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise ConfigError(f"there is no folder {name}, and a model from the Hugging Face Hub {_INSTALL}") from error
+    try:
+        return Path(snapshot_download(name, allow_patterns=_FILES))
+    except (OSError, ValueError, RuntimeError) as error:  # its errors are of these kinds, the network's too
+        raise CheckpointError(
+            f"there is no folder {name}, and the Hugging Face Hub did not give a model of that name "
+            f"({type(error).__name__}): check the name and the network, or download it and give its folder"
+        ) from error
+
+
+def load_base(
+    folder: str | os.PathLike[str], device: torch.device | str | None = None, dtype: torch.dtype | None = None
+) -> Any:
+    """A pipeline of diffusers from its folder, frozen, as a `DiffusersPipeline`.
+
+    Only safetensors are read, and no code of the folder's runs. Raises CheckpointError for a folder that diffusers
+    cannot read, ConfigError without the extra, or for a pipeline that is not supported.
+    """
+    index = read_object(Path(folder) / INDEX, CheckpointError)
+    try:
+        import diffusers
+    except ImportError as error:
+        raise ConfigError(f"{folder} is a model of diffusers, which {_INSTALL}") from error
+    name = str(index.get("_class_name"))
+    found: Any = getattr(diffusers, name, None)
+    if not (isinstance(found, type) and issubclass(found, diffusers.DiffusionPipeline)):
+        raise ConfigError(f"{folder} holds a {name}, which diffusers {diffusers.__version__} does not have: update it")
+    options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}
+    try:
+        pipe = found.from_pretrained(str(folder), dtype=dtype or "auto", **options)
+    except (OSError, ValueError, TypeError, RuntimeError, KeyError) as error:
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise CheckpointError(f"{folder} cannot be read as a {name}: {first}") from error
+    return wrap(pipe, device)
+
+
+def wrap(pipe: Any, device: torch.device | str | None = None) -> Any:
+    """A pipeline of diffusers that is in memory, frozen, as a `DiffusersPipeline`. Raises ConfigError, see there."""
+    from lvdm.bases.pipeline import DiffusersPipeline
+
+    base = DiffusersPipeline(pipe)
+    base.components.to(device)
+    base.components.eval()
+    return base
