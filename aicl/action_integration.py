@@ -21,12 +21,14 @@ class IntegrationConfig:
     """How R enters the backbone; the defaults are ours (Table II, row 9).
 
     `mode`: `temporal` (eq. 7), `spatial` (row 7), or `both`, each reading a feature of its own (row 8: the prism
-    then makes two, R has 2 * feature_channels channels, the temporal ones first). `inner_width`: of queries, keys and
-    values; None is the block's own, fewer channels are a bottleneck that keeps an adapter of a large model small.
+    then makes two, R has 2 * feature_channels channels, the temporal ones first). `tokens`: over time as in eq. 7, but
+    R's values of a frame belong to text tokens (`prism.pool_text` false) and every place reads all of them.
+    `inner_width`: of queries, keys and values; None is the block's own, fewer channels are a bottleneck that keeps an
+    adapter of a large model small.
     """
 
     feature_channels: int = 4
-    mode: Literal["temporal", "spatial", "both"] = "temporal"
+    mode: Literal["temporal", "spatial", "both", "tokens"] = "temporal"
     head_dim: int = 64
     inner_width: int | None = None
     max_relative_frames: int = 16
@@ -35,11 +37,11 @@ class IntegrationConfig:
 
     def __post_init__(self) -> None:
         check_sizes(self, "integration")
-        if self.mode != "temporal" and self.spatial_positions == "rotary":
+        if "spatial" in self.parts and self.spatial_positions == "rotary":
             check_head_dim(self.head_dim, "integration.head_dim")
 
     @property
-    def parts(self) -> tuple[Literal["temporal", "spatial"], ...]:
+    def parts(self) -> tuple[Literal["temporal", "spatial", "tokens"], ...]:
         """The attentions of one block, in the order of their channels in R."""
         return ("temporal", "spatial") if self.mode == "both" else (self.mode,)
 
@@ -98,13 +100,16 @@ class ReferenceAttention(nn.Module):
         k, v = (layer(pooled).unflatten(-1, (self.heads, -1)) for layer in (self.to_k, self.to_v))
         return k, v
 
+    def pooled(self, features: Tensor, size: tuple[int, int]) -> Tensor:
+        """R (b, m, channels, H, W), area-averaged to this level's size -> (b, m, h*w, channels)."""
+        pooled = F.adaptive_avg_pool2d(features.flatten(0, 1), size)
+        return rearrange(pooled, "(b m) c h w -> b m (h w) c", b=features.shape[0])
+
     def _keys_values(self, features: Tensor, context: ReferenceContext, size: tuple[int, int], t: int) -> KeysValues:
-        """`keys_values` of R averaged to this level's size, from the context's cache where gradients are not asked."""
+        """`keys_values` of R brought to this level's size, from the context's cache where gradients are not asked."""
 
         def make() -> KeysValues:
-            pooled = F.adaptive_avg_pool2d(features.to(self.to_k.weight.dtype).flatten(0, 1), size)
-            pooled = rearrange(pooled, "(b m) c h w -> b m (h w) c", b=features.shape[0])
-            return self.keys_values(pooled, context, size, t)
+            return self.keys_values(self.pooled(features.to(self.to_k.weight.dtype), size), context, size, t)
 
         return make() if torch.is_grad_enabled() else context.kept((id(self), size, t), make)
 

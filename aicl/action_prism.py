@@ -19,9 +19,12 @@ class PrismConfig:
     """Sizes of the prism; the defaults are the paper's (IV, "Model Details").
 
     `context_dim` is the width of the base model's text features, `in_channels` that of its latents.
-    `self_attention`, `cross_attention` and `features` are those of Table II; other values than the defaults give the
-    prisms of `aicl.prism_variants`. `mask_padding`: tokens of the condition that are zero throughout are not read, for
-    text encoders that fill a prompt up to hundreds of tokens.
+    `self_attention`, `cross_attention` and `features` are those of Table II. The next three read its rows otherwise:
+    `pool_text` false keeps one value of R for each text token of row 2 (`integration.mode` must be `tokens` then),
+    `separate_prisms` makes each feature of row 8 by a prism of its own, and `centred` takes from R its mean over the
+    frames and places of each reference. Other values than the defaults give the prisms of `aicl.prism_variants`.
+    `mask_padding`: tokens of the condition that are zero throughout are not read, for text encoders that fill a prompt
+    up to hundreds of tokens.
     """
 
     in_channels: int = 4
@@ -40,6 +43,9 @@ class PrismConfig:
     self_attention: bool = True
     cross_attention: Literal["spatial", "temporal", "both", "text_query"] = "spatial"
     features: int = 1
+    pool_text: bool = True
+    separate_prisms: bool = False
+    centred: bool = False
     use_checkpoint: bool = False
     mask_padding: bool = False
 
@@ -51,11 +57,15 @@ class PrismConfig:
             raise ConfigError(f"prism.features is {self.features}: one feature, or two for both integrations")
         if self.mask_padding and self.is_variant:
             raise ConfigError("prism.mask_padding is for the paper's prism alone: set it to false for the variants")
+        if not self.pool_text and self.cross_attention != "text_query":
+            raise ConfigError("prism.pool_text is false: only cross_attention: text_query has text to pool")
+        if self.separate_prisms and self.features == 1:
+            raise ConfigError("prism.separate_prisms needs prism.features: 2, one for each prism")
 
     @property
     def is_variant(self) -> bool:
         """Whether it describes another prism than that of eq. 4."""
-        return not self.self_attention or self.cross_attention != "spatial" or self.features != 1
+        return not self.self_attention or self.cross_attention != "spatial" or self.features != 1 or self.centred
 
 
 class PrismAttention(nn.Module):
@@ -165,7 +175,7 @@ class ActionPrism(nn.Module):
         if self.config.spatial_positions == "rotary" and self.config.self_attention:
             rotary = axial_rotary(h, w, self.config.head_dim, video.device)
         features = self.refine(video, text, rotary, self._bias(context))  # (n, t, s, channels)
-        h, w = (h, w) if features.shape[2] == h * w else (1, 1)
+        h, w = self.places(features.shape[2], h, w)
         return rearrange(features, "(b k) t (h w) c -> b (k t) c h w", b=b, k=k, h=h, w=w)
 
     def embed(self, video: Tensor) -> Tensor:
@@ -178,6 +188,10 @@ class ActionPrism(nn.Module):
         for block in self.blocks:
             video = self.run(block, video, text, rotary, *further)
         return self.run(self.output, video)
+
+    def places(self, s: int, h: int, w: int) -> tuple[int, int]:
+        """Height and width of R, whose frames have s values, for latents of height h and width w."""
+        return h, w
 
     def block(self) -> nn.Module:
         """One of the blocks that refine."""

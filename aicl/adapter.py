@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from aicl import __version__
 from aicl.action_integration import IntegrationConfig
 from aicl.action_prism import ActionPrism, PrismConfig, build_prism
-from aicl.integrated_backbone import IntegratedBackbone, integrate, layout_of
+from aicl.integrated_backbone import IntegratedBackbone, check_fit, integrate, layout_of
 from lvdm import config as configs
 from lvdm.checkpoints import check_entries
 from lvdm.checkpoints.integrity import HASH_KEY, check_hash, check_values, tensors_hash
@@ -153,7 +153,8 @@ def load_adapter(
     """Build what an adapter file describes, on `unet`'s device, patch the UNet and load the parameters (float32).
 
     Raises CheckpointError for a base model of another family or layout, or entries that do not fit the file's own
-    config. Warns where the base has the right layout but other weights than the adapter was trained on.
+    config, and ConfigError for a config whose prism and integration do not fit. Warns where the base has the right
+    layout but other weights than the adapter was trained on.
     """
     info, state = read_adapter(path)
     layout = layout_of(unet)
@@ -170,18 +171,41 @@ def load_adapter(
             stacklevel=2,
         )
     device = next(unet.parameters()).device
+    check_fit(info.prism, info.integration)
     prism, integrated = build_prism(info.prism), integrate(unet, info.integration)
     try:
-        what = f"the entries of {path} and its config"
-        check_entries(trained_state(prism, integrated), state, what)
-        check_values(trained_state(prism, integrated), state, what)
+        _load_state(prism, integrated, state, f"the entries of {path} and its config")
     except CheckpointError:
         integrated.unpatch()
         raise
-    for part, module in (("prism.", prism), ("integration.", integrated.blocks)):
-        module.load_state_dict({name.removeprefix(part): v for name, v in state.items() if name.startswith(part)})
+    for module in (prism, integrated.blocks):
         module.to(device)
     return prism, integrated, info
+
+
+def initialise(prism: ActionPrism, integrated: IntegratedBackbone, path: str | os.PathLike[str]) -> None:
+    """Give both the parameters of an adapter file, of which training then starts.
+
+    Raises CheckpointError for a file that cannot be read, or whose prism or integration is another than these.
+    """
+    info, state = read_adapter(path)
+    theirs, mine = (configs.to_mapping(config) | {"use_checkpoint": None} for config in (info.prism, prism.config))
+    different = sorted(name for name in mine if mine[name] != theirs[name])
+    integration, own = configs.to_mapping(info.integration), configs.to_mapping(integrated.config)
+    different += sorted(name for name in own if own[name] != integration[name])
+    if different:
+        raise CheckpointError(
+            f"{path} was trained with another {different[0]} of prism or integration than this training's config says: "
+            "take its settings over, or start without it"
+        )
+    _load_state(prism, integrated, state, f"the entries of {path} and this training's adapter")
+
+
+def _load_state(prism: ActionPrism, integrated: IntegratedBackbone, state: Mapping[str, Tensor], what: str) -> None:
+    check_entries(trained_state(prism, integrated), state, what)
+    check_values(trained_state(prism, integrated), state, what)
+    for part, module in (("prism.", prism), ("integration.", integrated.blocks)):
+        module.load_state_dict({name.removeprefix(part): v for name, v in state.items() if name.startswith(part)})
 
 
 def _describe(layout: Mapping[str, int]) -> str:

@@ -12,7 +12,8 @@ class Clock:
     """Seconds of consecutive phases; waits for the device at the end of each."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self.laps = device, {}
+        self.device = device
+        self.laps: dict[str, float] = {}
         self.last = self._now()
 
     def lap(self, name: str) -> None:

@@ -183,7 +183,7 @@ def _disk() -> Iterator[Finding]:
 
 def _models(checkpoints: Path) -> Iterator[Finding]:
     """Every model folder below `checkpoints`, and whether its files are complete."""
-    from aicl.pipeline import FolderConfig
+    from aicl.model_files import FolderConfig
     from lvdm.checkpoints.folder import CONFIG_FILE, expected_parts, read_model_config
     from lvdm.errors import UserError
 

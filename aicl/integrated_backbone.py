@@ -8,12 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from aicl.action_integration import IntegrationConfig, ReferenceAttention
-from aicl.integration_variants import SpatialReferenceAttention
+from aicl.action_prism import PrismConfig
+from aicl.integration_variants import SpatialReferenceAttention, TokenReferenceAttention
 from aicl.reference_context import ReferenceContext
 from lvdm.errors import ConfigError
 from lvdm.models.backbone import ExtensibleBlock, Grid, VideoBackbone
 
-ATTENTIONS: dict[str, type[ReferenceAttention]] = {"temporal": ReferenceAttention, "spatial": SpatialReferenceAttention}
+ATTENTIONS: dict[str, type[ReferenceAttention]] = {
+    "temporal": ReferenceAttention,
+    "spatial": SpatialReferenceAttention,
+    "tokens": TokenReferenceAttention,
+}
 References = ReferenceContext | Sequence[tuple[slice, ReferenceContext]] | None
 
 
@@ -95,6 +100,13 @@ class IntegratedBackbone(VideoBackbone):
         self._hooks = [block.module.register_forward_hook(new.hook) for block, new in zip(targets, made.values())]
         self._hooks.append(backbone.register_forward_pre_hook(self._call.begin, with_kwargs=True))
 
+    @property
+    def embeds_guidance(self) -> bool:
+        return self.backbone.embeds_guidance
+
+    def embed_guidance(self, scale: float) -> None:
+        self.backbone.embed_guidance(scale)
+
     def forward(
         self,
         x: Tensor,
@@ -163,6 +175,21 @@ class IntegratedBackbone(VideoBackbone):
 
     def enable_gradient_checkpointing(self) -> None:
         self.backbone.enable_gradient_checkpointing()
+
+
+def check_fit(prism: PrismConfig, integration: IntegrationConfig) -> None:
+    """Raise ConfigError for an R, as a prism of this config makes it, that the integration could not read."""
+    made, read = prism.features * prism.out_channels, integration.feature_channels * len(integration.parts)
+    if made != read:
+        raise ConfigError(
+            f"the prism makes R with {made} channels (prism.features * prism.out_channels), the integration reads "
+            f"{read} (integration.feature_channels for each part of integration.mode): make them equal"
+        )
+    if (not prism.pool_text) != (integration.mode == "tokens"):
+        raise ConfigError(
+            f"prism.pool_text is {str(prism.pool_text).lower()} and integration.mode {integration.mode}: "
+            "set integration.mode: tokens where, and only where, R keeps a value for each token"
+        )
 
 
 def layout_of(backbone: VideoBackbone) -> dict[str, int]:

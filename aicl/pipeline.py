@@ -4,10 +4,10 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Generator
+from torch import Generator, nn
 
 from aicl.action_prism import ActionPrism
 from aicl.adapter import AdapterInfo, Fingerprint, load_adapter, save_adapter
@@ -162,9 +162,8 @@ class AICLPipeline:
             device, dtype = None, device
         self.base.to(device, dtype)
         self._patched.offload = self.base.offload
-        if self.prism is not None:
-            self.prism.to(device=device, dtype=dtype)
-            self.integrated.blocks.to(device=device, dtype=dtype)
+        for module in self._trained():
+            module.to(device=device, dtype=dtype)
         return self
 
     def enable_model_cpu_offload(self, device: torch.device | str = "cuda") -> None:
@@ -189,7 +188,7 @@ class AICLPipeline:
         ]
         if self.prism is None:
             return "\n".join([*lines, "  no adapter: it reads no references"])
-        size = sum(p.numel() for module in (self.prism, self.integrated.blocks) for p in module.parameters())
+        size = sum(p.numel() for module in self._trained() for p in module.parameters())
         step = f", trained for {self.info.step} steps" if self.info is not None else ""
         return "\n".join([*lines, f"  adapter: {size / 1e6:.1f} M parameters{step}"])
 
@@ -219,25 +218,26 @@ class AICLPipeline:
         """
         given = read_options(SamplingOptions, options)
         settings = SamplingOptions(**given.filled(self.defaults))
-        prompts, size = check_prompts(prompt), (settings.height, settings.width)
+        prompts, (num_frames, size) = check_prompts(prompt), settings.clip()
         check_output_type(output_type)
         rows = reference_rows(references, len(prompts))
         if not rows and {given.reference_guidance_scale, given.first_reference_until, given.reference_fps} != {None}:
             raise ConfigError("options of references mean nothing without references: give some")
         clock = Clock(self.device)
         generators = sample_generators(seed, generator, len(prompts))
-        x_T = self.base.initial_noise(generators, num_frames=settings.num_frames, size=size)
+        x_T = self.base.initial_noise(generators, num_frames=num_frames, size=size)
         texts = {"fps": settings.fps, "negative_prompt": settings.negative_prompt}
-        positive, negative = self.base.conditions(prompts, image, size=size, num_frames=settings.num_frames, **texts)
+        positive, negative = self.base.conditions(prompts, image, size=size, num_frames=num_frames, **texts)
         clock.lap("text")
         context = None
         if rows:
             fps = settings.reference_fps or self.defaults.save_fps
-            features = self._motion_features(rows, prompts, settings.num_frames, size, fps, clock)
+            features = self._motion_features(rows, prompts, num_frames, size, fps, clock)
             context = self._reference_context(features, rows, len(prompts), settings)
-        scales = settings.guidance_scale, settings.reference_guidance_scale
+        guidance_scale = cast(float, settings.guidance_scale)  # every model has a default
+        embedded = self.base.tell_guidance(guidance_scale)
         latents = self._patched.sample_latents(
-            *_branches(negative, positive, context, *scales, embedded=self.base.tell_guidance(scales[0])),
+            *_branches(negative, positive, context, guidance_scale, settings.reference_guidance_scale, embedded),
             x_T,
             num_inference_steps=settings.num_inference_steps,
             sampler=settings.sampler,
@@ -271,12 +271,12 @@ class AICLPipeline:
         """
         options = SamplingOptions(num_frames=num_frames, height=height, width=width, reference_fps=reference_fps)
         settings = SamplingOptions(**options.filled(self.defaults))
-        prompts, size = check_prompts(prompt), (settings.height, settings.width)
+        prompts, (num_frames, size) = check_prompts(prompt), settings.clip()
         rows = reference_rows(references, len(prompts))
         if not rows:
             raise ConfigError("there is no reference to encode: give at least one")
         fps = reference_fps or self.defaults.save_fps
-        return self._motion_features(rows, prompts, settings.num_frames, size, fps, Clock(self.device))
+        return self._motion_features(rows, prompts, num_frames, size, fps, Clock(self.device))
 
     def _motion_features(
         self,
@@ -314,7 +314,7 @@ class AICLPipeline:
         pixels = torch.stack(list(clips.values())).to(self.device)  # (videos, 3, t, h, w)
         self.base.bring(self.base.components.codec)
         latents = self.base.components.codec.posterior(pixels).mode()  # (videos, c, t, h/f, w/f)
-        context = self.base.encode_prompt([reference.caption for reference in everything])  # (b * k, tokens, d)
+        context = self.base.encode_prompt([str(reference.caption) for reference in everything])  # (b * k, tokens, d)
         order = [list(clips).index(reference_key(reference)[0]) for reference in everything]
         if self.base.takes_image:  # AP gets the condition of the base model: text and first frame
             image = self.base.encode_image(pixels[:, :, 0])
@@ -347,19 +347,23 @@ class AICLPipeline:
         return integrated.reference_context(*frames, weights, settings.scale, timestep)
 
     def _adapter(self) -> tuple[ActionPrism, IntegratedBackbone]:
-        if self.prism is None:
+        if self.prism is None or self.integrated is None:
             raise ConfigError(
                 "there is no adapter, so references cannot be read: give one with load_adapter, or --adapter"
             )
         return self.prism, self.integrated
 
+    def _trained(self) -> list[nn.Module]:
+        """The two trained parts; none without an adapter."""
+        return [] if self.prism is None or self.integrated is None else [self.prism, self.integrated.blocks]
+
     def _use(self, prism: ActionPrism | None, integrated: IntegratedBackbone | None) -> None:
         """Take prism and integration, in the base model's dtype and without gradients, or none."""
         self.base.acceleration.forget()  # what was captured with another adapter, or none
         self.prism, self.integrated, self._patched = prism, integrated, self.base
-        if prism is not None:
+        if integrated is not None:
             unet = self.base.components.unet
-            for module in (prism, integrated.blocks):
+            for module in self._trained():
                 module.to(device=next(unet.parameters()).device, dtype=unet.dtype).eval().requires_grad_(False)
             self._patched = self.base.with_unet(integrated)
 

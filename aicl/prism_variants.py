@@ -1,5 +1,9 @@
 """The other prisms of Table II. Their parameters have the names of eq. 4's, where they have the same part."""
 
+from dataclasses import replace
+from typing import cast
+
+import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
@@ -7,6 +11,7 @@ from aicl.action_prism import (
     ActionPrism,
     PrismAttention,
     PrismConfig,
+    build_prism,
     mlp,
     over_frames,
     over_places,
@@ -20,8 +25,10 @@ def build_variant(config: PrismConfig) -> ActionPrism:
 
     `self_attention` false: without it (row 1). `cross_attention`: the condition is read by `temporal` attention in
     place of spatial (row 4), by `both` (row 5), or it asks and the video answers, `text_query` (row 2). `features`: two
-    independent ones, of which the input is duplicated (row 8).
+    independent ones, of which the input is duplicated (row 8), or which two prisms make (`separate_prisms`).
     """
+    if config.separate_prisms:
+        return SeparatePrisms(config)
     return TextQueryPrism(config) if config.cross_attention == "text_query" else VariantPrism(config)
 
 
@@ -58,10 +65,22 @@ class VariantBlock(nn.Module):
 
 
 class VariantPrism(ActionPrism):
-    """Rows 1, 4, 5 and 8."""
+    """Rows 1, 4, 5 and 8, and those of a centred R."""
 
     def embed(self, video: Tensor) -> Tensor:
         return super().embed(video.repeat(1, 1, 1, self.config.features))
+
+    def refine(self, video: Tensor, text: Tensor, rotary: Rotary | None) -> Tensor:
+        return self.centred(super().refine(video, text, rotary))
+
+    def centred(self, features: Tensor) -> Tensor:
+        """R (n, t, s, channels) without its mean over all frames and places of each reference, if so configured.
+
+        What is left says how a reference changes over time and from place to place. Neither what all references share
+        nor what stays the same throughout one of them, such as looks, can be told by one channel's mean any more. The
+        mean is that of one reference, not of a batch, so R stays a function of its own reference and caption.
+        """
+        return features - features.mean(dim=(1, 2), keepdim=True) if self.config.centred else features
 
     def block(self) -> nn.Module:
         return VariantBlock(self.config)
@@ -88,7 +107,7 @@ class TextQueryBlock(nn.Module):
 
 
 class TextQueryPrism(VariantPrism):
-    """Row 2. Its answers have no place, so R has a height and width of 1."""
+    """Row 2. Its answers have no place: R has a height of 1, and of width 1 their mean, or each, token by token."""
 
     def block(self) -> nn.Module:
         return TextQueryBlock(self.config)
@@ -100,5 +119,27 @@ class TextQueryPrism(VariantPrism):
         text = repeat(text, "n m c -> n t m c", t=video.shape[1])
         for block in self.blocks:
             video, text = self.run(block, video, text, rotary)
-        features: Tensor = self.run(self.output, text.mean(dim=2, keepdim=True))  # (n, t, 1, channels)
-        return features
+        answers = text.mean(dim=2, keepdim=True) if self.config.pool_text else text
+        return self.centred(self.run(self.output, answers))  # (n, t, 1 or m, channels)
+
+    def places(self, s: int, h: int, w: int) -> tuple[int, int]:
+        return 1, s
+
+
+class SeparatePrisms(ActionPrism):
+    """Row 8 with two prisms that share nothing: each reads the references for itself and makes one feature of R."""
+
+    def __init__(self, config: PrismConfig) -> None:
+        nn.Module.__init__(self)  # in place of one prism's parts
+        self.config = config
+        one = replace(config, features=1, separate_prisms=False)
+        self.prisms = nn.ModuleList(build_prism(one) for _ in range(config.features))
+
+    @property
+    def blocks(self) -> nn.ModuleList:  # type: ignore[override]
+        """All blocks, prism by prism."""
+        return nn.ModuleList(block for prism in self.prisms for block in cast(ActionPrism, prism).blocks)
+
+    def forward(self, latents: Tensor, context: Tensor) -> Tensor:
+        """As of any prism: R has the channels of the first prism's feature first."""
+        return torch.cat([prism(latents, context) for prism in self.prisms], dim=2)

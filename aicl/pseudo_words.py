@@ -1,7 +1,7 @@
 """Verb phrases that mean nothing, such as "floob the dask", and the inflected forms of verb phrases."""
 
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from random import Random
 from string import ascii_lowercase
 
@@ -52,7 +52,7 @@ def _letters(random: Random) -> str:
     return "".join(_pick(random, ascii_lowercase) for _ in range(3 + int(random.random() * 6)))
 
 
-def _pick(random: Random, options: Collection[str]) -> str:
+def _pick(random: Random, options: Sequence[str]) -> str:
     return options[int(random.random() * len(options))]
 
 

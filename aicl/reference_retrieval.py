@@ -197,7 +197,7 @@ def build_library(records: Sequence[ClipRecord], progress: Callable[[Iterable[st
     return Library([Path(record.path) for record in records], VerbIndex.of_records(records, actions))
 
 
-def save_library(path: str | os.PathLike, library: Library) -> None:
+def save_library(path: str | os.PathLike[str], library: Library) -> None:
     """Write an index file (JSON); video paths are stored relative to it, so both can move together."""
     folder, index = Path(path).resolve().parent, library.index
     rows = zip(library.paths, index.captions, index.verbs, index.phrases)
@@ -208,7 +208,7 @@ def save_library(path: str | os.PathLike, library: Library) -> None:
     write_json(path, {"format": FORMAT_VERSION, "videos": videos})
 
 
-def load_library(path: str | os.PathLike) -> Library:
+def load_library(path: str | os.PathLike[str]) -> Library:
     """Read an index file. Raises DataError if it is missing, not one, or of another format version."""
     path = checked_path(path, DataError)
     with hinted("make an index of references with aicl index"):
@@ -228,8 +228,8 @@ def load_library(path: str | os.PathLike) -> Library:
     ]
     folder = path.resolve().parent
     paths = [Path(os.path.normpath(folder / checked_path(video.path, DataError))) for video in videos]
-    fields = ([getattr(video, name) for video in videos] for name in ("caption", "verbs", "phrase"))
-    return Library(paths, VerbIndex(*fields, videos=paths))
+    captions, verbs, phrases = ([getattr(video, name) for video in videos] for name in ("caption", "verbs", "phrase"))
+    return Library(paths, VerbIndex(captions, verbs, phrases, videos=paths))
 
 
 def _members(labels: Sequence[Sequence[str]]) -> dict[str, np.ndarray]:

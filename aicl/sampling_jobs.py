@@ -165,7 +165,8 @@ def free_name(job: Job) -> Path:
     words = "-".join(re.findall(r"[a-z0-9]+", job.prompt.lower())[:8])[:80] or "sample"
     names = (f"{words}.mp4" if i == 1 else f"{words}-{i}.mp4" for i in range(1, 10**6))
     candidates = (dataclasses.replace(job, out=str(Path("samples") / name)) for name in names)
-    return next(Path(c.out) for c in candidates if not any(path.exists() for path in c.files()))
+    free = next(c for c in candidates if not any(path.exists() for path in c.files()))
+    return Path(str(free.out))
 
 
 def _job(mapping: Mapping[str, Any], where: str) -> Job:

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from aicl import __version__
+from aicl.options import ModelOptions
 from aicl.pipeline import AICLPipeline
 from aicl.sampling_jobs import Job
-from aicl.sampling_models import ModelOptions
 from aicl.sampling_run import Sample
 from lvdm import config as configs
 from lvdm.bases.loading import is_base

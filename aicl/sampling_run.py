@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from torch import Tensor
 
@@ -103,10 +104,11 @@ def _references_line(job: Job, until: float) -> str:
 
 def _compared(job: Job, sample: Sample) -> tuple[list[Tensor], list[str]]:
     """The references that are videos, the base model's video and ours, and what they are called."""
-    o = sample.options
+    num_frames, size = sample.options.clip()
+    fps, base = cast(float, sample.options.reference_fps), cast(Tensor, sample.base)  # filled in; made to be compared
     videos: list[Reference] = [each for each in job.references if not is_features_file(each.video)]
-    shown = [to_pixels(read_clip(each, o.num_frames, (o.height, o.width), o.reference_fps)) for each in videos]
-    return [*shown, sample.base, sample.video], [*["reference"] * len(shown), "base", "AICL"]
+    shown = [to_pixels(read_clip(each, num_frames, size, fps)) for each in videos]
+    return [*shown, base, sample.video], [*["reference"] * len(shown), "base", "AICL"]
 
 
 _GENERATION = frozenset(GenerationOptions.__dataclass_fields__)

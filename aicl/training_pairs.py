@@ -33,6 +33,9 @@ class ReferenceSettings:
     A video of which no other shares an action is paired with itself.
     wrong_share: share of the samples whose references come from another video, whatever it shows, so that the model
     learns to mistrust references that do not belong. It needs captions that tell what belongs.
+    geometry: what the strengths of scale, rotation, aspect, shift and crop in `changes` are multiplied by: a number, or
+    a schedule like that of self_share, for a training that begins with weak changes and ends with strong ones. It does
+    not reach what a cache holds.
     changes: see SelfPairConfig. cached_changes: how many changed versions of each cached crop a latent cache holds.
     """
 
@@ -40,17 +43,22 @@ class ReferenceSettings:
     kind: Literal["same_action", "self", "mixed"] = "same_action"
     self_share: float | list[tuple[float, float]] = 0.5
     wrong_share: float = 0.0
+    geometry: float | list[tuple[float, float]] = 1.0
     changes: SelfPairConfig = field(default_factory=SelfPairConfig)
     cached_changes: int = 4
 
     def __post_init__(self) -> None:
         if self.count < 1 or self.cached_changes < 1:
             raise ConfigError("references.count and references.cached_changes must each be 1 or more")
-        points = self.self_share if isinstance(self.self_share, list) else [(0.0, self.self_share)]
-        if not points or any(b[0] <= a[0] for a, b in pairwise(points)):
-            raise ConfigError("references.self_share needs points in ascending order of sample numbers")
-        if not all(0.0 <= share <= 1.0 for _, share in [*points, (0.0, self.wrong_share)]):
+        for name, value in (("self_share", self.self_share), ("geometry", self.geometry)):
+            if isinstance(value, list) and (not value or any(b[0] <= a[0] for a, b in pairwise(value))):
+                raise ConfigError(f"references.{name} needs points in ascending order of sample numbers")
+        if not all(0.0 <= share <= 1.0 for share in [*_heights(self.self_share), self.wrong_share]):
             raise ConfigError("references.self_share and references.wrong_share are shares: choose numbers in [0, 1]")
+        for factor in _heights(self.geometry):
+            if factor < 0:
+                raise ConfigError("references.geometry multiplies strengths: choose numbers of 0 or more")
+            self.changes.with_geometry(factor)  # which says what is too strong
         if self.wrong_share and self.kind == "same_action":
             raise ConfigError("references.wrong_share needs references.kind = self or mixed")
 
@@ -70,12 +78,24 @@ class ReferenceSettings:
 
     def share_of_self_pairs(self, number: int) -> float:
         """How likely a reference of sample `number` is its own clip."""
-        if self.kind != "mixed":
-            return float(self.kind == "self")
-        if not isinstance(self.self_share, list):
-            return self.self_share
-        numbers, shares = zip(*self.self_share, strict=True)
-        return float(np.interp(number, numbers, shares))
+        return _height(self.self_share, number) if self.kind == "mixed" else float(self.kind == "self")
+
+    def geometry_of(self, number: int) -> float:
+        """The factor of the geometry's strengths for sample `number`."""
+        return _height(self.geometry, number)
+
+
+def _heights(curve: float | list[tuple[float, float]]) -> list[float]:
+    """The values that a number, or a schedule [[sample number, value], ...], goes through."""
+    return [value for _, value in curve] if isinstance(curve, list) else [curve]
+
+
+def _height(curve: float | list[tuple[float, float]], number: int) -> float:
+    """The value of a number, or of a schedule, at a sample number."""
+    if not isinstance(curve, list):
+        return curve
+    numbers, values = zip(*curve, strict=True)
+    return float(np.interp(number, numbers, values))
 
 
 class ReferenceSampler:
@@ -98,8 +118,8 @@ class ReferenceSampler:
         count, target = self.settings.count, int(rng.integers(self._size))
         own = rng.random(count) < self.settings.share_of_self_pairs(number)
         if rng.random() < self.settings.wrong_share:
-            others = (target + 1 + rng.integers(self._size - 1, size=count)) % self._size
-            return [target, *(Changed(int(i)) if change else int(i) for i, change in zip(others, own, strict=True))]
+            wrong = (target + 1 + rng.integers(self._size - 1, size=count)) % self._size
+            return [target, *(Changed(int(i)) if change else int(i) for i, change in zip(wrong, own, strict=True))]
         others = [] if self._index is None or own.all() else self._index.positives(target, count, rng)
         own[len(others) :] = True  # where no other video shows the action
         return [target, *(Changed(target) if own[i] else others[i].index for i in range(count))]
@@ -144,12 +164,14 @@ class PairMaker:
         if changed is not None and any(map(any, changed)):
             rows = [(i, j) for i in range(b) for j in range(count) if changed[i][j]]
             numbers = [reference_seed(seeds[i], j) for i, j in rows]
+            samples = batch["number"].tolist()
+            factors = [self.settings.geometry_of(samples[i]) for i, _ in rows]
             references = batch["references"].flatten(0, 1)
             if len(rows) == len(references):
-                references = change_clips(references, numbers, self.settings.changes)
+                references = change_clips(references, numbers, self.settings.changes, factors)
             else:
                 places = torch.tensor([i * count + j for i, j in rows], device=references.device)
-                new = change_clips(references[places], numbers, self.settings.changes)
+                new = change_clips(references[places], numbers, self.settings.changes, factors)
                 references = references.index_copy(0, places, new)
             batch["references"] = references.unflatten(0, (b, count))
         return batch | {"pairs_finished": True}

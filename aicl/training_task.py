@@ -3,20 +3,21 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 
 from aicl.action_prism import PrismConfig, build_prism
+from aicl.adapter import initialise
 from aicl.base_defaults import read_integration_config, read_prism_config
-from aicl.integrated_backbone import integrate
-from aicl.model_files import base_folder
+from aicl.integrated_backbone import check_fit, integrate
+from aicl.model_files import ADAPTER_FILE, base_folder
 from aicl.training import AICLModule
 from aicl.training_pairs import PairMaker, ReferenceSettings, build_pair_sampler
 from lvdm import config as configs
 from lvdm.bases.config import DiffusersConfig
-from lvdm.checkpoints import load_pipeline, read_model
+from lvdm.checkpoints import find_file, load_pipeline, read_model
 from lvdm.data import DataConfig, read_records
 from lvdm.data.caching import check_encoders, load_encoders
+from lvdm.data.datamodule import EndlessDataModule
 from lvdm.errors import ConfigError
 from lvdm.models.components import build_components
 from lvdm.pipeline import VideoPipeline
@@ -34,8 +35,9 @@ class AICLSections:
     checkpoint); base.config builds a model with random weights instead, to measure speed and memory. `references` says
     what accompanies each target, see ReferenceSettings; a number is short for {count: number}, None for {count: 1}.
     Data that is made as it is needed (puppets) brings its own number of clips of the same action, data.references; its
-    `references` may say which of them become self-pairs.
-    `reference_dropout`: see AICLModule.
+    `references` may say which of them become self-pairs. `reference_dropout`: see AICLModule. `init_from`: an adapter
+    file, or a finished run of this task, from whose parameters training starts, with a fresh optimiser; `prism` and
+    `integration` have to be those that it was trained with.
     """
 
     @dataclass
@@ -49,6 +51,7 @@ class AICLSections:
     integration: dict[str, Any] = field(default_factory=dict)
     references: Any = None
     reference_dropout: float = 0.0
+    init_from: str | None = None
 
     @property
     def pairs(self) -> ReferenceSettings:
@@ -62,15 +65,20 @@ class AICLSections:
 
 
 @register_task("aicl", AICLSections)
-def build(recipe: Recipe) -> tuple[AICLModule, pl.LightningDataModule]:
+def build(recipe: Recipe) -> tuple[AICLModule, EndlessDataModule]:
     """Task "aicl": see AICLSections. Raises ConfigError for sections that do not fit together."""
     sections: AICLSections = recipe.parse(AICLSections)
     pipeline = build_base_pipeline(sections.base, recipe.training)
     if recipe.training.cuda_graphs and isinstance(pipeline.config, DiffusersConfig):
         raise ConfigError("training.cuda_graphs captures this library's own networks only: set it to false")
     torch.manual_seed(recipe.run.seed)  # the new layers start the same whatever was drawn for the base model
-    prism = build_prism(prism_config(sections.prism, pipeline, recipe.training))
-    integrated = integrate(pipeline.components.unet, read_integration_config(sections.integration, pipeline))
+    config = prism_config(sections.prism, pipeline, recipe.training)
+    integration = read_integration_config(sections.integration, pipeline)
+    check_fit(config, integration)
+    prism = build_prism(config)
+    integrated = integrate(pipeline.components.unet, integration)
+    if sections.init_from is not None:
+        initialise(prism, integrated, find_file(sections.init_from, ADAPTER_FILE))
     clip = sections.data.get("clip") or {}
     if clip.get("num_frames") and clip.get("size"):
         pipeline.fit(clip["num_frames"], tuple(clip["size"]))
@@ -89,6 +97,11 @@ def build(recipe: Recipe) -> tuple[AICLModule, pl.LightningDataModule]:
     data = configs.from_mapping(DataConfig, sections.data, where="data")
     if data.cache and isinstance(pipeline.config, DiffusersConfig):
         raise ConfigError("data.cache holds latents of this library's own models: leave it out with one of diffusers")
+    if data.cache and pairs.geometry != 1.0:
+        raise ConfigError(
+            "references.geometry does nothing with data.cache, whose clips were changed when it was made: set it to 1, "
+            "or data.cache to null"
+        )
     if data.cache and sections.base.path is not None:
         encoders = load_encoders(base_folder(sections.base.path), "cpu")  # in float32, whatever this run computes in
         check_encoders(data.cache, encoders.codec, encoders.text)

@@ -48,8 +48,9 @@ def generate(config: ModelConfig, device: str = "cuda", dtype: torch.dtype = tor
         x_T = pipe.initial_noise(generators)
         with clock("sample_s"):
             weights = [1 - guidance, guidance]
-            options = {"num_inference_steps": steps, "generators": generators}
-            latents = pipe.sample_latents([negative, positive], weights, x_T, **options)
+            latents = pipe.sample_latents(
+                [negative, positive], weights, x_T, num_inference_steps=steps, generators=generators
+            )
         with clock("decode_s"):
             return pipe.decode(latents)
 
@@ -165,8 +166,9 @@ def _run_measured(command: list[str]) -> Record:
             if name in peaks:
                 peaks[name] = max(peaks[name], int(line.split()[1]) * 1024)
         time.sleep(0.02)
+    _, errors = process.communicate()
     if process.returncode:
-        raise CheckpointError(f"the conversion failed: {process.stderr.read().strip()}")
+        raise CheckpointError(f"the conversion failed: {errors.strip()}")
     return {"peak_rss_gb": round(peaks["VmHWM"] / GB, 2), "peak_anonymous_gb": round(peaks["RssAnon"] / GB, 2)}
 
 

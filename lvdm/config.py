@@ -13,24 +13,29 @@ import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, cast
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 from lvdm.errors import ConfigError
 from lvdm.files import atomic_path
 from lvdm.outside import check_text, check_yaml, checked_path, read_text
 
-T = TypeVar("T")
+T = TypeVar("T", bound="DataclassInstance")
 
 MAX_YAML = 4 * 2**20  # bytes of a config file
 MAX_EXTENDS = 20  # files that extend each other in a row
 
 
 def load(
-    path: str | os.PathLike | Sequence[str | os.PathLike], overrides: Iterable[str] = (), schema: type | None = None
+    path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    overrides: Iterable[str] = (),
+    schema: type | None = None,
 ) -> dict[str, Any]:
     """Read a YAML file and everything it `extends`, apply overrides, resolve interpolations; return plain containers.
 
@@ -44,7 +49,7 @@ def load(
     Raises ConfigError for a missing or malformed file, a circular `extends`, an unknown key, a bad interpolation.
     """
     paths = [path] if isinstance(path, str | os.PathLike) else list(path)
-    path = paths[-1]
+    last = paths[-1]
     try:
         config = OmegaConf.merge(*(_load_file(find(each), ()) for each in paths))
     except OmegaConfBaseException as error:
@@ -53,19 +58,19 @@ def load(
         key, equals, value = override.partition("=")
         if not equals or not key:
             raise ConfigError(f"override '{override}' must be written as key=value")
-        _check_override(key, OmegaConf.to_container(config, resolve=False), schema, where=str(path))
+        _check_override(key, OmegaConf.to_container(config, resolve=False), schema, where=str(last))
         check_yaml(value, f"override '{override[:60]}'", ConfigError)
         try:
             OmegaConf.update(config, key, OmegaConf.from_dotlist([f"value={value}"])["value"], merge=True)
         except (OmegaConfBaseException, YAMLError, ValueError, TypeError) as error:
             raise ConfigError(f"override '{override}' cannot be applied: {_first_line(error)}") from error
     try:
-        return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
     except (OmegaConfBaseException, RecursionError) as error:
-        raise ConfigError(f"{path}: {_first_line(error)}") from error
+        raise ConfigError(f"{last}: {_first_line(error)}") from error
 
 
-def find(path: str | os.PathLike) -> Path:
+def find(path: str | os.PathLike[str]) -> Path:
     """A config file: `path` itself or, where that is not there, the shipped config of this name.
 
     So `configs/aicl_lvdm.yaml`, `aicl_lvdm` and `models/puppets` mean the same in a checkout and in any other folder.
@@ -119,7 +124,7 @@ def to_mapping(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def save(path: str | os.PathLike, mapping: Mapping[str, Any]) -> None:
+def save(path: str | os.PathLike[str], mapping: Mapping[str, Any]) -> None:
     """Write a mapping of plain containers as YAML, atomically; `load(path)` gives it back."""
     with atomic_path(path) as temporary:
         temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(dict(mapping))), encoding="utf-8")
@@ -184,14 +189,14 @@ def _load_file(path: Path, chain: tuple[Path, ...]) -> DictConfig:
         config = OmegaConf.load(io.StringIO(text))
     except (YAMLError, OmegaConfBaseException, ValueError, TypeError, AssertionError) as error:  # of one or the other
         raise ConfigError(f"config file {path} is not valid YAML: {' '.join(str(error).split())[:300]}") from error
-    plain = OmegaConf.to_container(config, resolve=False)
+    plain = cast(dict[str, Any], OmegaConf.to_container(config, resolve=False))
     parents = plain.pop("extends", None) or []
     parents = [parents] if isinstance(parents, str) else parents
     if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
         raise ConfigError(f"config file {path}: extends must be a file or a list of files, got {_shown(parents)}")
     try:
         above = [_load_file(path.parent / checked_path(parent, ConfigError), (*chain, path)) for parent in parents]
-        return OmegaConf.merge(*above, OmegaConf.create(plain))
+        return cast(DictConfig, OmegaConf.merge(*above, OmegaConf.create(plain)))  # all of them are mappings
     except OmegaConfBaseException as error:
         raise ConfigError(f"config file {path} does not fit what it extends: {_first_line(error)}") from error
 
@@ -223,7 +228,8 @@ def _fields(kind: Any) -> dict[str, Any]:
 
 def _renamed(kind: Any) -> Mapping[str, str]:
     """The renamed keys of the dataclass that `kind` is or may be."""
-    return next((renamed_keys(o) for o in (kind, *typing.get_args(kind)) if dataclasses.is_dataclass(o)), {})
+    options = (kind, *typing.get_args(kind))
+    return next((renamed_keys(o) for o in options if isinstance(o, type) and dataclasses.is_dataclass(o)), {})
 
 
 def _is_free(kind: Any) -> bool:
@@ -241,7 +247,7 @@ def _checked(kind: Any, value: Any, where: str) -> Any:
     if origin is Literal:
         if any(type(value) is type(option) and value == option for option in arguments):  # True == 1 in Python
             return value
-    elif dataclasses.is_dataclass(kind):
+    elif isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return from_mapping(kind, value, where)
     elif origin in (list, tuple) or kind in (list, tuple):
         if isinstance(value, list | tuple):
@@ -265,7 +271,7 @@ def _checked(kind: Any, value: Any, where: str) -> Any:
     raise ConfigError(f"{where} must be {_describe(kind)}, got {_shown(value)}")
 
 
-def _checked_union(options: tuple, value: Any, where: str) -> Any:
+def _checked_union(options: tuple[Any, ...], value: Any, where: str) -> Any:
     """The first option that takes the value; one structured option alone reports its own, more exact error."""
     if value is None and type(None) in options:
         return None
@@ -282,7 +288,7 @@ def _checked_union(options: tuple, value: Any, where: str) -> Any:
     raise ConfigError(f"{where} must be {' or '.join(map(_describe, options))}, got {_shown(value)}")
 
 
-def _checked_items(kind: Any, value: list | tuple, where: str) -> list | tuple:
+def _checked_items(kind: Any, value: list[Any] | tuple[Any, ...], where: str) -> Any:
     origin, arguments = typing.get_origin(kind) or kind, typing.get_args(kind)
     fixed = origin is tuple and arguments and arguments[-1] is not Ellipsis
     if fixed and len(value) != len(arguments):

@@ -11,7 +11,7 @@ import inspect
 import math
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeVar
@@ -39,7 +39,7 @@ def option(
     least, above, most: the range of a number, >=, > and <=. group: its heading in --help. spellings: further names on
     the command line. A list as default is copied for each object.
     """
-    about = {"help": help, "least": least, "above": above, "most": most, "group": group}
+    about: dict[str, Any] = {"help": help, "least": least, "above": above, "most": most, "group": group}
     about |= {"spellings": spellings, "metavar": metavar}
     if isinstance(default, list):
         return dataclasses.field(default_factory=default.copy, metadata=about)
@@ -93,6 +93,12 @@ class GenerationOptions(Options):
         "steps from one whole call of a UNet to the next, only its outermost level between (default: 1, all)",
         least=1,
     )
+
+    def clip(self) -> tuple[int, tuple[int, int]]:
+        """The number of frames and the size (height, width). Raises ConfigError where these are not filled in."""
+        if self.num_frames is None or self.height is None or self.width is None:
+            raise ConfigError("num_frames, height and width are needed: fill them in with the model's defaults")
+        return self.num_frames, (self.height, self.width)
 
     def filled(self, defaults: Any) -> dict[str, Any]:
         """All options by name, those that are None taken from the attributes of `defaults` where it has them.
@@ -162,8 +168,8 @@ def add_arguments(
 class _Renamed(argparse.Action):
     """An option that is called otherwise now."""
 
-    def __init__(self, *args: Any, new: str, **kwargs: Any) -> None:
-        super().__init__(*args, nargs="?", default=argparse.SUPPRESS, **kwargs)
+    def __init__(self, option_strings: Sequence[str], dest: str, new: str, help: str | None = None) -> None:
+        super().__init__(option_strings, dest, nargs="?", default=argparse.SUPPRESS, help=help)
         self.new = new
 
     def __call__(

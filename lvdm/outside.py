@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
+import yaml
 from safetensors import SafetensorError, safe_open
 
 from lvdm.errors import UserError
@@ -153,7 +153,7 @@ def check_yaml(text: str, where: object, kind: Kind) -> bool:
                 if name is not None:
                     sizes[name] = size
             elif isinstance(event, yaml.AliasEvent):
-                open_sizes[-1] += sizes.get(event.anchor, 1)
+                open_sizes[-1] += sizes.get(str(event.anchor), 1)
             elif isinstance(event, yaml.ScalarEvent):
                 open_sizes[-1] += 1
                 digits = event.value.lstrip("+-").replace("_", "")

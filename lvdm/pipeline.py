@@ -14,7 +14,7 @@ import inspect
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
@@ -36,7 +36,7 @@ from lvdm.options import GenerationOptions, read_options, takes_options
 from lvdm.outside import check_text
 from lvdm.video import OutputType, check_output_type, convert_pixels, read_image, to_frames, to_pixels
 
-ImageLike = str | os.PathLike | Image.Image | np.ndarray | Tensor
+ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
 StepCallback = Callable[[Any, int, int, dict[str, Tensor]], dict[str, Tensor] | None]
 
 
@@ -229,7 +229,7 @@ class VideoPipeline:
         """Whether the UNet was distilled with guidance: it is told the strength then, and needs no branch without the
         prompt."""
         unet = self.components.unet
-        if not getattr(unet, "embeds_guidance", False):
+        if not unet.embeds_guidance:
             return False
         unet.embed_guidance(guidance_scale)
         return True
@@ -246,7 +246,8 @@ class VideoPipeline:
         Stretched to the video's size, not cropped, as in the ancestor.
         """
         several = isinstance(image, list | tuple) or (isinstance(image, Tensor | np.ndarray) and image.ndim == 4)
-        images = [_first_frame(item, size) for item in (image if several else [image] * count)]
+        items = cast(Sequence[ImageLike], image) if several else [cast(ImageLike, image)] * count
+        images = [_first_frame(item, size) for item in items]
         if len(images) != count:
             raise ConfigError(f"{count} prompts need one image or {count}, got {len(images)}")
         return torch.stack(images)

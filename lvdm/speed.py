@@ -176,7 +176,11 @@ def _dtype(device: str) -> torch.dtype:
 def _milliseconds(network: Callable[..., Tensor], inputs: Sequence[Any], device: str, calls: int) -> float:
     """The median call, after two that are not counted."""
     cuda = torch.device(device).type == "cuda"
-    wait = torch.cuda.synchronize if cuda else lambda: None
+
+    def wait() -> None:
+        if cuda:
+            torch.cuda.synchronize()
+
     seconds = []
     for _ in range(calls + 2):
         wait()

@@ -9,11 +9,12 @@ import statistics
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
 
-def main(checkout: str, task: dict) -> None:
+def main(checkout: str, task: dict[str, Any]) -> None:
     """Print {"ms", "peak_gb"} as the last line."""
     here = str(Path(__file__).resolve().parent)
     sys.path[:] = [checkout, *(place for place in sys.path if place not in (here, str(Path(here).parent), ""))]

@@ -19,7 +19,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aicl.cli import Parser, new_parser
 from lvdm import cli
@@ -41,13 +41,13 @@ LAYOUTS = Path(__file__).resolve().parents[2] / "tests" / "parity" / "full_layou
 
 def parser() -> Parser:
     """The options of `aicl benchmark`."""
-    results = argparse.ArgumentParser(add_help=False)
+    results = Parser(add_help=False)
     results.add_argument("--out", type=Path, help="write all records of this run to this JSON file")
     results.add_argument("--table", type=Path, help="append a row for each record to this Markdown file")
     parser = new_parser("benchmark", __doc__)
     commands = parser.add_subparsers(dest="command", required=True)
 
-    speed = argparse.ArgumentParser(add_help=False, parents=[results])
+    speed = Parser(add_help=False, parents=[results])
     speed.add_argument("--model", nargs="+", default=MODELS, help="names in configs/models (default: all full-size)")
     speed.add_argument("--device", default="cuda")
     speed.add_argument("--compile", default="auto", choices=("auto", "none", "graphs", "full"))
@@ -125,7 +125,7 @@ def model_config(name: str) -> "ModelConfig":
     return read_model(f"models/{name}")
 
 
-def step(args: argparse.Namespace) -> Iterator[dict]:
+def step(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Benchmark `step`: one record for each model."""
     from lvdm import speed
 
@@ -135,7 +135,7 @@ def step(args: argparse.Namespace) -> Iterator[dict]:
         yield {"model": name, **record}
 
 
-def clip(args: argparse.Namespace) -> Iterator[dict]:
+def clip(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Benchmark `clip`: one record for each model."""
     from lvdm import speed
 
@@ -144,7 +144,7 @@ def clip(args: argparse.Namespace) -> Iterator[dict]:
         yield {"model": name, **speed.clip(model_config(name), args.device, args.compile, args.steps)}
 
 
-def batches(args: argparse.Namespace) -> Iterator[dict]:
+def batches(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Benchmark `batches`: one record for each model and size."""
     from lvdm import speed
 
@@ -154,7 +154,7 @@ def batches(args: argparse.Namespace) -> Iterator[dict]:
             yield {"model": name, **record}
 
 
-def generate(args: argparse.Namespace) -> Iterator[dict]:
+def generate(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Benchmark `generate`: one record for each model."""
     from lvdm import benchmarks
 
@@ -163,7 +163,7 @@ def generate(args: argparse.Namespace) -> Iterator[dict]:
         yield {"model": name, **benchmarks.generate(model_config(name), args.device, batch=args.batch)}
 
 
-def convert(args: argparse.Namespace) -> Iterator[dict]:
+def convert(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Benchmark `convert`: one record for each model."""
     from lvdm import benchmarks
 
@@ -177,17 +177,20 @@ def convert(args: argparse.Namespace) -> Iterator[dict]:
             shutil.rmtree(folder)
 
 
-def train(args: argparse.Namespace) -> Iterator[dict]:
+def train(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Benchmark `train`: one record for each config."""
     from aicl import benchmarks as aicl_benchmarks
 
     for name in args.config:
         with tempfile.TemporaryDirectory(prefix=f"{name}-") as folder:
-            options = (args.clips, Path(folder), args.steps, args.overrides, args.memory_limit)
-            yield {"config": name, **aicl_benchmarks.train(*config_paths(name), *options)}
+            config, model = config_paths(name)
+            record = aicl_benchmarks.train(
+                config, model, args.clips, Path(folder), args.steps, args.overrides, args.memory_limit
+            )
+            yield {"config": name, **record}
 
 
-def overhead(args: argparse.Namespace) -> Iterator[dict]:
+def overhead(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Benchmark `overhead`: one record for each config and number of references."""
     from aicl import benchmarks as aicl_benchmarks
 
@@ -198,7 +201,7 @@ def overhead(args: argparse.Namespace) -> Iterator[dict]:
             yield {"config": name, **record}
 
 
-def profile(args: argparse.Namespace) -> Iterator[dict]:
+def profile(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Benchmark `profile`: one record, and its table on the screen."""
     import aicl.tasks  # noqa: F401 (makes the tasks known)
     from lvdm.training import config_schema

@@ -94,8 +94,8 @@ def score(args: argparse.Namespace) -> "Result":
     check_writable(place)
     videos = read_generated(args.videos, args.manifest)
     real = list_videos(args.real) if args.real else []
-    names = ("frames", "stride", "fps", "allow_short")
-    reading = choose_reading(videos, real, size=_size(args.size), **{name: getattr(args, name) for name in names})
+    changes = {name: getattr(args, name) for name in ("frames", "stride", "fps", "allow_short")}
+    reading = choose_reading(videos, real, size=_size(args.size), **changes)
     specs, names = wanted(args)
     evaluators = build_evaluators(specs, cli.device(args.device))
     metrics = get_metrics(names, "--metrics")

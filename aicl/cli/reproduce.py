@@ -65,7 +65,11 @@ def main(args: argparse.Namespace) -> None:
     device = cli.device(args.device)
     if world_size > 1:  # only to wait for each other: work is shared through files
         torch.distributed.init_process_group("gloo", timeout=timedelta(days=2))
-    wait = torch.distributed.barrier if world_size > 1 else lambda: None
+
+    def wait() -> None:
+        if world_size > 1:
+            torch.distributed.barrier()
+
     for benchmark, table in ((benchmark, table) for benchmark in args.benchmark for table in tables):
         files = preset_files(table, benchmark)
         name = f"{files[-1].stem}_{files[0].stem}"

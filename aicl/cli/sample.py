@@ -29,7 +29,7 @@ from lvdm.options import add_arguments, read_options
 if TYPE_CHECKING:
     from aicl.pipeline import AICLPipeline
 
-HEADINGS = {"sampling": "sampling (defaults: the model's)", "output": "output"}
+HEADINGS: dict[str, Any] = {"sampling": "sampling (defaults: the model's)", "output": "output"}
 WITH_REPEAT = {"repeat", "out", "overwrite", "compare", "device"}
 
 

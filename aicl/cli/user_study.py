@@ -70,9 +70,11 @@ def study_of(args: argparse.Namespace) -> "user_study.Study":
             raise ConfigError("--seed and --ties are chosen when a study starts: give its pairs with them")
         return user_study.open_study(args.study)
     with tqdm(total=len(pairs), unit="pair", desc="copying videos") as bar:
-        study, unlike = user_study.prepare(
-            args.study, pairs, seed=args.seed, ties=args.ties, progress=lambda done, total: bar.update(done - bar.n)
-        )
+
+        def progress(done: int, total: int) -> None:
+            bar.update(done - bar.n)
+
+        study, unlike = user_study.prepare(args.study, pairs, seed=args.seed, ties=args.ties, progress=progress)
     if unlike:
         print(
             f"note: in {unlike} of {len(pairs)} pairs the videos differ in size, length or frame rate, which may show"

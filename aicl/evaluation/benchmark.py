@@ -137,7 +137,7 @@ class FileBenchmark:
             pixels, rates = zip(*readers.map(read, clips))
         return torch.stack(pixels), list(rates)
 
-    def shown(self, clips: Sequence[Clip]) -> list[str | os.PathLike]:
+    def shown(self, clips: Sequence[Clip]) -> list[str | os.PathLike[str]]:
         """Their files."""
         return [_path(clip) for clip in clips]
 

@@ -142,7 +142,7 @@ class Experiment:
         if self.preset.paper is None or any(self._printed(run)[0] for run in self.tables):
             return []
         names = [name for name in paper_tables() if name.split(" ")[0] == self.preset.paper]
-        return [what_the_paper_reports(*f"{name} ".split(" ")[:2]) for name in names]
+        return [what_the_paper_reports(table, data) for table, _, data in (name.partition(" ") for name in names)]
 
     def draw(self, name: str) -> list[Path]:
         """Draw all pictures as NAME-KIND-SAMPLE.png; returns the files. Raises CheckpointError without an adapter."""

@@ -11,12 +11,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from aicl.evaluation.benchmark import Benchmark, Sample
+from aicl.evaluation.benchmark import Benchmark, Clip, Sample
 from aicl.evaluation.lossless import ENDING, write_lossless
 from aicl.evaluation.row import Hashes, Source, reference_captions, sample_key
 from aicl.options import Reference
@@ -128,7 +129,7 @@ def make(pipeline: AICLPipeline, source: Source, benchmark: Benchmark, samples: 
         pixels, _ = benchmark.load(targets)
         codec = base.components.codec
         return to_pixels(codec.decode(codec.posterior(to_frames(pixels).to(base.device)).mode())).cpu()
-    options = {}
+    options: dict[str, Any] = {}
     if row.references:
         if any(len(row.shown(sample)) < row.references for sample in samples):
             kind = "references of another action" if row.wrong else "references"
@@ -154,11 +155,11 @@ def make(pipeline: AICLPipeline, source: Source, benchmark: Benchmark, samples: 
     ).cpu()
 
 
-def first_frames(pipeline: AICLPipeline, benchmark: Benchmark, targets: Sequence) -> list[Tensor]:
+def first_frames(pipeline: AICLPipeline, benchmark: Benchmark, targets: Sequence[Clip]) -> list[Tensor]:
     """The clips as the model would see them as references, uint8 (t, h, w, 3): their first frame starts a video."""
     defaults = pipeline.defaults
     clips = [
-        read_clip(Reference(video), defaults.num_frames, tuple(defaults.size), defaults.save_fps)
+        read_clip(Reference(video), defaults.num_frames, (defaults.height, defaults.width), defaults.save_fps)
         for video in benchmark.shown(targets)
     ]
     return [to_pixels(clip) for clip in clips]

@@ -82,4 +82,4 @@ def _sampled(record: Path) -> Generated | None:
     except (DataError, ValueError, KeyError, TypeError, AttributeError):
         return None
     video = next((v for e in VIDEO_ENDINGS if (v := record.with_suffix(e)).is_file()), None)
-    return video and Generated(video, prompt, label, files[0] if files else None, seed)
+    return None if video is None else Generated(video, prompt, label, files[0] if files else None, seed)

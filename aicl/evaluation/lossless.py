@@ -6,6 +6,7 @@ What is measured later is what was generated, bit for bit, and the same pixels a
 import os
 from fractions import Fraction
 from pathlib import Path
+from typing import cast
 
 import av
 import numpy as np
@@ -22,7 +23,7 @@ _FORMAT = "bgr0"
 _OPTIONS = {"level": "3", "slices": "4", "slicecrc": "1"}
 
 
-def write_lossless(path: str | os.PathLike, pixels: Tensor, fps: float) -> None:
+def write_lossless(path: str | os.PathLike[str], pixels: Tensor, fps: float) -> None:
     """Write uint8 pixels (t, h, w, 3) at `fps`, atomically, in place of any file that is there."""
     rate = Fraction(fps).limit_denominator(1000)
     _, height, width, _ = pixels.shape
@@ -36,7 +37,7 @@ def write_lossless(path: str | os.PathLike, pixels: Tensor, fps: float) -> None:
             file.mux(stream.encode())
 
 
-def read_lossless(path: str | os.PathLike) -> tuple[Tensor, float]:
+def read_lossless(path: str | os.PathLike[str]) -> tuple[Tensor, float]:
     """uint8 pixels (t, h, w, 3) and the rate (1/s) of a file of `write_lossless`. Raises VideoError if it is broken."""
     try:
         with av.open(os.fspath(path)) as file:
@@ -61,7 +62,7 @@ def _frame(image: NDArray[np.uint8]) -> av.VideoFrame:
     plane = frame.planes[0]
     rows = np.zeros((height, plane.line_size // 4, 4), np.uint8)
     rows[:, :width, :3] = image[..., ::-1]
-    plane.update(rows)
+    plane.update(rows)  # type: ignore[arg-type]  # declared for bytes, it takes any buffer
     return frame
 
 
@@ -70,5 +71,5 @@ def _image(frame: av.VideoFrame) -> NDArray[np.uint8]:
     if frame.format.name != _FORMAT:
         raise VideoError(f"a frame of {frame.format.name} is none that was written here")
     plane = frame.planes[0]
-    rows = np.frombuffer(plane, np.uint8).reshape(frame.height, plane.line_size // 4, 4)
+    rows = np.frombuffer(cast(memoryview, plane), np.uint8).reshape(frame.height, plane.line_size // 4, 4)
     return rows[:, : frame.width, 2::-1].copy()

@@ -123,13 +123,13 @@ class Observed:
     def select(self, rows: Tensor) -> "Observed":
         """The videos with these numbers (k,), in this order."""
         numbers = rows.tolist()
-        chosen = {name: {key: x[rows] for key, x in getattr(self, name).items()} for name in _SEEN}
-        texts = {
+        chosen: dict[str, Any] = {name: {key: x[rows] for key, x in getattr(self, name).items()} for name in _SEEN}
+        chosen |= {
             name: None if getattr(self, name) is None else [getattr(self, name)[number] for number in numbers]
             for name in ("labels", "shown_labels")
         }
         prompts = [self.prompts[number] for number in numbers] if self.prompts else ()
-        return replace(self, **chosen, **texts, prompts=prompts)
+        return replace(self, **chosen, prompts=prompts)
 
     @staticmethod
     def joined(parts: "Sequence[Observed]") -> "Observed":
@@ -137,15 +137,15 @@ class Observed:
         first = parts[0]
         if len(parts) == 1:
             return first
-        seen = {
+        whole: dict[str, Any] = {
             name: {key: torch.cat([getattr(part, name)[key] for part in parts]) for key in getattr(first, name)}
             for name in _SEEN
         }
-        texts = {
+        whole |= {
             name: None if getattr(first, name) is None else [text for part in parts for text in getattr(part, name)]
             for name in ("labels", "shown_labels")
         }
-        return replace(first, **seen, **texts, prompts=[text for part in parts for text in part.prompts])
+        return replace(first, **whole, prompts=[text for part in parts for text in part.prompts])
 
     def index(self, labels: Sequence[str] | None) -> Tensor:
         """The classifier's numbers (n,) of class names. Raises DataError where there is no classifier or no class."""

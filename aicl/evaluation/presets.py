@@ -107,9 +107,8 @@ class Preset:
             or min(self.batch_size, self.measure_batch_size) < 1
         ):
             raise ConfigError("videos and real must each be 2 or more, batch sizes 1 or more")
-        for row in (row for row in self.rows if row.group is not None):
-            if self.videos < 2 * row.group[1]:
-                least = 2 * row.group[1]
+        for row in self.rows:
+            if row.group is not None and self.videos < (least := 2 * row.group[1]):
                 raise ConfigError(
                     f"row '{row.label}': {row.group[1]} groups need {least} videos or more, got {self.videos}"
                 )

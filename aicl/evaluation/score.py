@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from aicl.evaluation.benchmark import Clip
+from aicl.evaluation.benchmark import Benchmark, Clip
 from aicl.evaluation.estimates import describe, estimate, estimates_by_seed, lines_beside, own_rates
 from aicl.evaluation.evaluators.classifier import plain_label
 from aicl.evaluation.generated import Generated
@@ -20,7 +20,7 @@ from aicl.evaluation.observe import ObservationStore, View, look, look_at_texts,
 from aicl.evaluation.results import Protocol, Result
 from lvdm.errors import ConfigError, DataError, VideoError
 from lvdm.hashing import file_hash, text_hash
-from lvdm.video import load_clip, probe, to_pixels
+from lvdm.video import ShortRule, load_clip, probe, to_pixels
 
 _SAME = 0.01  # rates that differ by less, as a share, are one rate
 
@@ -50,7 +50,7 @@ class ClipReading:
 
     def read(self, path: str | os.PathLike[str]) -> Tensor:
         """Frames (3, t, h, w) in [-1, 1]. Raises VideoError."""
-        short = "stretch" if self.allow_short else "error"
+        short: ShortRule = "stretch" if self.allow_short else "error"
         try:
             return load_clip(path, self.frames, self.size, fps=self.fps, stride=self.stride, short=short)
         except VideoError as error:
@@ -90,7 +90,7 @@ def choose_reading(videos: Sequence[Generated], real: Sequence[Path], **changes:
     """
     changes = {name: value for name, value in changes.items() if value is not None}
     first = probe(videos[0].path)
-    values = {"frames": first.num_frames, "size": (first.height, first.width)}
+    values: dict[str, Any] = {"frames": first.num_frames, "size": (first.height, first.width)}
     shown = {video.reference for video in videos if video.reference is not None and video.reference.is_file()}
     if "fps" not in changes:
         for path in (*(video.path for video in videos), *real, *sorted(shown)):
@@ -135,7 +135,9 @@ def score(
     if batch_size < 1:
         raise ConfigError(f"the batch size is {batch_size}: it must be at least 1")
     missing = {
-        m.name: f"no {' or '.join(sorted(lacks))} is given" for m in metrics if (lacks := m.roles() - evaluators.keys())
+        m.name: f"no {' or '.join(sorted(absent))} is given"
+        for m in metrics
+        if (absent := m.roles() - evaluators.keys())
     }
     possible = [metric for metric in metrics if metric.name not in missing]
     whole = _observe(videos, real, reading, evaluators, possible, cache, batch_size, allow_few)
@@ -195,7 +197,8 @@ def _observe(
         views |= _targets(videos, real, real_labels, files)
     roles = frozenset(used)
     everything = [View(v.content, v.clip, v.path, roles) for side in views.values() for v in side]
-    look(store, everything, files, used, batch_size=batch_size, say=lambda text: None)
+    benchmark = cast(Benchmark, files)  # views that are clips need its `load` alone
+    look(store, everything, benchmark, used, batch_size=batch_size, say=lambda text: None)
     seen = {
         side: {
             f"{role}.{name}": value

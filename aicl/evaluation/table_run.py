@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from aicl.evaluation.estimates import (
     paired_differences,
 )
 from aicl.evaluation.generate import VideoStore
-from aicl.evaluation.metric import Evaluator, Metric, Observed, TextEvaluator, get_metric
+from aicl.evaluation.metric import Classifier, Evaluator, Metric, Observed, TextEvaluator, get_metric
 from aicl.evaluation.observe import ObservationStore, View, generated_view, look, look_at_texts, texts_seen
 from aicl.evaluation.presets import Preset, SetSpec
 from aicl.evaluation.results import Protocol, Result
@@ -64,8 +65,8 @@ class TableRun(TablePlan):
                     if roles := self.roles(side):
                         views += [replace(view, roles=frozenset(roles)) for view in self._side(row, seed, side) or ()]
         if rows:
-            roles = frozenset(self.roles("real"))
-            views += [replace(self._view(clip), roles=roles) for clip in self._real()]
+            real = frozenset(self.roles("real"))
+            views += [replace(self._view(clip), roles=real) for clip in self._real()]
         return views
 
     def look(self, batch_size: int, rank: int, world_size: int) -> int:
@@ -191,8 +192,8 @@ class TableRun(TablePlan):
         order = speed(Observed(videos=whole.reference)).argsort(stable=True)
         return whole.select(order.tensor_split(row.group[1])[row.group[0]].sort().values)
 
-    def _classifier(self):  # type: ignore[no-untyped-def]
-        return self.evaluators.get("classifier")
+    def _classifier(self) -> Classifier | None:
+        return cast(Classifier | None, self.evaluators.get("classifier"))
 
     # -- numbers
 

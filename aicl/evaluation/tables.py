@@ -28,13 +28,9 @@ STUDIED = {"us_cc": Column("US-CC %", factor=100), "us_fc": Column("US-FC %", fa
 
 def columns_of(names: Sequence[str]) -> dict[str, Column]:
     """The columns of metrics and of what people say. Raises ConfigError for an unknown name."""
-    metrics = {metric.name: metric for metric in get_metrics([n for n in names if n not in STUDIED], "the metrics")}
-    return {
-        name: STUDIED[name] if name in STUDIED else Column(m.column, m.better, m.factor, m.decimals)
-        for name in names
-        for m in [metrics.get(name)]
-        if m is not None or name in STUDIED
-    }
+    metrics = get_metrics([name for name in names if name not in STUDIED], "the metrics")
+    columns = {m.name: Column(m.column, m.better, m.factor, m.decimals) for m in metrics} | STUDIED
+    return {name: columns[name] for name in names}
 
 
 @dataclass

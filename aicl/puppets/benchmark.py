@@ -1,7 +1,7 @@
 """The puppet world as a benchmark: clips are drawn, not read, so there is no end of samples."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from hashlib import sha256
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ from aicl.puppets.renderer import VERSION, render
 from aicl.puppets.samples import PuppetData, draw_samples
 from aicl.puppets.scene_parameters import FIELD, looks
 from lvdm import config as configs
+from lvdm.data.self_pairs import blank_half
 from lvdm.errors import ConfigError
 from lvdm.video import to_pixels
 
@@ -31,11 +32,12 @@ class PuppetBenchmark:
     """Actions, "seen" or "unseen" ones, in "plain" captions (the UCF protocol: one wording for all) or "free" ones (the
     WebVid protocol), under their real names or made_up ones. size: height and width in pixels; a clip lasts two seconds
     at any number of frames. hard_scenes: what `HardScenes` has, such as {moving_camera: 1.0}, in references and real
-    clips alike.
+    clips alike. partial_references: every reference shows only one half of its frames, the first and third reference of
+    a sample the first half, the second one the second; the rest is blank, see `lvdm.data.self_pairs.blank_half`.
     """
 
-    count = None
-    paper = None
+    count: int | None = None
+    paper: str | None = None
 
     def __init__(
         self,
@@ -46,6 +48,7 @@ class PuppetBenchmark:
         size: int = 64,
         frames: int = 16,
         hard_scenes: Mapping[str, float] | None = None,
+        partial_references: bool = False,
     ) -> None:
         for name, value, choices in (
             ("actions", actions, ("seen", "unseen")),
@@ -58,21 +61,25 @@ class PuppetBenchmark:
             raise ConfigError("benchmark.size must be positive and benchmark.frames 2 or more")
         self.data = PuppetData(actions, captions, names)
         self.hard_scenes = configs.from_mapping(HardScenes, hard_scenes or {}, where="benchmark.hard_scenes")
+        self.partial_references = partial_references
         self.frames, self.fps, self.size = frames, FPS * frames / 16, (size, size)
-        self.pool = tuple(ACTIONS[index].name for index in self.data.pool)
+        self.pool: tuple[str, ...] | None = tuple(ACTIONS[index].name for index in self.data.pool)
         self.device = torch.device(device)
-        self._bank = tuple(tensor.to(device) for tensor in program_bank(0, 0))
+        programs, cycles = program_bank(0, 0)
+        self._bank = programs.to(device), cycles.to(device)
 
     def __str__(self) -> str:
         hard = [each.name for each in fields(HardScenes) if getattr(self.hard_scenes, each.name)]
-        return ", ".join([str(self.data), *(name.replace("_", " ") for name in hard)])
+        partial = ["references of which one half is shown"] if self.partial_references else []
+        return ", ".join([str(self.data), *(name.replace("_", " ") for name in hard), *partial])
 
     def samples(self, seed: int, start: int, stop: int) -> list[Sample]:
         """See `Benchmark`; every action of the pool comes up equally often."""
         drawn, made = draw_samples(self.data, seed, start, stop), []
         for i, (prompt, phrase) in enumerate(zip(drawn.prompts, drawn.phrases)):
             references, wrong = (
-                tuple(_clip(row, phrase) for row in rows) for rows in (drawn.references[i], drawn.wrong[i])
+                tuple(_clip(row, phrase, half=k % 2 if self.partial_references else None) for k, row in enumerate(rows))
+                for rows in (drawn.references[i], drawn.wrong[i])
             )
             target = _clip(drawn.targets[i], phrase)
             noise, words = drawn.noise_seeds[i], gerund(phrase)
@@ -92,12 +99,15 @@ class PuppetBenchmark:
     @torch.no_grad()
     def load(self, clips: Sequence[Clip]) -> tuple[Tensor, list[float]]:
         """See `Benchmark`: drawn on the device, and left there."""
-        scenes = torch.stack([clip.drawn for clip in clips])
+        scenes = torch.stack([_scene(clip) for clip in clips])
         seeds, scenes = scene_seeds(scenes.numpy()), scenes.to(self.device)
         if self.hard_scenes.any:
             frames = render_hard(scenes, seeds, self._bank, self.hard_scenes, self.size[0], self.frames)
         else:
             frames = render(scenes, self._bank, self.size[0], self.frames)
+        for i, clip in enumerate(clips):
+            if clip.drawn.half is not None:
+                frames[i] = blank_half(frames[i], clip.drawn.half)
         return to_pixels(frames), [self.fps] * len(clips)
 
     def shown(self, clips: Sequence[Clip]) -> list[Any]:
@@ -115,14 +125,22 @@ class PuppetBenchmark:
         return {"looks": of_prompts, "shown_looks": of_shown}
 
 
+@dataclass(frozen=True)
+class _Drawn:
+    """A scene (FIELDS,), and which half of its frames is shown; None for all of them."""
+
+    scene: Tensor
+    half: int | None = None
+
+
 def _scene(clip: Clip | None) -> Tensor:
-    assert clip is not None
-    return torch.as_tensor(clip.drawn)
+    assert clip is not None and isinstance(clip.drawn, _Drawn)
+    return clip.drawn.scene
 
 
-def _clip(scene: Tensor, phrase: str, prompt: str | None = None) -> Clip:
+def _clip(scene: Tensor, phrase: str, prompt: str | None = None, half: int | None = None) -> Clip:
     """The clip of a scene (FIELDS,) whose action is called `phrase`."""
     own, bare = (caption(describe(scene, phrase, looks=with_looks)) for with_looks in (True, False))
     label = ACTIONS[int(scene[FIELD["program"]])].name
-    key = sha256(scene.numpy().tobytes()).hexdigest()
-    return Clip(key, prompt or own, label, bare, drawn=scene)
+    key = sha256(scene.numpy().tobytes()).hexdigest() + ("" if half is None else f" half {half}")
+    return Clip(key, prompt or own, label, bare, drawn=_Drawn(scene, half))

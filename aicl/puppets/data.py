@@ -10,11 +10,10 @@ from random import Random
 from typing import Any, Literal
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from aicl.puppets.actions import ACTIONS, SEEN_INDICES, UNSEEN_INDICES
 from aicl.puppets.captions import GENERIC, Description, Wording, caption, describe, made_up, random_wording
@@ -22,7 +21,7 @@ from aicl.puppets.hard_scenes import HardScenes, render_hard, scene_seeds
 from aicl.puppets.programs import FIRST_RANDOM, program_bank
 from aicl.puppets.renderer import render
 from aicl.puppets.scene_parameters import CAMERA_FIELDS, FIELDS, MOTION_FIELDS, draw_scene_parameters, looks, uniforms
-from lvdm.data.sampling import NumberSampler
+from lvdm.data.datamodule import EndlessDataModule
 from lvdm.errors import ConfigError
 
 _STREAM = 1  # keeps these draws apart from those of random programs
@@ -143,7 +142,7 @@ def draw_batch(config: PuppetConfig, seed: int, numbers: NDArray[np.int64]) -> d
     return batch
 
 
-def _motions(config: PuppetConfig, numbers: NDArray[np.int64], choices: NDArray) -> NDArray[np.int64]:
+def _motions(config: PuppetConfig, numbers: NDArray[np.int64], choices: NDArray[np.float64]) -> NDArray[np.int64]:
     """What moves in each sample: indices into the program bank, (b,)."""
     named = np.asarray(config.action_indices)
     if config.in_turn:
@@ -155,7 +154,7 @@ def _motions(config: PuppetConfig, numbers: NDArray[np.int64], choices: NDArray)
     )
 
 
-def _pair(config: PuppetConfig, rows: NDArray, draws: NDArray) -> None:
+def _pair(config: PuppetConfig, rows: NDArray[np.float32], draws: NDArray[np.float64]) -> None:
     """Make some references, in place, renderings of the target's own motion. `draws` (b, 1 + k, choices)."""
     paired = draws[:, 1:, 0] < config.paired
     shared = [(MOTION_FIELDS, paired), (CAMERA_FIELDS, paired & (draws[:, 1:, 1] < config.same_camera))]
@@ -164,7 +163,7 @@ def _pair(config: PuppetConfig, rows: NDArray, draws: NDArray) -> None:
             rows[:, 1:, column] = np.where(which, rows[:, :1, column], rows[:, 1:, column])
 
 
-def _mislead(config: PuppetConfig, rows: NDArray, choices: NDArray) -> NDArray[np.bool_]:
+def _mislead(config: PuppetConfig, rows: NDArray[np.float32], choices: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Let the references of some samples do something else, in place; returns of which, (b,).
 
     Only those of actions under their own names: to a motion with a name that is made up for it everything belongs.
@@ -180,7 +179,7 @@ def _mislead(config: PuppetConfig, rows: NDArray, choices: NDArray) -> NDArray[n
     return wrong
 
 
-def _captions(config: PuppetConfig, rows: NDArray, choices: NDArray) -> list[str]:
+def _captions(config: PuppetConfig, rows: NDArray[np.float32], choices: NDArray[np.float64]) -> list[str]:
     """The captions of a target (first) and its references, all with one name for what they do."""
     random = Random(int(choices[5] * 2**53))
     phrase = _phrase(config, int(rows[0, FIELDS.index("program")]), random)
@@ -220,7 +219,7 @@ def _choose(random: Random, shares: tuple[float, ...]) -> int:
     return max(index for index, share in enumerate(shares) if share > 0)
 
 
-class PuppetDataset(Dataset):
+class PuppetDataset(Dataset[dict[str, Any]]):
     """Samples by global sample number; a loader fetches a whole batch at once."""
 
     def __init__(self, config: PuppetConfig, seed: int) -> None:
@@ -242,29 +241,13 @@ def _as_it_is(batch: dict[str, Any]) -> dict[str, Any]:
     return batch
 
 
-class PuppetDataModule(pl.LightningDataModule):
-    """Endless batches from `start`, the number of samples consumed before: the only state, as in ClipDataModule.
-
-    `compiled`: whether clips are drawn by fused kernels; trainings that compile set it.
-    """
-
-    compiled = False
+class PuppetDataModule(EndlessDataModule):
+    """Endless batches of a `PuppetDataset`, drawn on the device: by fused kernels in trainings that compile."""
 
     def __init__(self, config: PuppetConfig, batch_size: int, seed: int = 0, start: int = 0) -> None:
-        super().__init__()
-        self.config, self.batch_size, self.seed, self.start = config, batch_size, seed, start
-        self.dataset = PuppetDataset(config, seed)
+        super().__init__(PuppetDataset(config, seed), batch_size, config.workers, start, collate=_as_it_is)
+        self.config, self.seed = config, seed
         self._banks: dict[torch.device, tuple[Tensor, Tensor]] = {}
-
-    def train_dataloader(self) -> DataLoader:
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return DataLoader(
-            self.dataset,
-            batch_sampler=NumberSampler(self.batch_size, rank, world_size, self.start),
-            num_workers=self.config.workers,
-            collate_fn=_as_it_is,
-            pin_memory=torch.cuda.is_available(),
-        )
 
     @torch.no_grad()
     def prepare(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -293,5 +276,6 @@ class PuppetDataModule(pl.LightningDataModule):
         """The motions that scenes refer to, kept on the device."""
         if device not in self._banks:
             count = self.config.programs if self.config.program_share > 0 else 0
-            self._banks[device] = tuple(tensor.to(device) for tensor in program_bank(count, self.seed))
+            programs, cycles = program_bank(count, self.seed)
+            self._banks[device] = programs.to(device), cycles.to(device)
         return self._banks[device]

@@ -14,13 +14,14 @@ import shutil
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from aicl.cli import Parser, new_parser, parse, verb_module
 from lvdm.errors import CheckpointError, ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]  # of a checkout, which holds the models
 MODEL, OUT = Path("checkpoints/puppets"), Path("outputs/demo")
-PERSON = {"shirt": "red", "trousers": "blue", "background": "green"}
+PERSON: dict[str, Any] = {"shirt": "red", "trousers": "blue", "background": "green"}
 REFERENCES = 2
 COMMAND = ".venv/bin/aicl" if Path(sys.prefix) == ROOT / ".venv" else "aicl"
 

@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from aicl.puppets.classifier import ClassifierConfig, PuppetClassifier, soften
 from aicl.puppets.clip import CLIPConfig, PuppetCLIP, contrastive_losses
 from lvdm import config as configs
+from lvdm.data.datamodule import EndlessDataModule
 from lvdm.errors import CheckpointError
 from lvdm.files import atomic_path
 from lvdm.training.module import TrainingModule
@@ -51,7 +51,7 @@ class CLIPModule(TrainingModule):
         super().__init__(settings, {"clip": clip})
 
     def losses(self, batch: dict[str, Any]) -> Tensor:
-        clip = self.trained["clip"]
+        clip = cast(PuppetCLIP, self.trained["clip"])
         return contrastive_losses(
             clip.encode_text(batch["caption"]), clip.encode_frames(batch["frames"]), clip.model.logit_scale
         )
@@ -77,14 +77,14 @@ class CLIPSections:
 
 
 @register_task("puppet_classifier", ClassifierSections)
-def build_classifier(recipe: Recipe) -> tuple[TrainingModule, pl.LightningDataModule]:
+def build_classifier(recipe: Recipe) -> tuple[TrainingModule, EndlessDataModule]:
     """Task "puppet_classifier"."""
     sections: ClassifierSections = recipe.parse(ClassifierSections)
     return ClassifierModule(PuppetClassifier(sections.classifier), recipe.training), build_data(sections.data, recipe)
 
 
 @register_task("puppet_clip", CLIPSections)
-def build_clip(recipe: Recipe) -> tuple[TrainingModule, pl.LightningDataModule]:
+def build_clip(recipe: Recipe) -> tuple[TrainingModule, EndlessDataModule]:
     """Task "puppet_clip"."""
     sections: CLIPSections = recipe.parse(CLIPSections)
     return CLIPModule(PuppetCLIP(sections.clip), recipe.training), build_data(sections.data, recipe)

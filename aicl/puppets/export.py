@@ -35,7 +35,9 @@ def write_clips(
     if listing.exists():
         raise DataError(f"{listing} exists already: choose another folder, or delete it")
     renderer = PuppetDataModule(config, _BATCH, seed)
-    rows, shown, fps = [], [], FPS * config.frames / 16
+    rows: list[dict[str, str]] = []
+    shown: list[tuple[Tensor, str]] = []
+    fps = FPS * config.frames / 16
     for start in range(0, clips, _BATCH):
         batch = draw_batch(config, seed, np.arange(start, min(start + _BATCH, clips)))
         batch["scene_parameters"] = batch["scene_parameters"].to(device)

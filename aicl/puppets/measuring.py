@@ -2,12 +2,15 @@
 
 import os
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from aicl.evaluation.evaluators.clip import CLIP
 from aicl.puppets.actions import INDEX, NAMES
+from aicl.puppets.classifier import PuppetClassifier
+from aicl.puppets.clip import PuppetCLIP
 from aicl.puppets.evaluators import load_evaluator
 from lvdm.checkpoints.resolve import find_export
 from lvdm.errors import DataError
@@ -24,7 +27,7 @@ class PuppetClassifierEvaluator:
 
     def __init__(self, device: torch.device | str, path: str | os.PathLike[str]) -> None:
         folder = find_export(path, "classifier.safetensors")
-        self.model = load_evaluator(folder, "classifier", device)
+        self.model = cast(PuppetClassifier, load_evaluator(folder, "classifier", device))
         self.name, self.hash = "puppet classifier", file_hash(folder / "classifier.safetensors")
         self.classes: Sequence[str] = NAMES
         self.device = torch.device(device)
@@ -48,7 +51,7 @@ class PuppetCLIPEvaluator(CLIP):
 
     def __init__(self, device: torch.device | str, path: str | os.PathLike[str]) -> None:
         folder = find_export(path, "clip.safetensors")
-        self.model = load_evaluator(folder, "clip", device)
+        self.model = cast(PuppetCLIP, load_evaluator(folder, "clip", device))
         self.name, self.hash = "puppet CLIP", file_hash(folder / "clip.safetensors")
 
     @torch.no_grad()

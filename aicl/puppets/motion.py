@@ -68,8 +68,8 @@ def action(name: str, phrase: str, cycles: float, **channels: float | Curve) -> 
     Channels that are not given rest at their neutral value. Raises KeyError for a channel that does not exist.
     """
     program = np.zeros((len(CHANNELS), PHASES), np.float32)
-    for channel, value in NEUTRAL.items():
-        program[CHANNEL[channel]] = value
+    for channel, rest in NEUTRAL.items():
+        program[CHANNEL[channel]] = rest
     for channel, value in channels.items():
         limb = channel.removeprefix("both_")
         sides = ("left_", "right_") if channel.startswith("both_") and limb in ARM + LEG else ("",)

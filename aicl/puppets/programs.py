@@ -5,6 +5,7 @@ action, the rest of another); the others are drawn channel by channel from smoot
 real movements: limbs in step, in alternation, one-sided or independent, crouching, lying, hopping, turning over.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
@@ -18,6 +19,8 @@ from aicl.puppets.scene_parameters import uniforms
 from aicl.puppets.skeleton import ARM, CHANNEL, CHANNELS, NEUTRAL, PHASES
 
 Array = NDArray[np.float64]
+_Put = Callable[[str, Array | float, Array | float, Array], None]
+"""(channel, offset, swing, curve): sets one channel of all programs."""
 
 _STREAM = 7  # keeps these draws apart from those of scenes
 _WIDTH = 128
@@ -131,7 +134,7 @@ def _free(draws: _Draws) -> tuple[Array, Array]:
     return program, draws.between(1.0, 2.0)
 
 
-def _arms(draws: _Draws, put, wave: _Wave) -> None:
+def _arms(draws: _Draws, put: _Put, wave: _Wave) -> None:
     """Both arms: in step, in alternation, one at rest, or each on its own."""
     relation = draws.unit()
     in_step, alternate, one_sided = relation < 0.35, (relation >= 0.35) & (relation < 0.6), relation >= 0.82
@@ -162,7 +165,7 @@ def _arms(draws: _Draws, put, wave: _Wave) -> None:
             put(f"right_{name}", right, right_amount, right_curve)
 
 
-def _legs(draws: _Draws, put, wave: _Wave) -> None:
+def _legs(draws: _Draws, put: _Put, wave: _Wave) -> None:
     """Both legs: standing, crouching, or moving in step, in alternation or one alone."""
     kind = draws.unit()
     moving, crouching = kind < 0.62, (kind >= 0.62) & (kind < 0.78)
@@ -181,8 +184,8 @@ def _legs(draws: _Draws, put, wave: _Wave) -> None:
         put(f"left_{name}", np.where(moving, offset, static), amount * moving, wave(when))
         put(f"right_{name}", np.where(moving & both, offset, static), amount * (moving & both), wave(when + other))
     stance, opening = draws.between(3, 20), draws.between(5, 40) * draws.chance(0.4) * moving
-    for side, lag, active in (("left", 0.0, moving), ("right", other, moving & both)):
-        put(f"{side}_straddle", stance + opening * active, opening * active, wave(shift + lag))
+    for side, later, active in (("left", np.zeros_like(other), moving), ("right", other, moving & both)):
+        put(f"{side}_straddle", stance + opening * active, opening * active, wave(shift + later))
 
 
 @lru_cache(maxsize=2)

@@ -74,8 +74,10 @@ def uniforms(seed: int, numbers: NDArray[np.int64], width: int, *, stream: int =
     return rows
 
 
-def draw_scene_parameters(draws: NDArray[np.float64], programs: NDArray[np.int64], patterns: float = 0.2) -> NDArray:
-    """Performances (n, FIELDS) float32 of the motions `programs` (n,) (indices into a program bank).
+def draw_scene_parameters(
+    draws: NDArray[np.float64], programs: NDArray[np.int64], patterns: float = 0.2
+) -> NDArray[np.float32]:
+    """Scene parameters (n, FIELDS) float32 of the motions `programs` (n,) (indices into a program bank).
 
     `draws` (n, FIELDS + 2) are uniforms, `patterns` is the chance that a shirt, and that a background, is striped.
     Three in ten people are noticeably short or tall, and three in ten motions slow or quick.

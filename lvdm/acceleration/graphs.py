@@ -82,8 +82,8 @@ class Replayed(nn.Module):
         for own, given in zip(captured.inputs, inputs):
             own.copy_(given)
         if any(one is not other for one, other in zip(captured.sources, values)):
-            for own, value in zip(captured.held, values):
-                own.overwrite(value)
+            for held, value in zip(captured.held, values):
+                held.overwrite(value)
             captured.sources = values
         captured.graph.replay()
         return captured.output.clone()
@@ -105,8 +105,8 @@ class Replayed(nn.Module):
                 call()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        options = {"pool": self._pool, "capture_error_mode": "thread_local"}  # other threads pin memory meanwhile
-        with torch.cuda.graph(graph, **options):
+        # "thread_local", since other threads pin memory meanwhile
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             output = call()
         return _Captured(graph, inputs, held, [value for *_, value in rows], output)
 

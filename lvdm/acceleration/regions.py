@@ -8,6 +8,7 @@ connections) stays plain Python.
 from collections.abc import Callable
 from functools import cache
 from types import MethodType
+from typing import Any
 
 import torch
 from torch import nn
@@ -39,12 +40,12 @@ def compile_regions(network: nn.Module, regions: tuple[type[nn.Module], ...] | N
         network.forward = MethodType(_compiled(type(network).forward), network)
         return 1
     if isinstance(network, Transformer):  # what surrounds its blocks, which others may hook into
-        network.enter = MethodType(_compiled(Transformer.enter), network)
-        network.leave = MethodType(_compiled(Transformer.leave), network)
+        for name in ("enter", "leave"):
+            setattr(network, name, MethodType(_compiled(getattr(Transformer, name)), network))
         return 2 + compile_regions(network.blocks, regions)
     return sum(compile_regions(child, regions) for child in network.children())
 
 
 @cache
-def _compiled(function: Callable) -> Callable:
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return torch.compile(function, dynamic=False)

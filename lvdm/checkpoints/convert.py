@@ -24,13 +24,13 @@ from lvdm.models.components import ModelConfig, build_components
 
 
 def convert_checkpoint(
-    source: str | os.PathLike,
-    folder: str | os.PathLike,
+    source: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
     config: ModelConfig,
     *,
     ema: bool = False,
     dtype: torch.dtype | None = None,
-    rest: str | os.PathLike | None = None,
+    rest: str | os.PathLike[str] | None = None,
 ) -> None:
     """Convert the published file or folder `source`, of the model that `config` describes, into the new `folder`.
 
@@ -81,7 +81,7 @@ def _other_parts(rest: Path, config: ModelConfig, missing: Collection[str]) -> d
     return {part: read_part(rest, part) for part in missing}
 
 
-def family_of(source: str | os.PathLike) -> Family:
+def family_of(source: str | os.PathLike[str]) -> Family:
     """The published model that a checkpoint file seems to be. Raises CheckpointError where that cannot be told."""
     parts = split_parts(read_checkpoint(source), str(source))
     family = detect_family(parts["unet"])

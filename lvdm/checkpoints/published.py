@@ -103,7 +103,7 @@ class _Section:
                 raise ConfigError(f"{self.where}: only {name} = {FIXED[name]!r} is supported, got {value!r}")
 
 
-def read_published_config(path: str | os.PathLike) -> ModelConfig:
+def read_published_config(path: str | os.PathLike[str]) -> ModelConfig:
     """The `ModelConfig` of an ancestor's YAML file (its `model` section; anything else in it is ignored).
 
     Sampling settings, which such a YAML does not hold, are those of the ancestors' inference scripts.
@@ -137,7 +137,7 @@ def _unet_targets() -> dict[str, str]:
     return {LAYOUTS[family].target: family for family in LAYOUTS}
 
 
-def is_published_config(path: str | os.PathLike) -> bool:
+def is_published_config(path: str | os.PathLike[str]) -> bool:
     """Whether a YAML file has the ancestors' form rather than ours. Raises ConfigError where it cannot be read."""
     return _has_published_form(_read_yaml(Path(path)))
 

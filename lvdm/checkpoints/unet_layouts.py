@@ -49,7 +49,7 @@ def published_names(family: str, ours: Iterable[str]) -> list[str]:
     names, found = LAYOUTS[family].names, []
     for own in ours:
         candidates = {f".{own}"}
-        for published, name in reversed(names.items()):
+        for published, name in reversed(list(names.items())):
             candidates |= {key.replace(f".{name}.", f".{published}.") for key in candidates}
         found += [PREFIX + key[1:] for key in candidates if _our_name(names, key[1:]) == own]
     return found

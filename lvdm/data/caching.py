@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 _CAPTIONS = 64  # encoded at once
 
 
-def load_encoders(folder: str | os.PathLike, device: torch.device | str) -> Components:
+def load_encoders(folder: str | os.PathLike[str], device: torch.device | str) -> Components:
     """Only the codec and the text encoder of a model folder, in float32. Raises CheckpointError."""
     folder = Path(folder)
     config = read_model_config(folder)
@@ -48,7 +48,7 @@ def encoder_settings(codec: LatentCodec, text: TextEncoder | None, precision: st
     }
 
 
-def check_encoders(folder: str | os.PathLike, codec: LatentCodec, text: TextEncoder | None = None) -> None:
+def check_encoders(folder: str | os.PathLike[str], codec: LatentCodec, text: TextEncoder | None = None) -> None:
     """Raise ConfigError if the cache in `folder` was made with other models than these, in float32.
 
     Texts are compared only if both are there.
@@ -115,7 +115,7 @@ def cache_clips(
         if readable:
             frames = torch.stack([to_frames(view["pixels"]) for view in readable]).to(device)
             for i, view in enumerate(readable):
-                if view["change_seed"] is not None:
+                if changes is not None and view["change_seed"] is not None:
                     frames[i : i + 1] = change_clips(frames[i : i + 1], [view["change_seed"]], changes.changes)
             first = to_pixels(frames[:, :, :1])[:, 0].cpu()
             with _autocast(device, precision):
@@ -156,7 +156,7 @@ def remove_damaged(
     return removed
 
 
-class _Views(Dataset):
+class _Views(Dataset[dict[str, Any]]):
     """Augmented clips as uint8, or the reason why there is none; `change_seed` is that of a change still to be made."""
 
     def __init__(
@@ -171,7 +171,7 @@ class _Views(Dataset):
         record, entry = self.views[index]
         crops = self.config.augmentation.cached_crops
         cached_crop, change_seed = entry, None
-        if entry >= crops:
+        if self.changes is not None and crops is not None and entry >= crops:
             cached_crop = (entry - crops) // self.changes.count
             digest = sha256(f"{self.seed}:{entry}:{record.key}".encode()).digest()
             change_seed = int.from_bytes(digest[:7], "little")
@@ -185,7 +185,7 @@ class _Views(Dataset):
         return view | {"pixels": pixels, "fps": fps}
 
 
-def _autocast(device: torch.device, precision: torch.dtype) -> torch.autocast | nullcontext:
+def _autocast(device: torch.device, precision: torch.dtype) -> torch.autocast | nullcontext[None]:
     return nullcontext() if precision == torch.float32 else torch.autocast(device.type, precision)
 
 

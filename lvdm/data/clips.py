@@ -13,6 +13,6 @@ class ClipRecord:
     label: str | None = None
     key: str = ""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.key:
             object.__setattr__(self, "key", Path(self.path).as_posix())

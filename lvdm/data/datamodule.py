@@ -1,11 +1,12 @@
 """Training batches for Lightning, on any number of devices and workers."""
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from lvdm.data.cache import ClipCache
 from lvdm.data.clips import ClipRecord
@@ -17,33 +18,58 @@ from lvdm.data.self_pairs import CachedChanges
 log = logging.getLogger(__name__)
 
 
-class ClipDataModule(pl.LightningDataModule):
-    """Endless training batches from `start`, the number of samples that were consumed before: the only state.
+class EndlessDataModule(pl.LightningDataModule):
+    """What trainings take as data: endless batches from `start`, the number of samples that were consumed before. That
+    number is the only state.
 
     Whoever saves checkpoints saves samples consumed = optimiser steps x samples in a step, and sets `start` to it
     before training goes on; loaders read ahead, so nobody here knows what was consumed. The trainer must be built with
     `use_distributed_sampler=False`, since the ranks already get different numbers.
 
     Args:
+        dataset: its items, by sample number (any non-negative integer).
         batch_size: samples in one batch of one device.
         workers: loader processes for each device; they change nothing but the speed.
+        collate: the items of a batch (or what `dataset.__getitems__` gives for their numbers) -> the batch.
     """
 
-    def __init__(self, dataset: ClipDataset, batch_size: int, workers: int = 0, start: int = 0):
+    compiled = False
+    """Whether `prepare` may run compiled; trainings that compile set it."""
+
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        batch_size: int,
+        workers: int = 0,
+        start: int = 0,
+        collate: Callable[[Any], Any] = collate,
+    ) -> None:
         super().__init__()
         self.dataset, self.batch_size, self.workers, self.start = dataset, batch_size, workers, start
-        self.skipped = 0  # broken videos met so far by this process
-        self.damaged: set[str] = set()  # sentences about videos that were used though frames decode with errors
+        self._collate = collate
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> DataLoader[Any]:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         return DataLoader(
             self.dataset,
             batch_sampler=NumberSampler(self.batch_size, rank, world_size, self.start),
             num_workers=self.workers,
-            collate_fn=collate,
+            collate_fn=self._collate,
             pin_memory=torch.cuda.is_available(),
         )
+
+    def prepare(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Finish a batch on the device it lies on, where something is left to do there. Called before every step."""
+        return batch
+
+
+class ClipDataModule(EndlessDataModule):
+    """Batches of a `ClipDataset`; broken and damaged videos are counted and logged in the main process."""
+
+    def __init__(self, dataset: ClipDataset, batch_size: int, workers: int = 0, start: int = 0) -> None:
+        super().__init__(dataset, batch_size, workers, start)
+        self.skipped = 0  # broken videos met so far by this process
+        self.damaged: set[str] = set()  # sentences about videos that were used though frames decode with errors
 
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         for error in batch.pop("skipped"):

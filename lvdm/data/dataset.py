@@ -42,7 +42,7 @@ class ClipConfig:
     short: ShortRule = "stretch"
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.fps is not None and self.stride is not None:
             raise ConfigError(
                 "a clip has a frame stride or a target fps, not both: set data.clip.stride or fps to null"
@@ -61,7 +61,8 @@ def read_clip(
 
     A sentence about frames that decode with errors is appended to `damaged`.
     """
-    video, frames = open_video(record.path), []
+    video = open_video(record.path)
+    frames: list[int] = []
     indices, fps = video.choose(config.num_frames, config.fps, config.stride, augmentation.position, config.short)
     pixels = video.read(indices, size=config.size, crop=augmentation.crop, damaged=frames)
     if frames and damaged is not None:
@@ -84,7 +85,7 @@ def cache_settings(config: ClipConfig, seed: int, changes: CachedChanges | None 
     return {"clip": asdict(config), "seed": seed} | ({} if changes is None else {"changes": asdict(changes)})
 
 
-class ClipDataset(Dataset):
+class ClipDataset(Dataset[dict[str, Any]]):
     """Training samples, indexed by global sample number (any non-negative integer).
 
     An item has: number, noise_seed (int), timestep_u in [0, 1), caption, fps (1/s, of the clip), skipped, damaged; with
@@ -167,11 +168,14 @@ class ClipDataset(Dataset):
         if self.cache is None:
             pixels, fps = read_clip(record, clip.augmentation, self.config, damaged)
             return {"frames": to_frames(pixels), "fps": fps, "caption": record.caption}
+        crops = self.config.augmentation.cached_crops
+        if clip.cached_crop is None or crops is None:
+            raise ConfigError(f"{self.cache.folder}: holds fixed augmentations, which this sample has not")
         entry = clip.cached_crop
         if clip.changed is not None:
             if self.changes is None:
                 raise ConfigError(f"{self.cache.folder}: holds no changed clips, which these references need")
-            entry = self.changes.entry(clip.cached_crop, clip.changed, self.config.augmentation.cached_crops)
+            entry = self.changes.entry(clip.cached_crop, clip.changed, crops)
         cached = self.cache.read_clip(record.key, entry)
         part = {"latent_mean": cached.mean, "latent_std": cached.std, "fps": cached.fps, "caption": record.caption}
         part["first_frame"] = to_frames(cached.first_frame[None])[:, 0]
@@ -181,7 +185,7 @@ class ClipDataset(Dataset):
 
     def _item(self, draw: TrainingSample, parts: list[dict[str, Any]], errors: dict[str, list[str]]) -> dict[str, Any]:
         target, *references = parts
-        item = {"number": draw.number, "timestep_u": draw.timestep_u, "noise_seed": draw.noise_seed}
+        item: dict[str, Any] = {"number": draw.number, "timestep_u": draw.timestep_u, "noise_seed": draw.noise_seed}
         item |= target | errors
         if references:
             for name, value in target.items():

@@ -3,7 +3,7 @@
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 from lvdm.config import check_at_least
 from lvdm.data.clips import ClipRecord
@@ -33,7 +33,7 @@ class Manifest:
     split: str | None = None
     part: Part = "all"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.kind == "webvid" and self.captions is None:
             raise ConfigError("data.captions is missing: WebVid needs its CSV file")
         if self.part != "all" and self.kind == "ucf101" and self.split is None:
@@ -55,7 +55,7 @@ class DataConfig(Manifest):
     cache: str | None = None
     workers: int = 4
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least(self, 0, ("workers",), "data")
 
@@ -75,7 +75,7 @@ def read_records(manifest: Manifest) -> list[ClipRecord]:
     if manifest.part != "all":
         log.warning("data.part and data.split are for UCF-101: of data.kind = %s all videos are taken", manifest.kind)
     if manifest.kind == "webvid":
-        return read_webvid(manifest.captions, manifest.path)
+        return read_webvid(cast(str, manifest.captions), manifest.path)  # Manifest checks that there are some
     return read_folder(manifest.path, manifest.captions, manifest.default_caption)
 
 

@@ -9,7 +9,7 @@ clip: the batch that it is computed in does not enter.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from lvdm.errors import ConfigError
 _STREAM = 14  # keeps these numbers apart from the others that are drawn from a sample's seed
 _GRIDS = (4, 9)  # cells along each side of the noise that a replaced background is made of
 _UNIFORMS = 32  # drawn for every clip whatever the settings, so that a setting changes only its own effect
+GEOMETRY = ("scale", "rotation", "aspect", "shift", "crop")  # fields of SelfPairConfig
 _STILL = 0.12  # frames are in [-1, 1]: less than this from the clip's median over time does not count as motion
 
 
@@ -66,6 +67,10 @@ class SelfPairConfig:
             if not 0.0 <= value <= most:
                 raise ConfigError(f"references.changes.{each.name} = {value}: choose a number from 0 to {most:g}")
 
+    def with_geometry(self, factor: float) -> "SelfPairConfig":
+        """The same with `factor` times as strong a geometry. Raises ConfigError where that is too strong."""
+        return replace(self, **{name: factor * getattr(self, name) for name in GEOMETRY})
+
 
 @dataclass(frozen=True)
 class CachedChanges:
@@ -82,12 +87,14 @@ class CachedChanges:
 @dataclass
 class _Numbers:
     """The random numbers of n clips: `unit` (n, _UNIFORMS) in [0, 1), of which `next` takes one column after another;
-    normal ones for the colour matrix (n, 3, 3), the convolution (n, 3, 3, 3, 3) and the texture (n, 3, g, g) each."""
+    normal ones for the colour matrix (n, 3, 3), the convolution (n, 3, 3, 3, 3) and the texture (n, 3, g, g) each.
+    `geometry` (n,) is no random number: it is what the strengths of the geometry are multiplied by."""
 
     unit: Tensor
     matrix: Tensor
     kernel: Tensor
     grids: list[Tensor]
+    geometry: Tensor
     taken: int = 0
 
     def next(self, count: int = 1) -> Tensor:
@@ -101,19 +108,24 @@ class _Numbers:
 
 
 @torch.no_grad()
-def change_clips(frames: Tensor, seeds: Sequence[int], config: SelfPairConfig) -> Tensor:
+def change_clips(
+    frames: Tensor, seeds: Sequence[int], config: SelfPairConfig, geometry: Sequence[float] | None = None
+) -> Tensor:
     """Each clip changed in its own way, alike in all its frames.
 
     Args:
         frames: (n, 3, t, h, w) in [-1, 1], on any device.
         seeds: one non-negative integer below 2**63 for each clip, from which all its random numbers come.
+        geometry: for each clip a factor of the geometry's strengths, see `SelfPairConfig.with_geometry`; 1 by default.
 
     Returns (n, 3, t, h, w) in [-1, 1], in the type of `frames`.
     """
     if len(seeds) != len(frames):
         raise ValueError(f"{len(frames)} clips need as many seeds, got {len(seeds)}")
+    if geometry is not None and len(geometry) != len(frames):
+        raise ValueError(f"{len(frames)} clips need as many factors of their geometry, got {len(geometry)}")
     with torch.autocast(frames.device.type, enabled=False):
-        numbers = _draw(seeds, frames.device)
+        numbers = _draw(seeds, geometry, frames.device)
         clips = frames.float()
         clips = _background(clips, numbers, config)
         clips = _time(clips, numbers, config)
@@ -129,20 +141,22 @@ def reference_seed(noise_seed: int, reference: int) -> int:
     return int(np.random.Generator(np.random.Philox(key=key)).integers(2**62))
 
 
-def _draw(seeds: Sequence[int], device: torch.device) -> _Numbers:
+def _draw(seeds: Sequence[int], geometry: Sequence[float] | None, device: torch.device) -> _Numbers:
     normals = 9 + 81 + sum(3 * cells * cells for cells in _GRIDS)
-    rows = np.empty((len(seeds), _UNIFORMS + normals), np.float32)
+    rows = np.ones((len(seeds), _UNIFORMS + normals + 1), np.float32)
     for row, seed in zip(rows, seeds, strict=True):
         rng = np.random.Generator(np.random.Philox(key=np.array([seed, _STREAM], dtype=np.uint64)))
         row[:_UNIFORMS] = rng.random(_UNIFORMS)
-        row[_UNIFORMS:] = rng.standard_normal(normals)
+        row[_UNIFORMS:-1] = rng.standard_normal(normals)
+    if geometry is not None:
+        rows[:, -1] = geometry
     values = torch.from_numpy(rows)
     if device.type == "cuda":  # pinned, so that the copy does not make the host wait
         values = values.pin_memory()
     values = values.to(device, non_blocking=True)
-    unit, matrix, kernel, *grids = values.split([_UNIFORMS, 9, 81, *(3 * c * c for c in _GRIDS)], 1)
+    unit, matrix, kernel, *grids, factor = values.split([_UNIFORMS, 9, 81, *(3 * c * c for c in _GRIDS), 1], 1)
     shapes = [grid.unflatten(1, (3, cells, cells)) for grid, cells in zip(grids, _GRIDS, strict=True)]
-    return _Numbers(unit, matrix.unflatten(1, (3, 3)), kernel.unflatten(1, (3, 3, 3, 3)), shapes)
+    return _Numbers(unit, matrix.unflatten(1, (3, 3)), kernel.unflatten(1, (3, 3, 3, 3)), shapes, factor[:, 0])
 
 
 def _background(clips: Tensor, numbers: _Numbers, config: SelfPairConfig) -> Tensor:
@@ -176,11 +190,12 @@ def _time(clips: Tensor, numbers: _Numbers, config: SelfPairConfig) -> Tensor:
 
 def _geometry(clips: Tensor, numbers: _Numbers, config: SelfPairConfig) -> Tensor:
     """Zoom, rotation, aspect, shift and crop in one resampling; what lies outside repeats the border."""
-    scale = 1 + config.scale * numbers.signed()
-    angle = torch.deg2rad(config.rotation * numbers.signed())
-    aspect = 1 + config.aspect * numbers.signed()
-    side = 1 - config.crop * numbers.next()[:, 0]  # of the part that is kept
-    right, down = (2 * config.shift * numbers.signed() + (1 - side) * numbers.signed() for _ in range(2))
+    scale, angle, aspect = (numbers.geometry * numbers.signed() for _ in range(3))
+    scale, angle, aspect = 1 + config.scale * scale, torch.deg2rad(config.rotation * angle), 1 + config.aspect * aspect
+    side = 1 - config.crop * numbers.geometry * numbers.next()[:, 0]  # of the part that is kept
+    right, down = (
+        2 * config.shift * numbers.geometry * numbers.signed() + (1 - side) * numbers.signed() for _ in range(2)
+    )
     if not any((config.scale, config.rotation, config.aspect, config.shift, config.crop)):
         return clips
     n, _, t, h, w = clips.shape
@@ -238,3 +253,11 @@ def _partial(clips: Tensor, numbers: _Numbers, config: SelfPairConfig) -> Tensor
     shown = torch.stack(halves)[(which * len(halves)).long()]  # (n, 1, t, h, w)
     shown = shown | ~chosen[:, None, None, None, None]
     return torch.where(shown, clips, clips.mean((2, 3, 4), keepdim=True))
+
+
+def blank_half(clip: Tensor, half: int) -> Tensor:
+    """One half of the frames of a clip (3, t, h, w): the first (0) or the second (1), the others in its mean colour."""
+    t = clip.shape[1]
+    first = torch.arange(t, device=clip.device) < t // 2
+    shown = first if half == 0 else ~first
+    return torch.where(shown[:, None, None], clip, clip.mean((1, 2, 3), keepdim=True))

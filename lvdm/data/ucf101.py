@@ -132,7 +132,7 @@ def caption(label: str) -> str:
     return f"{SUBJECTS.get(label, 'A person is')} {ACTIONS[label]}"
 
 
-def read_split(path: str | os.PathLike) -> list[str]:
+def read_split(path: str | os.PathLike[str]) -> list[str]:
     """The unseen classes that a split file lists (`configs/data/ucf101_split.yaml`); the others are seen."""
     unseen = from_mapping(_Split, load(path), str(path)).unseen
     unknown = sorted(set(unseen) - ACTIONS.keys())
@@ -141,7 +141,7 @@ def read_split(path: str | os.PathLike) -> list[str]:
     return unseen
 
 
-def read_ucf101(root: str | os.PathLike, part: Part = "all", unseen: Collection[str] = ()) -> list[ClipRecord]:
+def read_ucf101(root: str | os.PathLike[str], part: Part = "all", unseen: Collection[str] = ()) -> list[ClipRecord]:
     """The videos below `root`, sorted, of the `unseen` classes, of the others ("seen"), or all.
 
     `root` is the folder that holds the class folders. Raises DataError if a wanted class has no videos or a folder is

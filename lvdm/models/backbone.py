@@ -149,6 +149,15 @@ class VideoBackbone(nn.Module, ABC):
         return shape
 
     @property
+    def embeds_guidance(self) -> bool:
+        """Whether it was distilled with guidance, so that it is told the scale and needs no unconditional branch."""
+        return False
+
+    def embed_guidance(self, scale: float) -> None:
+        """Tell a network that embeds guidance the scale. Raises ConfigError for one that does not."""
+        raise ConfigError("this model does not embed a guidance scale: give it an unconditional branch")
+
+    @property
     def dtype(self) -> torch.dtype:
         """The type that it computes in: that of its first floating-point parameter."""
         return next(parameter.dtype for parameter in self.parameters() if parameter.is_floating_point())

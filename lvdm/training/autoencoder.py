@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import save_file
@@ -38,6 +38,9 @@ class AutoencoderModule(TrainingModule):
     them a diffusion model sees normalised latents.
     """
 
+    latent_mean: Tensor
+    latent_square: Tensor
+
     def __init__(self, autoencoder: AutoencoderKL, settings: TrainingSettings, loss: ReconstructionLoss):
         super().__init__(settings, {"autoencoder": autoencoder})
         if settings.compile:
@@ -46,11 +49,15 @@ class AutoencoderModule(TrainingModule):
         self.register_buffer("latent_mean", torch.zeros(autoencoder.embed_dim))
         self.register_buffer("latent_square", torch.zeros(autoencoder.embed_dim))
 
+    @property
+    def _autoencoder(self) -> AutoencoderKL:
+        return cast(AutoencoderKL, self.trained["autoencoder"])
+
     def losses(self, batch: dict[str, Any]) -> Tensor:
         randomness, frames = self.randomness(batch), self._frames(batch)
         b, t = frames.shape[0], frames.shape[2]
         images = frames.transpose(1, 2).flatten(0, 1)  # (b * t, 3, h, w)
-        autoencoder = self.trained["autoencoder"]
+        autoencoder = self._autoencoder
         if images.shape[2] % autoencoder.factor or images.shape[3] % autoencoder.factor:
             raise ConfigError(f"data.clip.size {list(images.shape[2:])} must be multiples of {autoencoder.factor}")
         posterior = autoencoder.encode(images)
@@ -69,7 +76,7 @@ class AutoencoderModule(TrainingModule):
     def preview(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         frames = batch["frames"]
         images = frames.transpose(1, 2).flatten(0, 1)
-        autoencoder = self.trained["autoencoder"]
+        autoencoder = self._autoencoder
         output = autoencoder.decode(autoencoder.encode(images).mode())
         return {
             "real": to_pixels(frames),
@@ -78,7 +85,7 @@ class AutoencoderModule(TrainingModule):
 
     def export(self, folder: Path, meta: dict[str, Any]) -> None:
         """autoencoder.safetensors, and autoencoder.yaml: the sections `autoencoder` and `latents` of a model config."""
-        autoencoder = self.trained["autoencoder"]
+        autoencoder = self._autoencoder
         save_file(
             {name: value.detach().contiguous().cpu() for name, value in autoencoder.state_dict().items()},
             folder / "autoencoder.safetensors",

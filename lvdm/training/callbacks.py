@@ -12,11 +12,11 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
-from pytorch_lightning.utilities.rank_zero import rank_zero_info
+from pytorch_lightning.utilities import rank_zero_info
 
 from lvdm.training.checkpoints import Progress, write_checkpoint
 from lvdm.training.metrics import Meter
-from lvdm.training.module import TrainingModule
+from lvdm.training.module import TrainingModule, training_module
 from lvdm.training.settings import TrainingSettings
 from lvdm.video import contact_sheet, side_by_side, write_video
 
@@ -32,11 +32,11 @@ class Counter(Callback):
         self.settings, self.progress = settings, progress
         self._clock = 0.0
 
-    def on_train_start(self, trainer: pl.Trainer, module: TrainingModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._clock = time.monotonic()
-        module.progress = self._share
+        training_module(pl_module).progress = self._share
 
-    def on_train_batch_end(self, trainer: pl.Trainer, module: TrainingModule, *args: Any) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any, **kwargs: Any) -> None:
         if trainer.global_step == self.progress.step:  # an accumulated micro-batch
             return
         self.progress.step = trainer.global_step
@@ -69,14 +69,14 @@ class Checkpoints(Callback):
         self._handlers: dict[int, Any] = {}
         self._terminals: list[int] = []
 
-    def on_train_start(self, trainer: pl.Trainer, module: TrainingModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # After Lightning's own handlers, which end the process before anything is saved.
         for number in SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 self._handlers[number] = signal.signal(number, self._request)
         self._terminals = [handle for handle in (1, 2) if os.isatty(handle)]
 
-    def on_train_batch_end(self, trainer: pl.Trainer, module: TrainingModule, *args: Any) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any, **kwargs: Any) -> None:
         step = self.progress.step
         if step == self._step:  # between two accumulated micro-batches there is nothing whole to save
             return
@@ -87,14 +87,14 @@ class Checkpoints(Callback):
         if trainer.world_size > 1:
             stop = step % AGREE_EVERY == 0 and trainer.strategy.reduce_boolean_decision(stop, all=False)
         if stop or step >= self.settings.steps or step % self.settings.checkpoint_every == 0:
-            self.meter.check(trainer, module)
+            self.meter.check(trainer, training_module(pl_module))
             write_checkpoint(trainer, self.folder, self.progress, self.settings.keep)
         trainer.should_stop = trainer.should_stop or stop
 
-    def on_train_end(self, trainer: pl.Trainer, module: TrainingModule) -> None:
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._restore_handlers()
 
-    def on_exception(self, trainer: pl.Trainer, module: TrainingModule, exception: BaseException) -> None:
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self._restore_handlers()
 
     def _restore_handlers(self) -> None:
@@ -120,11 +120,12 @@ class Previews(Callback):
         self.settings, self.progress, self.folder, self.fps = settings, progress, folder, fps
         self._shown = progress.step
 
-    def on_train_batch_end(self, trainer: pl.Trainer, module: TrainingModule, *args: Any) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any, **kwargs: Any) -> None:
         step = self.progress.step
-        if step == self._shown or step % self.settings.preview_every:
+        if step == self._shown or not self.settings.preview_every or step % self.settings.preview_every:
             return
         self._shown = step
+        module = training_module(pl_module)
         batch = self._batch(trainer, module)
         with torch.no_grad(), module.showing(), module.autocast():
             videos = module.preview(batch)  # on every device: with ZeRO-3 each holds a part of the weights
@@ -132,7 +133,7 @@ class Previews(Callback):
             self._write(trainer, {label: pixels.cpu() for label, pixels in videos.items()}, step)
 
     def _batch(self, trainer: pl.Trainer, module: TrainingModule) -> dict[str, Any]:
-        loader = trainer.train_dataloader
+        loader: Any = trainer.train_dataloader  # while it trains there is one
         numbers = [PREVIEW_NUMBERS + i for i in range(self.settings.previews)]
         fetch = getattr(loader.dataset, "__getitems__", lambda numbers: [loader.dataset[number] for number in numbers])
         batch = loader.collate_fn(fetch(numbers))

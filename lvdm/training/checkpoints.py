@@ -22,7 +22,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities.rank_zero import rank_zero_info
+from pytorch_lightning.utilities import rank_zero_info
 
 from lvdm import config as configs
 from lvdm.checkpoints import check_entries, list_checkpoints
@@ -45,7 +45,7 @@ class Progress:
     samples: int = 0
     seconds: float = 0.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         configs.check_at_least(self, 0, ("step", "samples", "seconds"))
 
 

@@ -7,16 +7,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 
 from lvdm.acceleration import prepare
+from lvdm.data.datamodule import EndlessDataModule
 from lvdm.errors import ConfigError
 from lvdm.training.module import DTYPES, TrainingModule, place_frozen
 from lvdm.training.settings import TrainingSettings
 from lvdm.training.strategy import training_device
 
-Build = Callable[[TrainingSettings], tuple[TrainingModule, pl.LightningDataModule]]
+Build = Callable[[TrainingSettings], tuple[TrainingModule, EndlessDataModule]]
 
 GIB = 2**30
 SHARE = 0.92  # of the memory that PyTorch may have; the rest is what its allocator cannot use, and the CUDA context
@@ -92,7 +92,7 @@ def measure(settings: TrainingSettings, build: Build, device: torch.device) -> M
         torch.cuda.empty_cache()
 
 
-def _measure(module: TrainingModule, data: pl.LightningDataModule, device: torch.device, dtype: torch.dtype) -> Memory:
+def _measure(module: TrainingModule, data: EndlessDataModule, device: torch.device, dtype: torch.dtype) -> Memory:
     module.to(device)
     for frozen in module._frozen:
         place_frozen(frozen, device, dtype)
@@ -102,8 +102,7 @@ def _measure(module: TrainingModule, data: pl.LightningDataModule, device: torch
     batch: Any = next(iter(data.train_dataloader()))
     batch = data.on_before_batch_transfer(batch, 0)
     batch = module.transfer_batch_to_device(batch, device, 0)
-    finish = getattr(data, "prepare", None)
-    batch = batch if finish is None else finish(batch)
+    batch = data.prepare(batch)
     rest = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
     with module.autocast():

@@ -3,7 +3,7 @@
 import csv
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from pytorch_lightning.callbacks import Callback
 
 from lvdm.files import atomic_path
 from lvdm.training.checkpoints import Progress
-from lvdm.training.module import TrainingModule
+from lvdm.training.module import TrainingModule, training_module
 
 log = logging.getLogger(__name__)
 
@@ -32,17 +32,17 @@ class Diagnostics(Callback):
         self._measured = progress.step
         self._warned = False
 
-    def on_train_batch_end(  # type: ignore[override]  # Lightning's own class of modules is wider
-        self, trainer: pl.Trainer, module: TrainingModule, outputs: Any, batch: dict[str, Any], batch_idx: int
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: dict[str, Any], batch_idx: int
     ) -> None:
-        step = self.progress.step
+        step, module = self.progress.step, training_module(pl_module)
         nothing = type(module).diagnostics is TrainingModule.diagnostics
         if nothing or step == self._measured or step % self.every:
             return
         self._measured = step
         with torch.no_grad(), module.showing(), module.autocast():
-            values = module.diagnostics(module.prepare(batch))
-        values = {name: float(trainer.strategy.reduce(value, reduce_op="mean")) for name, value in values.items()}
+            found = module.diagnostics(module.prepare(batch))
+        values = {name: float(trainer.strategy.reduce(value, reduce_op="mean")) for name, value in found.items()}
         for logger in trainer.loggers if values else ():
             logger.log_metrics(values, step)
         if values and trainer.is_global_zero:
@@ -67,7 +67,7 @@ def read_history(path: Path, name: str) -> list[tuple[int, float]]:
     return points
 
 
-def draw_histories(path: Path, histories: dict[str, Sequence[tuple[int, float]]]) -> None:
+def draw_histories(path: Path, histories: Mapping[str, Sequence[tuple[int, float]]]) -> None:
     """Draw the course of each number over the steps, one chart below the other, as a PNG."""
     charts = [_chart(name, points) for name, points in histories.items() if points]
     if not charts:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from lvdm.errors import UserError
 from lvdm.training.checkpoints import Progress
-from lvdm.training.module import TrainingModule
+from lvdm.training.module import Record, TrainingModule, training_module
 from lvdm.training.settings import LoggingSettings, TrainingSettings
 
 WARM_UP_WINDOWS = 5  # windows before a rise of the loss counts as an explosion
@@ -35,29 +35,29 @@ class Meter(Callback):
         self.average: float | None = None  # running mean of the windows' losses
         self.windows = 0
         self._sum, self._count = 0.0, 0
-        self._bar: tqdm | None = None
+        self._bar: tqdm[Any] | None = None
         self._last = (time.monotonic(), progress.samples)
         self._logged_step = progress.step
 
-    def on_train_start(self, trainer: pl.Trainer, module: TrainingModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._last = (time.monotonic(), self.progress.samples)
         if trainer.is_global_zero and sys.stderr.isatty():
             form = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {postfix}"
             self._bar = tqdm(total=self.settings.steps, initial=self.progress.step, desc="training", bar_format=form)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, module: TrainingModule, *args: Any) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any, **kwargs: Any) -> None:
         step = trainer.global_step
         if step == self._logged_step or step % self.every:
             return
         self._logged_step = step
-        self.check(trainer, module)
+        self.check(trainer, training_module(pl_module))
         self._report(trainer, step)
 
-    def on_train_end(self, trainer: pl.Trainer, module: TrainingModule) -> None:
-        self.check(trainer, module)
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.check(trainer, training_module(pl_module))
         self._close()
 
-    def on_exception(self, trainer: pl.Trainer, module: TrainingModule, exception: BaseException) -> None:
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self._close()
 
     def _close(self) -> None:
@@ -82,7 +82,7 @@ class Meter(Callback):
             self.average = mean if self.average is None else 0.9 * self.average + 0.1 * mean
             self._sum, self._count = self._sum + float(losses.double().sum()), self._count + len(losses)
 
-    def _explain(self, records: list, losses: Tensor, numbers: list[int], limit: float) -> str:
+    def _explain(self, records: list[Record], losses: Tensor, numbers: list[int], limit: float) -> str:
         where = "on another device"
         if records:  # which count the steps before their own
             first, last = records[0].step + 1, records[-1].step + 1

@@ -4,13 +4,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
 from lvdm.acceleration import prepare
+from lvdm.data.datamodule import EndlessDataModule
 from lvdm.errors import ConfigError
 from lvdm.models.ema import EMA
 from lvdm.training.optim import build_optimizer, learning_rate
@@ -106,8 +107,8 @@ class TrainingModule(pl.LightningModule):
         self.trained.train()
         if self.ema is not None:
             self.ema.to(device)
-        if self.settings.compile and hasattr(self.trainer.datamodule, "compiled"):
-            self.trainer.datamodule.compiled = True  # it prepares batches on the device, see `prepare`
+        if self.settings.compile and self._data is not None:
+            self._data.compiled = True  # it may prepare batches on the device, see `prepare`
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Any:
         """Everything but the integers that the host reads, which would make it wait for the device."""
@@ -138,10 +139,15 @@ class TrainingModule(pl.LightningModule):
 
     def prepare(self, batch: Batch) -> Batch:
         """Let the data module finish a batch on the device (render puppets, say), where it wants to."""
-        finish = getattr(self.trainer.datamodule, "prepare", None)
-        return finish(batch) if finish is not None else batch
+        return batch if self._data is None else self._data.prepare(batch)
 
-    def autocast(self) -> torch.autocast | nullcontext:
+    @property
+    def _data(self) -> EndlessDataModule | None:
+        """The data module of the training; None where Lightning was given loaders alone."""
+        module: EndlessDataModule | None = self.trainer.datamodule  # type: ignore[attr-defined]  # set without being declared
+        return module
+
+    def autocast(self) -> torch.autocast | nullcontext[None]:
         """Mixed precision, done here and not by Lightning so that every strategy computes alike.
 
         Weights are not cached in half precision: a copy cached under no_grad would cut gradients off later.
@@ -165,6 +171,11 @@ class TrainingModule(pl.LightningModule):
         with average, torch.compiler.set_stance("force_eager"):
             yield
         self.trained.train()
+
+
+def training_module(module: pl.LightningModule) -> TrainingModule:
+    """The module that a callback is given, as what it is in all of our trainings."""
+    return cast(TrainingModule, module)
 
 
 def place_frozen(module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:

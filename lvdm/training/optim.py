@@ -17,23 +17,21 @@ def build_optimizer(
 
     Raises ConfigError where DeepSpeed's operator cannot be compiled.
     """
-    options = {"lr": settings.lr, "betas": tuple(settings.betas), "weight_decay": settings.weight_decay}
+    lr, (beta1, beta2), weight_decay = settings.lr, settings.betas, settings.weight_decay
     parameters = [parameter for parameter in parameters if parameter.requires_grad]
     if settings.strategy == "deepspeed_zero2_offload":
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
         try:
-            return DeepSpeedCPUAdam(parameters, adamw_mode=True, **options)
-        except (
-            Exception
-        ) as error:  # compiling fails in many ways: no compiler, no ninja, a CUDA toolkit of another version
+            return DeepSpeedCPUAdam(parameters, adamw_mode=True, lr=lr, betas=(beta1, beta2), weight_decay=weight_decay)
+        except Exception as error:  # compiling fails in many ways: no compiler, no ninja, another version of CUDA
             raise ConfigError(
                 f"DeepSpeed could not compile its CPU Adam ({str(error).splitlines()[0]}): install a C++ compiler "
                 "and ninja, or set training.strategy to deepspeed_zero2 or single"
             ) from error
     # Fused kernels unscale gradients themselves, which Lightning forbids together with clipping under fp16.
     fused = device.type == "cuda" and not settings.uses_deepspeed and settings.precision != "float16"
-    return torch.optim.AdamW(parameters, fused=fused, **options)
+    return torch.optim.AdamW(parameters, lr=lr, betas=(beta1, beta2), weight_decay=weight_decay, fused=fused)
 
 
 def learning_rate(settings: TrainingSettings, step: int, progress: float) -> float:

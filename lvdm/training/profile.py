@@ -13,7 +13,7 @@ from pytorch_lightning.callbacks import Callback
 from torch.profiler import ProfilerActivity, profile
 
 from lvdm import config as configs
-from lvdm.training.module import TrainingModule
+from lvdm.training.module import training_module
 from lvdm.training.run import build_run, build_trainer, settle
 from lvdm.training.settings import RunSettings, TrainingSettings
 
@@ -78,13 +78,15 @@ class Stopwatch(Callback):
         self._profiler: profile | None = None
         self._cuda = False
 
-    def on_fit_start(self, trainer: pl.Trainer, module: TrainingModule) -> None:
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        module = training_module(pl_module)
         self._cuda = module.device.type == "cuda"
-        for name, phase in (PHASES | module.phases).items():
-            setattr(module, name, self._timed(getattr(module, name), phase))
-        trainer.strategy.backward = self._timed(trainer.strategy.backward, "backward")
+        timed: list[tuple[object, str, str]] = [(trainer.strategy, "backward", "backward")]
+        timed += [(module, name, phase) for name, phase in (PHASES | module.phases).items()]
+        for owner, name, phase in timed:
+            setattr(owner, name, self._timed(getattr(owner, name), phase))
 
-    def on_train_batch_end(self, trainer: pl.Trainer, module: TrainingModule, *args: Any) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any, **kwargs: Any) -> None:
         step = trainer.global_step
         if step == WARM_UP:
             self._lap()
@@ -96,18 +98,23 @@ class Stopwatch(Callback):
             self._profiler = profile(activities=[ProfilerActivity.CUDA if self._cuda else ProfilerActivity.CPU])
             self._profiler.start()
 
-    def on_train_end(self, trainer: pl.Trainer, module: TrainingModule) -> None:
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._lap()
-        self._profiler.stop()
+        self._trace().stop()
 
     def result(self) -> Profile:
         kernels = []
-        for event in self._profiler.key_averages():
+        for event in self._trace().key_averages():
             microseconds = event.self_device_time_total if self._cuda else event.self_cpu_time_total
             if microseconds:
                 kernels.append(Kernel(event.key, microseconds / 1e3 / TRACED, event.count / TRACED))
         phases = {name: 1e3 * seconds / MEASURED for name, seconds in self._phases.items()}
         return Profile(1e3 * self._step / MEASURED, phases, sorted(kernels, key=lambda kernel: -kernel.ms))
+
+    def _trace(self) -> profile:
+        if self._profiler is None:
+            raise RuntimeError("the training ended before the steps that are traced")
+        return self._profiler
 
     def _lap(self) -> float:
         """Seconds since the last call, all work of the device included."""
@@ -116,7 +123,7 @@ class Stopwatch(Callback):
         then, self._then = self._then, time.perf_counter()
         return self._then - then
 
-    def _timed(self, function: Callable, phase: str) -> Callable:
+    def _timed(self, function: Callable[..., Any], phase: str) -> Callable[..., Any]:
         @wraps(function)
         def timed(*args: Any, **kwargs: Any) -> Any:
             if not self._borders:

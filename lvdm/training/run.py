@@ -12,9 +12,11 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
-from pytorch_lightning.utilities.rank_zero import rank_zero_info
+from pytorch_lightning.utilities import rank_zero_info
 
 from lvdm import config as configs
+from lvdm.checkpoints import list_checkpoints
+from lvdm.data.datamodule import EndlessDataModule
 from lvdm.errors import ConfigError
 from lvdm.files import disk_errno, disk_errors, locked, make_folder
 from lvdm.models import set_backend
@@ -25,7 +27,6 @@ from lvdm.training.checkpoints import (
     check_checkpoint,
     check_state,
     clear_up,
-    list_checkpoints,
     newest_whole,
     read_progress,
 )
@@ -129,7 +130,7 @@ def settle(config: dict[str, Any], run: RunSettings, settings: TrainingSettings)
 
 def build_run(
     config: dict[str, Any], run: RunSettings, settings: TrainingSettings
-) -> tuple[dict[str, Any], TrainingModule, pl.LightningDataModule]:
+) -> tuple[dict[str, Any], TrainingModule, EndlessDataModule]:
     """What `train` needs before anything is written: the options of `build_strategy`, the module and its data."""
     options = build_strategy(settings)  # first, since it may refuse
     set_backend(settings.attention)
@@ -209,7 +210,7 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return [name for name in names if name not in free and flat[0].get(name, missing) != flat[1].get(name, missing)]
 
 
-def _flatten(mapping: dict[str, Any], prefix: str = ""):
+def _flatten(mapping: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in mapping.items():
         if isinstance(value, dict):
             yield from _flatten(value, f"{prefix}{name}.")

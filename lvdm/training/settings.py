@@ -18,7 +18,7 @@ class RunSettings:
     out: str = "runs"
     seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         parts = self.name.split("/")
         if any(part in ("", ".", "..") or len(part.encode(errors="replace")) > 200 for part in parts):
             raise ConfigError(f"run.name is {self.name[:80]!r}: it must be a name for a folder inside run.out")
@@ -82,7 +82,7 @@ class TrainingSettings:
     preview_steps: int = 25  # sampling steps of a preview
     stop_factor: float = 20.0  # the loss explodes when it exceeds its running average by this factor
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         counts = (
             "steps",
             "batch_size",
@@ -150,5 +150,5 @@ class LoggingSettings:
     tensorboard: bool = True
     wandb: str | None = None  # name of a Weights & Biases project
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_at_least(self, 1, ("every", "diagnostics"), "logging")

@@ -4,7 +4,7 @@ import importlib.util
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pytorch_lightning.plugins.precision.deepspeed import DeepSpeedPrecision
@@ -40,7 +40,7 @@ def build_strategy(settings: TrainingSettings) -> dict[str, Any]:
         _check_gpus(settings)
     elif settings.cuda_graphs:
         raise ConfigError("training.cuda_graphs needs a GPU and training runs on the CPU here: set it to false")
-    common = {"accelerator": accelerator, "devices": settings.devices, "num_nodes": settings.nodes}
+    common: dict[str, Any] = {"accelerator": accelerator, "devices": settings.devices, "num_nodes": settings.nodes}
     if settings.uses_deepspeed:
         return {**common, "strategy": _deepspeed(settings, accelerator)}
     # bf16 needs no help from Lightning: the module's own autocast does it. fp16 needs its gradient scaler.
@@ -112,8 +112,13 @@ def _deepspeed(settings: TrainingSettings, accelerator: str) -> Strategy:
         raise refuse(
             f"and version {deepspeed.__version__} computes wrong ZeRO-2 gradients: pip install deepspeed==0.19.8"
         )
-    precision = {"bfloat16": "bf16-mixed", "float16": "16-mixed", "float32": "32-true"}[settings.precision]
-    return DeepSpeedStrategy(config=deepspeed_config(settings), precision_plugin=ExactInputPrecision(precision))
+    names: dict[str, Literal["bf16-mixed", "16-mixed", "32-true"]] = {
+        "bfloat16": "bf16-mixed",
+        "float16": "16-mixed",
+        "float32": "32-true",
+    }
+    precision = ExactInputPrecision(names[settings.precision])
+    return DeepSpeedStrategy(config=deepspeed_config(settings), precision_plugin=precision)
 
 
 def deepspeed_config(settings: TrainingSettings) -> dict[str, Any]:

@@ -3,9 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-import pytorch_lightning as pl
-
 from lvdm.checkpoints import read_model
+from lvdm.data.datamodule import EndlessDataModule
 from lvdm.models.components import build_components
 from lvdm.training.autoencoder import AutoencoderModule, ReconstructionLoss
 from lvdm.training.module import TrainingModule
@@ -26,7 +25,7 @@ class AutoencoderSections:
 
 
 @register_task("autoencoder", AutoencoderSections)
-def build(recipe: Recipe) -> tuple[TrainingModule, pl.LightningDataModule]:
+def build(recipe: Recipe) -> tuple[TrainingModule, EndlessDataModule]:
     """Task "autoencoder"."""
     sections: AutoencoderSections = recipe.parse(AutoencoderSections)
     components = build_components(read_model(sections.model.config), parts=["codec"])

@@ -3,17 +3,19 @@
 from dataclasses import dataclass
 from typing import Any
 
-import pytorch_lightning as pl
 from safetensors.torch import load_file
 
 from lvdm import config as configs
-from lvdm.checkpoints import find_export, read_model
+from lvdm.checkpoints import find_export, find_model, read_model
 from lvdm.checkpoints.folder import read_model_config
 from lvdm.checkpoints.resolve import PIPELINE
 from lvdm.data.caching import check_encoders
+from lvdm.data.datamodule import EndlessDataModule
+from lvdm.errors import ConfigError
 from lvdm.models.components import ModelConfig, build_components
 from lvdm.pipeline import VideoPipeline
 from lvdm.training.base import BaseModule
+from lvdm.training.initialise import initialise, initialise_what_fits
 from lvdm.training.module import TrainingModule
 from lvdm.training.tasks import Recipe, build_data, register_task
 
@@ -24,6 +26,11 @@ class BaseSections:
     autoencoder is taken; None leaves it random.
 
     `model.train_text` trains the text encoder too; the image encoder of an image-to-video model is always trained.
+
+    `model.init_from` is a model folder, or a finished run of this task, from whose weights (the averaged ones, where a
+    run kept an average) training starts, with a fresh optimiser; its autoencoder is not read. It has to be of the same
+    sizes, unless `model.init_what_fits` is set: then entries of the same name and shape are taken, and the others start
+    at random.
     """
 
     @dataclass
@@ -31,13 +38,19 @@ class BaseSections:
         config: str | dict[str, Any]
         autoencoder: str | None = None
         train_text: bool = False
+        init_from: str | None = None
+        init_what_fits: bool = False
+
+        def __post_init__(self) -> None:
+            if self.init_what_fits and self.init_from is None:
+                raise ConfigError("model.init_what_fits needs model.init_from, the model to take weights from")
 
     model: Model
     data: dict[str, Any]
 
 
 @register_task("base", BaseSections)
-def build(recipe: Recipe) -> tuple[TrainingModule, pl.LightningDataModule]:
+def build(recipe: Recipe) -> tuple[TrainingModule, EndlessDataModule]:
     """Task "base"."""
     sections: BaseSections = recipe.parse(BaseSections)
     config = read_model(sections.model.config)
@@ -51,6 +64,9 @@ def build(recipe: Recipe) -> tuple[TrainingModule, pl.LightningDataModule]:
     components = build_components(config)
     if folder is not None:
         components.codec.autoencoder.load_state_dict(load_file(folder / "autoencoder.safetensors"))
+    if sections.model.init_from is not None:
+        start = initialise_what_fits if sections.model.init_what_fits else initialise
+        start(components, find_model(sections.model.init_from))
     if sections.data.get("cache"):
         check_encoders(sections.data["cache"], components.codec, None if sections.model.train_text else components.text)
     module = BaseModule(VideoPipeline(components, config), recipe.training, sections.model.train_text)

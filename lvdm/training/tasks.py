@@ -8,10 +8,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, get_type_hints
 
-import pytorch_lightning as pl
-
 from lvdm import config as configs
 from lvdm.data import DataConfig, build_datamodule
+from lvdm.data.datamodule import EndlessDataModule
 from lvdm.registry import Registry
 from lvdm.training.module import TrainingModule
 from lvdm.training.settings import LoggingSettings, RunSettings, TrainingSettings
@@ -30,7 +29,7 @@ class Recipe:
         return configs.from_mapping(cls, self.sections, where=f"the config of task '{self.run.task}'")
 
 
-Built = tuple[TrainingModule, pl.LightningDataModule]
+Built = tuple[TrainingModule, EndlessDataModule]
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Task:
 
 
 TASKS: Registry[Task] = Registry("task", modules="lvdm.training.task_")
-DATA_MODULES: Registry[Callable[..., pl.LightningDataModule]] = Registry("kind of data")
+DATA_MODULES: Registry[Callable[..., EndlessDataModule]] = Registry("kind of data")
 """Kinds of data besides those of `lvdm.data`: builders (section, batch_size, seed) -> data module."""
 
 
@@ -74,10 +73,10 @@ def config_schema() -> type:
     return dataclasses.make_dataclass("Config", fields.items())
 
 
-def build_data(section: Mapping[str, Any], recipe: Recipe, **options: Any) -> pl.LightningDataModule:
+def build_data(section: Mapping[str, Any], recipe: Recipe, **options: Any) -> EndlessDataModule:
     """The data module of a `data` section, for micro-batches of one device; options go to `build_datamodule`."""
     batch_size, seed = recipe.training.micro_batch, recipe.run.seed
     kind = section.get("kind")
-    if kind in DATA_MODULES:
+    if isinstance(kind, str) and kind in DATA_MODULES:
         return DATA_MODULES[kind](section, batch_size=batch_size, seed=seed)
     return build_datamodule(configs.from_mapping(DataConfig, section, where="data"), batch_size, seed, **options)

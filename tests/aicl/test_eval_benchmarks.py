@@ -166,6 +166,19 @@ def test_a_folder_of_ones_own(tmp_path):
     assert pixels.shape == (2, 4, 16, 16, 3) and rates == [8.0, 8.0]
 
 
+def test_partial_references_of_puppets_show_halves_in_turn():
+    whole, partial = (
+        build_benchmark({"kind": "puppets", "frames": 4, "partial_references": each}, "cpu") for each in (False, True)
+    )
+    assert str(whole) != str(partial)
+    clips, halves = whole.samples(0, 0, 1)[0].references, partial.samples(0, 0, 1)[0].references
+    assert all(whole.content(a) != partial.content(b) for a, b in zip(clips, halves, strict=True))
+    same = (whole.load(clips)[0] == partial.load(halves)[0]).flatten(2).all(2)
+    assert same.tolist() == [[True, True, False, False], [False, False, True, True], [True, True, False, False]]
+    assert (partial.load(halves)[0][0, 2] == partial.load(halves)[0][0, 3, :1, :1]).all()  # blank
+    assert (partial.load(partial.real(1))[0] == whole.load(whole.real(1))[0]).all()
+
+
 def test_puppets_are_drawn_the_same_wherever_they_are_asked_for():
     benchmark = build_benchmark({"kind": "puppets", "frames": 4}, "cpu")
     samples = benchmark.samples(0, 0, 12)

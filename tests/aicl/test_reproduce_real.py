@@ -38,6 +38,7 @@ def overrides(tmp_path_factory) -> list[str]:
         given += [f"model.{name}={place / 'base'}", f"adapter.{name}={place / 'adapter.safetensors'}"]
     ours = folder / "lvdm" / "adapter.safetensors"
     names = [f"table2_{number}" for number in (1, 2, 4, 5, 7, 8)]
+    names += ["table2_2_unpooled", "table2_2_centred", "table2_7_centred", "table2_8_two_prisms"]
     names += ["no_positions", "independent_pairs", "uniform_timesteps", "paper_optimiser"]  # not paper_recipe
     given += [f"adapter.{name}={ours}" for name in names]
     given += [f"evaluators.{role}={path}" for role, path in evaluators.items()]

@@ -20,7 +20,7 @@ from lvdm.checkpoints import read_model, save_pipeline
 from lvdm.data import ClipCache, ClipConfig, cache_settings
 from lvdm.data.caching import encoder_settings, load_encoders
 from lvdm.diffusion import Condition, timesteps_from_uniform
-from lvdm.errors import ConfigError
+from lvdm.errors import CheckpointError, ConfigError
 from lvdm.models.components import build_components
 from lvdm.training import Recipe, RunSettings, TrainingSettings, build_task, config_schema, train
 from lvdm.training.checkpoints import list_checkpoints
@@ -225,6 +225,19 @@ def test_a_run_writes_an_adapter_with_each_checkpoint(tmp_path, clips):
     assert (run / "previews/step_00000004_0.mp4").exists()
 
 
+def test_training_starts_from_an_adapter_of_the_same_sizes_alone(tmp_path, clips):
+    first, _ = build(aicl_config(tmp_path))
+    randomise(first.trained, seed=3)
+    first.export(tmp_path, {"step": 7})
+    start = str(tmp_path / "adapter.safetensors")
+    again, _ = build(aicl_config(tmp_path, init_from=start))
+    theirs = dict(first.trained.named_parameters())
+    assert all(torch.equal(value, theirs[name]) for name, value in again.trained.named_parameters())
+    for section, setting in (("prism", {"mlp_ratio": 2}), ("integration", {"spatial_positions": "none"})):
+        with pytest.raises(CheckpointError, match=f"another {next(iter(setting))} of prism or integration"):
+            build(aicl_config(tmp_path, init_from=start, **{section: setting}))
+
+
 def test_image_to_video_trains(tmp_path, clips):
     model = str(ROOT / "configs/models/tiny_videocrafter_i2v.yaml")
     size = {"data": {"clip": {"num_frames": 2, "size": [32, 32], "fps": 8}, "kind": "folder", "path": str(clips)}}
@@ -234,7 +247,7 @@ def test_image_to_video_trains(tmp_path, clips):
     assert losses(tmp_path / "runs/aicl").keys() == {1, 2}
 
 
-@pytest.mark.parametrize("row", range(1, 10))
+@pytest.mark.parametrize("row", [*range(1, 10), "2_unpooled", "2_centred", "7_centred", "8_two_prisms"])
 def test_every_row_of_table_2_trains_a_step(tmp_path, clips, row):
     published = configs.load(ROOT / f"configs/ablations/table2_{row}.yaml")
     changes = {

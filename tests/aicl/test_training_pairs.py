@@ -73,6 +73,8 @@ def test_wrong_references_are_changed_like_right_ones():
         ({"count": 0}, "1 or more"),
         ({"self_share": 1.5}, r"in \[0, 1\]"),
         ({"self_share": [(5, 1.0), (5, 0.0)]}, "ascending"),
+        ({"geometry": [(0, 1.0), (9, 5.0)]}, "changes.scale = 1.25"),
+        ({"geometry": -0.5}, "0 or more"),
         ({"wrong_share": 0.1}, "needs references.kind"),
     ],
 )
@@ -119,6 +121,18 @@ def test_on_the_device_a_share_of_given_references_becomes_self_pairs():
     for i, row in enumerate(own):
         for j, mine in enumerate(row):
             assert early["references"][i, j].any() == mine
+
+
+def test_geometry_follows_its_schedule_by_sample_number():
+    """Nothing before its first point, all of it after its last one, and each clip by its own number."""
+    changes = SelfPairConfig(colour=0, convolution=0, contrast=0, brightness=0)
+    scheduled = PairMaker(ReferenceSettings(kind="self", geometry=[(1, 0.0), (2, 1.0)], changes=changes))
+    batch = device_batch()
+    batch["frames"] = torch.linspace(-0.9, 0.9, 8).expand(3, 3, 2, 8, 8)  # samples 0, 1 and 2
+    made, constant = scheduled(batch), PairMaker(ReferenceSettings(kind="self", changes=changes))(batch)
+    distance = (made["references"][:, 0] - batch["frames"]).abs().amax((1, 2, 3, 4))
+    assert distance[:2].max() < 1e-5 and distance[2] > 0.01
+    assert torch.equal(made["references"][2], constant["references"][2])
 
 
 def test_on_the_device_references_that_do_not_belong_are_kept_but_changed():

@@ -7,14 +7,18 @@ import torch
 from safetensors.torch import load_file
 
 from lvdm import config as configs
-from lvdm.checkpoints import load_pipeline
+from lvdm.checkpoints import load_pipeline, read_model, save_pipeline
+from lvdm.checkpoints.folder import write_part
 from lvdm.errors import CheckpointError, ConfigError
+from lvdm.models.components import build_components
 from lvdm.training import Recipe, RunSettings, TrainingSettings, build_task, train
 from lvdm.training.autoencoder import AutoencoderModule
 from lvdm.training.checkpoints import list_checkpoints
 from lvdm.training.metrics import LossError
 from lvdm.training.module import TrainingModule
-from tests.lvdm.training_runs import MODEL, losses, make_clips, tiny_config
+from tests.lvdm.training_runs import MODEL, ROOT, losses, make_clips, tiny_config
+
+OTHER = ROOT / "configs/models/tiny_videocrafter.yaml"
 
 
 @pytest.fixture
@@ -61,6 +65,45 @@ def test_an_autoencoder_learns_and_a_base_model_is_built_on_it(tmp_path, clips):
     assert all(torch.equal(value, trained[name]) for name, value in codec.autoencoder.state_dict().items())
 
 
+def test_a_base_model_starts_from_stored_weights_in_half_precision_and_in_parts(tmp_path, clips):
+    """All that is trained, in the full precision of training; not the autoencoder, which need not be there."""
+    first = base_module(base_config(tmp_path))
+    stored = {name: value.half() for name, value in first.state_dict().items()}
+    components, folder = first.pipeline.components, tmp_path / "half"
+    folder.mkdir()
+    for part in ("unet", "text_encoder"):
+        write_part(folder, part, components.modules()[part].state_dict(), torch.float16, limit=100_000)
+    assert len(list(folder.glob("unet-*.safetensors"))) > 1
+    again = base_module(base_config(tmp_path, model={"init_from": str(folder)}, run={"seed": 1}))
+    assert all(torch.equal(value, stored[name].float()) for name, value in again.state_dict().items())
+    with pytest.raises(CheckpointError, match=r"(?s)unet in .* and those of model.config do not fit"):
+        base_module(base_config(tmp_path, model={"config": str(OTHER), "init_from": str(folder)}))
+
+
+def test_a_base_model_takes_from_another_layout_what_fits(tmp_path, clips):
+    """VideoCrafter's attention within frames and to the text starts as LVDM's; that along frames stays random."""
+    config = read_model(MODEL)
+    lvdm = build_components(config)
+    for value in lvdm.unet.parameters():
+        value.data.fill_(0.5)
+    save_pipeline(lvdm, config, tmp_path / "lvdm")
+    start = {"config": str(OTHER), "init_from": str(tmp_path / "lvdm"), "init_what_fits": True}
+    unet = base_module(base_config(tmp_path, model=start)).trained["unet"]
+    taken = {name: bool((value == 0.5).all()) for name, value in unet.named_parameters()}
+    frames, along = (f"input_blocks.1.{place}.blocks.0.attn1.to_q.weight" for place in (1, 2))
+    assert taken[frames] and taken[frames.replace("attn1", "attn2")] and not taken[along]
+    assert taken["time_embed.0.weight"]
+    with pytest.raises(ConfigError, match=r"needs model\.init_from"):
+        base_module(base_config(tmp_path, model={"init_what_fits": True}))
+
+
+def base_module(config):
+    run, training = (config.pop(name) for name in ("run", "training"))
+    recipe = Recipe(RunSettings(**run), TrainingSettings(**training), {n: config[n] for n in ("model", "data")})
+    torch.manual_seed(recipe.run.seed)
+    return build_task(recipe)[0]
+
+
 def test_a_run_that_failed_before_its_first_step_can_be_started_again(tmp_path, clips):
     with pytest.raises(ConfigError, match="multiples of"):
         train(autoencoder_config(tmp_path, data={"clip": {"num_frames": 1, "size": [15, 15]}}))
@@ -75,10 +118,7 @@ def test_graphs_are_refused_where_they_would_do_nothing():
 
 @pytest.mark.parametrize("graphs", [False, True])
 def test_what_a_base_model_trains_is_registered_once(tmp_path, clips, graphs):
-    config = base_config(tmp_path, training={"cuda_graphs": graphs})
-    run, training = (config.pop(name) for name in ("run", "training"))
-    recipe = Recipe(RunSettings(**run), TrainingSettings(**training), {n: config[n] for n in ("model", "data")})
-    module, _ = build_task(recipe)
+    module = base_module(base_config(tmp_path, training={"cuda_graphs": graphs}))
     assert {name.split(".")[1] for name in module.state_dict()} == {"unet", "text"}
     assert all(name.startswith("trained.") for name in module.state_dict())
 

@@ -2,6 +2,7 @@
 
 import logging
 import socket
+from collections.abc import Callable
 from typing import Any, Literal
 
 from aicl.apps.user_study import page
@@ -101,7 +102,7 @@ def build_blocks(study: Study) -> gr.Blocks:
         screens = [start_screen, pair_screen, thanks_screen]
         everything = [*screens, code, position, progress, pair, *questions, back, thanks, unknown, unanswered]
 
-        def show(screen: gr.Column, view: View | None = None, text: str = "") -> dict:
+        def show(screen: gr.Column, view: View | None = None, text: str = "") -> dict[Any, Any]:
             """Updates of all components for one of the screens."""
             updates: dict[Any, Any] = {each: gr.update(visible=each is screen) for each in screens}
             updates |= {unknown: page.notice(text), unanswered: page.notice(text)}
@@ -112,14 +113,14 @@ def build_blocks(study: Study) -> gr.Blocks:
                 updates[back] = gr.update(interactive=view.position > 0)
             return updates
 
-        def enter(known: str | None) -> dict:
+        def enter(known: str | None) -> dict[Any, Any]:
             try:
                 view = study.view(known or "")
             except DataError as error:
                 return show(start_screen, text=str(error))
             return show(thanks_screen if view.finished else pair_screen, view)
 
-        def arrive(request: gr.Request) -> dict:
+        def arrive(request: gr.Request) -> dict[Any, Any]:
             known = request.query_params.get("code")
             return enter(known) if known else show(start_screen)
 
@@ -129,7 +130,7 @@ def build_blocks(study: Study) -> gr.Blocks:
                 raise DataError("no pair is shown: start, or give your code")
             return known, place
 
-        def step(known: str | None, place: int | None, *given: str | None, by: int) -> dict:
+        def step(known: str | None, place: int | None, *given: str | None, by: int) -> dict[Any, Any]:
             """Keep what is chosen on the screen, then go to a neighbouring pair; onward only from a complete one."""
             known, place = shown(known, place)
             for name, choice in zip(QUESTIONS, given):
@@ -144,7 +145,7 @@ def build_blocks(study: Study) -> gr.Blocks:
                 return show(pair_screen, study.view(known, place + by))
             return enter(known)
 
-        def keep(name: str):
+        def keep(name: str) -> Callable[[str | None, int | None, str | None], None]:
             def save(known: str | None, place: int | None, choice: str | None) -> None:
                 if choice is not None:  # a late event, when the page shows another pair already
                     study.answer(*shown(known, place), name, choice)

@@ -14,7 +14,7 @@ from lvdm.video import VideoInfo, open_video, write_video
 _MAX_BYTES = 2 * 1024**3  # of decoded frames, which are in memory at once
 
 
-def digest(path: str | os.PathLike) -> str:
+def digest(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a file, in hexadecimal digits. Raises VideoError if it cannot be read."""
     try:
         with open(path, "rb") as file:
@@ -23,12 +23,12 @@ def digest(path: str | os.PathLike) -> str:
         raise VideoError(f"{path}: cannot be read ({error.strerror}); check the file") from error
 
 
-def copy_path(folder: str | os.PathLike, sha256: str) -> Path:
+def copy_path(folder: str | os.PathLike[str], sha256: str) -> Path:
     """Where the copy of a video with this digest lies."""
     return Path(folder) / f"{sha256[:32]}.mp4"
 
 
-def make_copy(source: str | os.PathLike, sha256: str, folder: str | os.PathLike) -> VideoInfo:
+def make_copy(source: str | os.PathLike[str], sha256: str, folder: str | os.PathLike[str]) -> VideoInfo:
     """Write the copy of `source` unless it is there already; returns what `source` holds.
 
     Raises VideoError where the video is broken or far too long for a study.

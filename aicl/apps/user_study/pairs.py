@@ -5,7 +5,7 @@ import os
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from aicl.evaluation.generated import read_generated
 from aicl.sidecar_files import is_companion
@@ -28,7 +28,7 @@ class Pair:
     group: str = ""
 
 
-def read_manifest(path: str | os.PathLike) -> list[Pair]:
+def read_manifest(path: str | os.PathLike[str]) -> list[Pair]:
     """The rows of a .jsonl or .csv file: prompt, ours, baseline and optionally group.
 
     Videos are relative to the manifest's folder. Raises DataError for a missing or repeated row, column or file.
@@ -48,7 +48,7 @@ def read_manifest(path: str | os.PathLike) -> list[Pair]:
 
 
 def read_folders(
-    ours: str | os.PathLike, baseline: str | os.PathLike, captions: str | os.PathLike | None = None
+    ours: str | os.PathLike[str], baseline: str | os.PathLike[str], captions: str | os.PathLike[str] | None = None
 ) -> list[Pair]:
     """Videos of the same name in two folders, at any depth; a caption's label becomes the pair's group.
 
@@ -73,7 +73,7 @@ def read_folders(
     return [Pair(prompt, ours / name, baseline / name, group or "") for name, (prompt, group) in prompts.items()]
 
 
-def _prompts(folder: Path, captions: str | os.PathLike | None) -> dict[str, tuple[str, str | None]]:
+def _prompts(folder: Path, captions: str | os.PathLike[str] | None) -> dict[str, tuple[str, str | None]]:
     """(prompt, label) by the names of videos, relative to their folder."""
     if captions is not None:
         return {record.key: (record.caption, record.label) for record in read_folder(folder, captions)}
@@ -109,7 +109,7 @@ def _shuffled(key: str, count: int) -> tuple[int, ...]:
     return tuple(sorted(range(count), key=digest))
 
 
-def _pair(manifest: Path, line: int, row: dict) -> Pair:
+def _pair(manifest: Path, line: int, row: dict[str, Any]) -> Pair:
     values = {name: row.get(name) or "" for name in ("prompt", "ours", "baseline", "group")}
     for name, value in values.items():
         if isinstance(value, str):

@@ -56,13 +56,13 @@ def krippendorff_alpha(units: Iterable[Sequence[Hashable]]) -> float | None:
     Each unit has the values given to it, by any number of raters; units with fewer than two don't count. None where
     it is not defined: no such unit, or one value everywhere, which leaves no disagreement to expect.
     """
-    units = [Counter(values) for values in units if len(values) > 1]
-    totals = sum(units, Counter())
+    counts = [Counter(values) for values in units if len(values) > 1]
+    totals = sum(counts, Counter[Hashable]())
     count = totals.total()
     expected = count**2 - sum(number**2 for number in totals.values())
     if not expected:
         return None
-    observed = sum((u.total() ** 2 - sum(number**2 for number in u.values())) / (u.total() - 1) for u in units)
+    observed = sum((u.total() ** 2 - sum(number**2 for number in u.values())) / (u.total() - 1) for u in counts)
     return 1 - (count - 1) * observed / expected
 
 

@@ -4,10 +4,11 @@ import os
 import secrets
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
 from aicl.apps.user_study.pairs import Side
 from lvdm.errors import DataError, DiskError
@@ -17,6 +18,8 @@ QUESTIONS = {  # the supplement's two measures, and what evaluators are asked fo
     "uscc": "Which video fits the text better?",
     "usfc": "Which video is more consistent from frame to frame?",
 }
+T = TypeVar("T")
+
 _VERSION = 1
 _CODE_LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"  # none that are read for one another
 _SCHEMA = (
@@ -89,7 +92,7 @@ class Answer:
 class Store:
     """The database of one study; safe to share between threads and processes. Raises DataError if it is none."""
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)
         if not self.exists(path):
             raise DataError(f"{self.path}: is no study database; start the study with its pairs first")
@@ -102,7 +105,7 @@ class Store:
             self.pairs = [StoredPair(**row) for row in database.execute("SELECT * FROM pairs ORDER BY number")]
 
     @staticmethod
-    def exists(path: str | os.PathLike) -> bool:
+    def exists(path: str | os.PathLike[str]) -> bool:
         """Whether `path` holds a study; raises DataError where it holds something else."""
         if not Path(path).is_file():
             return False
@@ -114,7 +117,7 @@ class Store:
 
     @classmethod
     def create(
-        cls, path: str | os.PathLike, pairs: Sequence[StoredPair], *, fingerprint: str, seed: int, ties: bool
+        cls, path: str | os.PathLike[str], pairs: Sequence[StoredPair], *, fingerprint: str, seed: int, ties: bool
     ) -> "Store":
         """Start a study, wholly or not at all. Raises DataError if one is there."""
         if cls.exists(path):
@@ -182,16 +185,16 @@ class Store:
     def evaluators(self) -> list[Evaluator]:
         return self._all(Evaluator, "SELECT * FROM evaluators ORDER BY number")
 
-    def _all(self, kind: type, query: str) -> list:
+    def _all(self, kind: type[T], query: str) -> list[T]:
         with self._connect() as database:
             return [kind(**row) for row in database.execute(query)]
 
-    def _connect(self):
+    def _connect(self) -> AbstractContextManager[sqlite3.Connection]:
         return _connection(self.path)
 
 
 @contextmanager
-def _connection(path: str | os.PathLike) -> Iterator[sqlite3.Connection]:
+def _connection(path: str | os.PathLike[str]) -> Iterator[sqlite3.Connection]:
     """A connection in which each statement is a transaction, unless BEGIN opens one; what is open at an error is lost.
 
     `synchronous = FULL`: in WAL mode the default keeps the file whole, but may lose the last answers to a power cut.

@@ -39,7 +39,7 @@ class View:
 class Study:
     """A study in `folder`: the database and the copies of its videos."""
 
-    def __init__(self, folder: str | os.PathLike):
+    def __init__(self, folder: str | os.PathLike[str]):
         self.folder = Path(folder)
         self.store = Store(database_path(folder))
 
@@ -94,15 +94,15 @@ class Study:
         return our_sides(self.store.settings.seed, evaluator.number, self.total)[pair.number]
 
 
-def database_path(folder: str | os.PathLike) -> Path:
+def database_path(folder: str | os.PathLike[str]) -> Path:
     return Path(folder) / "study.sqlite"
 
 
-def videos_path(folder: str | os.PathLike) -> Path:
+def videos_path(folder: str | os.PathLike[str]) -> Path:
     return Path(folder) / "videos"
 
 
-def open_study(folder: str | os.PathLike) -> Study:
+def open_study(folder: str | os.PathLike[str]) -> Study:
     """Go on with a study. Raises DataError if there is none, or some of its videos' copies are missing."""
     study = Study(folder)
     videos = {sha256 for pair in study.store.pairs for sha256 in (pair.ours_sha256, pair.baseline_sha256)}
@@ -113,7 +113,7 @@ def open_study(folder: str | os.PathLike) -> Study:
 
 
 def prepare(
-    folder: str | os.PathLike,
+    folder: str | os.PathLike[str],
     pairs: Sequence[Pair],
     *,
     seed: int | None = None,

@@ -30,7 +30,7 @@ class UCF101Benchmark(FileBenchmark):
     Raises DataError for a class without clips of reference groups or of others, ConfigError for settings out of range.
     """
 
-    paper = "ucf101"
+    paper: str | None = "ucf101"
 
     def __init__(
         self,
@@ -115,7 +115,7 @@ class UCF101Benchmark(FileBenchmark):
         """MAX_REFERENCES clips, of as many groups as possible."""
         groups = [list(clips) for clips in self._references[label].values()]
         for clips in groups:
-            rng.shuffle(clips)  # type: ignore[arg-type]
+            rng.shuffle(clips)
         order = rng.permutation(len(groups))
         turns = [groups[i][turn] for turn in range(MAX_REFERENCES) for i in order if turn < len(groups[i])]
         return tuple(turns[:MAX_REFERENCES])

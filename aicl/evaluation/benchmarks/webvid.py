@@ -32,7 +32,7 @@ class WebVidBenchmark(FileBenchmark):
     DataError where the data has too few such captions, or not the videos of an existing list.
     """
 
-    paper = "webvid"
+    paper: str | None = "webvid"
 
     def __init__(
         self,

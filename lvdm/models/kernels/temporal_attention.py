@@ -129,7 +129,7 @@ def _backward(
     if has_dtables:
         of_k = tl.zeros([span, block_d], tl.float32)
         of_v = tl.zeros([span, block_d], tl.float32)
-    packed = positions.to(tl.int64) * heads * d
+    packed = tl.cast(positions, tl.int64) * heads * d  # which torch.compile may give as a constant
     for step in range(0, steps):
         position = chunk * steps + step
         if position < positions:
