@@ -91,6 +91,10 @@ class DiffusersBackbone(VideoBackbone):
                 )
 
     def enable_gradient_checkpointing(self) -> None:
+        if not self.model._supports_gradient_checkpointing:
+            raise ConfigError(
+                f"diffusers cannot recompute a {self.family}: set training.gradient_checkpointing to false"
+            )
         self.model.enable_gradient_checkpointing()
 
     @property

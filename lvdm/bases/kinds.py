@@ -4,7 +4,7 @@ A row is all that the library knows of a class. `tests/lvdm/test_bases.py` holds
 that a change of one token in a block's output moves the prediction at that token's place first, and no other.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,8 +53,7 @@ class Kind:
 
     blocks: class of a block -> where its tokens are. call: runs the network. width: the width of a block's tokens.
     stride: latent cells (t, h, w) that a token of the block of this name stands for. image_channels: input channels
-    that are an image's. prism, integration: AICL's sizes for it, which keep an adapter within 100 M parameters at the
-    published sizes.
+    that are an image's. prism: sizes of AICL's prism for it, see also `integration_sizes`.
     """
 
     blocks: Mapping[str, TokenLayout]
@@ -63,7 +62,6 @@ class Kind:
     stride: Callable[[Any, str], Grid]
     image_channels: Callable[[Any], int] = lambda config: 0
     prism: Mapping[str, Any] = field(default_factory=dict)
-    integration: Mapping[str, Any] = field(default_factory=dict)
 
 
 def _unet_stride(config: Any, name: str) -> Grid:
@@ -202,20 +200,19 @@ def _svd(model: Any, call: Call) -> Tensor:
 SVD_MOTION = 127  # "motion_bucket_id", how much moves
 SVD_IMAGE_NOISE = 0.02  # standard deviation of the noise that its pipeline puts on the image
 
-_LARGE = {"width": 512, "depth": 12, "heads": 8, "head_dim": 64, "max_relative_frames": 32, "mask_padding": True}
-_LARGE_BLOCKS = {"inner_width": 256, "max_relative_frames": 32}
-_SMALL = {"width": 448, "depth": 12, "heads": 7, "head_dim": 64}  # beside the wider integration of UNets
-_UNET_BLOCKS = {"inner_width": 256}
+_PRISM = {"width": 448, "depth": 12, "heads": 7, "head_dim": 64, "max_relative_frames": 32}  # 57 M parameters
+_INTEGRATION = {"max_relative_frames": 32}
+_WIDEST, _MOST = 256, 40e6  # of a bottleneck, and parameters of all blocks' projections
 
 
 def _transformer(call: Callable[[Any, Call], Tensor], block: str, item: int | None = None, **rest: Any) -> Kind:
     layouts = {block: TokenLayout(FRAME_MAJOR, item)}
-    return Kind(layouts, call, _heads, _patches, prism=_LARGE, integration=_LARGE_BLOCKS, **rest)
+    return Kind(layouts, call, _heads, _patches, prism={**_PRISM, "mask_padding": True}, **rest)
 
 
 def _unet(call: Callable[[Any, Call], Tensor], block: str, item: int | None = None, **rest: Any) -> Kind:
     layouts = {block: TokenLayout(IMAGES, item)}
-    return Kind(layouts, call, _channels, _unet_stride, prism=_SMALL, integration=_UNET_BLOCKS, **rest)
+    return Kind(layouts, call, _channels, _unet_stride, prism=_PRISM, **rest)
 
 
 def _wan_image(config: Any) -> int:
@@ -256,3 +253,10 @@ def extensible(model: nn.Module, kind: Kind) -> list[tuple[str, nn.Module, Token
     ]
     order = {"transformer_in": 0, "down_blocks": 1, "mid_block": 2, "up_blocks": 3}  # modules are named in another
     return sorted(found, key=lambda block: order.get(block[0].split(".")[0], 0))
+
+
+def integration_sizes(widths: Sequence[int]) -> dict[str, Any]:
+    """AICL's sizes of what reads references in blocks of these widths: with a prism of the table's sizes, an adapter
+    has at most 100 M parameters. The bottleneck is a multiple of 64 channels."""
+    channels = int(_MOST / (2 * sum(widths))) // 64 * 64  # a block projects to the bottleneck and back
+    return {**_INTEGRATION, "inner_width": max(64, min(_WIDEST, channels))}

@@ -13,6 +13,7 @@ from lvdm.bases.backbone import DiffusersBackbone
 from lvdm.bases.codec import DiffusersCodec, frames_that_fit
 from lvdm.bases.config import DiffusersConfig
 from lvdm.bases.images import IMAGES, ImageCondition
+from lvdm.bases.kinds import integration_sizes
 from lvdm.bases.schedules import Steps, prediction_of, ready, schedule_of
 from lvdm.bases.text import DiffusersText
 from lvdm.diffusion import Condition, Denoiser
@@ -70,7 +71,8 @@ class DiffusersPipeline(VideoPipeline):
 
     def integration_defaults(self) -> dict[str, Any]:
         backbone: Any = _bare(self.components.unet)
-        return {"feature_channels": 4 * backbone.compression.time, **backbone.kind.integration}
+        sizes = integration_sizes([block.width for block in backbone.extensible_blocks()])
+        return {"feature_channels": 4 * backbone.compression.time, **sizes}
 
     def fit(self, num_frames: int, size: tuple[int, int]) -> None:
         """Train at this length and size: the noise levels of some models depend on them. Raises ConfigError."""

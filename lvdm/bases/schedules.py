@@ -70,7 +70,9 @@ class Steps:
     """One sampling with a scheduler of diffusers: what the network is given, and what becomes of its output."""
 
     def __init__(self, scheduler: Any, generators: Any, eta: float | None) -> None:
-        self.scheduler, self._before, self._previous = scheduler, None, None
+        self.scheduler = scheduler
+        self._before: Tensor | None = None  # what CogVideoX's solver keeps of the step before, and its timestep
+        self._previous: Tensor | None = None
         takes = inspect.signature(scheduler.step).parameters
         self._options: dict[str, Any] = {"return_dict": False}
         if "generator" in takes and generators is not None:
@@ -89,7 +91,8 @@ class Steps:
     def step(self, output: Tensor, t: Tensor, x: Tensor) -> Tensor:
         """Latents x (b, c, t, h, w) one step cleaner, by the network's output."""
         if type(self.scheduler).__name__ != "CogVideoXDPMScheduler":
-            return self.scheduler.step(output, t, x, **self._options)[0]
+            cleaner: Tensor = self.scheduler.step(output, t, x, **self._options)[0]
+            return cleaner
         x, self._before = self.scheduler.step(output, self._before, t, self._previous, x, **self._options)
         self._previous = t
         return x

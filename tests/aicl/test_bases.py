@@ -17,7 +17,7 @@ from aicl.pipeline import AICLPipeline
 from lvdm.bases.backbone import DiffusersBackbone
 from lvdm.bases.kinds import KINDS
 from lvdm.bases.loading import wrap
-from lvdm.errors import CheckpointError
+from lvdm.errors import CheckpointError, ConfigError
 from lvdm.models.backbone import Compression
 from lvdm.training import train
 from tests.aicl.tiny_models import randomise
@@ -77,7 +77,7 @@ def test_an_untrained_adapter_is_the_base_and_gradients_reach_all_that_is_new_an
     assert torch.equal(unpatched.requires_grad_(False)(**given), base)  # with gradients, convolutions round otherwise
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", sorted(KINDS.keys() - {"UNet3DConditionModel"}))
 def test_recomputed_blocks_have_the_same_gradients(name):
     gradients = []
     for recomputed in (False, True):
@@ -90,6 +90,11 @@ def test_recomputed_blocks_have_the_same_gradients(name):
         gradients.append([parameter.grad for parameter in model.blocks.parameters()])
     for stored, again in zip(*gradients):
         torch.testing.assert_close(again, stored, rtol=1e-3, atol=1e-6)
+
+
+def test_a_network_that_cannot_be_recomputed_says_so():
+    with pytest.raises(ConfigError, match="cannot recompute a UNet3DConditionModel"):
+        integrated("UNet3DConditionModel").enable_gradient_checkpointing()
 
 
 @pytest.mark.parametrize("name", KINDS)
