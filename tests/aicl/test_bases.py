@@ -11,19 +11,22 @@ from aicl.action_integration import IntegrationConfig
 from aicl.action_prism import build_prism
 from aicl.adapter import load_adapter
 from aicl.base_defaults import read_integration_config, read_prism_config
+from aicl.base_tables import row
 from aicl.integrated_backbone import integrate
 from aicl.options import Reference
 from aicl.pipeline import AICLPipeline
+from lvdm import config as configs
 from lvdm.bases.backbone import DiffusersBackbone
 from lvdm.bases.kinds import KINDS
 from lvdm.bases.loading import wrap
+from lvdm.bases.sizes import PUBLISHED
 from lvdm.errors import CheckpointError, ConfigError
-from lvdm.models.backbone import Compression
+from lvdm.models.backbone import Compression, build_backbone
 from lvdm.training import train
 from tests.aicl.tiny_models import randomise
 from tests.lvdm.test_bases import image
 from tests.lvdm.tiny_bases import NAMES, SIZES, WIDTH, network, pipeline
-from tests.lvdm.training_runs import losses, make_clips, tiny_config
+from tests.lvdm.training_runs import MODEL, ROOT, losses, make_clips, tiny_config
 
 SMALL = {"width": 16, "depth": 1, "heads": 2, "head_dim": 8, "text_width": 16}
 BLOCKS = {"inner_width": 16, "head_dim": 8}
@@ -208,3 +211,32 @@ def test_a_folder_of_diffusers_trains_samples_and_keeps_its_adapter_apart(folder
     cog = DiffusersBackbone(network("CogVideoXTransformer3DModel"), Compression(8, 4), "v")
     with pytest.raises(CheckpointError, match="family 'WanTransformer3DModel'"):
         load_adapter(adapter, cog)
+
+
+def test_a_video_transformer_is_trained_from_scratch_and_aicl_on_it(tmp_path):
+    make_clips(tmp_path / "clips")
+    small = {"num_attention_heads": 2, "attention_head_dim": 16, "num_layers": 1, "ffn_dim": 32, "text_dim": 32}
+    model = configs.load(MODEL) | {"family": "WanTransformer3DModel", "diffusion": {}}
+    model["unet"] = {"in_channels": 4, "out_channels": 4, **small}
+    model["diffusion"] = {"schedule": "flow", "prediction": "flow", "shift": 3.0, "spacing": "trailing"}
+    given = {"data": {"clip": {"num_frames": 2, "size": [16, 16], "fps": 8}}, "training": {"steps": 2}}
+    base = given | {"model": {"config": model, "train_text": True}}
+    assert train(tiny_config(tmp_path, "base", **base)) == 0
+    sections = given | {"base": {"path": str(tmp_path / "runs/base")}, "prism": SMALL, "integration": BLOCKS}
+    assert train(tiny_config(tmp_path, "aicl", **sections)) == 0
+    pipe = AICLPipeline.from_pretrained(tmp_path / "runs/base", adapter=tmp_path / "runs/aicl")
+    assert pipe.info.family == "WanTransformer3DModel" and pipe.info.base["ffn_dim"] == 32
+    options: dict[str, Any] = {"num_frames": 2, "height": 16, "width": 16, "num_inference_steps": 2, "progress": False}
+    assert pipe("a person jumps", references=references(1), **options).shape == (1, 2, 16, 16, 3)
+    with pytest.raises(
+        ConfigError, match=r"unet\.ffn_dims is no parameter of WanTransformer3DModel: did you mean ffn_dim"
+    ):
+        build_backbone("WanTransformer3DModel", {"ffn_dims": 32})
+
+
+def test_the_page_of_base_models_has_the_sizes_that_are_computed():
+    page = (ROOT / "docs/base_models.md").read_text(encoding="utf-8")
+    for name in ("wan2.1-t2v-1.3b", "cogvideox-2b", "ltx-video-2b", "animatediff-1.5"):
+        assert row(PUBLISHED[name]) in page
+        adapter = float(row(PUBLISHED[name]).split("= ")[1].split(" ")[0])
+        assert adapter <= 100
