@@ -5,7 +5,8 @@ import json
 import os
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from lvdm.checkpoints.integrity import HASH_KEY, check_hash, check_values, tenso
 from lvdm.errors import CheckpointError, ConfigError
 from lvdm.files import atomic_path
 from lvdm.models.backbone import VideoBackbone
+from lvdm.models.components import GenerationDefaults
 from lvdm.outside import checked_path, metadata_object, open_tensors
 
 FORMAT_VERSION = 1
@@ -127,24 +129,52 @@ def read_adapter(path: str | os.PathLike[str]) -> tuple[AdapterInfo, dict[str, T
 
     Raises CheckpointError for a file that is missing, damaged, no adapter, or of a newer format.
     """
+    path = _adapter_path(path)
+    with open_tensors(path, CheckpointError, remedy="train or download it again") as file:
+        metadata = file.metadata() or {}
+        info = _info(metadata, path)
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    check_hash(state, metadata, path)
+    return info, state
+
+
+def read_adapter_info(path: str | os.PathLike[str]) -> AdapterInfo:
+    """What an adapter file says about itself, from its header alone. Raises CheckpointError as `read_adapter` does."""
+    path = _adapter_path(path)
+    with open_tensors(path, CheckpointError, remedy="train or download it again") as file:
+        return _info(file.metadata() or {}, path)
+
+
+def at_adapter_rate(defaults: GenerationDefaults, info: AdapterInfo | None) -> GenerationDefaults:
+    """A base model's defaults at the frame rate that the adapter was trained at, where that is known.
+
+    So references are read, the base model is told, and videos are meant to be played at one rate.
+    """
+    if info is None or info.fps is None:
+        return defaults
+    fps = max(1, round(info.fps))
+    return replace(defaults, fps=None if defaults.fps is None else fps, save_fps=fps)
+
+
+def _adapter_path(path: str | os.PathLike[str]) -> Path:
     path = checked_path(path, CheckpointError)
     if not path.is_file():
         raise CheckpointError(f"adapter {path} does not exist")
-    with open_tensors(path, CheckpointError, remedy="train or download it again") as file:
-        metadata = file.metadata() or {}
-        if "aicl" not in metadata:
-            raise CheckpointError(
-                f"{path} is a safetensors file, but no AICL adapter: give the adapter.safetensors of a run"
-            )
-        content = metadata_object(metadata, "aicl", path, CheckpointError)
-        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    check_hash(state, metadata, path)
+    return path
+
+
+def _info(metadata: Mapping[str, str], path: Path) -> AdapterInfo:
+    if "aicl" not in metadata:
+        raise CheckpointError(
+            f"{path} is a safetensors file, but no AICL adapter: give the adapter.safetensors of a run"
+        )
+    content = metadata_object(metadata, "aicl", path, CheckpointError)
     if content.get("format") != FORMAT_VERSION:
         raise CheckpointError(
             f"{path} has adapter format {content.get('format')}, this version reads {FORMAT_VERSION}: "
             f"use the library version that wrote it ({content.get('library')})"
         )
-    return configs.from_mapping(AdapterInfo, content, where=str(path)), state
+    return configs.from_mapping(AdapterInfo, content, where=str(path))
 
 
 def load_adapter(

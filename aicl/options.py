@@ -35,22 +35,24 @@ class SamplingOptions(GenerationOptions):
         "ref_fps": "reference_fps",
     }
 
-    scale: float = option(1.0, "strength of the references; 0 is the base model (default: 1)", least=0, group="refs")
+    scale: float = option(
+        1.0, "strength of the references; 0 is the base model (default: 1)", least=0, group="references"
+    )
     reference_guidance_scale: float | None = option(
-        None, "strength of the references apart from the text's", group="refs", spellings=("ref-guidance",)
+        None, "strength of the references apart from the text's", group="references", spellings=("ref-guidance",)
     )
     first_reference_until: float | None = option(
         None,
         "share of the noise levels, from the noisiest on, for which the first reference is read alone, such as 0.75",
         least=0,
         most=1,
-        group="refs",
+        group="references",
     )
     reference_fps: float | None = option(
         None,
         "rate (1/s) at which reference videos are sampled (default: that of the model's videos)",
         above=0,
-        group="refs",
+        group="references",
         spellings=("ref-fps",),
     )
 

@@ -10,7 +10,7 @@ import torch
 from torch import Generator, nn
 
 from aicl.action_prism import ActionPrism
-from aicl.adapter import AdapterInfo, Fingerprint, load_adapter, save_adapter
+from aicl.adapter import AdapterInfo, Fingerprint, at_adapter_rate, load_adapter, save_adapter
 from aicl.clock import Clock
 from aicl.integrated_backbone import IntegratedBackbone
 from aicl.model_files import FOLDER_FILE, FolderConfig, ModelFiles, find_model_files
@@ -129,15 +129,8 @@ class AICLPipeline:
 
     @property
     def defaults(self) -> GenerationDefaults:
-        """What a call uses where it says nothing: the base model's, at the frame rate that the adapter was trained at.
-
-        So references are read, the base model is told, and videos are meant to be played at one rate.
-        """
-        defaults = self.base.config.defaults
-        if self.info is None or self.info.fps is None:
-            return defaults
-        fps = max(1, round(self.info.fps))
-        return replace(defaults, fps=None if defaults.fps is None else fps, save_fps=fps)
+        """What a call uses where it says nothing: the base model's, at the rate that the adapter was trained at."""
+        return at_adapter_rate(self.base.config.defaults, self.info)
 
     @property
     def device(self) -> torch.device:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from aicl.options import Reference, SamplingOptions
-from aicl.sidecar_files import COMPARISON, companion
+from aicl.sidecar_files import COMPARISON, sidecar
 from lvdm import config as configs
 from lvdm.errors import ConfigError, DataError, UserError, VideoError
 from lvdm.files import check_writable
@@ -42,9 +42,9 @@ class Job(SamplingOptions):
 
     prompt: str
     references: list[Reference] = dataclasses.field(default_factory=list)
-    library: str | None = option(None, "take references from this index (see `aicl index`)", group="refs")
+    library: str | None = option(None, "take references from this index (see `aicl index`)", group="references")
     num_references: int = option(
-        1, "how many to take from the library (default: 1)", least=1, group="refs", spellings=("num-refs",)
+        1, "how many to take from the library (default: 1)", least=1, group="references", spellings=("num-refs",)
     )
     image: str | None = option(None, "first frame, for image-to-video models")
     seed: int = option(0, "of the first sample (default: 0)", least=0)
@@ -105,7 +105,7 @@ def sheet_file(video: Path) -> Path:
 
 def files_beside(video: Path, compare: bool) -> list[Path]:
     """A video and what is written with it."""
-    return [video, record_file(video), *([companion(video, COMPARISON), sheet_file(video)] if compare else [])]
+    return [video, record_file(video), *([sidecar(video, COMPARISON), sheet_file(video)] if compare else [])]
 
 
 def read_jobs(defaults: Mapping[str, Any], prompts_file: str | os.PathLike[str] | None = None) -> list[Job]:

@@ -11,7 +11,7 @@ from aicl.options import Reference, SamplingOptions
 from aicl.pipeline import AICLPipeline
 from aicl.reference_videos import is_features_file, read_clip
 from aicl.sampling_jobs import Job, sheet_file
-from aicl.sidecar_files import COMPARISON, companion
+from aicl.sidecar_files import COMPARISON, sidecar
 from lvdm.files import atomic_path
 from lvdm.options import GenerationOptions
 from lvdm.video import contact_sheet, side_by_side, to_pixels, write_video
@@ -70,7 +70,7 @@ def write_sample(pipe: AICLPipeline, job: Job, sample: Sample, path: Path) -> No
     write_video(path, sample.video, fps, overwrite=True)
     if sample.base is not None:
         shown, labels = _compared(job, sample)
-        write_video(companion(path, COMPARISON), side_by_side(shown, labels), fps, overwrite=True)
+        write_video(sidecar(path, COMPARISON), side_by_side(shown, labels), fps, overwrite=True)
         with atomic_path(sheet_file(path)) as temporary:
             contact_sheet(shown, labels).save(temporary)
 

@@ -6,12 +6,12 @@ COMPARISON = "-compare"  # references, base model and AICL side by side
 REFERENCE = "-reference"  # what the video is compared with
 
 
-def companion(video: Path, ending: str) -> Path:
+def sidecar(video: Path, ending: str) -> Path:
     """The file of this kind beside a video, or beside a folder of frames."""
     return video.with_stem(video.stem + ending)
 
 
-def is_companion(path: Path) -> bool:
+def is_sidecar(path: Path) -> bool:
     """Whether a file is one of them, and its video is there."""
     return any(
         path.stem.endswith(ending) and path.with_stem(path.stem.removesuffix(ending)).is_file()

@@ -39,12 +39,17 @@ class FiniteWatch:
         if self._verdicts is None:
             self._verdicts = torch.empty(total, dtype=torch.bool, pin_memory=on_cuda)
         self._verdicts[step - 1].copy_(torch.isfinite(x).all(), non_blocking=on_cuda)
-        event = torch.cuda.Event() if on_cuda else None
-        if event is not None:
-            event.record(torch.cuda.current_stream(x.device))
-        self._open.append((step, total, event))
+        self._open.append((step, total, self._event(x)))
         self._look(wait=False)
         return self.callback(step, total, t, x) if self.callback is not None else None
+
+    def _event(self, x: Tensor) -> Any:
+        """What says when the verdict has come: an event of x's stream, or None for one that is there at once."""
+        if x.device.type != "cuda":
+            return None
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(x.device))
+        return event
 
     def finish(self) -> None:
         """Look at what is left, waiting for the device. Raises SamplingError."""

@@ -15,13 +15,13 @@ CACHED_FILES = 1000  # hashes kept, the newest
 SUMS = "SHA256SUMS"  # as `sha256sum --check` reads it
 
 
-def file_hash(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file, in hexadecimal. Raises CheckpointError where it cannot be read."""
+def file_hash(path: str | os.PathLike[str], kind: type[UserError] = CheckpointError) -> str:
+    """SHA-256 of a file, in hexadecimal. Raises an error of this kind where it cannot be read."""
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+        raise kind(f"{path} cannot be read: {error.strerror}") from error
 
 
 def files_hash(folder: str | os.PathLike[str]) -> str:

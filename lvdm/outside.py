@@ -21,8 +21,8 @@ from lvdm.errors import UserError
 
 Kind = type[UserError]
 
-MAX_BYTES = 2**28  # of a file that is read as a whole; listings, which are read line by line, may be longer
-MAX_LINE = 2**20  # characters of a line of a listing
+MAX_BYTES = 2**28  # of a file that is read as a whole; manifests, which are read line by line, may be longer
+MAX_LINE = 2**20  # characters of a line of a manifest
 MAX_DEPTH = 50  # of nested JSON or YAML
 MAX_NODES = 100_000  # of a YAML file, aliases written out
 MAX_DIGITS = 18  # of a whole number: it fits into 64 bits
@@ -77,7 +77,7 @@ def read_lines(path: str | os.PathLike[str], kind: Kind) -> Iterator[tuple[int, 
             while data := file.readline(MAX_LINE + 1):
                 number += 1
                 if len(data) > MAX_LINE:
-                    raise kind(f"{path}: line {number} has more than {MAX_LINE:,} bytes; it is no listing")
+                    raise kind(f"{path}: line {number} has more than {MAX_LINE:,} bytes; it is no manifest")
                 yield number, _decoded(data, path, kind, number).rstrip("\r\n")
     except OSError as error:
         raise kind(f"{path} cannot be read: {error.strerror}") from error

@@ -1,7 +1,7 @@
 """Score generated videos by every metric that the given networks allow, and set results side by side.
 
   aicl evaluate score out/aicl --row AICL --real data/ucf101/unseen --i3d checkpoints/i3d_torchscript.pt \\
-      --clip ViT-L-14 checkpoints/clip_vit_l_14.pt --result results/aicl.json
+      --clip-model ViT-L-14 checkpoints/clip_vit_l_14.pt --result results/aicl.json
   aicl evaluate score out/base --row base --real data/ucf101/unseen --fps 8 --classifier checkpoints/videomae_ucf101
   aicl evaluate score outputs/tables/exported/Table-I-LVDM --benchmark puppets --real real
   aicl evaluate table results/base.json results/aicl.json --latex
@@ -36,7 +36,9 @@ def parser() -> Parser:
     score.add_argument("--real", type=Path, help="a folder of real videos")
     score.add_argument("--i3d", "--fvd", metavar="FILE", help="I3D's TorchScript file, for FVD and KVD")
     score.add_argument("--videomae", metavar="FOLDER", help="a VideoMAE encoder of transformers")
-    score.add_argument("--clip", nargs="+", metavar="MODEL", help="an open_clip model and its weights, or a folder")
+    score.add_argument(
+        "--clip-model", "--clip", nargs="+", metavar="MODEL", help="an open_clip model and its weights, or a folder"
+    )
     score.add_argument("--classifier", metavar="FOLDER", help="a video classification model of transformers")
     score.add_argument("--flow", nargs=2, metavar=("RAFT", "WEIGHTS"), help="raft_small or raft_large (torchvision)")
     score.add_argument("--benchmark", metavar="NAME", help="take evaluators and metrics from configs/benchmarks")
@@ -130,10 +132,13 @@ def wanted(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     specs, names = evaluator_section(args.benchmark) if args.benchmark else ({}, [])
     specs = {"flow": {}, "tracks": {}} | specs
     specs |= {role: path for role in ("i3d", "videomae", "classifier") if (path := getattr(args, role))}
-    if args.clip:
-        if len(args.clip) > 2:
-            raise ConfigError("--clip takes an open_clip model and its weights, or the folder of a transformers CLIP")
-        specs["clip"] = {"path": args.clip[-1]} | ({"model": args.clip[0]} if len(args.clip) == 2 else {})
+    if args.clip_model:
+        if len(args.clip_model) > 2:
+            raise ConfigError(
+                "--clip-model takes an open_clip model and its weights, or the folder of a transformers CLIP"
+            )
+        *name, path = args.clip_model
+        specs["clip"] = {"path": path} | ({"model": name[0]} if name else {})
     if args.flow:
         specs["flow"] = {"network": args.flow[0], "path": args.flow[1]}
     return specs, args.metrics or names or list(all_metrics())

@@ -67,7 +67,7 @@ def parser() -> Parser:
         help="one each; 0 leaves one out",
     )
     parser.add_argument("--size", metavar="WIDTHxHEIGHT", help="--width and --height in one, such as 512x320")
-    add_arguments(parser, Job, {"refs": references} | HEADINGS)
+    add_arguments(parser, Job, {"references": references} | HEADINGS)
     return parser
 
 

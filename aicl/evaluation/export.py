@@ -11,7 +11,7 @@ from aicl.evaluation.generated import MANIFEST
 from aicl.evaluation.lossless import read_lossless
 from aicl.evaluation.row import Row
 from aicl.evaluation.table_run import TableRun
-from aicl.sidecar_files import REFERENCE, companion
+from aicl.sidecar_files import REFERENCE, sidecar
 from lvdm.errors import ConfigError
 from lvdm.files import atomic_path
 from lvdm.video import write_video
@@ -36,7 +36,7 @@ def export_row(run: TableRun, row: Row, folder: Path) -> Path:
     ]
     for number, (sample, video) in enumerate(tqdm(made, desc=f"exporting '{row.label}'", unit="video")):
         path, key = place / f"{number:05d}.mp4", f"{video.path.parent.name}/{video.path.name}"
-        reference = companion(path, REFERENCE)
+        reference = sidecar(path, REFERENCE)
         if known.get(path.name) != key or not (path.is_file() and reference.is_file()):
             pixels, rate = read_lossless(video.path)
             write_video(path, pixels, rate, overwrite=True)

@@ -8,7 +8,7 @@ from torch import Tensor
 from aicl.evaluation.metric import Observed
 
 
-def partner(labels: Sequence[str], index: int, same: bool) -> int | None:
+def next_clip(labels: Sequence[str], index: int, same: bool) -> int | None:
     """The next clip, counted round, of the same or of another class; None where there is none."""
     for step in range(1, len(labels)):
         other = (index + step) % len(labels)
@@ -30,7 +30,9 @@ def pairs_of_real_clips(
         return {}
     labels, values, lines = list(real.labels or ()), real.videos[seen], {}
     for same, which in ((True, "of one action"), (False, "of two actions")):
-        found = [(index, other) for index in range(len(labels)) if (other := partner(labels, index, same)) is not None]
+        found = [
+            (index, other) for index in range(len(labels)) if (other := next_clip(labels, index, same)) is not None
+        ]
         if found:
             text = f"{what} of two real clips {which}"
             if text not in real.known:  # the same for every row

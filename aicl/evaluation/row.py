@@ -9,13 +9,14 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
+from aicl.adapter import at_adapter_rate, read_adapter_info
 from aicl.evaluation.benchmark import MAX_REFERENCES, Clip, Sample
 from aicl.model_files import ModelFiles
 from aicl.pipeline import AICLPipeline
 from lvdm.checkpoints.folder import read_model_config
 from lvdm.errors import CheckpointError, ConfigError
 from lvdm.hashing import file_hash, files_hash, text_hash
-from lvdm.models.components import ModelConfig
+from lvdm.models.components import GenerationDefaults, ModelConfig
 
 VERSION = 1  # of how videos are made; raised when the same row comes to give other ones
 
@@ -116,6 +117,13 @@ class Source:
                 raise CheckpointError(f"there is no adapter {self.files.adapter}")
             parts["adapter"] = self.files.adapter
         return parts
+
+    @cached_property
+    def defaults(self) -> GenerationDefaults:
+        """The length and rate of its videos, and what else the row leaves open: a row with references has its adapter's
+        rate. Raises CheckpointError for what is missing."""
+        adapter = self.parts().get("adapter")
+        return at_adapter_rate(self.config.defaults, None if adapter is None else read_adapter_info(adapter))
 
     def takes_target(self) -> bool:
         """Whether the videos depend on a real clip: an image-to-video model's, or those through the autoencoder."""

@@ -213,7 +213,7 @@ def _observe(
     for reader in readers:
         look_at_texts(store, reader, prompts)
     classes = None if None in labels else [str(label) for label in labels]
-    known = {
+    known: dict[str, Any] = {
         "pool": None if classes is None else sorted(set(classes)),
         "classifier": evaluators.get("classifier"),
         "allow_few": allow_few,
@@ -226,8 +226,8 @@ def _observe(
         texts={f"{e.role}.{n}": v for e in readers for n, v in texts_seen(store, e, prompts).items()},
         prompts=prompts,
         labels=classes,
-        real=Observed(seen["real"], labels=real_labels, **known) if real else None,  # type: ignore[arg-type]
-        **known,  # type: ignore[arg-type]
+        real=Observed(seen["real"], labels=real_labels, **known) if real else None,
+        **known,
     )
 
 

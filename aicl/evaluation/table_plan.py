@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping
 from functools import cached_property
+from pathlib import Path
 
 import torch
 
 from aicl.evaluation.benchmark import Sample, build_benchmark
 from aicl.evaluation.generate import Made, VideoStore
 from aicl.evaluation.metric import Evaluator, Metric, get_metric, get_metrics
-from aicl.evaluation.observe import check_comparable_length
+from aicl.evaluation.observe import ObservationStore, check_comparable_length
 from aicl.evaluation.presets import Preset, SetSpec
 from aicl.evaluation.row import Row, Source
 from aicl.evaluation.tables import STUDIED
@@ -19,7 +20,7 @@ SPEED = "dynamic_degree"  # what groups of samples are formed by, of their refer
 
 
 class TablePlan:
-    """What a set of a preset asks for, and what stands in its way.
+    """What a set of a preset asks for, and what stands in its way. observations: the folder of what evaluators saw.
 
     Raises UserError for a benchmark that is not there, metrics that are unknown, and sets of too few videos.
     """
@@ -30,12 +31,15 @@ class TablePlan:
         spec: SetSpec,
         evaluators: Mapping[str, Evaluator],
         videos: VideoStore,
+        observations: Path,
         device: torch.device,
     ) -> None:
         self.preset, self.spec, self.evaluators, self.device = preset, spec, evaluators, device
         self.videos = videos
         self.benchmark = build_benchmark({**preset.benchmark, **spec.benchmark}, device)
         auto = "bfloat16" if device.type == "cuda" else "float32"
+        reading = f"{self.benchmark.frames} frames at {self.benchmark.fps:g} a second from the middle"
+        self.observations = ObservationStore(observations, f"{reading}, {self.benchmark.size}")
         self.dtype: torch.dtype = getattr(torch, auto if preset.precision == "auto" else preset.precision)
         self._samples: dict[int, list[Sample]] = {}
         self._sources: dict[Row, Source | None] = {}
@@ -139,7 +143,7 @@ class TablePlan:
             if first.target is None and source.takes_target():
                 return f"{self.benchmark} has no real clip of each sample"
             if row.kind == "generated":
-                defaults = source.config.defaults
+                defaults = source.defaults
                 check_comparable_length(defaults.num_frames, defaults.save_fps, self.benchmark)
         except (CheckpointError, ConfigError, VideoError) as error:
             return str(error)

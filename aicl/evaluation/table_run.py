@@ -1,12 +1,11 @@
 """One table on one benchmark: what is seen of its videos, and the estimates of its rows."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import cast
 
-import torch
 from torch import Tensor
 
 from aicl.evaluation.benchmark import Clip
@@ -18,10 +17,8 @@ from aicl.evaluation.estimates import (
     own_rates,
     paired_differences,
 )
-from aicl.evaluation.generate import VideoStore
-from aicl.evaluation.metric import Classifier, Evaluator, Metric, Observed, TextEvaluator, get_metric
-from aicl.evaluation.observe import ObservationStore, View, generated_view, look, look_at_texts, texts_seen
-from aicl.evaluation.presets import Preset, SetSpec
+from aicl.evaluation.metric import Classifier, Metric, Observed, TextEvaluator, get_metric
+from aicl.evaluation.observe import View, generated_view, look, look_at_texts, texts_seen
 from aicl.evaluation.results import Protocol, Result
 from aicl.evaluation.row import Row
 from aicl.evaluation.statistics import Estimate
@@ -37,21 +34,6 @@ class TableRun(TablePlan):
 
     Raises UserError for a benchmark that is not there, metrics that are unknown, and sets of too few videos.
     """
-
-    def __init__(
-        self,
-        preset: Preset,
-        spec: SetSpec,
-        evaluators: Mapping[str, Evaluator],
-        videos: VideoStore,
-        observations: Path,
-        device: torch.device,
-    ) -> None:
-        super().__init__(preset, spec, evaluators, videos, device)
-        benchmark = self.benchmark
-        reading = f"{benchmark.frames} frames at {benchmark.fps:g} a second from the middle, {benchmark.size}"
-        self.observations = ObservationStore(observations, reading)
-        self._observed: dict[Row, list[Observed]] = {}
 
     # -- what is seen of them
 
@@ -118,6 +100,10 @@ class TableRun(TablePlan):
         if path not in self._views:
             self._views[path] = generated_view(path, ())
         return self._views[path]
+
+    @cached_property
+    def _observed(self) -> dict[Row, list[Observed]]:
+        return {}
 
     @cached_property
     def _views(self) -> dict[Path, View]:

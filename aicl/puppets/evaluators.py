@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -47,13 +47,15 @@ class ClassifierModule(TrainingModule):
 class CLIPModule(TrainingModule):
     """CLIP's contrastive loss over the captions and clips of a device's batch."""
 
-    def __init__(self, clip: PuppetCLIP, settings: TrainingSettings) -> None:
-        super().__init__(settings, {"clip": clip})
+    def __init__(self, clip_model: PuppetCLIP, settings: TrainingSettings) -> None:
+        super().__init__(settings, {"clip": clip_model})
 
     def losses(self, batch: dict[str, Any]) -> Tensor:
-        clip = cast(PuppetCLIP, self.trained["clip"])
+        clip_model = cast(PuppetCLIP, self.trained["clip"])
         return contrastive_losses(
-            clip.encode_text(batch["caption"]), clip.encode_frames(batch["frames"]), clip.model.logit_scale
+            clip_model.encode_text(batch["caption"]),
+            clip_model.encode_frames(batch["frames"]),
+            clip_model.model.logit_scale,
         )
 
     def export(self, folder: Path, meta: dict[str, Any]) -> None:
@@ -72,8 +74,10 @@ class ClassifierSections:
 class CLIPSections:
     """The config of task "puppet_clip"."""
 
+    RENAMED: ClassVar[dict[str, str]] = {"clip": "clip_model"}
+
     data: dict[str, Any]
-    clip: CLIPConfig = field(default_factory=CLIPConfig)
+    clip_model: CLIPConfig = field(default_factory=CLIPConfig)
 
 
 @register_task("puppet_classifier", ClassifierSections)
@@ -87,7 +91,7 @@ def build_classifier(recipe: Recipe) -> tuple[TrainingModule, EndlessDataModule]
 def build_clip(recipe: Recipe) -> tuple[TrainingModule, EndlessDataModule]:
     """Task "puppet_clip"."""
     sections: CLIPSections = recipe.parse(CLIPSections)
-    return CLIPModule(PuppetCLIP(sections.clip), recipe.training), build_data(sections.data, recipe)
+    return CLIPModule(PuppetCLIP(sections.clip_model), recipe.training), build_data(sections.data, recipe)
 
 
 def save_evaluator(folder: str | Path, name: str, module: nn.Module, dtype: torch.dtype = torch.float32) -> None:

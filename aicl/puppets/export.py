@@ -9,11 +9,11 @@ from torch import Tensor
 
 from aicl.puppets.actions import NAMES
 from aicl.puppets.data import FPS, PuppetConfig, PuppetDataModule, draw_batch
+from lvdm.data.folder import MANIFEST
 from lvdm.errors import DataError
 from lvdm.files import atomic_path
 from lvdm.video import contact_sheet, to_pixels, write_video
 
-LISTING = "captions.csv"
 _BATCH = 32
 
 
@@ -31,9 +31,9 @@ def write_clips(
     last, so a folder with a list is complete. `preview` is the path of a picture of up to 40 clips. Returns the list's
     path. Raises DataError if the folder has a list already.
     """
-    listing = folder / LISTING
-    if listing.exists():
-        raise DataError(f"{listing} exists already: choose another folder, or delete it")
+    manifest = folder / MANIFEST
+    if manifest.exists():
+        raise DataError(f"{manifest} exists already: choose another folder, or delete it")
     renderer = PuppetDataModule(config, _BATCH, seed)
     rows: list[dict[str, str]] = []
     shown: list[tuple[Tensor, str]] = []
@@ -53,11 +53,11 @@ def write_clips(
                 shown.append((pixels.cpu(), caption))
     if preview is not None:
         _write_preview(preview, shown)
-    with atomic_path(listing) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    with atomic_path(manifest) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, ["file", "caption", "label"])
         writer.writeheader()
         writer.writerows(rows)
-    return listing
+    return manifest
 
 
 def _write_preview(path: Path, shown: list[tuple[Tensor, str]]) -> None:

@@ -51,5 +51,5 @@ def main(args: argparse.Namespace) -> None:
         free_captions=args.free_captions,
         bare_captions=0.0,
     )
-    listing = write_clips(args.out, config, args.clips, args.seed, args.preview, cli.device(args.device))
-    print(f"{args.clips} clips, captions in {listing}")
+    manifest = write_clips(args.out, config, args.clips, args.seed, args.preview, cli.device(args.device))
+    print(f"{args.clips} clips, captions in {manifest}")

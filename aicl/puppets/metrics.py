@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from aicl.evaluation.frechet import frechet_metric
+from aicl.evaluation.kernel_distance import kernel_metric
 from aicl.evaluation.metric import Metric, Observed, register
 from aicl.puppets.captions import parse
 from aicl.puppets.scene_parameters import BACKGROUNDS, COLOURS
@@ -88,5 +89,14 @@ register(
         "FD (puppet classifier)",
         "classifier",
         "Frechet distance of the puppet classifier's motion features between generated and real videos.",
+    )
+)
+
+register(
+    kernel_metric(
+        "kd_puppets",
+        "KD (puppet classifier)",
+        "classifier",
+        "Kernel distance of the puppet classifier's features, for sets that are too small for their Frechet distance.",
     )
 )

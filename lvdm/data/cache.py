@@ -8,11 +8,12 @@ are encoded at once).
 
     cache.json                what was cached: clip settings, seed, fingerprints of the models
     clips/ab/abcd...          one safetensors file for each (video key, cached_crop): mean, std and the first frame
+    clips/ab/abcd...broken    in place of a video that cannot be read: why, as JSON
     text/ab/abcd...           one for each caption: context
 
 Each file carries the checksum of its tensors and whose they are (the video's key and the cached crop, or the caption),
 verified whenever it is read, and appears whole or not at all: writing can be interrupted and continued, also by several
-processes. Caches of any age have both.
+processes. Caches of any age have both, but for the marks of broken videos, which used to be a line of text.
 """
 
 import hashlib
@@ -31,9 +32,10 @@ from lvdm.checkpoints.integrity import tensor_bytes, tensors_hash
 from lvdm.errors import ConfigError, DataError, VideoError
 from lvdm.files import atomic_path, write_json
 from lvdm.finite import is_finite
-from lvdm.outside import checked_path, hinted, read_object
+from lvdm.outside import check_text, checked, checked_path, hinted, parse_json, read_object
 
 _FORMAT = 1
+_BROKEN = ".broken"
 _FILL_IN = "run aicl cache again, which fills in what is missing"
 _REPAIR = "run aicl cache --verify, which makes damaged ones anew"
 
@@ -110,7 +112,7 @@ class ClipCache:
     def has_clip(self, key: str, cached_crop: int) -> bool:
         """Whether the augmentation is settled: cached, or known to be broken."""
         path = self._clip_path(key, cached_crop)
-        return path.exists() or path.with_suffix(".broken").exists()
+        return path.exists() or path.with_suffix(_BROKEN).exists()
 
     def has_text(self, caption: str) -> bool:
         return self._text_path(caption).exists()
@@ -125,8 +127,8 @@ class ClipCache:
 
     def write_broken(self, key: str, cached_crop: int, reason: str) -> None:
         """Record that the video cannot be read, so that it is neither tried again nor taken for not yet cached."""
-        with atomic_path(self._clip_path(key, cached_crop).with_suffix(".broken")) as temporary:
-            temporary.write_text(reason + "\n", encoding="utf-8")
+        mark = {"key": key, "cached_crop": cached_crop, "reason": reason}
+        write_json(self._clip_path(key, cached_crop).with_suffix(_BROKEN), mark)
 
     def write_text(self, caption: str, context: Tensor) -> None:
         """Store the features (tokens, d) of a caption, in their own precision."""
@@ -136,9 +138,9 @@ class ClipCache:
         """Raises VideoError if the video was broken, or the entry is damaged or another clip's, DataError if it is not
         there."""
         path = self._clip_path(key, cached_crop)
-        broken = path.with_suffix(".broken")
-        if broken.exists():
-            raise VideoError(broken.read_bytes().decode("utf-8", "replace").strip())
+        mark = path.with_suffix(_BROKEN)
+        if mark.exists():
+            raise VideoError(_read_mark(mark, key, cached_crop))
         return _read_clip(path, key, cached_crop)
 
     def read_text(self, caption: str) -> Tensor:
@@ -148,7 +150,9 @@ class ClipCache:
     def remove_damaged_clip(self, key: str, cached_crop: int) -> bool:
         """Verify an entry and remove it if it is damaged or another clip's, so that it is made again; True if so."""
         path = self._clip_path(key, cached_crop)
-        return _remove_damaged(path, lambda: _read_clip(path, key, cached_crop))
+        mark = path.with_suffix(_BROKEN)
+        wrong_mark = _remove_damaged(mark, lambda: _read_mark(mark, key, cached_crop))
+        return _remove_damaged(path, lambda: _read_clip(path, key, cached_crop)) or wrong_mark
 
     def remove_damaged_text(self, caption: str) -> bool:
         """The same for the features of a caption."""
@@ -183,6 +187,22 @@ def _read_clip(path: Path, key: str, cached_crop: int) -> CachedClip:
     except (KeyError, ValueError) as error:
         raise VideoError(f"{path}: the cache entry of {what} is damaged; {_REPAIR}") from error
     return CachedClip(tensors["mean"], tensors["std"], fps, tensors["first_frame"])
+
+
+def _read_mark(path: Path, key: str, cached_crop: int) -> str:
+    """Why a video is broken. Raises VideoError for a mark that is damaged or another clip's."""
+    what = f"cached crop {cached_crop} of {key}"
+    try:
+        content = path.read_text(encoding="utf-8")
+        if not content.startswith("{"):  # of an older cache: the reason alone
+            return str(check_text(content.strip() or None, path, VideoError))
+        mark = parse_json(content, path, VideoError)
+        found, reason = (mark["key"], mark["cached_crop"]), str(checked(mark["reason"], str, path, VideoError))
+    except (OSError, UnicodeDecodeError, VideoError, KeyError) as error:
+        raise VideoError(f"{path}: the mark of a broken video, {what}, is damaged; {_REPAIR}") from error
+    if found != (key, cached_crop):
+        raise VideoError(f"{path}: is the mark of {found[0]} (crop {found[1]}), not of {what}; {_REPAIR}")
+    return reason
 
 
 def _read_text(path: Path, caption: str) -> Tensor:

@@ -95,34 +95,34 @@ def cache_clips(
     left = [
         (record, entry) for record, entry in everything[part[0] :: part[1]] if not cache.has_clip(record.key, entry)
     ]
-    views = _Views(left, config, seed, changes)
-    loader = DataLoader(views, batch_size=batch_size, num_workers=workers, collate_fn=list)
+    clips = _AugmentedClips(left, config, seed, changes)
+    loader = DataLoader(clips, batch_size=batch_size, num_workers=workers, collate_fn=list)
     device = next(codec.parameters()).device
     codec.to(precision)
     done = broken = 0
     damaged: dict[str, str] = {}  # key -> the first sentence about frames that decode with errors
     progress(done, len(left), broken)
     for batch in loader:
-        for view in batch:
-            if view["damaged"] and view["key"] not in damaged:
-                damaged[view["key"]] = view["damaged"][0]
-                log.warning("cached a damaged video (%d so far): %s", len(damaged), view["damaged"][0])
-        readable = [view for view in batch if view["error"] is None]
-        for view in batch:
-            if view["error"] is not None:
-                cache.write_broken(view["key"], view["entry"], view["error"])
+        for item in batch:
+            if item["damaged"] and item["key"] not in damaged:
+                damaged[item["key"]] = item["damaged"][0]
+                log.warning("cached a damaged video (%d so far): %s", len(damaged), item["damaged"][0])
+        readable = [item for item in batch if item["error"] is None]
+        for item in batch:
+            if item["error"] is not None:
+                cache.write_broken(item["key"], item["entry"], item["error"])
                 broken += 1
         if readable:
-            frames = torch.stack([to_frames(view["pixels"]) for view in readable]).to(device)
-            for i, view in enumerate(readable):
-                if changes is not None and view["change_seed"] is not None:
-                    frames[i : i + 1] = change_clips(frames[i : i + 1], [view["change_seed"]], changes.changes)
+            frames = torch.stack([to_frames(item["pixels"]) for item in readable]).to(device)
+            for i, item in enumerate(readable):
+                if changes is not None and item["change_seed"] is not None:
+                    frames[i : i + 1] = change_clips(frames[i : i + 1], [item["change_seed"]], changes.changes)
             first = to_pixels(frames[:, :, :1])[:, 0].cpu()
             with _autocast(device, precision):
                 posterior = codec.posterior(frames)
-            for i, view in enumerate(readable):
-                clip = CachedClip(posterior.mean[i].cpu(), posterior.std[i].cpu(), view["fps"], first[i])
-                cache.write_clip(view["key"], view["entry"], clip)
+            for i, item in enumerate(readable):
+                clip = CachedClip(posterior.mean[i].cpu(), posterior.std[i].cpu(), item["fps"], first[i])
+                cache.write_clip(item["key"], item["entry"], clip)
         done += len(batch)
         progress(done, len(left), broken)
     return broken
@@ -156,19 +156,19 @@ def remove_damaged(
     return removed
 
 
-class _Views(Dataset[dict[str, Any]]):
+class _AugmentedClips(Dataset[dict[str, Any]]):
     """Augmented clips as uint8, or the reason why there is none; `change_seed` is that of a change still to be made."""
 
     def __init__(
-        self, views: Sequence[tuple[ClipRecord, int]], config: ClipConfig, seed: int, changes: CachedChanges | None
+        self, entries: Sequence[tuple[ClipRecord, int]], config: ClipConfig, seed: int, changes: CachedChanges | None
     ):
-        self.views, self.config, self.seed, self.changes = views, config, seed, changes
+        self.entries, self.config, self.seed, self.changes = entries, config, seed, changes
 
     def __len__(self) -> int:
-        return len(self.views)
+        return len(self.entries)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        record, entry = self.views[index]
+        record, entry = self.entries[index]
         crops = self.config.augmentation.cached_crops
         cached_crop, change_seed = entry, None
         if self.changes is not None and crops is not None and entry >= crops:
@@ -176,13 +176,13 @@ class _Views(Dataset[dict[str, Any]]):
             digest = sha256(f"{self.seed}:{entry}:{record.key}".encode()).digest()
             change_seed = int.from_bytes(digest[:7], "little")
         damaged: list[str] = []
-        view = {"key": record.key, "entry": entry, "change_seed": change_seed, "error": None, "damaged": damaged}
+        item = {"key": record.key, "entry": entry, "change_seed": change_seed, "error": None, "damaged": damaged}
         augmentation = cached_augmentation(self.config.augmentation, self.seed, record.key, cached_crop)
         try:
             pixels, fps = read_clip(record, augmentation, self.config, damaged)
         except VideoError as error:
-            return view | {"error": str(error)}
-        return view | {"pixels": pixels, "fps": fps}
+            return item | {"error": str(error)}
+        return item | {"pixels": pixels, "fps": fps}
 
 
 def _autocast(device: torch.device, precision: torch.dtype) -> torch.autocast | nullcontext[None]:

@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lvdm.data.clips import ClipRecord
-from lvdm.data.manifest_rows import LISTING_ENDINGS, read_rows
+from lvdm.data.manifest_rows import MANIFEST_ENDINGS, read_rows
 from lvdm.errors import DataError
 from lvdm.outside import check_text, checked_path, read_text
 from lvdm.video import VIDEO_ENDINGS
 
-LISTING = "captions.csv"
+MANIFEST = "captions.csv"
 
 
 def read_folder(
@@ -28,8 +28,8 @@ def read_folder(
     root = Path(root)
     if not root.is_dir():
         raise DataError(f"{root}: is not a folder; give a folder of videos")
-    if captions is None and (root / LISTING).is_file():
-        captions = root / LISTING
+    if captions is None and (root / MANIFEST).is_file():
+        captions = root / MANIFEST
     records = list(_listed(root, Path(captions), default_caption) if captions else _beside(root, default_caption))
     if not records:
         raise DataError(f"{captions or root}: lists no videos; known endings are {', '.join(VIDEO_ENDINGS)}")
@@ -65,12 +65,12 @@ def _beside(root: Path, default_caption: str | None) -> Iterator[ClipRecord]:
         yield ClipRecord(file, caption, key=file.relative_to(root).as_posix())
 
 
-def _listed(root: Path, listing: Path, default_caption: str | None) -> Iterator[ClipRecord]:
-    if listing.suffix.lower() not in LISTING_ENDINGS:
-        raise DataError(f"{listing}: is neither .csv nor .jsonl; give captions in one of these")
+def _listed(root: Path, manifest: Path, default_caption: str | None) -> Iterator[ClipRecord]:
+    if manifest.suffix.lower() not in MANIFEST_ENDINGS:
+        raise DataError(f"{manifest}: is neither .csv nor .jsonl; give captions in one of these")
     columns = ("file",) if default_caption is not None else ("file", "caption")
-    for line, row in read_rows(listing, columns):
-        where = f"{listing}: line {line}"
+    for line, row in read_rows(manifest, columns):
+        where = f"{manifest}: line {line}"
         file, caption, label = (_text(row.get(name), f"{where}: '{name}'") for name in ("file", "caption", "label"))
         shown = caption or default_caption
         if not file or shown is None:

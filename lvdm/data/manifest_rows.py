@@ -1,4 +1,4 @@
-"""Rows of a listing of videos: a CSV file with a header, or JSONL."""
+"""Rows of a manifest: a CSV file with a header, or JSONL."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -7,11 +7,11 @@ from typing import Any
 from lvdm.errors import DataError
 from lvdm.outside import read_json_lines, read_table
 
-LISTING_ENDINGS = (".csv", ".jsonl")
+MANIFEST_ENDINGS = (".csv", ".jsonl")
 
 
 def read_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number, row) of each row of a file with one of LISTING_ENDINGS; empty lines don't count.
+    """(line number, row) of each row of a file with one of MANIFEST_ENDINGS; empty lines don't count.
 
     `columns` are those that a CSV file must have. Raises DataError where the file cannot be read, or a row has another
     form than the header or is no object.

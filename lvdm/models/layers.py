@@ -5,6 +5,7 @@ copies; 1x1 convolutions of the published checkpoints are linear layers here.
 """
 
 import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
@@ -106,7 +107,22 @@ class GroupNorm(nn.GroupNorm):
         return y.permute(0, 2, 3, 1).contiguous().view(x.shape)
 
 
-class FrameConv(nn.Conv2d):
+class StageLayer:
+    """What a stage of a UNet is made of. A layer that needs more than features says so in a `step` of its own."""
+
+    __call__: Callable[..., Any]
+
+    def step(self, x: Tensor, emb: Tensor, context: Tensor | None, recompute: bool) -> Tensor:
+        """Features (b, t, h, w, c) -> what the layer makes of them.
+
+        emb: (b, emb_channels), of the timestep; context: (b, m, context_dim); recompute: whether the backward pass is
+        to compute activations again in place of storing them.
+        """
+        result: Tensor = self(x)
+        return result
+
+
+class FrameConv(StageLayer, nn.Conv2d):
     """k x k convolution of each frame. (b, t, h, w, c) -> (b, t, h', w', c')."""
 
     def forward(self, x: Tensor, bias: bool = True) -> Tensor:
@@ -116,7 +132,7 @@ class FrameConv(nn.Conv2d):
         return y.permute(0, 2, 3, 1).unflatten(0, x.shape[:2])
 
 
-class TemporalConv(nn.Conv2d):
+class TemporalConv(StageLayer, nn.Conv2d):
     """Convolution along frames at each position, as a 2-D one over frames x positions. (b, t, h, w, c) -> same."""
 
     def forward(self, x: Tensor, bias: bool = True) -> Tensor:
@@ -132,7 +148,7 @@ class TemporalConv(nn.Conv2d):
         return y.permute(0, 2, 3, 1).unflatten(2, x.shape[2:4])
 
 
-class VideoConv(nn.Conv3d):
+class VideoConv(StageLayer, nn.Conv3d):
     """k x k x k convolution over frames, height and width. (b, t, h, w, c) -> (b, t, h', w', c')."""
 
     def forward(self, x: Tensor, bias: bool = True) -> Tensor:
@@ -164,7 +180,7 @@ def conv(
     return VideoConv(in_channels, out_channels, (frames, size, size), (1, stride, stride), padding)
 
 
-class Downsample(nn.Module):
+class Downsample(StageLayer, nn.Module):
     """Halve height and width: with a strided convolution (`learned`) or by averaging 2x2 blocks."""
 
     def __init__(self, channels: int, learned: bool, frames: int = 1) -> None:
@@ -177,7 +193,7 @@ class Downsample(nn.Module):
         return x.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).mean(dim=(3, 5))
 
 
-class Upsample(nn.Module):
+class Upsample(StageLayer, nn.Module):
     """Double height and width by repetition, then a convolution if `learned`."""
 
     def __init__(self, channels: int, learned: bool, frames: int = 1) -> None:

@@ -5,12 +5,12 @@ from typing import cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lvdm.models.layers import Downsample, GroupNorm, Upsample, add_biased, conv, zero_init
+from lvdm.models.layers import Downsample, GroupNorm, StageLayer, Upsample, add_biased, checkpointed, conv, zero_init
 
 ACTIVATIONS = {"silu": nn.SiLU, "leaky_relu": nn.LeakyReLU}
 
 
-class ResBlock(nn.Module):
+class ResBlock(StageLayer, nn.Module):
     """Two convolutions with the timestep between them, and a skip connection. (b, t, h, w, c) -> (b, t, h', w', c').
 
     rows: which dimensions are normalised apart, see GroupNorm.
@@ -49,6 +49,9 @@ class ResBlock(nn.Module):
         self.temporal_conv = None
         if temporal_conv is not None:
             self.temporal_conv = TemporalConvBlock(out_channels, spatial_aware=temporal_conv == "aware")
+
+    def step(self, x: Tensor, emb: Tensor, context: Tensor | None, recompute: bool) -> Tensor:
+        return checkpointed(self, recompute, x, emb)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """emb: (b, emb_channels), after its activation."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lvdm.models.attention import Attention, RelativePosition, attend
-from lvdm.models.layers import FeedForward, GroupNorm, LayerNorm, checkpointed, zero_init
+from lvdm.models.layers import FeedForward, GroupNorm, LayerNorm, StageLayer, checkpointed, zero_init
 
 
 class SpatioTemporalBlock(nn.Module):
@@ -93,7 +93,15 @@ class TemporalBlock(nn.Module):
         return x + self.ff(h)
 
 
-class Transformer(nn.Module):
+class AttentionLayer(StageLayer, nn.Module):
+    """An attention layer of a stage: it reads the context. One with blocks of its own recomputes them itself."""
+
+    def step(self, x: Tensor, emb: Tensor, context: Tensor | None, recompute: bool) -> Tensor:
+        result: Tensor = self(x, context)
+        return result
+
+
+class Transformer(AttentionLayer):
     """Norm, projection, blocks, projection, and the input added. Features (b, t, h, w, c) -> same.
 
     rows: which dimensions are normalised apart, see GroupNorm. The blocks' width need not be the features'.
@@ -123,7 +131,7 @@ class Transformer(nn.Module):
         return x + self.proj_out(tokens).view(x.shape)
 
 
-class ContextFreeAttention(nn.Module):
+class ContextFreeAttention(AttentionLayer):
     """LVDM without text: attention over each frame, then over time, no feed-forward. (b, t, h, w, c) -> same."""
 
     def __init__(self, channels: int, heads: int, max_relative: int | None) -> None:

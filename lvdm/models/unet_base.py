@@ -1,7 +1,7 @@
 """The plan that both UNets follow: residual and attention layers down, in the middle and up, with skip connections."""
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, cast
 
@@ -15,14 +15,14 @@ from lvdm.models.layers import (
     NORM_GROUPS,
     Downsample,
     GroupNorm,
+    StageLayer,
     Upsample,
-    checkpointed,
     conv,
     timestep_embedding,
     zero_init,
 )
 from lvdm.models.resblocks import ACTIVATIONS, ResBlock
-from lvdm.models.transformers import ContextFreeAttention, Transformer
+from lvdm.models.transformers import Transformer
 from lvdm.sizes import MAX_SIZE, check_sizes
 
 
@@ -82,16 +82,11 @@ class UNetParams:
 
 
 class Stage(nn.ModuleList):
-    """Layers in turn, each given what it takes: residual blocks the timestep, attention the context."""
+    """Layers in turn (`StageLayer`), each of which takes what it reads: the timestep, the context or features alone."""
 
-    def forward(self, x: Tensor, emb: Tensor, context: Tensor | None, use_checkpoint: bool) -> Tensor:
-        for layer in self:
-            if isinstance(layer, ResBlock):
-                x = checkpointed(layer, use_checkpoint, x, emb)
-            elif isinstance(layer, Transformer | ContextFreeAttention):
-                x = layer(x, context)
-            else:
-                x = layer(x)
+    def forward(self, x: Tensor, emb: Tensor, context: Tensor | None, recompute: bool) -> Tensor:
+        for layer in cast(Iterable[StageLayer], self):
+            x = layer.step(x, emb, context, recompute)
         return x
 
 

@@ -29,7 +29,7 @@ def build_optimizer(
                 f"DeepSpeed could not compile its CPU Adam ({str(error).splitlines()[0]}): install a C++ compiler "
                 "and ninja, or set training.strategy to deepspeed_zero2 or single"
             ) from error
-    # Fused kernels unscale gradients themselves, which Lightning forbids together with clipping under fp16.
+    # Fused kernels unscale gradients themselves, which Lightning forbids together with clipping under float16.
     fused = device.type == "cuda" and not settings.uses_deepspeed and settings.precision != "float16"
     return torch.optim.AdamW(parameters, lr=lr, betas=(beta1, beta2), weight_decay=weight_decay, fused=fused)
 

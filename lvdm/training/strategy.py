@@ -43,7 +43,7 @@ def build_strategy(settings: TrainingSettings) -> dict[str, Any]:
     common: dict[str, Any] = {"accelerator": accelerator, "devices": settings.devices, "num_nodes": settings.nodes}
     if settings.uses_deepspeed:
         return {**common, "strategy": _deepspeed(settings, accelerator)}
-    # bf16 needs no help from Lightning: the module's own autocast does it. fp16 needs its gradient scaler.
+    # bfloat16 needs no help from Lightning: the module's own autocast does it. float16 needs its gradient scaler.
     common["precision"] = "16-mixed" if settings.precision == "float16" else "32-true"
     return {**common, "strategy": _ddp(settings) if settings.strategy == "ddp" else "auto"}
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from aicl.evaluation.engine import Experiment
@@ -232,6 +233,22 @@ def test_a_model_whose_videos_do_not_last_long_enough_is_not_run(models, tmp_pat
     run = shorter.tables[0]
     why = run.obstacle(run.rows[2])
     assert "videos of 4 frames at 2 a second cannot be compared at 8 frames and 4 a second" in why
+
+
+def test_the_length_of_a_rows_videos_is_told_by_its_adapters_rate(models, tmp_path):
+    """The base model's four frames at 2 a second are long enough; at the 4 a second of this adapter they are not."""
+    path, known = tmp_path / "adapter.safetensors", models / "adapter.safetensors"
+    with safe_open(known, "pt") as file:
+        metadata, state = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    save_file(state, path, metadata | {"aicl": json.dumps(json.loads(metadata["aicl"]) | {"fps": 4.0})})
+    rows = [{"label": "base", "model": "tiny"}]
+    rows += [{"label": name, "model": "tiny", "adapter": name, "references": 1} for name in ("tiny", "faster")]
+    changed = preset(models, rows=rows, baseline=None, adapter={"tiny": str(known), "faster": str(path)})
+    run = Experiment(changed, tmp_path, "cpu").tables[0]
+    base, ours, faster = run.rows
+    assert run.obstacle(base) is None and run.obstacle(ours) is None
+    assert run.source(faster).defaults.save_fps == 4
+    assert f"cannot be compared at {FRAMES} frames" in run.obstacle(faster)
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ from lvdm.models.transformers import SpatialBlock, TemporalBlock, Transformer
 from lvdm.models.unet_base import UNetParams, VideoUNet
 from lvdm.training import train
 from tests.aicl.test_training import PRISM
-from tests.aicl.tiny_models import randomise
+from tests.aicl.tiny_models import SMALLEST, randomise
 from tests.lvdm.published import tiny_checkpoint
 from tests.lvdm.training_runs import losses, make_clips, tiny_config
 
@@ -72,16 +72,7 @@ NAMES = {"transformer.woven": "blocks"} | SHARED_NAMES
 LAYOUT = UNetLayout(
     NAMES, lambda entries: first_kernel(entries) == 4, target="woven.UNet", guidance_scale=9.0, save_fps=8
 )
-UNET = {
-    "in_channels": 4,
-    "out_channels": 4,
-    "model_channels": 32,
-    "attention_resolutions": [2, 1],
-    "num_res_blocks": 1,
-    "channel_mult": [1, 2],
-    "num_head_channels": 16,
-    "context_dim": 24,
-}
+UNET = SMALLEST | {"num_head_channels": 16, "context_dim": 24}
 
 
 @pytest.fixture

@@ -122,8 +122,8 @@ class TestFiles:
         config = PuppetConfig(
             size=64, actions="unseen", in_turn=True, free_captions=0.0, bare_captions=0.0, patterns=0.0
         )
-        listing = write_clips(tmp_path / "set", config, 3, seed=1, preview=tmp_path / "sheet.png")
-        records = read_folder(tmp_path / "set", listing)
+        manifest = write_clips(tmp_path / "set", config, 3, seed=1, preview=tmp_path / "sheet.png")
+        records = read_folder(tmp_path / "set", manifest)
         assert [record.label for record in records] == ["hammer", "ladder", "jacks"]
         batch = PuppetDataModule(config, 3, seed=1).prepare(draw_batch(config, 1, np.arange(3)))
         assert [record.caption for record in records] == batch["caption"]

@@ -62,9 +62,15 @@ def test_autoencoder_base_and_aicl_train_one_after_another(tmp_path, monkeypatch
 
 
 def test_evaluators_train_and_load(tmp_path):
-    clip = {"size": 32, "width": 32, "vision_layers": 1, "text_layers": 1, "embed_dim": 16}
+    clip_model = {"size": 32, "width": 32, "vision_layers": 1, "text_layers": 1, "embed_dim": 16}
     losses, checkpoint = run(
-        tmp_path, "puppet_clip", 30, 16, 3e-3, {"frames": 2, "actions": "all", "program_share": 0.0}, clip=clip
+        tmp_path,
+        "puppet_clip",
+        30,
+        16,
+        3e-3,
+        {"frames": 2, "actions": "all", "program_share": 0.0},
+        clip_model=clip_model,
     )
     assert losses[-1] < losses[0]
     assert load_evaluator(checkpoint, "clip").config.width == 32

@@ -11,17 +11,16 @@ _UNETS = {
     "lvdm": {"use_temporal_transformer": True, "num_heads": 2},
     "videocrafter": {"temporal_attention": True, "addition_attention": True, "num_head_channels": 16, "fps_cond": True},
 }
-_COMMON = {
+SMALLEST = {
     "in_channels": 4,
     "out_channels": 4,
     "model_channels": 32,
     "attention_resolutions": [2, 1],
     "num_res_blocks": 1,
     "channel_mult": [1, 2],
-    "context_dim": 12,
-    "use_relative_position": True,
-    "temporal_length": 8,
 }
+"""What every tiny UNet has; the rest are options."""
+_COMMON = SMALLEST | {"context_dim": 12, "use_relative_position": True, "temporal_length": 8}
 WIDTHS = [32, 64, 64, 64, 64, 32, 32]  # of the seven attention blocks, in either family
 
 

@@ -14,16 +14,12 @@ from lvdm.models import kernels
 from lvdm.models.attention import Attention
 from lvdm.models.backbone import build_backbone
 from lvdm.models.layers import FeedForward, GroupNorm, LayerNorm, TemporalConv, add_biased
+from tests.aicl.tiny_models import SMALLEST
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 CLOSE = 2e-2  # of the norm, in bfloat16
-LVDM = {
-    "in_channels": 4,
-    "out_channels": 4,
+LVDM = SMALLEST | {
     "model_channels": 64,
-    "attention_resolutions": [1, 2],
-    "num_res_blocks": 1,
-    "channel_mult": [1, 2],
     "num_head_channels": 32,
     "context_dim": 12,
     "temporal_length": 16,

@@ -174,6 +174,49 @@ def test_a_watch_passes_on_what_is_finite():
     assert seen == [(1, 3), (2, 3), (3, 3)]
 
 
+class LateEvent:
+    """An event of a device that the host is ahead of: it has come once it was asked `after` times, or waited for."""
+
+    def __init__(self, after: int):
+        self.left, self.waited = after, False
+
+    def query(self) -> bool:
+        self.left -= 1
+        return self.waited or self.left < 0
+
+    def synchronize(self) -> None:
+        self.waited = True
+
+
+class LateWatch(FiniteWatch):
+    """A watch as on CUDA, whose verdicts come `after` further looks."""
+
+    def __init__(self, after: int):
+        super().__init__()
+        self.after, self.events = after, []
+
+    def _event(self, x):
+        self.events.append(LateEvent(self.after))
+        return self.events[-1]
+
+
+def test_a_watch_that_is_ahead_of_its_device_names_the_step_once_its_verdict_has_come():
+    watch, steps = LateWatch(after=2), []
+    with pytest.raises(SamplingError, match="at step 2 of 9"):
+        for step in range(1, 10):
+            steps.append(step)
+            watch(step, 9, 0, torch.full((2,), torch.nan if step >= 2 else 0.0))
+    assert 2 < steps[-1] < 9  # not at once, and long before the end
+    assert not any(event.waited for event in watch.events)
+
+    watch = LateWatch(after=100)
+    for step in (1, 2, 3):
+        watch(step, 3, 0, torch.full((2,), torch.inf if step == 3 else 0.0))  # nothing is said yet
+    with pytest.raises(SamplingError, match="at step 3 of 3"):
+        watch.finish()
+    assert all(event.waited for event in watch.events)
+
+
 CLIP = CachedClip(torch.zeros(4, 2, 2, 2), torch.ones(4, 2, 2, 2), 8.0, torch.zeros(16, 16, 3, dtype=torch.uint8))
 
 
@@ -249,3 +292,27 @@ def test_a_report_of_another_shape_is_refused(tmp_path, content):
     assert issubclass(DataError, UserError)
     (tmp_path / "report.json").write_text('{"broken": {"a.mp4": "is cut short"}}')
     assert read_report(tmp_path / "report.json") == ["a.mp4"]
+
+
+def test_the_mark_of_a_broken_video_is_of_one_clip(tmp_path):
+    """Of another one, or damaged, it is noticed and removed; an older cache's, which is a line of text, is believed."""
+    cache = ClipCache.create(tmp_path, {})
+    cache.write_broken("a.mp4", 0, "a.mp4: is not a readable video")
+    with pytest.raises(VideoError, match=r"^a\.mp4: is not a readable video$"):
+        cache.read_clip("a.mp4", 0)
+    assert cache.has_clip("a.mp4", 0) and not cache.remove_damaged_clip("a.mp4", 0)
+    mark, other = (cache._clip_path("a.mp4", crop).with_suffix(".broken") for crop in (0, 1))
+    other.parent.mkdir(parents=True, exist_ok=True)
+    mark.replace(other)  # put back in the wrong place
+    with pytest.raises(VideoError, match=r"is the mark of a.mp4 \(crop 0\), not of cached crop 1 of a.mp4"):
+        cache.read_clip("a.mp4", 1)
+    assert cache.remove_damaged_clip("a.mp4", 1) and not cache.has_clip("a.mp4", 1)
+    for content in (b"{", b'{"key": "a.mp4"}', b"\xff\xfe", b"\0\0\0", b""):
+        other.write_bytes(content)
+        with pytest.raises(VideoError, match=r"the mark of a broken video, cached crop 1 of a\.mp4, is damaged"):
+            cache.read_clip("a.mp4", 1)
+        assert cache.remove_damaged_clip("a.mp4", 1)
+    other.write_text("a.mp4: has 3 frames\n", encoding="utf-8")
+    with pytest.raises(VideoError, match=r"^a\.mp4: has 3 frames$"):
+        cache.read_clip("a.mp4", 1)
+    assert not cache.remove_damaged_clip("a.mp4", 1)

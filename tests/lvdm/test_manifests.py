@@ -139,7 +139,7 @@ def test_a_folder_with_texts(tmp_path):
 ROWS = [{"file": "b.mp4", "caption": "a dog, running"}, {"file": "deep/a.avi", "caption": "a cat", "label": "jump"}]
 
 
-def write_listing(path, rows):
+def write_manifest(path, rows):
     if path.suffix == ".jsonl":
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     else:
@@ -149,12 +149,12 @@ def write_listing(path, rows):
 
 
 @pytest.mark.parametrize("name", ["captions.csv", "captions.jsonl"])
-def test_a_folder_with_a_listing(tmp_path, name):
+def test_a_folder_with_a_manifest(tmp_path, name):
     (tmp_path / "deep").mkdir()
     for row in ROWS:
         (tmp_path / row["file"]).touch()
-    listing = write_listing(tmp_path / name, ROWS)
-    records = read_folder(tmp_path, listing)
+    manifest = write_manifest(tmp_path / name, ROWS)
+    records = read_folder(tmp_path, manifest)
     assert [(r.key, r.caption, r.label) for r in records] == [
         ("b.mp4", "a dog, running", None),
         ("deep/a.avi", "a cat", "jump"),
@@ -171,10 +171,10 @@ def test_a_folder_with_a_listing(tmp_path, name):
         ([], "lists no videos"),
     ):
         with pytest.raises(DataError, match=reason):
-            read_folder(tmp_path, write_listing(tmp_path / name, bad))
+            read_folder(tmp_path, write_manifest(tmp_path / name, bad))
 
 
-def test_bad_listings(tmp_path):
+def test_bad_manifests(tmp_path):
     (tmp_path / "a.jsonl").write_text('["b.mp4"]\n')
     (tmp_path / "b.jsonl").write_text("{oops\n")
     (tmp_path / "c.xlsx").touch()

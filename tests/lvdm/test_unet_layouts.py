@@ -4,6 +4,7 @@ import torch
 from lvdm.checkpoints import convert_unet
 from lvdm.errors import CheckpointError, ConfigError
 from lvdm.models import build_backbone
+from tests.aicl.tiny_models import SMALLEST
 from tests.parity import rebuild
 
 SHARED = {
@@ -109,16 +110,7 @@ def test_a_missing_or_foreign_entry_is_not_loaded():
             unet.load_state_dict(convert_unet(family, wrong), strict=True)
 
 
-TINY = {
-    "in_channels": 4,
-    "out_channels": 4,
-    "model_channels": 32,
-    "attention_resolutions": [2],
-    "num_res_blocks": 1,
-    "channel_mult": [1, 2],
-    "num_heads": 2,
-    "temporal_length": 4,
-}
+TINY = SMALLEST | {"attention_resolutions": [2], "num_heads": 2, "temporal_length": 4}
 
 # Shapes in published files, of entries whose form depends on an option: (family, params, {published entry: shape}).
 KERNELS = {

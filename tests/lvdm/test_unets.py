@@ -4,20 +4,11 @@ import torch
 from lvdm.checkpoints import convert_unet
 from lvdm.errors import ConfigError
 from lvdm.models import SpatioTemporalBlock, TemporalBlock, attention, build_backbone
+from tests.aicl.tiny_models import SMALLEST
 from tests.parity import rebuild
 
 FIGURES = ["lvdm_t2v_tiny", "videocrafter1_t2v_tiny", "videocrafter2_t2v_tiny", "videocrafter1_i2v_tiny"]
-SMALL = {
-    "in_channels": 4,
-    "out_channels": 4,
-    "model_channels": 32,
-    "attention_resolutions": [2],
-    "num_res_blocks": 1,
-    "channel_mult": [1, 2],
-    "num_head_channels": 16,
-    "context_dim": 12,
-    "temporal_length": 4,
-}
+SMALL = SMALLEST | {"attention_resolutions": [2], "num_head_channels": 16, "context_dim": 12, "temporal_length": 4}
 OPTIONS = {
     "lvdm": {},
     "lvdm: relative positions": {"use_relative_position": True},

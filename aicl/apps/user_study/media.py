@@ -4,7 +4,6 @@ Every video is decoded and written again in one way. So any format that we can r
 name, dates, encoder and metadata are the same for both sides.
 """
 
-import hashlib
 import os
 from pathlib import Path
 
@@ -12,15 +11,6 @@ from lvdm.errors import VideoError
 from lvdm.video import VideoInfo, open_video, write_video
 
 _MAX_BYTES = 2 * 1024**3  # of decoded frames, which are in memory at once
-
-
-def digest(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file, in hexadecimal digits. Raises VideoError if it cannot be read."""
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise VideoError(f"{path}: cannot be read ({error.strerror}); check the file") from error
 
 
 def copy_path(folder: str | os.PathLike[str], sha256: str) -> Path:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from aicl.evaluation.generated import read_generated
-from aicl.sidecar_files import is_companion
+from aicl.sidecar_files import is_sidecar
 from lvdm.data.folder import read_folder, video_files
-from lvdm.data.manifest_rows import LISTING_ENDINGS, read_rows
+from lvdm.data.manifest_rows import MANIFEST_ENDINGS, read_rows
 from lvdm.errors import DataError
 from lvdm.outside import check_text, checked_path
 from lvdm.video import VIDEO_ENDINGS
@@ -34,7 +34,7 @@ def read_manifest(path: str | os.PathLike[str]) -> list[Pair]:
     Videos are relative to the manifest's folder. Raises DataError for a missing or repeated row, column or file.
     """
     path = Path(path)
-    if path.suffix.lower() not in LISTING_ENDINGS:
+    if path.suffix.lower() not in MANIFEST_ENDINGS:
         raise DataError(f"{path}: is neither .csv nor .jsonl; give the pairs in one of these")
     seen: dict[Pair, int] = {}
     for line, row in read_rows(path, ("prompt", "ours", "baseline")):
@@ -56,7 +56,7 @@ def read_folders(
 
     Prompts stand in a `captions` file as `lvdm.data.read_folder` takes it. Without one they are found as
     `aicl evaluate` finds them: in our folder's manifest.jsonl, in what aicl sample wrote beside our videos,
-    or in .txt files. Raises DataError where a video lacks its partner or its prompt.
+    or in .txt files. Raises DataError where a video lacks its counterpart or its prompt.
     """
     ours, baseline = Path(ours), Path(baseline)
     names = {folder: _videos(folder) for folder in (ours, baseline)}
@@ -126,7 +126,7 @@ def _pair(manifest: Path, line: int, row: dict[str, Any]) -> Pair:
 def _videos(folder: Path) -> set[str]:
     if not folder.is_dir():
         raise DataError(f"{folder}: is not a folder; give a folder of videos")
-    files = {file for file in video_files(folder) if not is_companion(file)}
+    files = {file for file in video_files(folder) if not is_sidecar(file)}
     if not files:
         raise DataError(f"{folder}: holds no videos; known endings are {', '.join(VIDEO_ENDINGS)}")
     return {file.relative_to(folder).as_posix() for file in files}

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from aicl.apps.user_study.pairs import Side
 from lvdm.errors import DataError, DiskError
@@ -143,7 +143,7 @@ class Store:
         code, created = "".join(secrets.choice(_CODE_LETTERS) for _ in range(10)), _now()
         with self._connect() as database:
             row = database.execute("INSERT INTO evaluators (code, created) VALUES (?, ?)", (code, created))
-            return Evaluator(row.lastrowid, code, created)
+            return Evaluator(cast(int, row.lastrowid), code, created)  # an INSERT has one
 
     def find_evaluator(self, code: str) -> Evaluator | None:
         with self._connect() as database:

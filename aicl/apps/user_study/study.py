@@ -10,7 +10,8 @@ from pathlib import Path
 from aicl.apps.user_study import media
 from aicl.apps.user_study.pairs import Pair, Side, order, our_sides
 from aicl.apps.user_study.store import QUESTIONS, Evaluator, Store, StoredPair
-from lvdm.errors import DataError
+from lvdm.errors import DataError, VideoError
+from lvdm.hashing import file_hash
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ def prepare(
 
 
 def _stored(number: int, pair: Pair) -> StoredPair:
-    ours, baseline = media.digest(pair.ours), media.digest(pair.baseline)
+    ours, baseline = (file_hash(path, VideoError) for path in (pair.ours, pair.baseline))
     if ours == baseline:
         raise DataError(f"{pair.ours} and {pair.baseline} are the same video; a pair needs two")
     return StoredPair(number, pair.prompt, pair.group, str(pair.ours), str(pair.baseline), ours, baseline)

@@ -1,4 +1,4 @@
-"""Listings as people write them: what goes wrong is said by its true name, and no caption becomes another one."""
+"""Manifests as people write them: what goes wrong is said by its true name, and no caption becomes another one."""
 
 import json
 
@@ -22,14 +22,14 @@ def videos(tmp_path):
     return tmp_path
 
 
-def listing(folder, text, name="list.csv", encoding="utf-8"):
+def manifest(folder, text, name="list.csv", encoding="utf-8"):
     path = folder / name
     path.write_bytes(text.encode(encoding))
     return path
 
 
 def captions(folder, text, **options):
-    return [record.caption for record in read_folder(folder, listing(folder, text, **options))]
+    return [record.caption for record in read_folder(folder, manifest(folder, text, **options))]
 
 
 FAULTS = {
@@ -60,14 +60,14 @@ def test_faults_of_csv_files_are_named(videos, text):
 def test_the_same_faults_in_webvids_columns(videos):
     head = "videoid,contentUrl,duration,page_dir,name\n"
     good = head + 'a,u,PT1S,page,"A man, tall, is running"\nb,u,PT1S,page,A dog\n'
-    assert [r.caption for r in read_webvid(listing(videos, good), videos)] == ["A man, tall, is running", "A dog"]
+    assert [r.caption for r in read_webvid(manifest(videos, good), videos)] == ["A man, tall, is running", "A dog"]
     for text, reason in (
         (head + "a,u,PT1S,page,A man, tall, is running\n", "line 2 has 7 fields where the header has 5"),
         (head + 'a,u,PT1S,page,"A man\nb,u,PT1S,page,A dog\nc,u,PT1S,page,A cat\n', "line 2 has a quote"),
         (good.replace(",", ";"), "separates its columns by semicolons"),
     ):
         with pytest.raises(DataError, match=reason):
-            read_webvid(listing(videos, text), videos)
+            read_webvid(manifest(videos, text), videos)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
@@ -76,7 +76,7 @@ def test_byte_order_marks_are_dropped_everywhere(videos, encoding):
     row = json.dumps({"file": "a.mp4", "caption": "Ein Mädchen"}, ensure_ascii=False)
     assert captions(videos, row + "\n", name="list.jsonl", encoding=encoding) == ["Ein Mädchen"]
     webvid = "videoid,page_dir,name\na,page,Ein Mädchen\n"
-    assert [r.caption for r in read_webvid(listing(videos, webvid, encoding=encoding), videos)] == ["Ein Mädchen"]
+    assert [r.caption for r in read_webvid(manifest(videos, webvid, encoding=encoding), videos)] == ["Ein Mädchen"]
     for name in ("a", "b", "c"):
         for folder in (videos, videos / "page"):
             (folder / f"{name}.TXT").write_bytes("Ein Mädchen\n".encode(encoding))
@@ -140,7 +140,7 @@ c.mp4,A cat sleeps
 
 
 def test_a_video_with_several_captions_is_one_video(videos):
-    records = read_folder(videos, listing(videos, SEVERAL))
+    records = read_folder(videos, manifest(videos, SEVERAL))
     assert len(records) == 5 and len({record.key for record in records}) == 3
     index = VerbIndex.of_records(records)
     assert index.counts() == {"run": 2, "sleep": 1} and index.num_videos == 3
@@ -161,6 +161,6 @@ def test_a_video_with_several_captions_is_one_video(videos):
 
 
 def test_an_index_file_keeps_videos_apart(videos):
-    save_library(videos / "index.json", build_library(read_folder(videos, listing(videos, SEVERAL))))
+    save_library(videos / "index.json", build_library(read_folder(videos, manifest(videos, SEVERAL))))
     library = load_library(videos / "index.json")
     assert library.index.num_videos == 3 and library.index.counts()["run"] == 2
