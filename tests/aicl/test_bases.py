@@ -23,6 +23,7 @@ from lvdm.bases.sizes import PUBLISHED
 from lvdm.errors import CheckpointError, ConfigError
 from lvdm.models.backbone import Compression, build_backbone
 from lvdm.training import train
+from lvdm.training.tasks import config_schema
 from tests.aicl.tiny_models import randomise
 from tests.lvdm.test_bases import image
 from tests.lvdm.tiny_bases import NAMES, SIZES, WIDTH, network, pipeline
@@ -232,6 +233,14 @@ def test_a_video_transformer_is_trained_from_scratch_and_aicl_on_it(tmp_path):
         ConfigError, match=r"unet\.ffn_dims is no parameter of WanTransformer3DModel: did you mean ffn_dim"
     ):
         build_backbone("WanTransformer3DModel", {"ffn_dims": 32})
+
+
+@pytest.mark.parametrize("name", ["wan", "cogvideox", "ltx", "animatediff"])
+def test_shipped_trainings_ask_for_clips_that_their_base_takes(name):
+    config = configs.load(ROOT / f"configs/diffusers/{name}.yaml", schema=config_schema())
+    published = next(each for key, each in PUBLISHED.items() if key.startswith(name))
+    clip = config["data"]["clip"]
+    published.build().latent_shape(clip["num_frames"], tuple(clip["size"]), published.compression)
 
 
 def test_the_page_of_base_models_has_the_sizes_that_are_computed():
