@@ -140,7 +140,7 @@ class AICLPipeline:
     @property
     def dtype(self) -> torch.dtype:
         """The type of the UNet's weights."""
-        return next(self.base.components.unet.parameters()).dtype
+        return self.base.components.unet.dtype
 
     @property
     def compiled(self) -> Mode:

@@ -1,9 +1,17 @@
 """What the rest of the library asks of a model's config, for a model of diffusers."""
 
+from dataclasses import dataclass
 from typing import Any
 
 from lvdm.diffusion.schedule import DiffusionConfig
 from lvdm.models.components import GenerationDefaults, ModelConfig
+
+
+@dataclass
+class DiffusersDefaults(GenerationDefaults):
+    """Those of a pipeline's own call, which samples with its own scheduler."""
+
+    sampler: str = "scheduler"
 
 
 class DiffusersConfig(ModelConfig):

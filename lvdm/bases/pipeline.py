@@ -11,7 +11,7 @@ from torch import Generator, Tensor, nn
 from lvdm.acceleration import Acceleration, Mode, compile_regions
 from lvdm.bases.backbone import DiffusersBackbone
 from lvdm.bases.codec import DiffusersCodec, frames_that_fit
-from lvdm.bases.config import DiffusersConfig
+from lvdm.bases.config import DiffusersConfig, DiffusersDefaults
 from lvdm.bases.images import IMAGES, ImageCondition
 from lvdm.bases.kinds import integration_sizes
 from lvdm.bases.schedules import Steps, prediction_of, ready, schedule_of
@@ -20,7 +20,7 @@ from lvdm.diffusion import Condition, Denoiser
 from lvdm.diffusion.samplers import Callback
 from lvdm.errors import ConfigError
 from lvdm.finite import FiniteWatch
-from lvdm.models.components import Components, GenerationDefaults
+from lvdm.models.components import Components
 from lvdm.pipeline import ImageLike, VideoPipeline
 
 # Rates (1/s) at which videos are meant to be played, where a pipeline's call does not name one.
@@ -143,7 +143,7 @@ class DiffusersPipeline(VideoPipeline):
         x_T: Tensor,
         *,
         num_inference_steps: int | None = None,
-        sampler: str = "ddim",
+        sampler: str = "scheduler",
         eta: float | None = None,
         rescale: float = 0.0,
         step_cache: int = 1,
@@ -152,7 +152,7 @@ class DiffusersPipeline(VideoPipeline):
     ) -> Tensor:
         """See `VideoPipeline.sample_latents`. The sampler is the pipeline's own scheduler, so another than the default
         is refused, as are `step_cache`, which is for UNets of this library, and an eta that the scheduler has not."""
-        if sampler != "ddim":
+        if sampler not in ("scheduler", "ddim"):  # the latter is what options say if nobody says anything
             name = type(self.pipe.scheduler).__name__
             raise ConfigError(f"this model samples with its own scheduler, {name}: leave sampler out")
         if step_cache != 1:
@@ -236,7 +236,7 @@ def _check_supported(pipe: Any) -> None:
         raise ConfigError(f"a {type(pipe).__name__} is not supported: its text-to-video pipeline is")
 
 
-def _defaults(pipe: Any, backbone: DiffusersBackbone, codec: DiffusersCodec) -> GenerationDefaults:
+def _defaults(pipe: Any, backbone: DiffusersBackbone, codec: DiffusersCodec) -> DiffusersDefaults:
     """The defaults of the pipeline's own call, and of its networks' configs where that names none."""
     own = {name: parameter.default for name, parameter in inspect.signature(pipe.__call__).parameters.items()}
     config, factor = backbone.model.config, codec.factor
@@ -251,7 +251,7 @@ def _defaults(pipe: Any, backbone: DiffusersBackbone, codec: DiffusersCodec) -> 
     while frames > 1 and codec.compression.grid(frames, (height, width))[0] % backbone.patch[0]:
         frames -= codec.compression.time
     rate = own.get("frame_rate", own.get("fps"))
-    return GenerationDefaults(
+    return DiffusersDefaults(
         num_frames=frames,
         size=(height, width),
         num_inference_steps=own["num_inference_steps"],
