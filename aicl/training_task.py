@@ -13,7 +13,7 @@ from aicl.model_files import ADAPTER_FILE, base_folder
 from aicl.training import AICLModule
 from aicl.training_pairs import PairMaker, ReferenceSettings, build_pair_sampler
 from lvdm import config as configs
-from lvdm.bases.config import DiffusersConfig
+from lvdm.bases.pipeline import DiffusersPipeline
 from lvdm.checkpoints import find_file, load_pipeline, read_model
 from lvdm.data import DataConfig, read_records
 from lvdm.data.caching import check_encoders, load_encoders
@@ -32,7 +32,8 @@ class AICLSections:
     """The config of task "aicl".
 
     base.path is a model folder, one of diffusers, the name of one on the Hub, or a run of task base (its newest
-    checkpoint); base.config builds a model with random weights instead, to measure speed and memory. `references` says
+    checkpoint); base.config builds a model with random weights instead, to measure speed and memory.
+    base.text_on_cpu keeps the text encoder of a model of diffusers off the GPU. `references` says
     what accompanies each target, see ReferenceSettings; a number is short for {count: number}, None for {count: 1}.
     Data that is made as it is needed (puppets) brings its own number of clips of the same action, data.references; its
     `references` may say which of them become self-pairs. `reference_dropout`: see AICLModule. `init_from`: an adapter
@@ -44,6 +45,7 @@ class AICLSections:
     class Base:
         path: str | None = None
         config: str | dict[str, Any] | None = None
+        text_on_cpu: bool = False
 
     base: Base
     data: dict[str, Any]
@@ -69,7 +71,13 @@ def build(recipe: Recipe) -> tuple[AICLModule, EndlessDataModule]:
     """Task "aicl": see AICLSections. Raises ConfigError for sections that do not fit together."""
     sections: AICLSections = recipe.parse(AICLSections)
     pipeline = build_base_pipeline(sections.base, recipe.training)
-    if recipe.training.cuda_graphs and isinstance(pipeline.config, DiffusersConfig):
+    if sections.base.text_on_cpu:
+        if not isinstance(pipeline, DiffusersPipeline):
+            raise ConfigError(
+                "base.text_on_cpu is for models of diffusers, whose text encoders are large: leave it out"
+            )
+        pipeline.keep_text_on_cpu()
+    if recipe.training.cuda_graphs and isinstance(pipeline, DiffusersPipeline):
         raise ConfigError("training.cuda_graphs captures this library's own networks only: set it to false")
     torch.manual_seed(recipe.run.seed)  # the new layers start the same whatever was drawn for the base model
     config = prism_config(sections.prism, pipeline, recipe.training)
@@ -95,7 +103,7 @@ def build(recipe: Recipe) -> tuple[AICLModule, EndlessDataModule]:
             )
         return module, build_data(sections.data, recipe)
     data = configs.from_mapping(DataConfig, sections.data, where="data")
-    if data.cache and isinstance(pipeline.config, DiffusersConfig):
+    if data.cache and isinstance(pipeline, DiffusersPipeline):
         raise ConfigError("data.cache holds latents of this library's own models: leave it out with one of diffusers")
     if data.cache and pairs.geometry != 1.0:
         raise ConfigError(

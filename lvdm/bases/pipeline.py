@@ -98,6 +98,14 @@ class DiffusersPipeline(VideoPipeline):
         codec: Any = self.components.codec
         codec.bound_memory()
 
+    def keep_text_on_cpu(self) -> None:
+        """See `DiffusersText.keep_on_cpu`."""
+        text: Any = self.components.text
+        text.keep_on_cpu()
+
+    def encode_prompt(self, prompts: Sequence[str]) -> Tensor:
+        return super().encode_prompt(prompts).to(self.device)
+
     def encode_image(self, frames: Tensor) -> Tensor:
         """First frames (b, 3, h, w) -> context tokens (b, n, d); none where the network takes latents alone."""
         found = self._image(frames, 1).tokens

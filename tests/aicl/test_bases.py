@@ -189,7 +189,7 @@ def test_a_pipeline_reads_references_and_without_them_is_the_base(name):
 def test_a_folder_of_diffusers_trains_samples_and_keeps_its_adapter_apart(folder, tmp_path):
     make_clips(tmp_path / "clips")
     sections = {
-        "base": {"path": str(folder)},
+        "base": {"path": str(folder), "text_on_cpu": True},
         "prism": SMALL,
         "integration": BLOCKS,
         "data": {"clip": {"num_frames": 5, "size": [16, 16], "fps": 8}},
