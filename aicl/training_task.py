@@ -32,9 +32,9 @@ class AICLSections:
     """The config of task "aicl".
 
     base.path is a model folder, one of diffusers, the name of one on the Hub, or a run of task base (its newest
-    checkpoint); base.config builds a model with random weights instead, to measure speed and memory.
-    base.text_on_cpu keeps the text encoder of a model of diffusers off the GPU. `references` says
-    what accompanies each target, see ReferenceSettings; a number is short for {count: number}, None for {count: 1}.
+    checkpoint); base.config builds a model with random weights instead, to measure speed and memory. base.text_on_cpu
+    keeps the text encoder of a model of diffusers off the GPU. `references` says what accompanies each target, see
+    ReferenceSettings; a number is short for {count: number}, None for {count: 1}.
     Data that is made as it is needed (puppets) brings its own number of clips of the same action, data.references; its
     `references` may say which of them become self-pairs. `reference_dropout`: see AICLModule. `init_from`: an adapter
     file, or a finished run of this task, from whose parameters training starts, with a fresh optimiser; `prism` and

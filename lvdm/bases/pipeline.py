@@ -109,7 +109,7 @@ class DiffusersPipeline(VideoPipeline):
     def encode_image(self, frames: Tensor) -> Tensor:
         """First frames (b, 3, h, w) -> context tokens (b, n, d); none where the network takes latents alone."""
         found = self._image(frames, 1).tokens
-        return frames.new_zeros(len(frames), 0, self.context_width) if found is None else found
+        return frames.new_zeros(len(frames), 0, self.context_width) if found is None else found.to(self.device)
 
     def image_extras(self, frames: Tensor, num_frames: int) -> dict[str, Tensor]:
         """The network's further arguments for first frames (b, 3, h, w) of videos of so many frames."""
@@ -218,7 +218,7 @@ def _weighted(parts: Sequence[Tensor], weights: Sequence[Any]) -> Tensor:
 
 
 def _joined(context: Tensor, tokens: Tensor | None) -> Tensor:
-    return context if tokens is None else torch.cat([context, tokens.to(context.dtype)], dim=1)
+    return context if tokens is None else torch.cat([context, tokens.to(context)], dim=1)
 
 
 def _bare(backbone: nn.Module) -> nn.Module:
