@@ -1,6 +1,7 @@
 """What an adapter of a published base model consists of, and what memory it takes: measured nowhere, computed."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -37,7 +38,7 @@ def layout_of_published(published: Published) -> Layout:
     backbone = published.build()
     blocks = backbone.extensible_blocks()
     channels = 4 * published.compression.time
-    widths = {"in_channels": backbone.latent_channels, "context_dim": published.context_width}
+    widths: dict[str, Any] = {"in_channels": backbone.latent_channels, "context_dim": published.context_width}
     with torch.device("meta"):
         sizes = integration_sizes([block.width for block in blocks])
         integrated = integrate(backbone, IntegrationConfig(feature_channels=channels, **sizes))
@@ -54,7 +55,9 @@ def layout_of_published(published: Published) -> Layout:
     transformer = published.network.endswith("Transformer3DModel")
     return Layout(
         {block.name: block.width for block in blocks},
-        *(count[name] / 1e6 for name in ("base", "integration", "prism")),
+        base=count["base"] / 1e6,
+        integration=count["integration"] / 1e6,
+        prism=count["prism"] / 1e6,
         training=(2 * count["base"] + trained + kept) / _GIB if transformer else None,
         sampling=(weights + 2 * 2 * _INNER * max(tokens)) / _GIB if transformer else None,
     )

@@ -219,8 +219,14 @@ class AICLPipeline:
         clock = Clock(self.device)
         generators = sample_generators(seed, generator, len(prompts))
         x_T = self.base.initial_noise(generators, num_frames=num_frames, size=size)
-        texts = {"fps": settings.fps, "negative_prompt": settings.negative_prompt}
-        positive, negative = self.base.conditions(prompts, image, size=size, num_frames=num_frames, **texts)
+        positive, negative = self.base.conditions(
+            prompts,
+            image,
+            size=size,
+            fps=settings.fps,
+            negative_prompt=settings.negative_prompt,
+            num_frames=num_frames,
+        )
         clock.lap("text")
         context = None
         if rows:

@@ -62,9 +62,10 @@ def load_base(
     found: Any = getattr(diffusers, name, None)
     if not (isinstance(found, type) and issubclass(found, diffusers.DiffusionPipeline)):
         raise ConfigError(f"{folder} holds a {name}, which diffusers {diffusers.__version__} does not have: update it")
+    reader: Any = found  # its methods have no annotations
     options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}
     try:
-        pipe = found.from_pretrained(str(folder), dtype=dtype or "auto", **options)
+        pipe = reader.from_pretrained(str(folder), dtype=dtype or "auto", **options)
     except (OSError, ValueError, TypeError, RuntimeError, KeyError) as error:
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise CheckpointError(f"{folder} cannot be read as a {name}: {first}") from error
