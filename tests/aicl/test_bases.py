@@ -236,16 +236,12 @@ def test_a_video_transformer_is_trained_from_scratch_and_aicl_on_it(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["wan", "cogvideox", "ltx", "animatediff"])
-def test_shipped_trainings_ask_for_clips_that_their_base_takes(name):
-    config = configs.load(ROOT / f"configs/diffusers/{name}.yaml", schema=config_schema())
+def test_published_sizes_are_those_of_the_page_and_shipped_trainings_fit_them(name, monkeypatch):
     published = next(each for key, each in PUBLISHED.items() if key.startswith(name))
-    clip = config["data"]["clip"]
-    published.build().latent_shape(clip["num_frames"], tuple(clip["size"]), published.compression)
-
-
-def test_the_page_of_base_models_has_the_sizes_that_are_computed():
-    page = (ROOT / "docs/base_models.md").read_text(encoding="utf-8")
-    for name in ("wan2.1-t2v-1.3b", "cogvideox-2b", "ltx-video-2b", "animatediff-1.5"):
-        assert row(PUBLISHED[name]) in page
-        adapter = float(row(PUBLISHED[name]).split("= ")[1].split(" ")[0])
-        assert adapter <= 100
+    backbone = published.build()
+    clip = configs.load(ROOT / f"configs/diffusers/{name}.yaml", schema=config_schema())["data"]["clip"]
+    backbone.latent_shape(clip["num_frames"], tuple(clip["size"]), published.compression)
+    monkeypatch.setattr(type(published), "build", lambda self: backbone)
+    line = row(published)
+    assert line in (ROOT / "docs/base_models.md").read_text(encoding="utf-8")
+    assert float(line.split("= ")[1].split(" ")[0]) <= 100  # million parameters of an adapter
