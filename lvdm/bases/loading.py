@@ -13,7 +13,6 @@ from lvdm.outside import read_object
 INDEX = "model_index.json"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _INSTALL = 'needs the extra "diffusers": pip install "aicl[diffusers]"'
-_FILES = ["*.json", "*.safetensors", "*.model", "*.txt"]  # no pickles, no pictures
 
 
 def is_base(folder: str | os.PathLike[str]) -> bool:
@@ -33,12 +32,13 @@ def download(name: str) -> Path:
     Raises CheckpointError where neither the cache nor the network has it, ConfigError without the extra.
     """
     try:
-        from huggingface_hub import snapshot_download
+        import diffusers
     except ImportError as error:
         raise ConfigError(f"there is no folder {name}, and a model from the Hugging Face Hub {_INSTALL}") from error
+    reader: Any = diffusers.DiffusionPipeline  # its methods have no annotations
     try:
-        return Path(snapshot_download(name, allow_patterns=_FILES))
-    except (OSError, ValueError, RuntimeError) as error:  # its errors are of these kinds, the network's too
+        return Path(reader.download(name, use_safetensors=True))  # the pipeline's own files alone
+    except Exception as error:  # those of the network have no class in common
         raise CheckpointError(
             f"there is no folder {name}, and the Hugging Face Hub did not give a model of that name "
             f"({type(error).__name__}): check the name and the network, or download it and give its folder"

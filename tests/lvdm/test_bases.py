@@ -183,8 +183,8 @@ def test_folders_that_are_no_base_and_names_that_the_hub_does_not_give(tmp_path,
     def unreachable(name: str, **options: Any) -> str:
         raise ConnectionError("no route")
 
-    monkeypatch.setattr("huggingface_hub.snapshot_download", unreachable)
+    monkeypatch.setattr("diffusers.DiffusionPipeline.download", unreachable)
     with pytest.raises(CheckpointError, match="no folder some-owner/some-model, and the Hugging Face Hub did not give"):
         find_model("some-owner/some-model")
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **options: str(tmp_path))
+    monkeypatch.setattr("diffusers.DiffusionPipeline.download", lambda name, **options: str(tmp_path))
     assert find_model("some-owner/some-model") == tmp_path
