@@ -285,7 +285,7 @@ def test_the_signature_shows_every_option():
 
 def test_the_declared_samplers_are_those_that_exist():
     hint = typing.get_type_hints(GenerationOptions)["sampler"]
-    assert typing.get_args(hint) == tuple(SAMPLERS)
+    assert typing.get_args(hint) == (*SAMPLERS, "scheduler")  # the last one: what models of diffusers have of their own
 
 
 def test_slicing_the_autoencoder_changes_rounding_at_most(pipes):
