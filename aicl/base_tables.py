@@ -8,7 +8,6 @@ import torch
 from aicl.action_integration import IntegrationConfig
 from aicl.action_prism import PrismConfig, build_prism
 from aicl.integrated_backbone import integrate
-from lvdm.bases.kinds import integration_sizes
 from lvdm.bases.sizes import Published
 
 _GIB = 2**30
@@ -37,12 +36,11 @@ def layout_of_published(published: Published) -> Layout:
     """The layout of AICL, with its default sizes, on a published base. Nothing of its size is allocated."""
     backbone = published.build()
     blocks = backbone.extensible_blocks()
-    channels = 4 * published.compression.time
+    prism_sizes, sizes = backbone.adapter_sizes()
     widths: dict[str, Any] = {"in_channels": backbone.latent_channels, "context_dim": published.context_width}
     with torch.device("meta"):
-        sizes = integration_sizes([block.width for block in blocks])
-        integrated = integrate(backbone, IntegrationConfig(feature_channels=channels, **sizes))
-        prism = build_prism(PrismConfig(out_channels=channels, **widths, **backbone.kind.prism))
+        integrated = integrate(backbone, IntegrationConfig(**sizes))
+        prism = build_prism(PrismConfig(**widths, **prism_sizes))
     count = {
         name: sum(parameter.numel() for parameter in module.parameters())
         for name, module in (("base", backbone), ("integration", integrated.blocks), ("prism", prism))

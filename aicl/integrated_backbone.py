@@ -140,6 +140,7 @@ class IntegratedBackbone(VideoBackbone):
         weights: Sequence[float] | Tensor | None = None,
         scale: float = 1.0,
         first_reference_until: float | None = None,
+        spans: Sequence[tuple[float, float]] | None = None,
     ) -> ReferenceContext | None:
         """Prepare R for `forward`: features (b, m, parts * feature_channels, h, w), all references on the frame axis.
 
@@ -152,7 +153,7 @@ class IntegratedBackbone(VideoBackbone):
                 f"R has {features.shape[2]} channels, the integration reads {channels} "
                 "(prism.features * prism.out_channels against integration.feature_channels and mode)"
             )
-        return ReferenceContext.build(features, frames_per_reference, weights, scale, first_reference_until)
+        return ReferenceContext.build(features, frames_per_reference, weights, scale, first_reference_until, spans)
 
     def unpatch(self) -> VideoBackbone:
         """Take the new layers off and give the backbone back as it was, `requires_grad` included."""

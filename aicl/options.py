@@ -95,14 +95,19 @@ class ModelOptions(Options):
 class Reference:
     """A video that shows an action, and how it is read.
 
-    video: a file or a folder of frames; pixels uint8 (t, h, w, 3) as a tensor or an array; a list of PIL images; or
-    motion features, as `AICLPipeline.encode_references` makes them, or their file. caption: what the video shows; None
-    is the prompt. weight: from 0 up; only its ratio to the other references' matters, and 0 leaves it out.
+    video: a file or a folder of frames; pixels uint8 (t, h, w, 3) as a tensor or an array, or float in [0, 1], of that
+    shape or (t, 3, h, w), as pipelines return them as "np" and "pt"; a list of PIL images or of frames; or motion
+    features, as `AICLPipeline.encode_references` makes them, or their file. caption: what the video shows; None is the
+    prompt. weight: from 0 up; only its ratio to the other references' matters, and 0 leaves it out. start, end: it is
+    read from one share of the noise levels to another, counted from the noisiest on: 0 to 0.6 is where the course of a
+    motion is decided, 0.6 to 1 where it is refined.
     """
 
     video: Any
     caption: str | None = None
     weight: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
 
     def __post_init__(self) -> None:
         if isinstance(self.video, str | os.PathLike):
@@ -110,14 +115,20 @@ class Reference:
             check_text(str(self.video), "reference", ConfigError)
         if self.caption is not None:
             check_text(self.caption, "the caption of a reference", ConfigError)
+        if isinstance(self.weight, bool) or not isinstance(self.weight, int | float):
+            raise ConfigError(f"the weight of reference {self.name} must be a number, got {self.weight!r}")
+        if not all(isinstance(each, int | float) and 0 <= each <= 1 for each in (self.start, self.end)):
+            raise ConfigError(f"reference {self.name} is read from {self.start} to {self.end}: both are shares, 0 to 1")
+        if self.start >= self.end:
+            raise ConfigError(f"reference {self.name} is read from {self.start} to {self.end}: the end comes later")
         if not 0 <= self.weight < math.inf:
             raise ConfigError(f"the weight of reference {self.name} is {self.weight}: it must be from 0 up and finite")
 
     @classmethod
     def of(cls, value: Any, where: str = "reference") -> "Reference":
-        """A reference from its shorthand: a video alone, "FILE@WEIGHT", or a mapping with the fields of this class.
+        """A reference from its shorthand: a video alone, "FILE@WEIGHT", "FILE@WEIGHT:START-END", or a mapping.
 
-        Raises ConfigError for a mapping that does not fit; `where` names it.
+        A mapping has the fields of this class. Raises ConfigError for one that does not fit; `where` names it.
         """
         if isinstance(value, Reference):
             return value
@@ -126,9 +137,11 @@ class Reference:
                 raise ConfigError(f"{where}.video must be a file or a folder, got {value['video']!r}")
             return configs.from_mapping(cls, value, where=where)
         if isinstance(value, str):
-            weighted = re.fullmatch(r"(.+)@(\d+\.?\d*|\.\d+)", value)
+            number = r"(\d+\.?\d*|\.\d+)"
+            weighted = re.fullmatch(rf"(.+)@{number}(?::{number}-{number})?", value)
             if weighted and not os.path.lexists(value):
-                return cls(weighted[1], weight=float(weighted[2]))
+                start, end = (float(weighted[3]), float(weighted[4])) if weighted[3] else (0.0, 1.0)
+                return cls(weighted[1], None, float(weighted[2]), start, end)
         return cls(value)
 
     @property

@@ -23,7 +23,8 @@ class ReferenceContext:
     number of samples. frames: frame count of each reference.
     weights: (b, k) or None for equal ones; they multiply the attention's unnormalised weights. scale: factor of the
     update. first_reference_until: the timestep, as the network is told it and counted down in sampling, until which
-    the first reference is read alone; None: never.
+    the first reference is read alone; None: never. spans: (lowest, highest) timestep, as the network is told it, at
+    which each reference is read; None: all are, at all.
     Without gradients, each attention keeps its keys and values in `cache`, so they are computed once per video.
     """
 
@@ -32,7 +33,9 @@ class ReferenceContext:
     weights: Tensor | None = None
     scale: float = 1.0
     first_reference_until: float | None = None
+    spans: tuple[tuple[float, float], ...] | None = None
     cache: dict[Hashable, tuple[KeysValues, Callable[[], KeysValues]]] = field(default_factory=dict, repr=False)
+    _parts: "dict[tuple[int, ...], ReferenceContext]" = field(default_factory=dict, repr=False)
 
     @classmethod
     def build(
@@ -42,12 +45,13 @@ class ReferenceContext:
         weights: Sequence[float] | Tensor | None = None,
         scale: float = 1.0,
         first_reference_until: float | None = None,
+        spans: Sequence[tuple[float, float]] | None = None,
     ) -> "ReferenceContext | None":
         """The context of features (b, m, channels, h, w); a reference of weight 0 is left out, None if all are.
 
         frames_per_reference: one count for all, or a count each; they add up to m.
         weights: w_i >= 0, one a reference, or a tensor (b, k): only their ratios matter, and 0 is as if that reference
-        were absent. scale: from 0 up; 0 is the base model, bit for bit.
+        were absent. spans: one a reference, see the class. scale: from 0 up; 0 is the base model, bit for bit.
         Raises ConfigError for what does not fit.
         """
         m = features.shape[1]
@@ -59,8 +63,13 @@ class ReferenceContext:
             raise ConfigError(f"R has {m} frames, its references are said to have {list(frames)}")
         if not 0 <= scale < math.inf:
             raise ConfigError(f"scale is {scale}: give a number from 0 up, 0 for the base model and 1 for full effect")
+        spans = None if spans is None else tuple(spans)
+        if spans is not None and (len(spans) != len(frames) or first_reference_until is not None):
+            raise ConfigError(
+                "spans say for each reference when it is read: give one each, and no first_reference_until"
+            )
         if weights is None or isinstance(weights, Tensor):
-            return cls(features, frames, weights, scale, first_reference_until)
+            return cls(features, frames, weights, scale, first_reference_until, spans)
         if len(weights) != len(frames) or any(not w >= 0 or math.isinf(w) for w in weights):
             raise ConfigError(
                 f"weights {list(weights)} must be numbers from 0 up, one each for {len(frames)} reference(s)"
@@ -74,7 +83,8 @@ class ReferenceContext:
         if len({weights[i] for i in kept}) > 1:
             given = torch.tensor([weights[i] for i in kept], device=features.device)
             rows = given.expand(features.shape[0], -1)
-        return cls(features, tuple(frames[i] for i in kept), rows, scale, first_reference_until)
+        spans = None if spans is None else tuple(spans[i] for i in kept)
+        return cls(features, tuple(frames[i] for i in kept), rows, scale, first_reference_until, spans)
 
     @cached_property
     def first(self) -> "ReferenceContext":
@@ -89,10 +99,23 @@ class ReferenceContext:
 
     def at(self, timesteps: Tensor) -> "ReferenceContext":
         """What is read at these timesteps (b,), all alike where the first reference is read alone for some."""
+        if self.spans is not None:
+            t = float(timesteps[0])
+            return self.only(tuple(i for i, (low, high) in enumerate(self.spans) if low <= t <= high))
         until = self.first_reference_until
         if until is None or len(self.frames) == 1:
             return self
         return self.all if float(timesteps[0]) < until else self.first
+
+    def only(self, chosen: tuple[int, ...]) -> "ReferenceContext":
+        """These references, at any timestep; a strength of 0 where there are none."""
+        if chosen not in self._parts:
+            pieces, columns = self.features.split(self.frames, dim=1), list(chosen) or [0]
+            features = self.features if len(columns) == len(pieces) else torch.cat([pieces[i] for i in columns], dim=1)
+            weights = None if self.weights is None else self.weights[:, columns]
+            frames = tuple(self.frames[i] for i in columns)
+            self._parts[chosen] = ReferenceContext(features, frames, weights, self.scale if chosen else 0.0)
+        return self._parts[chosen]
 
     def kept(self, key: Hashable, make: Callable[[], KeysValues]) -> KeysValues:
         """The keys and values of one attention: made at its first call, by `make`."""
@@ -136,13 +159,14 @@ class ReferenceContext:
 
 
 def _flatten(context: ReferenceContext) -> tuple[list[Any], tuple[Any, ...]]:
-    return [context.features, context.weights], (context.frames, context.scale, context.first_reference_until)
+    constants = context.frames, context.scale, context.first_reference_until, context.spans
+    return [context.features, context.weights], constants
 
 
 def _unflatten(tensors: Any, rest: tuple[Any, ...]) -> ReferenceContext:
     features, weights = tensors
-    frames, scale, first_reference_until = rest
-    return ReferenceContext(features, frames, weights, scale, first_reference_until)
+    frames, scale, first_reference_until, spans = rest
+    return ReferenceContext(features, frames, weights, scale, first_reference_until, spans)
 
 
 # So that whatever handles arguments by their tensors (CUDA graphs, repeating a batch) needs to know nothing of R.

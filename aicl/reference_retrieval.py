@@ -72,11 +72,7 @@ class VerbIndex:
         Videos that show a whole phrase of the caption ("play guitar") come first; only where these are too few, ones
         that share a verb ("play") follow. Each choice says which it was. Raises DataError if k cannot be had.
         """
-        groups = [
-            {p: self._by_phrase[p] for p in contains(caption, self._by_phrase)},
-            {v: self._by_verb[v] for v in verbs(caption) if v in self._by_verb},
-        ]
-        chosen = self._draw(groups, k, np.random.default_rng(seed), exclude)
+        chosen = self._draw(self._groups(caption), k, np.random.default_rng(seed), exclude)
         if len(chosen) < k:
             named = (*contains(caption, self._by_phrase), *verbs(caption))
             if not named:
@@ -88,6 +84,20 @@ class VerbIndex:
                 f"{k} are wanted: ask for fewer references or add videos to the library"
             )
         return chosen
+
+    def shared(self, caption: str) -> list[dict[int, str]]:
+        """Videos that share an action with a caption, as number -> action: a whole phrase first, then a verb only.
+
+        Empty groups are left out, so that a caption that shares nothing gives an empty list.
+        """
+        groups: list[dict[int, str]] = []
+        taken: set[int] = set()
+        for group in self._groups(caption):
+            members = {number: action for action, rows in group.items() for number in rows.tolist()}
+            new = {number: action for number, action in members.items() if number not in taken}
+            taken |= new.keys()
+            groups += [new] if new else []
+        return groups
 
     def positives(self, target: int, k: int, rng: np.random.Generator) -> list[RetrievedReference]:
         """Like `select` for the caption of one of the index's own videos, up to k of them, drawn with `rng`."""
@@ -110,6 +120,13 @@ class VerbIndex:
             ],
             dtype=np.int64,
         )
+
+    def _groups(self, caption: str) -> list[dict[str, np.ndarray]]:
+        """Action -> captions that show it: the phrases that a caption contains, and its verbs."""
+        return [
+            {p: self._by_phrase[p] for p in contains(caption, self._by_phrase)},
+            {v: self._by_verb[v] for v in verbs(caption) if v in self._by_verb},
+        ]
 
     def _count(self, rows: np.ndarray) -> int:
         """How many videos some captions are about."""

@@ -14,7 +14,17 @@ from torch import Tensor
 from aicl.motion_features import ENDING, MotionFeatures
 from aicl.options import Reference
 from lvdm.errors import ConfigError, VideoError
-from lvdm.video import IMAGE_ENDINGS, frame_files, frame_indices, load_clip, probe, read_image, resize_crop, to_frames
+from lvdm.video import (
+    IMAGE_ENDINGS,
+    frame_files,
+    frame_indices,
+    load_clip,
+    probe,
+    read_animation,
+    read_image,
+    resize_crop,
+    to_frames,
+)
 
 
 def reference_rows(references: Any, count: int) -> list[list[Reference]]:
@@ -101,11 +111,15 @@ def read_clip(reference: Reference, num_frames: int, size: tuple[int, int], fps:
     if not isinstance(video, Path):
         pixels = _pixels(video)
         return to_frames(resize_crop(pixels[frame_indices(len(pixels), num_frames, source_fps=fps)], size))
+    if _is_image(video):
+        pixels, rate = read_animation(video)
+        chosen = frame_indices(len(pixels), num_frames, source_fps=rate, target_fps=fps)
+        return to_frames(resize_crop(pixels[chosen], size))
     if not video.is_dir():
         return load_clip(video, num_frames, size, fps=fps)
     files = frame_files(video)
-    chosen = [files[index] for index in frame_indices(len(files), num_frames, source_fps=fps)]
-    return to_frames(torch.cat([resize_crop(read_image(file)[None], size) for file in chosen]))
+    images = [files[index] for index in frame_indices(len(files), num_frames, source_fps=fps)]
+    return to_frames(torch.cat([resize_crop(read_image(file)[None], size) for file in images]))
 
 
 def _loaded(rows: list[list[Reference]]) -> list[list[Reference]]:
@@ -124,9 +138,13 @@ def _loaded(rows: list[list[Reference]]) -> list[list[Reference]]:
 
 def _count(video: Path) -> int:
     """The number of frames of a file or of a folder. Raises VideoError where there are none to read."""
-    if video.suffix.lower() in IMAGE_ENDINGS and video.is_file():
-        return 1
+    if _is_image(video):
+        return len(read_animation(video)[0])
     return len(frame_files(video)) if video.is_dir() else probe(video).num_frames
+
+
+def _is_image(video: Path) -> bool:
+    return video.suffix.lower() in IMAGE_ENDINGS and video.is_file()
 
 
 def _pixels(video: Any) -> Tensor:
@@ -137,9 +155,23 @@ def _pixels(video: Any) -> Tensor:
             raise ConfigError("the frames of a reference must all have one size")
         video = np.stack(frames)
     pixels = torch.as_tensor(video)
+    if pixels.dtype.is_floating_point and pixels.ndim == 4:  # the output types "np" and "pt" of pipelines
+        pixels = _bytes(pixels)
     if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[-1] != 3:
-        raise ConfigError(f"reference pixels must be uint8 (t, h, w, 3), got {pixels.dtype} {tuple(pixels.shape)}")
+        raise ConfigError(
+            f"reference pixels must be uint8 (t, h, w, 3), or float in [0, 1] of that shape or (t, 3, h, w), "
+            f"got {pixels.dtype} {tuple(pixels.shape)}"
+        )
     return pixels
+
+
+def _bytes(pixels: Tensor) -> Tensor:
+    """Float pixels (t, h, w, 3) or (t, 3, h, w) in [0, 1] -> uint8 (t, h, w, 3). Raises ConfigError."""
+    if pixels.shape[-1] != 3 and pixels.shape[1] == 3:
+        pixels = pixels.movedim(1, -1)
+    if pixels.numel() and not (float(pixels.min()) >= 0 and float(pixels.max()) <= 1):  # NaN included
+        raise ConfigError("reference pixels as floats must lie in [0, 1]: divide them by 255, or give uint8")
+    return pixels.mul(255).round().to(torch.uint8)
 
 
 def _is_one(item: Any) -> bool:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from aicl.options import Reference, SamplingOptions
 from aicl.sidecar_files import COMPARISON, sidecar
@@ -17,19 +17,19 @@ from lvdm.files import check_writable
 from lvdm.options import option
 from lvdm.outside import check_text, parse_json, read_lines
 
-if TYPE_CHECKING:
-    from aicl.reference_retrieval import Library
+ENDINGS = (".mp4", ".webm", ".gif", ".webp")  # what `lvdm.video.write_video` writes, which is slow to import
 
 
 @dataclass(kw_only=True)
 class Job(SamplingOptions):
     """One prompt and how to sample it; a line of a prompts file may set any field.
 
-    references: each as `Reference.of` takes it. library: an index of videos to take `num_references` references from,
-    by the action of the prompt. num_samples videos have the seeds seed, seed + 1, ...; `batch_size` of them are made at
-    once. out: a .mp4, a .gif, or, without an ending, a folder of frames; several samples get their seed appended.
-    compare: also write reference | base | AICL, as one video and as a PNG of their frames. label: the class of the
-    action, kept for evaluation. chosen: which videos of the library were taken and why, filled in by `prepare`.
+    references: each as `Reference.of` takes it. library: of `aicl index`, to take `num_references` references from:
+    `library_by` verbs or text of the prompt, or by motion or appearance of an `example` clip. num_samples videos have
+    the seeds seed, seed + 1, ...; `batch_size` of them are made at once. out: a file that ends in one of ENDINGS, or,
+    without an ending, a folder of frames; several samples get their seed appended. compare: also write reference | base
+    | AICL, as one video and as a PNG of their frames. label: the class of the action, kept for evaluation. chosen:
+    which videos of the library were taken and why, filled in by `prepare`.
     """
 
     RENAMED: ClassVar[dict[str, str]] = SamplingOptions.RENAMED | {
@@ -42,7 +42,13 @@ class Job(SamplingOptions):
 
     prompt: str
     references: list[Reference] = dataclasses.field(default_factory=list)
-    library: str | None = option(None, "take references from this index (see `aicl index`)", group="references")
+    library: str | None = option(None, "take references from this library (see `aicl index`)", group="references")
+    library_by: Literal["verbs", "text", "motion", "appearance"] | None = option(
+        None, "how they are chosen (default: motion with --example, else verbs, else text)", group="references"
+    )
+    example: str | None = option(
+        None, "a clip for --library, which takes those that move like it", group="references", metavar="VIDEO"
+    )
     num_references: int = option(
         1, "how many to take from the library (default: 1)", least=1, group="references", spellings=("num-refs",)
     )
@@ -52,7 +58,9 @@ class Job(SamplingOptions):
     batch_size: int = option(1, "samples made at once (default: 1)", least=1, spellings=("batch",))
     label: str | None = option(None, "the class of the action, kept in the record for `aicl evaluate`", group="output")
     out: str | None = option(
-        None, ".mp4, .gif or a folder of frames by its ending; with --prompts-file the videos' folder", group="output"
+        None,
+        ".mp4, .webm, .gif, .webp or a folder of frames by its ending; with --prompts-file the videos' folder",
+        group="output",
     )
     compare: bool = option(False, "also reference | base | AICL, as a video and a PNG", group="output")
     overwrite: bool = option(False, "replace existing files", group="output")
@@ -68,8 +76,10 @@ class Job(SamplingOptions):
             raise ConfigError("give either references or a library to choose them from, not both")
         if self.num_references != 1 and not (self.library or self.chosen):
             raise ConfigError("num_references says how many to take from a library: name one, or leave it out")
-        if self.out and Path(self.out).suffix.lower() not in (".mp4", ".gif", ""):
-            raise ConfigError(f"out {self.out} must end in .mp4, .gif, or nothing for a folder of frames")
+        if not self.library and (self.library_by or self.example):
+            raise ConfigError("library_by and example say how to choose from a library: name one, or leave them out")
+        if self.out and Path(self.out).suffix.lower() not in (*ENDINGS, ""):
+            raise ConfigError(f"out {self.out} must end in {', '.join(ENDINGS)}, or nothing for a folder of frames")
 
     def sampling(self) -> SamplingOptions:
         """The job's options of the pipeline alone."""
@@ -134,8 +144,9 @@ def read_jobs(defaults: Mapping[str, Any], prompts_file: str | os.PathLike[str] 
 
 
 def prepare(jobs: list[Job]) -> list[Job]:
-    """Find out before anything is computed what can go wrong, and choose references from libraries, saying which.
+    """Find out before anything is computed what can go wrong, and choose references by verbs from libraries.
 
+    Where another way is asked for, the job keeps its library: `aicl.sampling_library.choose_by_model` comes later.
     Raises VideoError where a job would overwrite a file unasked or a reference cannot be read, UserError where its
     files cannot be written, DataError where a library has no reference for a prompt.
     """
@@ -144,14 +155,16 @@ def prepare(jobs: list[Job]) -> list[Job]:
         existing = [path for path in job.files() if path.exists()]
         if existing and not (job.overwrite or job.skip_existing):
             raise VideoError(f"{existing[0]} exists already: choose another --out or add --overwrite")
-        for path in (*(each.video for each in job.references), *([Path(job.image)] if job.image else [])):
+        others = [Path(path) for path in (job.image, job.example) if path]
+        for path in (*(each.video for each in job.references), *others):
             if not path.exists():
                 raise VideoError(f"{path} does not exist: check the references and the image of '{job.prompt}'")
-    from aicl.reference_retrieval import load_library  # slow to import, and not needed for the mistakes above
-    from aicl.reference_videos import check_reference
+    from aicl.reference_videos import check_reference  # slow to import, and not needed for the mistakes above
 
-    libraries = {path: load_library(path) for path in {job.library for job in jobs if job.library}}
-    jobs = [_choose(job, libraries[job.library]) if job.library else job for job in jobs]
+    if any(job.library for job in jobs):
+        from aicl.sampling_library import choose_by_verbs
+
+        jobs = choose_by_verbs(jobs)
     for reference in {each.video: each for job in jobs for each in job.references}.values():
         check_reference(reference)
     for job in jobs:
@@ -202,12 +215,3 @@ def _inside(folder: Path, name: str, where: str) -> str:
     if Path(name).is_absolute() or whole not in place.parents:
         raise DataError(f"{where}: out '{name}' is not a name inside the output folder {folder}: choose one that is")
     return str(folder / name)
-
-
-def _choose(job: Job, library: "Library") -> Job:
-    chosen = library.select(job.prompt, job.num_references, job.seed)
-    rows = [{"video": str(path), "caption": caption, "shares": action} for path, caption, action in chosen]
-    for row in rows:
-        print(f"reference {row['video']} ('{row['caption']}') shares '{row['shares']}' with '{job.prompt}'")
-    references = [Reference(row["video"], row["caption"]) for row in rows]
-    return dataclasses.replace(job, library=None, references=references, chosen=rows)

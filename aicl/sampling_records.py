@@ -2,7 +2,7 @@
 
 import os
 import platform
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,13 @@ def write_record(path: Path, pipe: AICLPipeline, model: ModelOptions, job: Job, 
         "environment": environment(pipe),
         "seconds": sample.seconds,
     }
+    if pipe.reference_checks and pipe.domain is not None:
+        rows = pipe.reference_checks
+        record["reference_checks"] = {
+            "unlike_training": [asdict(check) | {"far": check.far} for check in rows[min(sample.index, len(rows) - 1)]],
+            "false_alarms": pipe.domain.false_alarms,
+            "held_out_clips": pipe.domain.held_out,
+        }
     if pipe.info is not None:
         record["adapter"] = {"step": pipe.info.step, "library": pipe.info.library, **pipe.info.notes}
     write_json(out, record)

@@ -105,6 +105,7 @@ def _references_line(job: Job, until: float) -> str:
 def _compared(job: Job, sample: Sample) -> tuple[list[Tensor], list[str]]:
     """The references that are videos, the base model's video and ours, and what they are called."""
     num_frames, size = sample.options.clip()
+    num_frames = min(num_frames, sample.options.window_frames or num_frames)
     fps, base = cast(float, sample.options.reference_fps), cast(Tensor, sample.base)  # filled in; made to be compared
     videos: list[Reference] = [each for each in job.references if not is_features_file(each.video)]
     shown = [to_pixels(read_clip(each, num_frames, size, fps)) for each in videos]

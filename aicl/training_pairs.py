@@ -132,6 +132,19 @@ def build_pair_sampler(settings: ReferenceSettings, records: Sequence[ClipRecord
     return ReferenceSampler(settings, records)
 
 
+def pairs_line(sampler: PairSampler, settings: ReferenceSettings) -> str:
+    """What accompanies the targets, in words, for the screen."""
+    if isinstance(sampler, VerbPairSampler):
+        index = sampler.index
+        usable = index.num_videos - sampler.unused
+        return (
+            f"{len(index.counts())} actions; {usable} clips have {settings.count} others of their action, "
+            f"{sampler.unused} have not and are never targets"
+        )
+    other = " or another clip of its action" if settings.kind == "mixed" else ""
+    return f"each clip is shown itself, changed,{other} as reference" if other else "each clip is shown itself, changed"
+
+
 class PairMaker:
     """Finishes the references of a batch on the device: says which are self-pairs where the data did not, and changes
     their frames."""

@@ -1,5 +1,6 @@
 """Task "aicl": what a training of prism and integration is built of, from the sections of its config."""
 
+import shlex
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +12,7 @@ from aicl.base_defaults import read_integration_config, read_prism_config
 from aicl.integrated_backbone import check_fit, integrate
 from aicl.model_files import ADAPTER_FILE, base_folder
 from aicl.training import AICLModule
-from aicl.training_pairs import PairMaker, ReferenceSettings, build_pair_sampler
+from aicl.training_pairs import PairMaker, ReferenceSettings, build_pair_sampler, pairs_line
 from lvdm import config as configs
 from lvdm.bases.pipeline import DiffusersPipeline
 from lvdm.checkpoints import find_file, load_pipeline, read_model
@@ -88,12 +89,14 @@ def build(recipe: Recipe) -> tuple[AICLModule, EndlessDataModule]:
     if sections.init_from is not None:
         initialise(prism, integrated, find_file(sections.init_from, ADAPTER_FILE))
     clip = sections.data.get("clip") or {}
-    if clip.get("num_frames") and clip.get("size"):
+    if isinstance(pipeline, DiffusersPipeline) and clip.get("num_frames") and clip.get("size"):
         pipeline.fit(clip["num_frames"], tuple(clip["size"]))
     pairs = sections.pairs
     fps = (sections.data.get("clip") or {}).get("fps")  # kept in the adapter; None where frames are taken by a stride
     maker = PairMaker(pairs)
     module = AICLModule(pipeline, prism, integrated, recipe.training, sections.reference_dropout, maker, fps)
+    base = f"--base {shlex.quote(sections.base.path)}" if sections.base.path else "--config RUN/config.yaml"
+    module.after = f'sample it with: aicl sample {base} --adapter RUN --prompt "..." --references VIDEO'
     if sections.data.get("kind") in DATA_MODULES:
         own = sections.data.get("references", 0)
         if isinstance(sections.references, int) or pairs.wrong_share or (pairs.kind != "self" and not own):
@@ -114,8 +117,10 @@ def build(recipe: Recipe) -> tuple[AICLModule, EndlessDataModule]:
         encoders = load_encoders(base_folder(sections.base.path), "cpu")  # in float32, whatever this run computes in
         check_encoders(data.cache, encoders.codec, encoders.text)
     records = read_records(data)
-    options = {"pair_sampler": build_pair_sampler(pairs, records), "changes": pairs.changes_to_cache}
-    return module, build_data(sections.data, recipe, records=records, **options)
+    sampler = build_pair_sampler(pairs, records)
+    made = build_data(sections.data, recipe, records=records, pair_sampler=sampler, changes=pairs.changes_to_cache)
+    made.about += f"; {pairs_line(sampler, pairs)}"
+    return module, made
 
 
 def build_base_pipeline(base: AICLSections.Base, settings: TrainingSettings) -> VideoPipeline:

@@ -12,6 +12,7 @@ import os
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, cast
 
@@ -183,22 +184,28 @@ def _load_file(path: Path, chain: tuple[Path, ...]) -> DictConfig:
         raise ConfigError(f"config file {path} is reached over {len(chain)} files that extend each other: too many")
     origin = f", which {chain[-1]} extends," if chain else ""
     text = read_text(path, ConfigError, MAX_YAML, what=f"config file {path}{origin}")
-    if not check_yaml(text, f"config file {path}", ConfigError):
-        raise ConfigError(f"config file {path} must hold a mapping at its top level")
-    try:
-        config = OmegaConf.load(io.StringIO(text))
-    except (YAMLError, OmegaConfBaseException, ValueError, TypeError, AssertionError) as error:  # of one or the other
-        raise ConfigError(f"config file {path} is not valid YAML: {' '.join(str(error).split())[:300]}") from error
-    plain = cast(dict[str, Any], OmegaConf.to_container(config, resolve=False))
+    plain = dict(_parsed(text, path))
     parents = plain.pop("extends", None) or []
     parents = [parents] if isinstance(parents, str) else parents
     if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
         raise ConfigError(f"config file {path}: extends must be a file or a list of files, got {_shown(parents)}")
     try:
         above = [_load_file(path.parent / checked_path(parent, ConfigError), (*chain, path)) for parent in parents]
-        return cast(DictConfig, OmegaConf.merge(*above, OmegaConf.create(plain)))  # all of them are mappings
+        own = OmegaConf.create(plain)
+        return cast(DictConfig, OmegaConf.merge(*above, own)) if above else own  # all of them are mappings
     except OmegaConfBaseException as error:
         raise ConfigError(f"config file {path} does not fit what it extends: {_first_line(error)}") from error
+
+
+@lru_cache(maxsize=256)  # parsing takes most of the time, and a program reads the same few files many times
+def _parsed(text: str, path: Path) -> Mapping[str, Any]:
+    """What a file's text holds, as plain containers that nobody may change. Raises ConfigError, which names `path`."""
+    if not check_yaml(text, f"config file {path}", ConfigError):
+        raise ConfigError(f"config file {path} must hold a mapping at its top level")
+    try:
+        return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False))
+    except (YAMLError, OmegaConfBaseException, ValueError, TypeError, AssertionError) as error:  # of one or the other
+        raise ConfigError(f"config file {path} is not valid YAML: {' '.join(str(error).split())[:300]}") from error
 
 
 def _check_override(key: str, value: Any, kind: Any, where: str) -> None:

@@ -95,12 +95,32 @@ class GenerationOptions(Options):
         "steps from one whole call of a UNet to the next, only its outermost level between (default: 1, all)",
         least=1,
     )
+    window_frames: int | None = option(
+        None,
+        "frames that the network sees at once: a longer video is made of windows that overlap (default: all)",
+        least=2,
+        most=2**16,
+    )
+    window_overlap: int | None = option(
+        None, "frames that two neighbouring windows share (default: half a window)", least=0, most=2**16
+    )
 
     def clip(self) -> tuple[int, tuple[int, int]]:
         """The number of frames and the size (height, width). Raises ConfigError where these are not filled in."""
         if self.num_frames is None or self.height is None or self.width is None:
             raise ConfigError("num_frames, height and width are needed: fill them in with the model's defaults")
         return self.num_frames, (self.height, self.width)
+
+    def windows(self) -> tuple[int, int] | None:
+        """(frames, shared frames) of the windows that the video is made of; None where it is made at once.
+
+        Raises ConfigError for an overlap without windows.
+        """
+        if self.window_frames is None:
+            if self.window_overlap is not None:
+                raise ConfigError("window_overlap says what windows share: give window_frames, or leave it out")
+            return None
+        return self.window_frames, self.window_frames // 2 if self.window_overlap is None else self.window_overlap
 
     def filled(self, defaults: Any) -> dict[str, Any]:
         """All options by name, those that are None taken from the attributes of `defaults` where it has them.

@@ -24,9 +24,11 @@ from torch import Generator, Tensor, nn
 from tqdm.auto import tqdm
 
 from lvdm.acceleration import Acceleration, Mode
+from lvdm.arguments import check_number, described
 from lvdm.diffusion import Condition, Denoiser, draw_noise, make_generators
 from lvdm.diffusion.samplers import SAMPLERS, Callback
 from lvdm.diffusion.step_cache import StepCache
+from lvdm.diffusion.windows import Windows
 from lvdm.errors import ConfigError
 from lvdm.finite import FiniteWatch, check_frames
 from lvdm.models.backbone import VideoBackbone
@@ -53,6 +55,7 @@ class VideoPipeline:
         self.components, self.config = components, config
         self.acceleration = acceleration or Acceleration()
         self.offload: Offload | None = None
+        self._slice_size: int | None = None  # before slicing was asked for
 
     def accelerate(self, mode: Mode = "auto", expected_steps: int | None = None) -> "VideoPipeline":
         """Choose how the UNet runs from now on, see `lvdm.acceleration`: auto, none, graphs or full."""
@@ -83,17 +86,6 @@ class VideoPipeline:
         """Channels of the text features."""
         return self.config.text.width
 
-    def prism_defaults(self) -> dict[str, Any]:
-        """Settings of a prism that this model has other defaults for."""
-        return {}
-
-    def integration_defaults(self) -> dict[str, Any]:
-        """Settings of what reads a prism's features that this model has other defaults for."""
-        return {}
-
-    def fit(self, num_frames: int, size: tuple[int, int]) -> None:
-        """Get ready for training at this length and size (height, width). Raises ConfigError where they don't fit."""
-
     def image_extras(self, frames: Tensor, num_frames: int) -> dict[str, Tensor]:
         """What a network gets of first frames (b, 3, h, w) beside the context, by the names of its arguments."""
         return {}
@@ -120,13 +112,19 @@ class VideoPipeline:
             self.offload.bring(*(part for part in parts if part is not None))
 
     def enable_vae_slicing(self, frames: int = 1) -> None:
-        """Encode and decode no more than this many frames of 256x256 pixels (or as many pixels) at once: less memory.
+        """Encode and decode no more than this many frames of 512x320 pixels (or as many pixels) at once: less memory.
 
         Raises ConfigError for less than one.
         """
-        if frames < 1:
+        if check_number(frames, "frames") < 1:
             raise ConfigError(f"slices of {frames} frames: the autoencoder takes at least 1 at once")
-        self.components.codec.slice_size = frames
+        codec = self.components.codec
+        self._slice_size = self._slice_size or codec.slice_size
+        codec.slice_size = int(frames)
+
+    def disable_vae_slicing(self) -> None:
+        """Encode and decode as many frames at once as at first."""
+        self.components.codec.slice_size = self._slice_size or self.components.codec.slice_size
 
     @torch.no_grad()
     @takes_options(GenerationOptions)
@@ -153,12 +151,13 @@ class VideoPipeline:
 
         Raises UserError (ConfigError, VideoError) for arguments that the model cannot take.
         """
-        settings = read_options(GenerationOptions, options).filled(self.config.defaults)
+        given = read_options(GenerationOptions, options)
+        settings = given.filled(self.config.defaults)
         prompts = check_prompts(prompt)
-        check_output_type(output_type)
+        check_call(output_type, callback_on_step_end)
         size = settings["height"], settings["width"]
         generators = sample_generators(seed, generator, len(prompts))
-        x_T = self.initial_noise(generators, num_frames=settings["num_frames"], size=size)
+        x_T = self.initial_noise(generators, settings["num_frames"], size, given.window_frames)
         texts = {name: settings[name] for name in ("fps", "negative_prompt")}
         positive, negative = self.conditions(prompts, image, size=size, num_frames=settings["num_frames"], **texts)
         guidance_scale, branches = settings["guidance_scale"], [negative, positive]
@@ -170,6 +169,7 @@ class VideoPipeline:
             weights,
             x_T,
             **{name: settings[name] for name in ("num_inference_steps", "sampler", "eta", "step_cache")},
+            windows=given.windows(),
             generators=generators,
             callback=step_callbacks(self, callback_on_step_end, progress_bar() if progress else None),
         )
@@ -253,15 +253,22 @@ class VideoPipeline:
         return torch.stack(images)
 
     def initial_noise(
-        self, generators: Sequence[Generator], num_frames: int | None = None, size: tuple[int, int] | None = None
+        self,
+        generators: Sequence[Generator],
+        num_frames: int | None = None,
+        size: tuple[int, int] | None = None,
+        window_frames: int | None = None,
     ) -> Tensor:
         """Standard normal latents (b, c, t, h, w), one sample for each generator, which it advances.
 
+        window_frames: how many of the frames the network is to see at once; None: all.
         Raises ConfigError for a size or a number of frames that the model cannot take.
         """
         defaults, parts = self.config.defaults, self.components
         frames = defaults.num_frames if num_frames is None else num_frames
-        shape = parts.unet.latent_shape(frames, size or defaults.size, parts.codec.compression)
+        size, compression = size or defaults.size, parts.codec.compression
+        seen = parts.unet.latent_shape(min(frames, window_frames or frames), size, compression)
+        shape = (seen[0], *compression.grid(frames, size))
         return draw_noise((len(generators), *shape), generators, self.device)
 
     def sample_latents(
@@ -275,13 +282,15 @@ class VideoPipeline:
         eta: float | None = None,
         rescale: float = 0.0,
         step_cache: int = 1,
+        windows: tuple[int, int] | None = None,
         generators: Sequence[Generator] | None = None,
         callback: Callback | None = None,
     ) -> Tensor:
         """Noise x_T (b, c, t, h, w) -> latents, float32, under the weighted sum of the branches (weights sum to 1).
 
         step_cache: the steps from one whole call of a UNet to the next, in between which only its outermost level is
-        computed, see `lvdm.diffusion.step_cache`; 1 computes everything always, as published.
+        computed, see `lvdm.diffusion.step_cache`; 1 computes everything always, as published. windows: (frames, shared
+        frames) of the windows that a longer video is made of, see `lvdm.diffusion.windows`.
         `generators`, those of the initial noise, feed the stochastic samplers. Raises ConfigError for an unknown
         sampler, an eta for a sampler that has none, or branches and weights that don't fit; SamplingError, which names
         the step, where the latents are no longer finite.
@@ -300,8 +309,13 @@ class VideoPipeline:
         steps = defaults.num_inference_steps if num_inference_steps is None else num_inference_steps
         self.bring(parts.unet)
         unet = self.acceleration.network(parts.unet, steps)
+        if step_cache != 1 and windows is not None:
+            raise ConfigError("step_cache keeps features of one window only: leave it out, or the windows")
         if step_cache != 1:
             unet = StepCache(unet, step_cache)
+        if windows is not None:
+            time = parts.codec.compression.time  # frames of the video that a latent frame stands for
+            unet = Windows(unet, 1 + (windows[0] - 1) // time, windows[1] // time)
         model = Denoiser(unet, parts.schedule, parts.unet.prediction).guided(branches, weights, rescale)
         latents = sample(model, x_T, parts.schedule, steps, **options)
         watch.finish()
@@ -345,6 +359,13 @@ def step_callbacks(pipeline: Any, on_step_end: StepCallback | None, *others: Cal
     return update
 
 
+def check_call(output_type: str, callback_on_step_end: StepCallback | None) -> None:
+    """Raise ConfigError for an output type that there is not, or a callback that cannot be called."""
+    check_output_type(output_type)
+    if callback_on_step_end is not None and not callable(callback_on_step_end):
+        raise ConfigError(f"callback_on_step_end must be a function, got {described(callback_on_step_end)}")
+
+
 def check_prompts(prompt: str | Sequence[str]) -> list[str]:
     """One prompt or several as a list. Raises ConfigError for none, for what is no text, and what cannot be written."""
     prompts = [prompt] if isinstance(prompt, str) else list(prompt) if isinstance(prompt, Sequence) else [prompt]
@@ -365,7 +386,8 @@ def sample_generators(
     """
     if generator is None:
         return make_generators(sample_seeds(seed, count))
-    generators = [generator] * count if isinstance(generator, Generator) else list(generator)
+    several = generator if isinstance(generator, Sequence) else [generator]
+    generators = [generator] * count if isinstance(generator, Generator) else list(several)
     if len(generators) != count or any(not isinstance(each, Generator) for each in generators):
         raise ConfigError(f"{count} prompts need one torch.Generator or {count}, got {generator!r}")
     if any(each.device.type != "cpu" for each in generators):
@@ -375,8 +397,10 @@ def sample_generators(
 
 def sample_seeds(seed: int | Sequence[int], count: int) -> list[int]:
     """One seed for each of `count` samples: those given, or consecutive ones. Raises ConfigError for another number."""
-    if isinstance(seed, int):
+    if isinstance(seed, int) and not isinstance(seed, bool):
         return list(range(seed, seed + count))
+    if isinstance(seed, str) or not isinstance(seed, Sequence) or any(type(each) is not int for each in seed):
+        raise ConfigError(f"seed must be a whole number, or a list of one for each prompt, got {described(seed)}")
     if len(seed) != count:
         raise ConfigError(f"{count} prompts need {count} seeds, got {len(seed)}")
     return list(seed)
@@ -386,6 +410,8 @@ def _first_frame(image: ImageLike, size: tuple[int, int]) -> Tensor:
     """Any accepted form of an image -> (3, *size) in [-1, 1]."""
     if isinstance(image, str | os.PathLike):
         image = read_image(image)
+    if not isinstance(image, Image.Image | np.ndarray | Tensor):
+        raise ConfigError(f"an image must be a file, a PIL image or pixels, got {described(image)}")
     pixels = torch.as_tensor(np.array(image.convert("RGB")) if isinstance(image, Image.Image) else image)
     if pixels.dtype != torch.uint8 or pixels.ndim != 3 or pixels.shape[-1] != 3:
         raise ConfigError(f"an image must be uint8 (h, w, 3), got {pixels.dtype} {tuple(pixels.shape)}")

@@ -12,7 +12,8 @@ from aicl.cli import VERBS, parse, verb_module
 from lvdm import config as configs
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [*ROOT.glob("*.md"), *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "checkpoints").rglob("*.md"))]
+PAGES = [*ROOT.glob("*.md"), *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "checkpoints").rglob("*.md"))]
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 MODULES = [Path(str(verb_module(verb).__file__)) for verb in VERBS]
 VERB_OF_SCRIPT = {
     path.stem: match[1]
@@ -69,12 +70,15 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 def documented() -> list[Command]:
-    """The commands of all pages and help texts, in order: of blocks first, then those in the middle of a sentence."""
+    """The commands of all pages, configs and help texts: of a page's blocks first, then those in its sentences."""
     found = []
     for page in PAGES:
         where, text = page.relative_to(ROOT).as_posix(), page.read_text(encoding="utf-8")
         spans = re.findall(r"`(aicl [^`\n]+)`", text)
         found += [command for part in (*blocks(page, "bash"), *spans) for command in commands(part, where)]
+    for config in CONFIGS:  # their comments say how they are run
+        shown = re.findall(r"^#  +(aicl .*)$", config.read_text(encoding="utf-8"), flags=re.M)
+        found += commands("\n".join(shown), config.relative_to(ROOT).as_posix())
     for module in MODULES:
         help_text = ast.get_docstring(ast.parse(module.read_text(encoding="utf-8"))) or ""
         found += commands(help_text, module.relative_to(ROOT).as_posix())
@@ -134,25 +138,29 @@ def test_python_of_the_pages_compiles_and_imports_what_is_there(page):
 def quick(command: Command) -> list[str] | None:
     """The arguments with which a CPU runs a command in seconds; None for one that needs a GPU, weights or data."""
     arguments = list(command.arguments)
-    if command.verb == "make-puppets":
+    if command.verb == "make-puppets" and arguments:
         return [*arguments, "--clips", "24"]
     if command.verb in ("check-data", "index"):
-        return arguments if any(each.startswith("data/puppets") for each in arguments) else None
+        return arguments if {"data/puppets", "my_videos"} & set(arguments) else None
     if command.verb == "train":
-        return [*arguments, "training.steps=1", "training.preview_every=null"] if "tiny" in arguments[1] else None
+        steps = ["training.steps=1", "training.preview_every=null"]
+        return [*arguments, *steps] if "configs/tiny/" in str(arguments[1:2]) else None
     if command.verb == "sample" and any("puppets/examples" in each for each in arguments):
         return [*arguments, "--num-inference-steps", "2", "--device", "cpu"]
     return None
 
 
-def test_what_a_cpu_can_run_of_the_readme_runs_in_its_order(tmp_path, monkeypatch, capsys):
-    """As printed, in a folder that has the shipped models, with fewer clips and steps."""
+def test_what_a_cpu_can_run_of_the_pages_runs_in_their_order(tmp_path, monkeypatch, capsys):
+    """As printed, the README's first, in a folder that has the shipped models, with fewer clips and steps."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "checkpoints").symlink_to(ROOT / "checkpoints")
+    (tmp_path / "my_videos").symlink_to(tmp_path / "data/puppets")
     ran = []
-    for command in (c for c in DOCUMENTED if c.where == "README.md"):
-        if (arguments := quick(command)) is not None and command not in ran:
+    for command in sorted(DOCUMENTED, key=lambda command: command.where != "README.md"):
+        page = command.where == "README.md" or command.where.startswith("docs/")
+        what = (command.verb, command.arguments)
+        if page and what not in ran and (arguments := quick(command)) is not None:
             assert not verb_module(command.verb).main(parse(command.verb, arguments)), str(command)
-            ran.append(command)
-    assert {command.verb for command in ran} >= {"make-puppets", "check-data", "index", "train", "sample"}
+            ran.append(what)
+    assert {verb for verb, _ in ran} >= {"make-puppets", "check-data", "index", "train", "sample"}
     assert len(list(tmp_path.rglob("*.mp4"))) > 8

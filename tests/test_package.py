@@ -89,27 +89,40 @@ def test_the_main_job_runs_from_an_empty_folder(installed, tmp_path):
     assert done.stdout.startswith("model ../models/tiny: videocrafter with an adapter")
     record = json.loads((tmp_path / "empty/b.json").read_text())
     assert record["environment"]["aicl"] == aicl.__version__
-    code = "import aicl, lvdm.config; print(aicl.__file__, lvdm.config.shipped_configs())"
-    python = [str(installed / "bin/python"), "-c", code]
-    for place in subprocess.run(python, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.split():
-        assert place.startswith(str(installed))  # nothing came from this checkout
 
 
-def test_shipped_configs_are_found_by_name_and_by_path(installed, tmp_path):
+SEVERAL = """
+import contextlib, io, json, sys
+import aicl.cli, lvdm.config
+said = []
+for command in json.loads(sys.argv[1]):
+    with contextlib.redirect_stderr(io.StringIO()) as err:
+        try:
+            aicl.cli.main(command)
+        except SystemExit as stop:
+            said.append([stop.code, err.getvalue()])
+print(json.dumps([aicl.__file__, str(lvdm.config.shipped_configs()), said]))
+"""
+
+
+def test_what_the_installed_commands_say_without_models(installed, tmp_path):
+    """One process for all, since each has to import everything."""
     on_cpu = ("training.strategy=single", "training.accelerator=cpu", "training.precision=float32")
-    for name in ("aicl_lvdm", "configs/aicl_lvdm.yaml"):
-        done = run(installed, tmp_path, "train", "--config", name, "base.path=nowhere", *on_cpu)
-        assert done.returncode == 2 and done.stderr.count("\n") == 1
-        assert "there is no model folder nowhere" in done.stderr and "aicl convert" in done.stderr
-    done = run(installed, tmp_path, "train", "--config", "aicl_lvmd")
-    assert done.returncode == 2 and "aicl_lvmd" in done.stderr and done.stderr.count("\n") == 1
-
-
-def test_what_a_wheel_lacks_is_said(installed, tmp_path):
-    done = run(installed, tmp_path, "demo")
-    assert done.returncode == 2 and "which is part of the repository" in done.stderr
-    done = run(installed, tmp_path, "sample", "--prompt", "a red person walks")
-    assert done.returncode == 2 and "there is no model in checkpoints/puppets, the default" in done.stderr
+    names = ("aicl_lvdm", "configs/aicl_lvdm.yaml", "aicl_lvmd")
+    commands = [["train", "--config", name, "base.path=nowhere", *on_cpu] for name in names]
+    commands += [["demo"], ["sample", "--prompt", "a red person walks"]]
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    python = [str(installed / "bin/python"), "-c", SEVERAL, json.dumps(commands)]
+    done = subprocess.run(python, cwd=tmp_path, env=clean, capture_output=True, text=True, timeout=300, check=True)
+    *places, said = json.loads(done.stdout.splitlines()[-1])
+    assert all(place.startswith(str(installed)) for place in places)  # nothing came from this checkout
+    assert all(status == 2 for status, _ in said) and all(err.count("\n") == 1 for _, err in said[:3])
+    by_name, by_path, misspelt, demo, sample = (err for _, err in said)
+    for err in (by_name, by_path):  # shipped configs are found either way
+        assert "there is no model folder nowhere" in err and "aicl convert" in err
+    assert "aicl_lvmd" in misspelt
+    assert "which is part of the repository" in demo
+    assert "there is no model in checkpoints/puppets, the default" in sample
 
 
 @pytest.mark.parametrize("folder", ["modules", "models/modules"])

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aicl.cli import Parser, new_parser
-from lvdm.errors import CheckpointError
+from lvdm.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +33,11 @@ def parser() -> Parser:
         default=0.0,
         metavar="SHARE",
         help="the model's default of this option of `aicl sample` (default: 0)",
+    )
+    parser.add_argument(
+        "--calibrate",
+        metavar="FOLDER",
+        help="captioned videos like those of the training: say of each reference how unlike it is (see aicl calibrate)",
     )
     parser.add_argument("--evaluators", nargs="+", default=[], help="runs of the puppet world's classifier and CLIP")
     parser.add_argument("--out", type=Path, required=True, help="a new or empty folder")
@@ -54,7 +59,21 @@ def main(args: argparse.Namespace) -> None:
     dtype = getattr(torch, args.dtype)
     evaluators = {name: folder for run in args.evaluators for name, folder in find_evaluators(run).items()}
 
+    if args.calibrate and not args.adapter:
+        raise ConfigError("--calibrate measures which references are usual for an adapter: give one with --adapter")
     pipeline = load_model(ModelOptions(base=args.base, adapter=args.adapter, device="cpu", dtype=args.dtype))
+    if args.calibrate:
+        from tqdm.auto import tqdm
+
+        from aicl.calibration import calibrate
+        from lvdm.data import Manifest, read_records
+
+        records = read_records(Manifest(kind="folder", path=args.calibrate))
+        pipeline.domain = calibrate(
+            pipeline, records, progress=lambda batches: tqdm(batches, unit="batch", desc="clips")
+        )
+        alarms = f"{pipeline.domain.false_alarms:.1%} of {pipeline.domain.held_out}"
+        print(f"usual references: from {pipeline.domain.clips} clips; {alarms} kept apart get the warning by mistake")
     with new_folder(args.out) as whole:
         model = whole / "model"  # a folder of its own while it is written
         if args.adapter:

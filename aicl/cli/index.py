@@ -1,20 +1,32 @@
-"""Read the actions of captioned videos once, so that `aicl sample --library` can choose references by the prompt.
+"""Make a library of clips, or add to one, so that references can be found in it by text, motion or an example.
 
 examples:
+  aicl index data/clips --out outputs/library
+  aicl index data/webvid.csv --kind webvid --root data/webvid/videos --out outputs/webvid --device cuda
   aicl index data/clips --out index.json
-  aicl index data/webvid.csv --kind webvid --root data/webvid/videos --out webvid.json
-  aicl index data/UCF-101 --kind ucf101 --out ucf101.json
+
+A folder as --out gets what `aicl search` and `aicl sample --library` ask: verbs, and with the model's own networks a
+vector of each caption, of what moves (the Action Prism's R) and of what a clip looks like. Clips that it has already
+are left alone, so it can be interrupted and added to. A .json file as --out gets the verbs of the captions alone, for
+which no model is loaded.
 """
 
 import argparse
 from pathlib import Path
-
-from tqdm.auto import tqdm
+from typing import TYPE_CHECKING
 
 from aicl.cli import Parser, new_parser
-from lvdm.errors import DataError
+from aicl.options import ModelOptions
+from lvdm.errors import ConfigError, DataError
+from lvdm.options import add_arguments, read_options
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lvdm.data.clips import ClipRecord
 
 SHOWN = 10
+DEFAULT_LIBRARY = "outputs/library"
 
 
 def parser() -> Parser:
@@ -25,29 +37,88 @@ def parser() -> Parser:
         "--kind", choices=("folder", "webvid", "ucf101"), default="folder", help="layout of the data set"
     )
     parser.add_argument("--root", type=Path, help="folder of the videos of a list (default: where the list lies)")
-    parser.add_argument("--out", type=Path, required=True, help="the index file to write, .json")
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing index")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path(DEFAULT_LIBRARY),
+        help=f"a folder, or a .json file (default: {DEFAULT_LIBRARY})",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing .json file")
+    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="clips encoded at once (default: 8)")
+    parser.add_argument(
+        "--default-caption", metavar="TEXT", help="of videos that have none (default: that is an error)"
+    )
+    add_arguments(parser, ModelOptions, {"model": "model, for a folder"})
     return parser
 
 
 def main(args: argparse.Namespace) -> None:
     """Index the videos and say what was found. Raises DataError."""
-    if args.out.exists() and not args.overwrite:
+    verbs_only = args.out.suffix.lower() == ".json"
+    if verbs_only and args.out.exists() and not args.overwrite:
         raise DataError(f"{args.out} exists already: choose another --out or add --overwrite")
     if not args.source.exists():
         raise DataError(f"{args.source} does not exist: give a folder of videos, or a list of them")
-    from aicl.reference_retrieval import build_library, save_library
+    if args.batch_size < 1:
+        raise ConfigError(f"--batch-size is {args.batch_size}: it must be at least 1")
     from lvdm.data import Manifest, read_records
 
-    manifest = Manifest(kind=args.kind, path=str(args.source))
-    if not args.source.is_dir():
-        manifest = Manifest(kind=args.kind, path=str(args.root or args.source.parent), captions=str(args.source))
-    library = build_library(read_records(manifest), lambda captions: tqdm(captions, unit="caption"))
-    save_library(args.out, library)
+    alone = args.source.is_dir()  # or a list of videos
+    place = str(args.source if alone else args.root or args.source.parent)
+    captions = None if alone else str(args.source)
+    records = read_records(
+        Manifest(kind=args.kind, path=place, captions=captions, default_caption=args.default_caption)
+    )
+    if verbs_only:
+        _index_verbs(args.out, records)
+    else:
+        _index_clips(args, records)
+
+
+def _index_verbs(out: Path, records: "Sequence[ClipRecord]") -> None:
+    from tqdm.auto import tqdm
+
+    from aicl.reference_retrieval import build_library, save_library
+
+    library = build_library(records, lambda captions: tqdm(captions, unit="caption"))
+    save_library(out, library)
     index = library.index
-    frequent = ", ".join(f"{verb} {count}" for verb, count in list(index.counts().items())[:SHOWN])
-    print(f"{args.out}: {index.num_videos} videos, {len(index.counts())} verbs, most often {frequent or 'none'}")
+    _say(str(out), index.num_videos, index.counts())
     if index.without_action:
         print(f"{len(index.without_action)} captions name no action and are never chosen, such as:")
         for number in index.without_action[:SHOWN]:
             print(f"  {library.paths[number]}: '{index.captions[number]}'")
+
+
+def _index_clips(args: argparse.Namespace, records: "Sequence[ClipRecord]") -> None:
+    from dataclasses import fields
+
+    from tqdm.auto import tqdm
+
+    from aicl.action_embeddings import Embedder
+    from aicl.action_library import ActionLibrary, add_clips
+    from aicl.sampling_models import load_model, model_line
+
+    given = {f.name: getattr(args, f.name) for f in fields(ModelOptions) if hasattr(args, f.name)}
+    options = read_options(ModelOptions, given, "the command line")
+    pipe = load_model(options)
+    print(model_line(pipe, options))
+    added, refused = add_clips(
+        args.out,
+        records,
+        Embedder(pipe),
+        lambda batches: tqdm(batches, unit="batch", desc="clips"),
+        args.batch_size,
+    )
+    library = ActionLibrary.open(args.out)
+    _say(f"{args.out}: {added} clips added", len(library), library.actions())
+    if refused:
+        print(f"{len(refused)} videos cannot be read and are left out, such as:")
+        for sentence in refused[:SHOWN]:
+            print(f"  {sentence}")
+    print(f'search it with: aicl search "a person is dancing" --library {args.out}')
+
+
+def _say(what: str, videos: int, counts: dict[str, int]) -> None:
+    frequent = ", ".join(f"{verb} {count}" for verb, count in list(counts.items())[:SHOWN])
+    print(f"{what}: {videos} videos, {len(counts)} verbs, most often {frequent or 'none'}")

@@ -4,7 +4,7 @@ examples:
   aicl sample --prompt "a person in a red shirt is skiing" --references man-skiing.mp4
   aicl sample --prompt "a robot is dancing" --references a.mp4 b.mp4@0.5 --scale 0.8 --compare --out robot.gif
   aicl sample --base checkpoints/videocrafter2 --adapter runs/aicl/adapter.safetensors \\
-      --prompt "a panda is skiing" --library index.json --num-references 2
+      --prompt "a panda is skiing" --library outputs/library --num-references 2
   aicl sample --repeat outputs/robot.json --out again.mp4
   torchrun --nproc-per-node 4 -m aicl sample --prompts-file jobs.jsonl --out samples/run1
 
@@ -49,7 +49,7 @@ def parser() -> Parser:
         "--refs",
         nargs="+",
         metavar="VIDEO",
-        help="videos, folders of frames, or motion features; @0.5 is a weight",
+        help="videos, folders of frames, or motion features; @0.5 is a weight, @0.5:0-0.6 also the noise levels",
     )
     references.add_argument(
         "--reference-captions",
@@ -85,9 +85,11 @@ def main(args: argparse.Namespace) -> None:
     jobs = prepare(jobs[rank::processes])  # a video depends on its own job only, so it does not matter who makes it
     pipe = _load(model)
 
+    from aicl.sampling_library import choose_by_model
     from aicl.sampling_records import write_record
     from aicl.sampling_run import generate_samples, job_line, write_sample
 
+    jobs = choose_by_model(jobs, pipe)
     default = pipe.base.config.defaults.num_inference_steps
     steps = sum((job.num_inference_steps or default) * len(job.outputs()) for job in jobs)
     pipe.accelerate(model.compile, expected_steps=steps)
@@ -98,6 +100,8 @@ def main(args: argparse.Namespace) -> None:
             write_sample(pipe, job, sample, path)
             write_record(path, pipe, model, job, sample)
             print(f"wrote {path}")
+            if sample.index == 0:
+                _warn_of_unusual_references(pipe)
     _say_costs(pipe)
 
 
@@ -127,6 +131,7 @@ def repeat(given: dict[str, Any]) -> None:
     write_sample(pipe, job, sample, path)
     write_record(path, pipe, model, job, sample)
     print(f"wrote {path}")
+    _warn_of_unusual_references(pipe)
 
 
 def _job_options(given: dict[str, Any]) -> dict[str, Any]:
@@ -173,6 +178,12 @@ def _warn_of_unknown_words(pipe: "AICLPipeline", job: Job) -> None:
             else "what it makes of them is left to chance"
         )
         warnings.warn(f"this model {known} of '{job.prompt}': {shown}", stacklevel=1)
+
+
+def _warn_of_unusual_references(pipe: "AICLPipeline") -> None:
+    for check in {check.reference: check for row in pipe.reference_checks for check in row if check.far}.values():
+        if pipe.domain is not None:
+            warnings.warn(pipe.domain.sentence(check), stacklevel=1)
 
 
 def _say_costs(pipe: "AICLPipeline") -> None:

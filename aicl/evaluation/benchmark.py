@@ -47,6 +47,7 @@ class Sample:
     """One video to make. seed: of its noise. label: the class of the action, where the benchmark has classes.
 
     references: MAX_REFERENCES independent clips of the same action; wrong: as many of one other action, or none.
+    chosen: way of choosing -> as many clips, chosen from a library by the prompt or an example; they may show anything.
     target: a real clip that does what the prompt says; an image-to-video model gets its first frame.
     """
 
@@ -58,6 +59,7 @@ class Sample:
     wrong: tuple[Clip, ...] = ()
     target: Clip | None = None
     words: str = ""  # those of the prompt that name the action, for maps of the attention to them
+    chosen: Mapping[str, tuple[Clip, ...]] = field(default_factory=dict, hash=False)
 
 
 class Benchmark(Protocol):

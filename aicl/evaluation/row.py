@@ -29,7 +29,9 @@ class Row:
 
     kind: "real" are clips that do what the prompt says, "autoencoder" the same after encoding and decoding, which no
     model can beat. model, adapter: names in the preset's sections of these names. references: how many are shown;
-    `wrong` ones do another action. reference_captions: the prompt, their own, or the action alone ("bare").
+    `wrong` ones do another action. chosen_by: they are chosen from a library in this way, one of the benchmark's, and
+    may show anything; None: they show the sample's action. reference_captions: the prompt, their own, or the action
+    alone ("bare").
     guidance_scale, reference_guidance_scale, first_reference_until, num_inference_steps: None is the model's own.
     group: (i, n) keeps the i-th of n equal groups, by how much the references move, from slow (0) to fast.
     baseline: the row that it is compared with sample by sample. paper: the paper's label of it. only: the benchmarks
@@ -49,6 +51,7 @@ class Row:
     adapter: str | None = None
     references: int = 0
     wrong: bool = False
+    chosen_by: str | None = None
     reference_captions: Literal["prompt", "own", "bare"] = "prompt"
     guidance_scale: float | None = None
     reference_guidance_scale: float | None = None
@@ -65,13 +68,17 @@ class Row:
             raise ConfigError(f"row '{self.label}': references must be 0 to {MAX_REFERENCES}, got {self.references}")
         if self.wrong and self.references == 0:
             raise ConfigError(f"row '{self.label}': a wrong reference needs references, got 0")
+        if self.chosen_by is not None and (self.references == 0 or self.wrong):
+            raise ConfigError(f"row '{self.label}': chosen_by needs references that are not wrong ones")
         if self.group is not None and not 0 <= self.group[0] < self.group[1]:
             raise ConfigError(f"row '{self.label}': group {list(self.group)} must be [i, n] with 0 <= i < n")
         if self.kind != "real" and self.model is None:
             raise ConfigError(f"row '{self.label}' names no model: give one, such as model: lvdm")
 
     def shown(self, sample: Sample) -> tuple[Clip, ...]:
-        """The references that are shown to a sample."""
+        """The references that are shown to a sample; none where the benchmark does not choose in the row's way."""
+        if self.chosen_by is not None:
+            return tuple(sample.chosen.get(self.chosen_by, ()))[: self.references]
         return (sample.wrong if self.wrong else sample.references)[: self.references]
 
     def compared(self, sample: Sample) -> Clip:

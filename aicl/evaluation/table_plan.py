@@ -139,7 +139,8 @@ class TablePlan:
             source.parts()
             first = self.benchmark.samples(self.preset.seeds[0], 0, 1)[0]
             if len(row.shown(first)) < row.references:
-                return f"{self.benchmark} has no {'wrong ' if row.wrong else ''}references"
+                chosen = f" chosen by {row.chosen_by}" if row.chosen_by else ""
+                return f"{self.benchmark} has no {'wrong ' if row.wrong else ''}references{chosen}"
             if first.target is None and source.takes_target():
                 return f"{self.benchmark} has no real clip of each sample"
             if row.kind == "generated":

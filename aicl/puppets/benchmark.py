@@ -1,7 +1,7 @@
 """The puppet world as a benchmark: clips are drawn, not read, so there is no end of samples."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from hashlib import sha256
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from aicl.puppets.hard_scenes import VERSION as HARD_VERSION
 from aicl.puppets.hard_scenes import HardScenes, render_hard, scene_seeds
 from aicl.puppets.programs import program_bank
 from aicl.puppets.renderer import VERSION, render
+from aicl.puppets.retrieval import Chooser, LibraryOptions
 from aicl.puppets.samples import PuppetData, draw_samples
 from aicl.puppets.scene_parameters import FIELD, looks
 from lvdm import config as configs
@@ -31,9 +32,11 @@ _REAL = 2200  # clips in that set, unless another number is asked for
 class PuppetBenchmark:
     """Actions, "seen" or "unseen" ones, in "plain" captions (the UCF protocol: one wording for all) or "free" ones (the
     WebVid protocol), under their real names or made_up ones. size: height and width in pixels; a clip lasts two seconds
-    at any number of frames. hard_scenes: what `HardScenes` has, such as {moving_camera: 1.0}, in references and real
-    clips alike. partial_references: every reference shows only one half of its frames, the first and third reference of
-    a sample the first half, the second one the second; the rest is blank, see `lvdm.data.self_pairs.blank_half`.
+    at any number of frames. library: what `aicl.puppets.retrieval.LibraryOptions` has, such as {model: FOLDER}: samples
+    get references that are chosen from a library of clips, too. hard_scenes: what `HardScenes` has, such as
+    {moving_camera: 1.0}, in references and real clips alike. partial_references: every reference shows only one half of
+    its frames, the first and third reference of a sample the first half, the second one the second; the rest is blank,
+    see `lvdm.data.self_pairs.blank_half`.
     """
 
     count: int | None = None
@@ -48,6 +51,7 @@ class PuppetBenchmark:
         size: int = 64,
         frames: int = 16,
         hard_scenes: Mapping[str, float] | None = None,
+        library: Mapping[str, Any] | None = None,
         partial_references: bool = False,
     ) -> None:
         for name, value, choices in (
@@ -65,6 +69,8 @@ class PuppetBenchmark:
         self.frames, self.fps, self.size = frames, FPS * frames / 16, (size, size)
         self.pool: tuple[str, ...] | None = tuple(ACTIONS[index].name for index in self.data.pool)
         self.device = torch.device(device)
+        self.library = None if library is None else configs.from_mapping(LibraryOptions, library, "benchmark.library")
+        self._chooser: Chooser | None = None
         programs, cycles = program_bank(0, 0)
         self._bank = programs.to(device), cycles.to(device)
 
@@ -84,7 +90,14 @@ class PuppetBenchmark:
             target = _clip(drawn.targets[i], phrase)
             noise, words = drawn.noise_seeds[i], gerund(phrase)
             made.append(Sample(start + i, noise, prompt, target.label, references, wrong, target, words))
+        if self.library is not None:
+            self._chooser = self._chooser or Chooser(self, self.library)
+            made = [replace(sample, chosen=self._chooser(sample)) for sample in made]
         return made
+
+    def clips(self, scenes: Sequence[Tensor], phrases: Sequence[str]) -> list[Clip]:
+        """Clips of scenes (FIELDS,), whose actions have these names."""
+        return [_clip(scene, phrase) for scene, phrase in zip(scenes, phrases)]
 
     def real(self, count: int | None) -> list[Clip]:
         """Clips that do what further prompts say."""

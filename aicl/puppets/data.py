@@ -244,6 +244,8 @@ def _as_it_is(batch: dict[str, Any]) -> dict[str, Any]:
 class PuppetDataModule(EndlessDataModule):
     """Endless batches of a `PuppetDataset`, drawn on the device: by fused kernels in trainings that compile."""
 
+    about = "clips of the puppet world, drawn as they are needed"
+
     def __init__(self, config: PuppetConfig, batch_size: int, seed: int = 0, start: int = 0) -> None:
         super().__init__(PuppetDataset(config, seed), batch_size, config.workers, start, collate=_as_it_is)
         self.config, self.seed = config, seed

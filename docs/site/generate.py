@@ -22,6 +22,10 @@ PAGES = {
 }
 # title, what the section is for, module:class
 SETTINGS = (
+    ("sampling", "Options of calls, of `aicl sample` and of prompts files.", "aicl.options:SamplingOptions"),
+    ("model", "Which model a command runs, and on what.", "aicl.options:ModelOptions"),
+    ("task aicl", "Sections of a training of prism and integration.", "aicl.training_task:AICLSections"),
+    ("task base", "Sections of a training of a base model.", "lvdm.training.task_base:BaseSections"),
     ("run", "Which task is trained, and where its files go.", "lvdm.training.settings:RunSettings"),
     ("training", "Length, optimiser, devices, memory.", "lvdm.training.settings:TrainingSettings"),
     ("logging", "What is written while a training runs.", "lvdm.training.settings:LoggingSettings"),
@@ -32,6 +36,12 @@ SETTINGS = (
     ("references.changes", "How a clip is changed that is its own reference.", "lvdm.data.self_pairs:SelfPairConfig"),
     ("prism", "Sizes and variants of the Action Prism.", "aicl.action_prism:PrismConfig"),
     ("integration", "How the UNet reads R.", "aicl.action_integration:IntegrationConfig"),
+    (
+        "preset",
+        "What `aicl reproduce` measures, `configs/tables` and `configs/benchmarks`.",
+        "aicl.evaluation.presets:Preset",
+    ),
+    ("preset: rows", "Whose videos a row of a table shows.", "aicl.evaluation.row:Row"),
     ("model config", "A base model, `configs/models/*.yaml`.", "lvdm.models.components:ModelConfig"),
     (
         "model config: defaults",
@@ -47,6 +57,10 @@ API = {
     "lvdm.diffusion": None,
     "lvdm.video": None,
     "lvdm.data": ("read_records", "ClipDataset", "ClipConfig"),
+    "aicl.action_library": ("ActionLibrary", "Found", "add_clips"),
+    "aicl.action_embeddings": ("Embedder",),
+    "aicl.reference_domain": ("ReferenceDomain", "ReferenceCheck"),
+    "aicl.calibration": ("calibrate",),
 }
 
 
@@ -74,7 +88,8 @@ def settings() -> str:
         hints = typing.get_type_hints(cls)
         for field in dataclasses.fields(cls):
             kind = type_name(hints[field.name]).replace("|", "\\|")
-            lines.append(f"| `{field.name}` | {kind} | {default(field)} | {comments.get(field.name, '')} |")
+            about = str(field.metadata.get("help") or comments.get(field.name, "")).replace("|", "\\|")
+            lines.append(f"| `{field.name}` | {kind} | {default(field)} | {about} |")
         lines.append("")
     return "\n".join(lines)
 

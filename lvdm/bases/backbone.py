@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lvdm.bases.kinds import Call, extensible, kind_of
+from lvdm.bases.kinds import Call, extensible, integration_sizes, kind_of
 from lvdm.diffusion.schedule import Prediction
 from lvdm.errors import ConfigError
 from lvdm.models.backbone import Compression, ExtensibleBlock, Grid, VideoBackbone
@@ -45,6 +45,15 @@ class DiffusersBackbone(VideoBackbone):
     def dtype(self) -> torch.dtype:
         """That of the largest parameter: some small ones are kept in float32 beside half precision."""
         return max(self.parameters(), key=lambda parameter: parameter.numel()).dtype
+
+    def adapter_sizes(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Settings of a prism for this network, and of what reads its features in the blocks.
+
+        R has 4 channels, as in the paper, for every pixel frame that a latent frame holds.
+        """
+        channels, widths = 4 * self.compression.time, [block.width for block in self._blocks]
+        prism = {"out_channels": channels, **self.kind.prism}
+        return prism, {"feature_channels": channels, **integration_sizes(widths)}
 
     @property
     def config(self) -> dict[str, Any]:

@@ -1,7 +1,6 @@
-"""Base models of diffusers from a folder, or from the Hugging Face Hub where the network allows."""
+"""Base models of diffusers, from a folder or from the Hugging Face Hub."""
 
 import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ from lvdm.errors import CheckpointError, ConfigError
 from lvdm.outside import read_object
 
 INDEX = "model_index.json"
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _INSTALL = 'needs the extra "diffusers": pip install "aicl[diffusers]"'
 
 
@@ -20,29 +18,17 @@ def is_base(folder: str | os.PathLike[str]) -> bool:
     return (Path(folder) / INDEX).is_file()
 
 
-def is_hub_id(path: str | os.PathLike[str]) -> bool:
-    """Whether a path can only be meant for the Hub: owner/name, where there is no folder `owner` here."""
-    text = str(path)
-    return bool(_HUB_ID.fullmatch(text)) and not Path(text).parent.exists()
+def download_base(name: str, **options: Any) -> Path:
+    """The folder of a pipeline OWNER/NAME of the Hub, of which diffusers fetches what it needs; options: its own.
 
-
-def download(name: str) -> Path:
-    """The folder of a Hub model, fetched where it is not in the user's cache already.
-
-    Raises CheckpointError where neither the cache nor the network has it, ConfigError without the extra.
+    Raises ConfigError without the extra, and what the network's libraries do.
     """
     try:
         import diffusers
     except ImportError as error:
-        raise ConfigError(f"there is no folder {name}, and a model from the Hugging Face Hub {_INSTALL}") from error
+        raise ConfigError(f"{name} is a model of diffusers, which {_INSTALL}") from error
     reader: Any = diffusers.DiffusionPipeline  # its methods have no annotations
-    try:
-        return Path(reader.download(name, use_safetensors=True))  # the pipeline's own files alone
-    except Exception as error:  # those of the network have no class in common
-        raise CheckpointError(
-            f"there is no folder {name}, and the Hugging Face Hub did not give a model of that name "
-            f"({type(error).__name__}): check the name and the network, or download it and give its folder"
-        ) from error
+    return Path(reader.download(name, use_safetensors=True, **options))
 
 
 def load_base(

@@ -13,7 +13,6 @@ from lvdm.bases.backbone import DiffusersBackbone
 from lvdm.bases.codec import DiffusersCodec, frames_that_fit
 from lvdm.bases.config import DiffusersConfig, DiffusersDefaults
 from lvdm.bases.images import IMAGES, ImageCondition
-from lvdm.bases.kinds import integration_sizes
 from lvdm.bases.schedules import Steps, prediction_of, ready, schedule_of
 from lvdm.bases.text import DiffusersText
 from lvdm.diffusion import Condition, Denoiser
@@ -60,19 +59,16 @@ class DiffusersPipeline(VideoPipeline):
         return self.image_condition is not None
 
     @property
+    def backbone(self) -> DiffusersBackbone:
+        """The network without what a method on top put around it."""
+        bare = _bare(self.components.unet)
+        assert isinstance(bare, DiffusersBackbone)
+        return bare
+
+    @property
     def context_width(self) -> int:
         text: Any = self.components.text
         return int(text.width)
-
-    def prism_defaults(self) -> dict[str, Any]:
-        """R has 4 channels, as in the paper, for every pixel frame that a latent frame holds."""
-        backbone: Any = _bare(self.components.unet)
-        return {"out_channels": 4 * backbone.compression.time, **backbone.kind.prism}
-
-    def integration_defaults(self) -> dict[str, Any]:
-        backbone: Any = _bare(self.components.unet)
-        sizes = integration_sizes([block.width for block in backbone.extensible_blocks()])
-        return {"feature_channels": 4 * backbone.compression.time, **sizes}
 
     def fit(self, num_frames: int, size: tuple[int, int]) -> None:
         """Train at this length and size: the noise levels of some models depend on them. Raises ConfigError."""
@@ -155,6 +151,7 @@ class DiffusersPipeline(VideoPipeline):
         eta: float | None = None,
         rescale: float = 0.0,
         step_cache: int = 1,
+        windows: tuple[int, int] | None = None,
         generators: Sequence[Generator] | None = None,
         callback: Callback | None = None,
     ) -> Tensor:
@@ -165,6 +162,8 @@ class DiffusersPipeline(VideoPipeline):
             raise ConfigError(f"this model samples with its own scheduler, {name}: leave sampler out")
         if step_cache != 1:
             raise ConfigError("step_cache leaves out the inner levels of this library's UNets: leave it out")
+        if windows is not None:
+            raise ConfigError("window_frames is for this library's own networks: leave it out")
         if rescale:
             raise ConfigError("guidance rescale is not done with the schedulers of diffusers: leave it out")
         steps = num_inference_steps or self.config.defaults.num_inference_steps

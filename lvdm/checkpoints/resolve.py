@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from lvdm import config as configs
-from lvdm.bases.loading import download, is_hub_id
 from lvdm.checkpoints.folder import CONFIG_FILE
+from lvdm.checkpoints.hub import download, is_hub_id
 from lvdm.errors import CheckpointError
 from lvdm.models.components import ModelConfig
 
@@ -55,7 +55,7 @@ def find_model(path: str | os.PathLike[str]) -> Path:
     """
     if (Path(path) / "checkpoints").is_dir():
         return find_export(path, CONFIG_FILE, inside=PIPELINE)
-    if is_hub_id(path):
+    if is_hub_id(str(path)):
         return download(str(path))
     inside = Path(path) / PIPELINE
     return inside if inside.is_dir() else Path(path)

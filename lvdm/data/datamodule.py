@@ -35,6 +35,8 @@ class EndlessDataModule(pl.LightningDataModule):
 
     compiled = False
     """Whether `prepare` may run compiled; trainings that compile set it."""
+    about = ""
+    """What it trains on, in words, for the screen."""
 
     def __init__(
         self,
@@ -101,4 +103,8 @@ def build_datamodule(
         known_broken=read_report(config.report) if config.report else (),
         changes=changes if config.cache else None,
     )
-    return ClipDataModule(dataset, batch_size, config.workers)
+    data = ClipDataModule(dataset, batch_size, config.workers)
+    videos = len({record.key for record in dataset.records})
+    several = f" with {len(dataset.records)} captions" if len(dataset.records) > videos else ""
+    data.about = f"{videos} clips{several} from {config.cache or config.path}"
+    return data

@@ -1,8 +1,10 @@
 """A plain folder of videos with captions: one CSV or JSONL file for all, or a .txt file beside each video."""
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 from lvdm.data.clips import ClipRecord
 from lvdm.data.manifest_rows import MANIFEST_ENDINGS, read_rows
@@ -10,11 +12,17 @@ from lvdm.errors import DataError
 from lvdm.outside import check_text, checked_path, read_text
 from lvdm.video import VIDEO_ENDINGS
 
+log = logging.getLogger(__name__)
+
+OnMissing = Literal["error", "skip"]
 MANIFEST = "captions.csv"
 
 
 def read_folder(
-    root: str | os.PathLike[str], captions: str | os.PathLike[str] | None = None, default_caption: str | None = None
+    root: str | os.PathLike[str],
+    captions: str | os.PathLike[str] | None = None,
+    default_caption: str | None = None,
+    on_missing_caption: OnMissing = "error",
 ) -> list[ClipRecord]:
     """The captioned videos below `root`.
 
@@ -22,7 +30,8 @@ def read_folder(
     `caption` and optionally `label`. Without it: those of captions.csv in `root`, as aicl make-puppets writes it;
     where there is none, every video file that is not hidden, sorted, each with its caption in a .txt file of the same
     name. A file that is listed with several captions gives a record for each, all with the same key.
-    default_caption: of videos that have none; None does not allow that.
+    default_caption: of videos that have none; None leaves on_missing_caption to say whether that is an error or they
+    are left out, which is said with their number.
     Raises DataError for a missing folder, file, caption or column.
     """
     root = Path(root)
@@ -30,7 +39,17 @@ def read_folder(
         raise DataError(f"{root}: is not a folder; give a folder of videos")
     if captions is None and (root / MANIFEST).is_file():
         captions = root / MANIFEST
-    records = list(_listed(root, Path(captions), default_caption) if captions else _beside(root, default_caption))
+    skip = on_missing_caption == "skip"
+    found = list(
+        _listed(root, Path(captions), default_caption, skip) if captions else _beside(root, default_caption, skip)
+    )
+    records = [record for record in found if record is not None]
+    if found and not records:
+        raise DataError(
+            f"{captions or root}: none of its {len(found)} videos has a caption; write some, see docs/data.md"
+        )
+    if missing := len(found) - len(records):
+        log.warning("%d of %d videos have no caption and are left out, in %s", missing, len(found), captions or root)
     if not records:
         raise DataError(f"{captions or root}: lists no videos; known endings are {', '.join(VIDEO_ENDINGS)}")
     return records
@@ -48,7 +67,8 @@ def is_hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-def _beside(root: Path, default_caption: str | None) -> Iterator[ClipRecord]:
+def _beside(root: Path, default_caption: str | None, skip: bool) -> Iterator[ClipRecord | None]:
+    """The videos with texts beside them; None in place of one without a caption, if these are skipped."""
     texts: dict[Path, dict[str, Path]] = {}  # folder -> name without its ending -> text file
     for file in video_files(root):
         if file.parent not in texts:
@@ -57,6 +77,9 @@ def _beside(root: Path, default_caption: str | None) -> Iterator[ClipRecord]:
         text = texts[file.parent].get(file.stem)
         caption = check_text(read_text(text, DataError).strip(), text, DataError) if text else None
         caption = caption or default_caption
+        if caption is None and skip:
+            yield None
+            continue
         if caption is None:
             raise DataError(
                 f"{file}: has no caption; write it to {file.with_suffix('.txt').name} beside it, or set "
@@ -65,7 +88,8 @@ def _beside(root: Path, default_caption: str | None) -> Iterator[ClipRecord]:
         yield ClipRecord(file, caption, key=file.relative_to(root).as_posix())
 
 
-def _listed(root: Path, manifest: Path, default_caption: str | None) -> Iterator[ClipRecord]:
+def _listed(root: Path, manifest: Path, default_caption: str | None, skip: bool) -> Iterator[ClipRecord | None]:
+    """The rows of a manifest; None in place of one without a caption, if these are skipped."""
     if manifest.suffix.lower() not in MANIFEST_ENDINGS:
         raise DataError(f"{manifest}: is neither .csv nor .jsonl; give captions in one of these")
     columns = ("file",) if default_caption is not None else ("file", "caption")
@@ -73,6 +97,9 @@ def _listed(root: Path, manifest: Path, default_caption: str | None) -> Iterator
         where = f"{manifest}: line {line}"
         file, caption, label = (_text(row.get(name), f"{where}: '{name}'") for name in ("file", "caption", "label"))
         shown = caption or default_caption
+        if file and shown is None and skip:
+            yield None
+            continue
         if not file or shown is None:
             raise DataError(f"{where} has no '{'caption' if file else 'file'}'; each needs file and caption")
         path = root / checked_path(file, DataError)

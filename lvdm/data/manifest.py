@@ -8,7 +8,7 @@ from typing import Literal, cast
 from lvdm.config import check_at_least
 from lvdm.data.clips import ClipRecord
 from lvdm.data.dataset import ClipConfig
-from lvdm.data.folder import read_folder
+from lvdm.data.folder import OnMissing, read_folder
 from lvdm.data.ucf101 import Part, read_split, read_ucf101
 from lvdm.data.webvid import read_webvid
 from lvdm.errors import ConfigError, DataError
@@ -24,12 +24,15 @@ class Manifest:
     about other kinds, of which all videos are taken.
 
     `default_caption` (folder) is the caption of videos that have none: "a person is moving", say, or an empty one.
+    `on_missing_caption` (folder): without a default, "error" stops at the first of them, "skip" leaves them out and
+    says how many they are.
     """
 
     kind: Literal["ucf101", "webvid", "folder"]
     path: str
     captions: str | None = None
     default_caption: str | None = None
+    on_missing_caption: OnMissing = "error"
     split: str | None = None
     part: Part = "all"
 
@@ -40,6 +43,8 @@ class Manifest:
             raise ConfigError(f"data.part = {self.part} needs a data.split file, which says which classes are unseen")
         if self.default_caption is not None and self.kind != "folder":
             raise ConfigError(f"data.default_caption is for data.kind = folder: {self.kind} brings its captions")
+        if self.on_missing_caption != "error" and self.kind != "folder":
+            raise ConfigError(f"data.on_missing_caption is for data.kind = folder: {self.kind} brings its captions")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +81,7 @@ def read_records(manifest: Manifest) -> list[ClipRecord]:
         log.warning("data.part and data.split are for UCF-101: of data.kind = %s all videos are taken", manifest.kind)
     if manifest.kind == "webvid":
         return read_webvid(cast(str, manifest.captions), manifest.path)  # Manifest checks that there are some
-    return read_folder(manifest.path, manifest.captions, manifest.default_caption)
+    return read_folder(manifest.path, manifest.captions, manifest.default_caption, manifest.on_missing_caption)
 
 
 def read_report(path: str | Path) -> list[str]:

@@ -6,6 +6,7 @@ VideoCrafter 2's rescaled schedule, which shrinks the clean latent as well. Stat
 what makes all of them right on all schedules.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -151,7 +152,16 @@ class NoiseSchedule:
     def told_at(self, share: float) -> float:
         """What the network is told where this share (0 to 1) of the noise levels, from the noisiest on, is over."""
         t = round((1 - share) * len(self))
-        return float(t if self.times is None else self.times[min(t, len(self) - 1)])
+        if self.times is None:
+            return float(t)
+        if t in (0, len(self)):  # a sampler's own levels may lie beyond those of training
+            return math.inf if t else -math.inf
+        return float(self.times[t])
+
+    def told_between(self, start: float, end: float) -> tuple[float, float]:
+        """The lowest and the highest that the network is told between two shares (0 to 1) of the noise levels, from
+        the noisiest on: the second of two spans that touch has the level where they do."""
+        return self.told_at(end), math.nextafter(self.told_at(start), -math.inf)
 
     @property
     def zero_terminal_snr(self) -> bool:

@@ -18,10 +18,11 @@ from lvdm.training.checkpoints import Progress, write_checkpoint
 from lvdm.training.metrics import Meter
 from lvdm.training.module import TrainingModule, training_module
 from lvdm.training.settings import TrainingSettings
-from lvdm.video import contact_sheet, side_by_side, write_video
+from lvdm.video import contact_sheet, enlarged, side_by_side, write_video
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 AGREE_EVERY = 10  # steps between two moments in which several devices agree on whether to stop
+PREVIEW_HEIGHT = 192  # of a panel at least, in pixels: labels are readable from there on
 PREVIEW_NUMBERS = 2**62  # the samples of previews: numbers that no training reaches
 
 
@@ -142,8 +143,9 @@ class Previews(Callback):
     def _write(self, trainer: pl.Trainer, videos: dict[str, torch.Tensor], step: int) -> None:
         for i, row in enumerate(zip(*videos.values())):
             path = self.folder / f"step_{step:08d}_{i}.mp4"
-            write_video(path, side_by_side(list(row), list(videos)), self.fps, overwrite=True)
-            sheet = np.asarray(contact_sheet(list(row), list(videos)))
+            shown = [enlarged(video, PREVIEW_HEIGHT) for video in row]
+            write_video(path, side_by_side(shown, list(videos)), self.fps, overwrite=True)
+            sheet = np.asarray(contact_sheet(shown, list(videos)))
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger):  # its videos would need another library; a sheet needs none
                     logger.experiment.add_image(f"preview/{i}", sheet, step, dataformats="HWC")

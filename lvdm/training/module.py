@@ -62,7 +62,13 @@ class TrainingModule(pl.LightningModule):
         self._frozen = tuple(frozen)  # a tuple does not register its modules
         self.ema = EMA(self.trained, settings.ema) if settings.ema else None
         self.records: list[Record] = []
+        self.after: str | None = None  # what to do with the run when it ends, a sentence with RUN for its folder
         self.progress: Callable[[], float] = lambda: 0.0  # share of the run that is done, set by the runner
+
+    @property
+    def frozen(self) -> tuple[nn.Module, ...]:
+        """The modules that are used and not trained."""
+        return self._frozen
 
     # -- for subclasses ---------------------------------------------------------------------------------------------
 

@@ -33,6 +33,7 @@ from lvdm.training.checkpoints import (
 from lvdm.training.choice import choose
 from lvdm.training.diagnostics import Diagnostics
 from lvdm.training.logs import CSVLog
+from lvdm.training.messages import Messages
 from lvdm.training.metrics import Meter
 from lvdm.training.module import TrainingModule
 from lvdm.training.settings import LoggingSettings, RunSettings, TrainingSettings
@@ -107,7 +108,7 @@ def _train(
     loggers = _loggers(reports, run, folder, progress)
     meter = Meter(settings, reports, progress)
     checkpoints = Checkpoints(settings, progress, meter, folder / "checkpoints")
-    callbacks = [Counter(settings, progress), meter, checkpoints]
+    callbacks = [Counter(settings, progress), meter, checkpoints, Messages(settings, reports, data, folder)]
     if reports.diagnostics:
         callbacks.append(Diagnostics(reports.diagnostics, progress, folder))
     if settings.preview_every:

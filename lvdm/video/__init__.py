@@ -1,7 +1,7 @@
 """Files <-> pixels <-> frames: the only home of pixel ranges, resizing, frame sampling and frame rates."""
 
-from lvdm.video.images import IMAGE_ENDINGS, frame_files, read_image
-from lvdm.video.montage import contact_sheet, side_by_side, text_strip
+from lvdm.video.images import IMAGE_ENDINGS, frame_files, read_animation, read_image
+from lvdm.video.montage import contact_sheet, enlarged, side_by_side, text_strip
 from lvdm.video.outputs import OutputType, check_output_type, convert_pixels
 from lvdm.video.pixels import ShortRule, frame_indices, frame_step, resize_crop, to_frames, to_pixels
 from lvdm.video.reading import (
@@ -15,10 +15,11 @@ from lvdm.video.reading import (
     probe,
     read_frames,
 )
-from lvdm.video.writing import write_video
+from lvdm.video.writing import OUTPUT_ENDINGS, write_video
 
 __all__ = [
     "IMAGE_ENDINGS",
+    "OUTPUT_ENDINGS",
     "VIDEO_ENDINGS",
     "OutputType",
     "ShortRule",
@@ -29,12 +30,14 @@ __all__ = [
     "contact_sheet",
     "convert_pixels",
     "damage",
+    "enlarged",
     "frame_files",
     "frame_indices",
     "frame_step",
     "load_clip",
     "open_video",
     "probe",
+    "read_animation",
     "read_frames",
     "read_image",
     "resize_crop",

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, ImageSequence
 from torch import Tensor
 
 from lvdm.errors import VideoError
 
+_MAX_FRAMES = 1000  # of an animated image, all of which are read
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 
@@ -24,6 +25,28 @@ def read_image(path: str | os.PathLike[str]) -> Tensor:
                 return torch.from_numpy(np.array(ImageOps.exif_transpose(file).convert("RGB")))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise VideoError(f"image {path} cannot be read: {error}") from error
+
+
+def read_animation(path: str | os.PathLike[str]) -> tuple[Tensor, float]:
+    """The frames of an animated image (.webp, .png), uint8 (t, h, w, 3), and their average rate (1/s).
+
+    Raises VideoError for one that is missing or broken, or of more than 1,000 frames.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as file:
+                count = getattr(file, "n_frames", 1)
+                if count > _MAX_FRAMES:
+                    raise ValueError(f"it has {count} frames, at most {_MAX_FRAMES} can be read")
+                frames, milliseconds = [], 0.0
+                for frame in ImageSequence.Iterator(file):
+                    frames.append(np.array(frame.convert("RGB")))
+                    milliseconds += float(frame.info.get("duration") or 0)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise VideoError(f"image {path} cannot be read: {error}") from error
+    rate = 1000 * len(frames) / milliseconds if milliseconds else 10.0  # what browsers take where none is stated
+    return torch.from_numpy(np.stack(frames)), rate
 
 
 def frame_files(folder: str | os.PathLike[str]) -> list[Path]:

@@ -33,6 +33,12 @@ def side_by_side(videos: Sequence[Tensor], labels: Sequence[str] | None = None) 
     return torch.cat(columns, dim=2)
 
 
+def enlarged(video: Tensor, least: int) -> Tensor:
+    """uint8 (t, h, w, 3), each pixel repeated until the height is at least `least`: for eyes, not for models."""
+    factor = max(1, -(-least // video.shape[1]))
+    return video.repeat_interleave(factor, dim=1).repeat_interleave(factor, dim=2)
+
+
 def contact_sheet(videos: Sequence[Tensor], labels: Sequence[str] | None = None, frames: int = 8) -> Image.Image:
     """One row for each uint8 video (t, h, w, 3), under its label: `frames` of its frames, evenly spread in time."""
     _check(videos, labels)

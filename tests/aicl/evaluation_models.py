@@ -15,6 +15,7 @@ from lvdm import config as configs
 from lvdm.checkpoints import save_pipeline
 from lvdm.models.components import ModelConfig, build_components
 from tests.aicl.tiny_models import randomise
+from tests.lvdm.training_runs import ONE_LEVEL
 
 ROOT = Path(__file__).resolve().parents[2]
 FRAMES, SIZE = 4, 64  # of two seconds, and in pixels
@@ -28,7 +29,7 @@ def save_tiny_model(
     mapping = configs.load(ROOT / "configs" / "models" / f"{config}.yaml")
     mapping["autoencoder"]["ddconfig"] |= {"ch_mult": [1, 1, 1, 1], "resolution": size}  # 8x
     mapping["defaults"] |= {"size": [size, size], "num_frames": frames, "num_inference_steps": 2, "save_fps": fps}
-    mapping["unet"]["temporal_length"] = frames
+    mapping["unet"] |= ONE_LEVEL | {"temporal_length": frames}
     mapping["text"]["context_length"] = 77
     model = configs.from_mapping(ModelConfig, mapping)
     components = build_components(model)

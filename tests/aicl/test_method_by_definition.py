@@ -25,6 +25,12 @@ def linear(layer, x: Tensor) -> Tensor:
     return out if layer.bias is None else out + layer.bias
 
 
+def projected(layer, x: Tensor) -> Tensor:
+    """To queries, keys or values: without a bias, as attention of diffusion models has it."""
+    assert layer.bias is None
+    return x @ layer.weight.T
+
+
 def gelu(x: Tensor) -> Tensor:
     return x * 0.5 * (1 + torch.erf(x / math.sqrt(2)))
 
@@ -75,7 +81,7 @@ def prism_attention(layer, x: Tensor, context: Tensor | None = None, places=None
     """A residual attention of the prism on one row of tokens (n, c)."""
     y = norm(layer.norm, x)
     context = y if context is None else context
-    q, k, v = linear(layer.to_q, y), linear(layer.to_k, context), linear(layer.to_v, context)
+    q, k, v = projected(layer.to_q, y), projected(layer.to_k, context), projected(layer.to_v, context)
     return x + linear(layer.to_out, attention(q, k, v, layer.heads, rel=layer.relative, places=places))
 
 
@@ -129,8 +135,8 @@ def integration_by_definition(layer, tokens, features, frames, weights, size) ->
         row, column = divmod(place, size[1])
         patch = features[:, :, row * rows : (row + 1) * rows, column * columns : (column + 1) * columns]
         r = patch.sum((2, 3)) / (rows * columns)  # (m, channels)
-        q = linear(layer.to_q, norm(layer.norm, tokens[:, place]))
-        k, v = linear(layer.to_k, r), linear(layer.to_v, r)
+        q = projected(layer.to_q, norm(layer.norm, tokens[:, place]))
+        k, v = projected(layer.to_k, r), projected(layer.to_v, r)
         read = attention(q, k, v, layer.heads, rel=layer.relative, key_frames=key_frames, weights=key_weights)
         out[:, place] = linear(layer.to_out, read)
     return out

@@ -1,27 +1,40 @@
 """Algorithm 2 end to end with tiny random models: what references change, and what they must not."""
 
+import contextlib
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
 
-from aicl import ActionPrism, AICLPipeline, IntegrationConfig, MotionFeatures, PrismConfig, Reference, integrate
-from aicl import pipeline as pipeline_module
+from aicl import (
+    ActionPrism,
+    AICLPipeline,
+    IntegrationConfig,
+    MotionFeatures,
+    PrismConfig,
+    Reference,
+    integrate,
+    pipeline,
+    reference_encoding,
+)
 from aicl.adapter import save_adapter
 from lvdm import config as configs
-from lvdm.errors import CheckpointError, ConfigError, VideoError
+from lvdm.errors import CheckpointError, ConfigError, UserError, VideoError
 from lvdm.models.components import ModelConfig, build_components
 from lvdm.pipeline import VideoPipeline
 from lvdm.video import write_video
 from tests.aicl.tiny_models import randomise
+from tests.lvdm.training_runs import ONE_LEVEL
 
 MODELS = Path(__file__).parents[2] / "configs" / "models"
 PRISM = {"context_dim": 32, "width": 16, "depth": 1, "heads": 2, "head_dim": 8, "text_width": 10}
 
 
 def tiny_pipeline(model: str = "tiny_videocrafter") -> AICLPipeline:
-    config = configs.from_mapping(ModelConfig, configs.load(MODELS / f"{model}.yaml"))
+    mapping = configs.load(MODELS / f"{model}.yaml")
+    mapping["unet"] |= ONE_LEVEL
+    config = configs.from_mapping(ModelConfig, mapping)
     torch.manual_seed(0)
     components = build_components(config).eval()
     randomise(components.unet, seed=0)
@@ -217,7 +230,7 @@ def test_says_what_does_not_fit(pipe):
     with pytest.raises(VideoError, match="a single frame shows no action"):
         generate(pipe, references=[pixels(0)[:1]])
     with pytest.raises(ConfigError, match="uint8"):
-        generate(pipe, references=[pixels(0).float()])
+        generate(pipe, references=[pixels(0).int()])
     with pytest.raises(CheckpointError, match="no model folder"):
         AICLPipeline.from_pretrained("nowhere")
 
@@ -241,9 +254,9 @@ def test_an_adapter_is_sampled_at_the_rate_of_its_training(tmp_path, monkeypatch
     pipe.load_adapter(trained)
     assert (pipe.info.fps, pipe.defaults.fps, pipe.defaults.save_fps) == (8.0, 8, 8)
     told, read = [], []
-    conditions, clip = pipe.base.conditions, pipeline_module.read_clip
+    conditions, clip = pipe.base.conditions, reference_encoding.read_clip
     monkeypatch.setattr(pipe.base, "conditions", lambda *a, **k: told.append(k["fps"]) or conditions(*a, **k))
-    monkeypatch.setattr(pipeline_module, "read_clip", lambda *a: read.append(a[-1]) or clip(*a))
+    monkeypatch.setattr(reference_encoding, "read_clip", lambda *a: read.append(a[-1]) or clip(*a))
     generate(pipe, references=[pixels(0)])
     generate(pipe, references=[pixels(0)], fps=20, reference_fps=5)
     assert told == [8, 20] and read == [8, 5]
@@ -257,3 +270,101 @@ def save_adapter_at(pipe: AICLPipeline, path: Path, fps: float | None) -> Path:
     prism, integrated = pipe._adapter()
     save_adapter(path, prism, integrated, {"step": 1} | ({} if fps is None else {"fps": fps}))
     return path
+
+
+def test_references_may_be_what_a_pipeline_returns(pipe):
+    video = pixels(0)
+    expected = generate(pipe, references=[video])
+    floats = video.float() / 255
+    frames = list(video.numpy())
+    for same in (video.numpy(), floats, floats.numpy(), floats.movedim(-1, 1), frames):
+        assert torch.equal(generate(pipe, references=[same]), expected)
+    with pytest.raises(ConfigError, match=r"as floats must lie in \[0, 1\]"):
+        generate(pipe, references=[video.float()])
+
+
+def test_the_adapter_has_a_scale_for_all_calls(pipe):
+    half = generate(pipe, references=[pixels(0)], scale=0.5)
+    try:
+        pipe.set_adapter_scale(0.5)
+        assert torch.equal(generate(pipe, references=[pixels(0)]), half)
+        pipe.set_adapter_scale(0)
+        assert torch.equal(generate(pipe, references=[pixels(0)]), pipe.base(PROMPT, **QUICK))
+    finally:
+        pipe.set_adapter_scale(1)
+
+
+def test_a_model_goes_to_the_hub_and_comes_from_it(pipe, tmp_path, monkeypatch):
+    def keep(folder, name, **options):
+        Path(folder).rename(tmp_path / "hub")
+        return f"https://hub/{name}"
+
+    monkeypatch.setattr(pipeline, "upload", keep)
+    monkeypatch.setattr(pipeline, "download", lambda name, **options: tmp_path / "hub")
+    assert pipe.push_to_hub("someone/tiny") == "https://hub/someone/tiny"
+    loaded = AICLPipeline.from_pretrained("someone/tiny", revision="main")
+    assert torch.equal(generate(loaded, references=[pixels(0)]), generate(pipe, references=[pixels(0)]))
+
+
+@pytest.mark.parametrize("bad", ["x", 1.5, object(), [object()], {"a": 1}, True], ids=repr)
+def test_wrong_types_give_one_sentence(pipe, bad):
+    """Each argument may take some of these; none ends in another error than ours."""
+    before = generate(pipe, references=[pixels(0)])
+    names = ("seed", "generator", "output_type", "callback_on_step_end", "references", "image", "num_inference_steps")
+    for name in (*names, "guidance_scale", "height", "scale", "negative_prompt", "fps", "num_frames", "eta", "sampler"):
+        with contextlib.suppress(UserError):
+            generate(pipe, **{"num_inference_steps": 1, "references": [pixels(0)], name: bad})
+    for call in (pipe.to, pipe.load_adapter, pipe.enable_vae_slicing, pipe.set_adapter_scale, pipe.accelerate):
+        with pytest.raises(UserError):
+            call(bad if bad != 1.5 else -1.5)
+    assert torch.equal(generate(pipe, references=[pixels(0)]), before)  # the adapter is there still
+
+
+def test_a_longer_video_is_made_of_windows_that_read_the_same_references(pipe):
+    references, windows = [pixels(0)], {"window_frames": 4, "window_overlap": 2}
+    short = generate(pipe, references=references)
+    assert torch.equal(generate(pipe, references=references, **windows), short)
+    frames = []
+    hook = pipe.integrated.register_forward_hook(lambda module, args, out: frames.append(args[0].shape[2]))
+    long = generate(pipe, references=references, num_frames=8, **windows)
+    hook.remove()
+    assert long.shape[1] == 8 and frames == [4] * 6  # three windows at each of two steps
+    assert not torch.equal(long, generate(pipe, num_frames=8, **windows))
+    assert torch.equal(
+        generate(pipe, references=references, scale=0, num_frames=8, **windows),
+        pipe.base(PROMPT, num_frames=8, **windows, **QUICK),
+    )
+    with pytest.raises(ConfigError, match="window_overlap says what windows share"):
+        generate(pipe, window_overlap=2)
+    with pytest.raises(ConfigError, match="step_cache keeps features of one window only"):
+        generate(pipe, num_frames=8, step_cache=2, **windows)
+
+
+def test_references_may_be_read_at_some_noise_levels_only(pipe, tmp_path):
+    one, two = pixels(0), pixels(1)
+    pipe.encode_references(one, PROMPT).save(tmp_path / "one.safetensors")
+    half = generate(pipe, references=[one, Reference(two, start=0.5)])
+    assert torch.equal(half, generate(pipe, references=[one, two], first_reference_until=0.5))  # a case of both
+    alone = generate(pipe, references=[Reference(one, end=0.5)], num_inference_steps=4)
+    written = generate(pipe, references=[f"{tmp_path}/one.safetensors@1:0-0.5"], num_inference_steps=4)
+    assert (alone.int() - written.int()).abs().max() <= 1
+    assert not torch.equal(alone, generate(pipe, references=[one], num_inference_steps=4))
+    read = []
+    context = pipe.integrated.reference_context(
+        torch.zeros(1, 8, 4, 2, 2), (4, 4), [1.0, 2.0], spans=[(500, 999), (0, 699)]
+    )
+    for t in (999, 600, 100):
+        now = context.at(torch.tensor([t]))
+        read.append((now.frames, None if now.weights is None else now.weights.tolist()))
+    assert read == [((4,), [[1.0]]), ((4, 4), [[1.0, 2.0]]), ((4,), [[2.0]])]
+    never = pipe.integrated.reference_context(torch.zeros(1, 4, 4, 2, 2), (4,), [1.0], spans=[(500, 999)])
+    assert never.at(torch.tensor([10])).scale == 0
+    for bad, message in (
+        ({"start": 0.6, "end": 0.4}, "the end comes later"),
+        ({"start": -1}, "both are shares, 0 to 1"),
+        ({"end": "x"}, "both are shares, 0 to 1"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            Reference(one, **bad)
+    with pytest.raises(ConfigError, match="both say when"):
+        generate(pipe, references=[one, Reference(two, start=0.5)], first_reference_until=0.5)

@@ -1,7 +1,6 @@
 """The commands that train the puppet models, at a size for a CPU: losses fall, and what they write can be loaded."""
 
 import csv
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,8 +10,8 @@ from aicl.puppets.evaluators import load_evaluator
 from lvdm.checkpoints import load_pipeline
 from lvdm.config import load
 from lvdm.training import train
+from tests.lvdm.training_runs import MODEL
 
-ROOT = Path(__file__).parents[2]
 DATA = {"kind": "puppets", "size": 32, "programs": 32, "workers": 0}
 TRAINING = {"betas": [0.9, 0.99], "precision": "float32", "warmup_steps": 5}
 
@@ -33,7 +32,7 @@ def run(folder, task, steps, batch_size, lr, data, **sections):
 @pytest.mark.slow
 def test_autoencoder_base_and_aicl_train_one_after_another(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    model = load(ROOT / "configs/models/tiny_lvdm.yaml", ["text.context_length=48"])
+    model = load(MODEL, ["text.context_length=48"])
     losses, checkpoint = run(tmp_path, "autoencoder", 30, 6, 3e-3, {"frames": 1}, model={"config": model})
     assert losses[-1] < 0.85 * losses[0]
     described = load(checkpoint / "autoencoder.yaml")

@@ -111,11 +111,29 @@ def test_select_shares_an_action_and_never_takes_the_target():
     assert index.select("dogs run", 2, 7) == index.select("dogs run", 2, 7)
 
 
+def test_a_video_with_several_captions_counts_once_and_is_never_its_own_reference():
+    captions = ["A man runs", "Someone is running", "A dog runs", "A dog jumps", "A boy jumps", "A girl is dancing"]
+    index = VerbIndex([*captions, "A girl jumps", "She dances"], videos=["a", "a", "b", "b", "c", "c", "d", "d"])
+    assert (index.num_videos, list(index.counts().items())) == (4, [("jump", 3), ("dance", 2), ("run", 2)])
+    assert index.targets(1).tolist() == list(range(8)) and index.targets(2).tolist() == [3, 4, 6]
+    for seed in range(20):
+        assert [c.index for c in index.select("A horse runs", 1, seed, exclude=[0])] == [2]
+        assert {index.video[c.index] for c in index.select("A horse runs", 2, seed)} == {0, 1}
+        chosen = index.select("A man runs, jumps and dances", 4, seed)
+        assert all(c.action in index.verbs[c.index] for c in chosen) and len({c.index for c in chosen}) == 4
+    of_phrases = VerbIndex(["plays guitar"] * 2, actions=[(), ()], phrases=["play guitar"] * 2)
+    assert of_phrases.targets(1).tolist() == [0, 1] and of_phrases.targets(2).tolist() == []
+
+
 def test_select_prefers_the_whole_phrase_and_says_so():
     index = VerbIndex(LIBRARY)
     chosen = index.select("A robot plays the guitar", 3, seed=0)
     assert {c.index for c in chosen[:2]} == {0, 1}
     assert [c.action for c in chosen] == ["play guitar", "play guitar", "play"]
+    index = VerbIndex([*LIBRARY, "A person is playing piano", "A person is playing drums"])
+    for seed in range(20):
+        chosen = index.select("A robot plays the guitar", 3, seed)
+        assert {c.index for c in chosen[:2]} == {0, 1} and len(chosen) == 3 and chosen[2].index in (2, 6, 7)
 
 
 def test_select_says_why_it_cannot():

@@ -96,7 +96,7 @@ def test_anything_else_is_one_sentence(references, message):
         (lambda: Reference.of({"video": 3}, "line 1"), "line 1.video must be a file or a folder, got 3"),
         (lambda: Reference.of({"vidoe": "a"}, "line 1"), "did you mean 'video'"),
         (lambda: Reference.of({"caption": "a"}, "line 1"), "missing key 'video' in line 1"),
-        (lambda: check_reference(Reference(np.zeros((4, 8, 8, 3)))), "must be uint8"),
+        (lambda: check_reference(Reference(np.zeros((4, 8, 8, 3), int))), "must be uint8"),
         (lambda: check_reference(Reference([Image.new("RGB", (8, 8)), Image.new("RGB", (9, 8))])), "one size"),
     ],
 )
@@ -125,3 +125,10 @@ def test_features_of_different_prompts_go_together(pipe):
         generate(pipe, prompts, [[parts[0]], [pixels(1)]])
     with pytest.raises(ConfigError, match="the weights of references must be the same"):
         generate(pipe, prompts, [[pixels(0)], [Reference(pixels(1), weight=2.0)]])
+
+
+def test_an_animated_image_is_a_reference(tmp_path):
+    scene = torch.stack([torch.full((32, 32, 3), 20 * i, dtype=torch.uint8) for i in range(8)])
+    path = write_video(tmp_path / "a.webp", scene, fps=8)
+    clip = read_clip(Reference(path), 4, SIZE, fps=4)
+    assert clip.shape == (3, 4, *SIZE) and (clip.diff(dim=1).mean((0, 2, 3)) > 0.2).all()  # every other frame

@@ -118,8 +118,19 @@ def test_library_chooses_by_the_action_and_says_why(call, model):
     code, out, _ = sample(call, model, "--prompt", PROMPT, "--library", "index.json", "--out", "out.mp4")
     assert code == 0 and "shares 'walk'" in out
     record = json.loads(Path("out.json").read_text())["job"]
-    assert record["chosen"][0]["shares"] == "walk" and Path(record["references"][0]["video"]).name == "a.mp4"
+    assert "shares 'walk'" in record["chosen"][0]["reason"] and Path(record["references"][0]["video"]).name == "a.mp4"
     assert record["references"][0]["caption"] == "Young man walking on the beach"
+    code, _, err = sample(call, model, "--prompt", PROMPT, "--library", "index.json", "--example", "b.mp4")
+    assert code == 2 and "index.json holds verbs alone" in err
+    code, out, _ = call("index_references.py", ".", "--out", "library", "--model", str(model), "--device", "cpu")
+    assert code == 0 and "2 clips added: 2 videos, 1 verbs" in out
+    arguments = ("--library", "library", "--example", "b.mp4", "--out", "moving.mp4")
+    code, out, _ = sample(call, model, "--prompt", PROMPT, *arguments)
+    assert code == 0 and "its motion is" in out
+    record = json.loads(Path("moving.json").read_text())["job"]
+    assert (
+        Path(record["references"][0]["video"]).name == "a.mp4" and record["library"] is None
+    )  # not the example itself
 
 
 @pytest.mark.parametrize(
@@ -154,7 +165,7 @@ def test_mistakes_in_a_prompts_file_end_in_one_sentence(call, model, line, messa
     ("arguments", "message"),
     [
         (("--size", "512"), "WIDTHxHEIGHT"),
-        (("--size", "30x32"), "multiple"),
+        (("--size", "31x32"), "multiple"),
         (("--refs", "none.mp4"), "none.mp4 does not exist"),
         (("--refs", "still.png"), "a single frame shows no action"),
         (("--refs", "still.mp4"), "still.mp4: not a readable video"),

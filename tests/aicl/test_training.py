@@ -1,10 +1,7 @@
 """Training AICL on a tiny frozen base model: what learns, what stays, and exact resuming after a crash."""
 
 import csv
-import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -25,6 +22,7 @@ from lvdm.models.components import build_components
 from lvdm.training import Recipe, RunSettings, TrainingSettings, build_task, config_schema, train
 from lvdm.training.checkpoints import list_checkpoints
 from lvdm.training.randomness import BatchRandomness
+from tests import processes
 from tests.aicl.tiny_models import randomise
 from tests.lvdm.training_runs import MODEL, ROOT, losses, make_clips, save_config, tiny_config
 
@@ -312,19 +310,13 @@ def test_a_cache_of_another_base_model_is_refused(tmp_path, clips):
         build(config)
 
 
-def start(config_file, *arguments):
-    command = [sys.executable, str(ROOT / "scripts/train.py"), "--config", str(config_file), *arguments]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-
-
 def wait_for(process, run, step):
     """Let the process train until metrics.csv has `step`."""
     deadline = time.monotonic() + 120
     while max(losses(run), default=0) < step:
-        if process.poll() is not None or time.monotonic() > deadline:
+        if not process.is_alive() or time.monotonic() > deadline:
             process.kill()
-            raise AssertionError(f"training ended before step {step}: {process.communicate()[1]}")
+            raise AssertionError(f"training ended before step {step}: {(run.parent.parent / 'log').read_text()}")
         time.sleep(0.02)
 
 
@@ -341,17 +333,21 @@ def test_a_killed_run_continues_as_if_nothing_had_happened(tmp_path, clips):
     config = aicl_config(tmp_path, training=long, data={"workers": 1})
     config_file, run = save_config(tmp_path / "config.yaml", config), tmp_path / "runs/aicl"
 
-    process = start(config_file)
+    def start(*arguments):
+        command = (processes.aicl_verb, "train", "--config", str(config_file), *arguments)
+        return processes.start(*command, log=tmp_path / "log")
+
+    process = start()
     wait_for(process, run, 5)
     process.kill()
-    process.communicate()
+    process.join()
     assert list_checkpoints(run / "checkpoints")
 
-    process = start(config_file, "--resume", "auto")
+    process = start("--resume", "auto")
     wait_for(process, run, max(losses(run)) + 2)  # beyond what the killed run had logged
-    process.send_signal(signal.SIGTERM)
-    messages = process.communicate(timeout=60)[1]
-    assert process.returncode == 128 + signal.SIGTERM, messages
+    process.terminate()
+    process.join(60)
+    assert process.exitcode == 128 + signal.SIGTERM, (tmp_path / "log").read_text()
     last = max(losses(run))
     assert list_checkpoints(run / "checkpoints")[-1].name == f"step_{last:08d}"  # written because of the signal
 

@@ -10,7 +10,9 @@ import torch
 import aicl.tasks  # noqa: F401 (makes the tasks known)
 from tests.aicl.test_training import aicl_config, build, save_base
 from tests.aicl.tiny_models import randomise
-from tests.lvdm.training_runs import MODEL, ROOT, make_clips
+from tests.lvdm.training_runs import ROOT, make_clips
+
+MODEL = str(ROOT / "configs/models/tiny_lvdm.yaml")  # of which the losses were recorded
 
 VIDEOCRAFTER, IMAGE_TO_VIDEO = (str(ROOT / f"configs/models/tiny_videocrafter{kind}.yaml") for kind in ("", "_i2v"))
 TIMESTEPS = {"timesteps_per_sample": 2, "timesteps": "sqrt"}

@@ -1,6 +1,7 @@
-"""Our kernels, run by Triton's interpreter on a CPU, against PyTorch: `TRITON_INTERPRET=1 python kernel_checks.py`.
+"""Our kernels, run by Triton's interpreter on a CPU, against PyTorch.
 
-A program, since Triton decides when it is imported whether it interprets. tests/gpu has the same on a GPU.
+For a process of their own, since Triton decides when it is imported whether it interprets (TRITON_INTERPRET=1).
+tests/gpu has the same on a GPU.
 """
 
 import torch
@@ -144,7 +145,7 @@ def check_the_rest():
     close(rotary._run(expected, cos, sin, -1), x, "rotary positions, back")
 
 
-if __name__ == "__main__":
+def check_all():
     for check in (check_group_norm, check_layer_norm, check_temporal_attention, check_products, check_the_rest):
         check()
     print("all kernels agree")

@@ -10,7 +10,7 @@ from PIL import Image
 from lvdm.bases.backbone import DiffusersBackbone
 from lvdm.bases.codec import frames_that_fit
 from lvdm.bases.kinds import kind_of
-from lvdm.bases.loading import is_hub_id, load_base, wrap
+from lvdm.bases.loading import load_base, wrap
 from lvdm.bases.schedules import schedule_of
 from lvdm.checkpoints import find_model
 from lvdm.diffusion import Condition, Denoiser, DiffusionConfig, FlowSchedule, sample_ddim
@@ -169,7 +169,7 @@ def test_options_that_a_base_cannot_take_are_refused_in_one_sentence():
         )
 
 
-def test_folders_that_are_no_base_and_names_that_the_hub_does_not_give(tmp_path, monkeypatch):
+def test_folders_that_are_no_base_are_told(tmp_path):
     (tmp_path / "model_index.json").write_text('{"_class_name": "NoSuchPipeline"}')
     with pytest.raises(ConfigError, match=r"holds a NoSuchPipeline, which diffusers .* does not have"):
         load_base(tmp_path)
@@ -178,13 +178,25 @@ def test_folders_that_are_no_base_and_names_that_the_hub_does_not_give(tmp_path,
     )
     with pytest.raises(CheckpointError, match="cannot be read as a WanPipeline"):
         load_base(tmp_path)
-    assert is_hub_id("Wan-AI/Wan2.1-T2V-1.3B-Diffusers") and not is_hub_id("tests/missing") and not is_hub_id("a/b/c")
+
+
+def test_a_pipeline_of_the_hub_is_fetched_as_diffusers_does(tmp_path, monkeypatch):
+    asked = {}
+
+    def fetch(name: str, **options: Any) -> str:
+        asked.update(options, name=name)
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda name, file, **options: file)
+    monkeypatch.setattr("diffusers.DiffusionPipeline.download", fetch)
+    assert find_model("some-owner/some-model") == tmp_path
+    assert asked["name"] == "some-owner/some-model" and asked["use_safetensors"]
 
     def unreachable(name: str, **options: Any) -> str:
         raise ConnectionError("no route")
 
     monkeypatch.setattr("diffusers.DiffusionPipeline.download", unreachable)
-    with pytest.raises(CheckpointError, match="no folder some-owner/some-model, and the Hugging Face Hub did not give"):
+    with pytest.raises(
+        CheckpointError, match=r"some-owner/some-model is no folder here.*could not be fetched \(no route"
+    ):
         find_model("some-owner/some-model")
-    monkeypatch.setattr("diffusers.DiffusionPipeline.download", lambda name, **options: str(tmp_path))
-    assert find_model("some-owner/some-model") == tmp_path

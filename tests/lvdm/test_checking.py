@@ -2,20 +2,17 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from aicl.cli import run_verb
 from lvdm.data import checking, read_report
 from lvdm.data.checking import check_records
 from lvdm.data.clips import ClipRecord
 from lvdm.errors import DiskError
 from tests.lvdm.disks import full_disk, read_only_disk
 from tests.lvdm.videos import records, truncated
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -76,25 +73,24 @@ def test_a_quick_check_does_not_count_as_a_thorough_one(videos, tmp_path, monkey
     assert len(check_records(videos, tmp_path / "report.json", quick=True)["broken"]) == 2
 
 
-def run_script(name, *arguments):
-    return subprocess.run(
-        [sys.executable, ROOT / "scripts" / name, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-    )
+def run_script(capsys, *arguments):
+    """(exit status, stdout, stderr) of `aicl check-data`."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        run_verb("check-data", [*map(str, arguments)])
+    return (stop.value.code, *capsys.readouterr())
 
 
-def test_the_script(videos, tmp_path):
+def test_the_command(videos, tmp_path, capsys):
     lines = [json.dumps({"file": record.key, "caption": record.caption}) for record in videos if record.path.exists()]
     (tmp_path / "captions.jsonl").write_text("\n".join(lines))
     source = ["--kind", "folder", "--path", tmp_path / "videos", "--captions", tmp_path / "captions.jsonl"]
-    done = run_script("check_data.py", *source, "--report", tmp_path / "report.json", "--workers", 1)
-    assert done.returncode == 1 and "5 videos checked, 1 broken" in done.stdout and "3.mp4: " in done.stdout
-    assert "Traceback" not in done.stderr and "5/5" in done.stderr
-    wrong = run_script("check_data.py", "--kind", "folder", "--path", tmp_path / "nowhere")
-    assert wrong.returncode == 2
-    assert wrong.stderr == f"error: {tmp_path / 'nowhere'}: is not a folder; give a folder of videos\n"
+    status, out, err = run_script(capsys, *source, "--report", tmp_path / "report.json", "--workers", 1)
+    assert status == 1 and "5 videos checked, 1 broken" in out and "3.mp4: " in out
+    assert "Traceback" not in err and "5/5" in err
+    status, _, err = run_script(capsys, "--kind", "folder", "--path", tmp_path / "nowhere")
+    assert status == 2
+    assert err == f"error: {tmp_path / 'nowhere'}: is not a folder; give a folder of videos\n"
 
 
 def test_a_full_disk_is_one_sentence_and_the_check_goes_on_once_there_is_room(videos, tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ from lvdm.acceleration import regions as compilation
 from lvdm.training import train
 from lvdm.training.profile import profile_training
 from tests.lvdm.test_unets import run, small
-from tests.lvdm.training_runs import MODEL, losses, make_clips, tiny_config
+from tests.lvdm.training_runs import MODEL, ONE_LEVEL, losses, make_clips, tiny_config
 
 
 @pytest.fixture(autouse=True)
@@ -29,13 +29,13 @@ def fresh(monkeypatch):
 
 @pytest.mark.parametrize("recompute", [False, True])
 def test_compiled_blocks_share_their_code_and_change_nothing(recompute):
-    unet = small("lvdm", num_res_blocks=3, attention_resolutions=[1, 2], use_relative_position=True)
+    unet = small("lvdm", num_res_blocks=3, use_relative_position=True, **ONE_LEVEL)
     unet.params.use_checkpoint = recompute
     expected = run(unet)
     expected.square().mean().backward()
     gradients = {name: p.grad.clone() for name, p in unet.named_parameters()}
     unet.zero_grad()
-    assert compilation.compile_regions(unet) > 45
+    assert compilation.compile_regions(unet) > 30
     for _ in range(2):
         unet.zero_grad()
         result = run(unet)
@@ -43,8 +43,8 @@ def test_compiled_blocks_share_their_code_and_change_nothing(recompute):
     torch.testing.assert_close(result, expected)
     for name, p in unet.named_parameters():
         torch.testing.assert_close(p.grad, gradients[name], rtol=1e-3, atol=1e-6, msg=name)
-    # two widths of transformer blocks; residual blocks and norms for each pair of widths and size
-    assert 0 < counters["stats"]["unique_graphs"] <= 14
+    # transformer blocks; residual blocks and norms for each pair of widths
+    assert 0 < counters["stats"]["unique_graphs"] <= 7
     assert not counters["graph_break"]
 
 

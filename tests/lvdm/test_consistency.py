@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from aicl.pipeline import _branches
+from aicl.guidance import branches as guidance_branches
 from aicl.reference_context import ReferenceContext
 from lvdm.checkpoints import convert_checkpoint, family_of, load_pipeline
 from lvdm.diffusion import Condition, NoiseSchedule, make_generators, sample_lcm
@@ -78,10 +78,10 @@ def test_the_strength_of_guidance_is_a_condition():
 def test_references_of_a_distilled_model_have_a_strength_of_their_own():
     negative, positive = (Condition(torch.zeros(1, 1, 1)) for _ in range(2))
     context = ReferenceContext(torch.zeros(1, 2, 4, 1, 1), (2,))
-    assert _branches(negative, positive, None, 7.5, None, embedded=True) == ([positive], [1.0])
-    [read], [weight] = _branches(negative, positive, context, 7.5, None, embedded=True)
+    assert guidance_branches(negative, positive, None, 7.5, None, embedded=True) == ([positive], [1.0])
+    [read], [weight] = guidance_branches(negative, positive, context, 7.5, None, embedded=True)
     assert read.extras == {"references": context} and weight == 1.0
-    branches, weights = _branches(negative, positive, context, 7.5, 3.0, embedded=True)
+    branches, weights = guidance_branches(negative, positive, context, 7.5, 3.0, embedded=True)
     assert branches[0] is positive and branches[1].extras == {"references": context} and weights == [-2.0, 3.0]
 
 

@@ -5,11 +5,11 @@ import pty
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,8 +19,9 @@ from lvdm.training import train
 from lvdm.training.checkpoints import check_checkpoint, list_checkpoints
 from lvdm.training.logs import CSVLog, read_metrics
 from lvdm.training.strategy import first_process
+from tests import processes
 from tests.lvdm.disks import full_disk, read_only_disk
-from tests.lvdm.training_runs import MODEL, ROOT, losses, make_clips, save_config, tiny_config
+from tests.lvdm.training_runs import MODEL, losses, make_clips, save_config, tiny_config
 
 STEPS = 6
 
@@ -235,35 +236,50 @@ def test_runs_that_have_no_place(tmp_path, clips, settings):
         train(config_in(tmp_path, clips, run=settings))
 
 
-def start(config: Path, *arguments: str, **options) -> subprocess.Popen:
-    command = [sys.executable, str(ROOT / "scripts/train.py"), "--config", str(config), *arguments]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=environment, text=True, **options)
+def started(config: dict[str, Any], folder: Path, prepare: Callable[..., None] | None = None, *given: Any) -> Any:
+    """A process that trains as `aicl train --config FILE --resume auto` does, after `prepare`(*given) in it."""
+    file = str(save_config(folder / "config.yaml", config))
+    return processes.start(train_command, file, prepare, given, log=folder / "log")
 
 
-def wait_for(process: subprocess.Popen, run: Path, step: int) -> None:
+def train_command(config: str, prepare: Callable[..., None] | None, given: tuple[Any, ...]) -> None:
+    if prepare:
+        prepare(*given)
+    processes.aicl_verb("train", "--config", config, "--resume", "auto")
+
+
+def ignore_hangups() -> None:
+    """As nohup does."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+def take_terminal(path: str) -> None:
+    """Lead a session of its own whose terminal is `path`, the first that it opens."""
+    os.setsid()
+    terminal = os.open(path, os.O_RDWR)
+    for stream in range(3):
+        os.dup2(terminal, stream)
+
+
+def wait_for(process: Any, run: Path, step: int) -> None:
     deadline = time.monotonic() + 120
     while max(losses(run), default=0) < step:
-        assert process.poll() is None and time.monotonic() < deadline, "training ended too early"
+        assert process.is_alive() and time.monotonic() < deadline, "training ended too early"
         time.sleep(0.02)
 
 
 def test_a_second_training_in_the_same_folder_is_refused_while_the_first_lives(tmp_path, clips):
     """And the first, started with nohup, does not mind a hangup."""
     config = config_in(tmp_path, clips, training={"steps": 10**6, "checkpoint_every": 2})
-    run, file = tmp_path / "runs/autoencoder", save_config(tmp_path / "config.yaml", config)
-    process = start(
-        file, "--resume", "auto", stderr=subprocess.DEVNULL,
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
-    )  # fmt: skip
+    run, process = tmp_path / "runs/autoencoder", started(config, tmp_path, ignore_hangups)
     wait_for(process, run, 3)
-    process.send_signal(signal.SIGHUP)
+    os.kill(process.pid, signal.SIGHUP)
     for resume in ("auto", "none"):
         with pytest.raises(UserError, match=rf"process {process.pid} of .* is training there already"):
             train(config, resume=resume)
     wait_for(process, run, max(losses(run)) + 3)
     process.kill()
-    process.wait()
+    process.join()
     config["training"]["steps"] = max(losses(run)) + 2
     assert train(config, resume="auto") == 0  # the lock went with the process
 
@@ -272,22 +288,12 @@ def test_a_terminal_that_is_closed_saves_before_it_ends(tmp_path, clips):
     config = config_in(tmp_path, clips, training={"steps": 10**6, "checkpoint_every": 10**6})
     run = tmp_path / "runs/autoencoder"
     ours, theirs = pty.openpty()
-
-    def take_terminal() -> None:
-        import fcntl
-        import termios
-
-        os.setsid()
-        fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
-
-    process = start(
-        save_config(tmp_path / "config.yaml", config),
-        stdin=theirs, stdout=theirs, stderr=theirs, preexec_fn=take_terminal,
-    )  # fmt: skip
-    os.close(theirs)
+    process = started(config, tmp_path, take_terminal, os.ttyname(theirs))
     wait_for(process, run, 3)
+    os.close(theirs)
     os.close(ours)  # the window is closed: SIGHUP, and nothing can be printed any more
-    assert process.wait(timeout=60) == 128 + signal.SIGHUP
+    process.join(60)
+    assert process.exitcode == 128 + signal.SIGHUP
     [checkpoint] = list_checkpoints(run / "checkpoints")
     assert int(checkpoint.name[5:]) == max(losses(run)) >= 3
 

@@ -107,6 +107,9 @@ def test_guidance_rescale_restores_the_spread_of_the_conditional_branch(schedule
     assert (plain.flatten(1).std(1) > 2 * wanted).all()
     torch.testing.assert_close(full.flatten(1).std(1), wanted)
     torch.testing.assert_close(half, (plain + full) / 2)
+    three = [Condition(context(3)), *branches]  # the last is the one with every condition
+    full = denoiser.guided(three, [-3.0, -3.5, 7.5], rescale=1.0)(x, T)
+    torch.testing.assert_close(full.flatten(1).std(1), wanted)
 
 
 def test_guidance_rescale_takes_the_spread_of_the_whole_sample_not_of_each_channel(schedule, x):

@@ -4,16 +4,17 @@ import contextlib
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from torch.distributed.launcher.api import elastic_launch
+from torch.distributed.run import config_from_args, get_args_parser
 
 from lvdm.training import train
 from lvdm.training.checkpoints import list_checkpoints
-from tests.lvdm.training_runs import MODEL, ROOT, losses, make_clips, save_config, tiny_config
+from tests import processes
+from tests.lvdm.training_runs import MODEL, losses, make_clips, save_config, tiny_config
 
 STEPS = 6
 
@@ -24,14 +25,19 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
+def torchrun(*arguments):
+    """What `torchrun` does with its arguments, but its workers are forked and need not import everything."""
+    config, verb, given = config_from_args(get_args_parser().parse_args(arguments))
+    config.start_method = "fork"
+    elastic_launch(config, processes.aicl_verb)(verb, *given)
+
+
 def launch(config, machine, port, log):
     """The launcher of one machine."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", f"--node-rank={machine}"]
-    command += ["--nproc-per-node=1", "--master-addr=127.0.0.1", f"--master-port={port}", "--max-restarts=0"]
-    command += [str(ROOT / "scripts/train.py"), "--config", str(config), "--resume", "auto"]
-    threads = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(ROOT)}
-    with log.open("a") as file:
-        return subprocess.Popen(command, stdout=file, stderr=file, env=os.environ | threads, cwd=config.parent)
+    options = ["--nnodes=2", f"--node-rank={machine}", "--nproc-per-node=1", "--max-restarts=0", "--no-python"]
+    options += ["--master-addr=127.0.0.1", f"--master-port={port}"]
+    command = ["train", "--config", str(config), "--resume", "auto"]
+    return processes.start(torchrun, *options, *command, log=log, environment={"GLOO_SOCKET_IFNAME": "lo"})
 
 
 def switch_off(process):
@@ -41,7 +47,7 @@ def switch_off(process):
         for child in children.read_text().split():
             os.kill(int(child), signal.SIGKILL)
     process.kill()
-    process.wait(30)
+    process.join(30)
 
 
 @pytest.mark.slow
@@ -64,11 +70,11 @@ def test_two_machines_train_like_one_and_go_on_after_one_was_lost(tmp_path):
         deadline = time.monotonic() + 120
         while not list_checkpoints(folder / "checkpoints"):
             assert time.monotonic() < deadline, logs[0].read_text()
-            assert all(machine.poll() is None for machine in machines), logs[0].read_text() + logs[1].read_text()
+            assert all(machine.is_alive() for machine in machines), logs[0].read_text() + logs[1].read_text()
             time.sleep(0.02)
         switch_off(machines[1])
-        machines[0].wait(60)  # the first notices, and does not wait for ever
-        assert machines[0].returncode != 0
+        machines[0].join(60)  # the first notices, and does not wait for ever
+        assert machines[0].exitcode
     finally:
         for machine in machines:
             switch_off(machine)
@@ -78,7 +84,8 @@ def test_two_machines_train_like_one_and_go_on_after_one_was_lost(tmp_path):
     machines = start(free_port())
     try:
         for machine in machines:
-            assert machine.wait(120) == 0, logs[0].read_text()
+            machine.join(120)
+            assert machine.exitcode == 0, logs[0].read_text()
     finally:
         for machine in machines:
             switch_off(machine)

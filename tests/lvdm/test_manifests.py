@@ -221,3 +221,22 @@ def test_a_report_of_something_else(tmp_path):
         (tmp_path / "other.json").write_text(text)
         with pytest.raises(DataError, match="make a report with aicl check-data"):
             read_report(tmp_path / "other.json")
+
+
+def test_videos_without_a_caption_are_left_out_where_that_is_asked_for(tmp_path, caplog):
+    for name in ("a", "b", "c"):
+        (tmp_path / f"{name}.mp4").write_bytes(b"")
+    (tmp_path / "b.TXT").write_text("a dog runs")
+    with caplog.at_level("WARNING"):
+        assert [r.key for r in read_folder(tmp_path, on_missing_caption="skip")] == ["b.mp4"]
+    assert "2 of 3 videos have no caption and are left out" in caplog.text
+    (tmp_path / "rows.csv").write_text("file,caption\na.mp4,a cat sits\nb.mp4,\n")
+    manifest = Manifest(
+        kind="folder", path=str(tmp_path), captions=str(tmp_path / "rows.csv"), on_missing_caption="skip"
+    )
+    assert [r.key for r in read_records(manifest)] == ["a.mp4"]
+    (tmp_path / "b.TXT").unlink()
+    with pytest.raises(DataError, match="none of its 3 videos has a caption"):
+        read_folder(tmp_path, on_missing_caption="skip")
+    with pytest.raises(ConfigError, match=r"data\.on_missing_caption is for data.kind = folder"):
+        Manifest(kind="ucf101", path="x", on_missing_caption="skip")

@@ -123,6 +123,12 @@ def test_settings_left_alone_are_those_of_the_published_models(published):
         assert torch.equal(schedule.betas, published.betas) and torch.equal(schedule.scale_arr, published.scale_arr)
 
 
+def test_rescaling_takes_400_timesteps_by_default_and_may_take_one(published):
+    scale = NoiseSchedule(published.betas, rescale_to=0.5).scale_arr
+    assert np.allclose(scale[:400], np.linspace(1, 0.5, 400)) and (scale[399:] == 0.5).all() and scale[398] > 0.5
+    assert (NoiseSchedule(published.betas, rescale_to=0.5, rescale_steps=1).scale_arr[1:] == 0.5).all()
+
+
 def test_the_name_of_a_schedule_says_how_its_betas_run():
     sizes = {"beta_start": 1e-4, "beta_end": 0.02, "num_timesteps": 1000, "rescale_to": 0.5, "rescale_steps": 1000}
     built = {name: DiffusionConfig(schedule=name, **sizes).build_schedule() for name in ("linear", "scaled_linear")}
@@ -151,6 +157,7 @@ def test_moving_keeps_the_tables_and_is_remembered(published):
             "rescale_to must be above 0 and rescale_steps in 1..1000, got 0.7 and 1001",
         ),
         (lambda s: NoiseSchedule(-s.betas), "betas must be a list of numbers above 0 and at most 1"),
+        (lambda s: NoiseSchedule(0 * s.betas), "betas must be a list of numbers above 0 and at most 1"),
         (
             lambda s: timesteps_from_uniform(s.betas, 1000, "cosine"),
             "timesteps must be drawn by 'uniform' or 'sqrt', got 'cosine'",

@@ -16,6 +16,7 @@ from lvdm.training.autoencoder import AutoencoderModule
 from lvdm.training.checkpoints import list_checkpoints
 from lvdm.training.metrics import LossError
 from lvdm.training.module import TrainingModule
+from lvdm.video import probe
 from tests.lvdm.training_runs import MODEL, ROOT, losses, make_clips, tiny_config
 
 OTHER = ROOT / "configs/models/tiny_videocrafter.yaml"
@@ -210,9 +211,15 @@ def test_a_time_limit_ends_a_run_with_a_checkpoint(tmp_path, clips):
     assert rates == sorted(rates, reverse=True) and rates[-1] < 0.5 * rates[0]  # the cosine follows the time
 
 
-def test_previews_are_written_and_change_nothing(tmp_path, clips):
+def test_previews_are_written_and_change_nothing(tmp_path, clips, caplog):
+    caplog.set_level("INFO")
     train(base_config(tmp_path, run={"name": "plain"}, training={"steps": 3}))
     shown = {"steps": 3, "preview_every": 2, "previews": 1, "preview_steps": 2}
     train(base_config(tmp_path, run={"name": "shown"}, training=shown, logging={"tensorboard": True}))
     assert [path.name for path in (tmp_path / "runs/shown/previews").iterdir()] == ["step_00000002_0.mp4"]
+    assert probe(tmp_path / "runs/shown/previews/step_00000002_0.mp4").height >= 192  # large enough to see
+    said = caplog.text
+    for sentence in ("training on the CPU in float32: 3 steps of", "M trained,", "data: ", "tensorboard --logdir"):
+        assert sentence in said
+    assert f"sample it with: aicl sample --base {tmp_path / 'runs/shown'} --prompt" in said
     assert losses(tmp_path / "runs/plain") == losses(tmp_path / "runs/shown")

@@ -203,13 +203,11 @@ def test_bfloat16_weights_take_and_return_float32(family):
 
 @pytest.mark.parametrize("family", ["lvdm", "videocrafter"])
 @torch.no_grad()
-def test_channels_last_weights_and_compilation_change_nothing(family):
+def test_channels_last_weights_change_nothing(family):
     options = {"use_relative_position": True, "channel_mult": [1], "attention_resolutions": [1]}
     expected = run(small(family, **options))
     unet = small(family, **options).to(memory_format=torch.channels_last)
     torch.testing.assert_close(run(unet), expected)
-    compiled = torch.compile(unet, backend="eager", fullgraph=True)
-    torch.testing.assert_close(run(compiled), expected)
 
 
 @pytest.mark.parametrize(

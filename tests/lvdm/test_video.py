@@ -18,6 +18,7 @@ from lvdm.video import (
     frame_step,
     load_clip,
     probe,
+    read_animation,
     read_frames,
     reading,
     resize_crop,
@@ -397,3 +398,21 @@ def test_contact_sheet():
     strip = (sheet.height - 4) // 2 - 20
     assert [array[strip + 15, x, 0] for x in (20, 54, 88)] == [grey(0), grey(4), grey(8)]
     assert contact_sheet([pixels(2, 20, 30)]).size == (64, 20)
+
+
+@pytest.mark.parametrize("name", ["a.webm", "a.webp"])
+def test_webm_and_webp_keep_frames_time_and_bytes(tmp_path, name):
+    scene = torch.stack([torch.full((32, 48, 3), 20 + 20 * i, dtype=torch.uint8) for i in range(6)])
+    path = write_video(tmp_path / name, scene, fps=8)
+    if name == "a.webm":
+        assert (probe(path).num_frames, probe(path).fps, probe(path).width) == (6, 8, 48)
+        frames = read_frames(path, range(6))
+    else:
+        frames, rate = read_animation(path)
+        assert rate == pytest.approx(8, abs=0.05)
+    assert frames.shape == scene.shape and (frames.int() - scene.int()).abs().max() <= 6
+    again = write_video(tmp_path / f"b{path.suffix}", scene, fps=8)
+    assert again.read_bytes() == path.read_bytes()  # the same pixels make the same file
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(VideoError, match="cannot be read"):
+        read_animation(path)

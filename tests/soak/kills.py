@@ -5,7 +5,6 @@ signal 9: nothing of it can clean up. Then it is started again, until it ends by
 """
 
 import json
-import multiprocessing
 import random
 import shutil
 import signal
@@ -22,6 +21,7 @@ from lvdm.errors import CheckpointError
 from lvdm.files import LOCK_FILE
 from lvdm.hashing import check_sums, files_hash
 from lvdm.training.checkpoints import check_checkpoint, list_checkpoints
+from tests import processes
 from tests.aicl.study_samples import write_pairs
 from tests.aicl.test_pipeline import tiny_pipeline
 from tests.lvdm.training_runs import MODEL, losses, make_clips, tiny_config
@@ -47,15 +47,11 @@ class Killer:
 
     def __init__(self, folder: Path, seed: int = 0):
         self.folder, self.random, self.figures = folder, random.Random(seed), Figures()
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["tests.soak.work"])
         self._damaged: set[Path] = set()
         self.clips = make_clips(folder / "clips")
 
     def start(self, target: Callable, *arguments: Any) -> Any:
-        process = self._context.Process(target=work.quiet, args=(self.folder / "log", target, *arguments))
-        process.start()
-        return process
+        return processes.start(target, *arguments, log=self.folder / "log")
 
     def complete(self, target: Callable, *arguments: Any) -> None:
         """Let work end by itself."""
@@ -68,7 +64,7 @@ class Killer:
         deadline = time.monotonic() + PATIENCE_S
         while process.is_alive() and not ready():
             assert time.monotonic() < deadline, f"{kind} hangs"
-            time.sleep(0.0005)
+            time.sleep(0.002)
         process.join(self.random.uniform(0, most_s))
         if process.exitcode is not None:
             assert process.exitcode == 0, f"{kind} ended with {process.exitcode}"

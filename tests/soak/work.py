@@ -1,8 +1,6 @@
 """What is killed: each function is the whole work of a process, and can be called again after a kill to go on."""
 
 import json
-import multiprocessing
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,6 @@ import torch
 
 from aicl.apps.user_study import Store, Study, open_study, prepare, read_manifest
 from aicl.cli import export
-from lvdm import cli
 from lvdm import config as configs
 from lvdm.data import AugmentationConfig, ClipCache, ClipConfig, cache_settings, read_folder
 from lvdm.data.caching import cache_clips, cache_texts, encoder_settings
@@ -25,22 +22,11 @@ CLIP = ClipConfig(
 )
 
 
-def quiet(log: Path, target: Callable, *arguments: Any) -> None:
-    """Work whose output goes to the end of a file; a user's mistake is the status 2, as in the scripts."""
-    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(handle, 1)
-    os.dup2(handle, 2)
-    cli.run(lambda: target(*arguments))
-
-
 def train_run(config: dict[str, Any]) -> None:
-    torch.set_num_threads(1)
-    multiprocessing.set_start_method("fork", force=True)  # of its loaders, as in a process that nobody forked
     train(config, resume="auto")
 
 
 def fill_cache(folder: str, clips: str) -> None:
-    torch.set_num_threads(1)
     torch.manual_seed(0)
     components = build_components(configs.from_mapping(ModelConfig, configs.load(MODEL))).eval()
     settings = cache_settings(CLIP, 0) | encoder_settings(components.codec, components.text, "float32")
@@ -54,7 +40,6 @@ def check_clips(report: str, clips: str) -> None:
 
 
 def export_model(out: str, base: str, adapter: str) -> None:
-    torch.set_num_threads(1)
     if not Path(out).exists():  # what is there already is whole, which is checked elsewhere
         export.main(export.parser().parse_args(["--base", base, "--adapter", adapter, "--out", out]))
 

@@ -1,0 +1,6 @@
+"""The command `aicl search`, for a checkout."""
+
+from aicl.cli import run_verb
+
+if __name__ == "__main__":
+    run_verb("search")
