@@ -182,6 +182,8 @@ def test_a_pipeline_reads_references_and_without_them_is_the_base(name):
     guided = pipe("a person jumps", references=references(), reference_guidance_scale=2.0, **options)
     assert shown.shape == (1, frames, height, width, 3)
     assert not torch.equal(shown, plain) and not torch.equal(guided, shown)
+    first = pipe("a person jumps", references=references(), first_reference_until=1.0, **options)
+    assert torch.equal(first, pipe("a person jumps", references=references(1), **options))
     pipe.remove_adapter()
     assert torch.equal(pipe("a person jumps", **options), plain)
 
