@@ -19,11 +19,13 @@ from aicl.motion_features import MotionFeatures
 from aicl.options import Reference, SamplingOptions
 from aicl.reference_context import ReferenceContext
 from aicl.reference_domain import ReferenceCheck, ReferenceDomain, domain_file, find_domain
+from aicl.reference_encoder import ReferenceEncoder
 from aicl.reference_encoding import encode_rows, is_features, weights_and_spans
 from aicl.reference_videos import reference_rows
 from lvdm import config as configs
 from lvdm.acceleration import Mode
 from lvdm.arguments import check_device, check_dtype, check_number, check_path
+from lvdm.bases.loading import save_base
 from lvdm.checkpoints import load_pipeline
 from lvdm.checkpoints.folder import new_folder
 from lvdm.checkpoints.hub import download, is_hub_id, upload
@@ -156,7 +158,7 @@ class AICLPipeline:
         meta = {} if self.info is None else {"step": self.info.step, "fps": self.info.fps, **self.info.notes}
         with new_folder(folder) as temporary:
             if base is None:
-                self.base.save(temporary / pointer.base)
+                save_base(self.base, temporary / pointer.base)
             save_adapter(temporary / pointer.adapter, prism, integrated, meta)
             if self.domain is not None:
                 self.domain.save(domain_file(temporary / pointer.adapter))
@@ -298,12 +300,7 @@ class AICLPipeline:
         generators = sample_generators(seed, generator, len(prompts))
         x_T = self.base.initial_noise(generators, num_frames, size, settings.window_frames)
         positive, negative = self.base.conditions(
-            prompts,
-            image,
-            size=size,
-            fps=settings.fps,
-            negative_prompt=settings.negative_prompt,
-            num_frames=num_frames,
+            prompts, image, size=size, fps=settings.fps, negative_prompt=settings.negative_prompt, num_frames=num_frames
         )
         clock.lap("text")
         context, self.reference_checks = None, []
@@ -359,7 +356,8 @@ class AICLPipeline:
 
     def _encoded(self, rows: list[list[Reference]], *how: Any) -> MotionFeatures:
         """R of rows of references, see `aicl.reference_encoding.encode_rows`, which are compared with the domain."""
-        features, latents = encode_rows(self.base, self._adapter()[0], rows, *how)
+        self._adapter()  # or there is nothing to encode with
+        features, latents = encode_rows(self._encoder, rows, *how)
         if self.domain is not None:
             names = [each.name for each in rows[0] for _ in (each.video.frames if is_features(each) else [0])]
             parts = [part.features for part in features.split()]
@@ -411,7 +409,8 @@ class AICLPipeline:
         """Take prism and integration, in the base model's dtype and without gradients, or none."""
         self.base.acceleration.forget()  # what was captured with another adapter, or none
         self.prism, self.integrated, self._patched = prism, integrated, self.base
-        if integrated is not None:
+        if prism is not None and integrated is not None:
+            self._encoder = ReferenceEncoder(self.base, prism)
             unet = self.base.components.unet
             for module in self._trained():
                 module.to(device=next(unet.parameters()).device, dtype=unet.dtype).eval().requires_grad_(False)

@@ -16,6 +16,7 @@ from aicl.adapter import save_adapter
 from aicl.integrated_backbone import IntegratedBackbone
 from aicl.training_pairs import PairMaker, ReferenceSettings
 from lvdm.acceleration.regions import compile_regions
+from lvdm.bases.pipeline import DiffusersPipeline
 from lvdm.diffusion import make_generators
 from lvdm.pipeline import VideoPipeline
 from lvdm.training.base import DiffusionModule
@@ -102,8 +103,8 @@ class AICLModule(DiffusionModule):
     @torch.no_grad()
     def image_extras(self, batch: Batch, count: int) -> dict[str, Tensor]:
         """What an image-to-video network gets of the targets' first frames beside the context; (b, ...) each."""
-        if not self.pipeline.takes_image:
-            return {}
+        if not isinstance(self.pipeline, DiffusersPipeline):
+            return {}  # all is in the context
         return self.pipeline.image_extras(_first_frames(batch)[:count], batch["frames"].shape[2])
 
     def _weights(self, references: Tensor, randomness: BatchRandomness) -> Tensor | None:

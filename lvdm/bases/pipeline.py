@@ -100,7 +100,9 @@ class DiffusersPipeline(VideoPipeline):
         text.keep_on_cpu()
 
     def encode_prompt(self, prompts: Sequence[str]) -> Tensor:
-        return super().encode_prompt(prompts).to(self.device)
+        text = self.components.text
+        self.bring(text)
+        return text.encode(list(prompts)).to(self.device)  # which remembers the last ones
 
     def encode_image(self, frames: Tensor) -> Tensor:
         """First frames (b, 3, h, w) -> context tokens (b, n, d); none where the network takes latents alone."""
