@@ -27,7 +27,7 @@ def figure_mask(frames: Tensor) -> Tensor:
     the floor, darker tones of that colour are the figure's shadow.
     """
     pixels = (frames.float() + 1) / 2
-    h, w = pixels.shape[-2:]
+    w = pixels.shape[-1]
     column = torch.arange(w, device=pixels.device) + 0.5
     bands = 1 - _BAND_DEPTH * (0.5 + 0.5 * torch.sin(column * (_BANDS / w)))
     plain, banded = (_rows(pixels, factor) for factor in (torch.ones_like(bands), bands))  # (b, 3, 1, h, w)
