@@ -1,6 +1,6 @@
 """Vectors by which clips are compared in an action library: what is said, what moves, and what it looks like.
 
-text: the base model's text encoder, the mean of a caption's tokens. motion: the Action Prism's R (eq. 4-6), pooled.
+text: the base model's text encoder at a caption's end, as CLIP has it. motion: the Action Prism's R (eq. 4-6), pooled.
 appearance: the autoencoder's latents, averaged over time. All have length 1, so their products are cosines.
 """
 
@@ -51,9 +51,7 @@ class Embedder:
         encoder = self.pipe.base.components.text
         context = self.pipe.base.encode_prompt(texts).float().cpu()  # (n, tokens, d)
         ends = encoder.tokenize(texts).argmax(dim=1)  # the end token has the highest id
-        places = torch.arange(context.shape[1])[None]
-        said = ((places > 0) & (places <= ends[:, None])).float()[..., None]
-        return _unit((context * said).sum(1) / said.sum(1))
+        return _unit(context[torch.arange(len(context)), ends])
 
     @torch.no_grad()
     def clips(self, videos: Sequence[Any]) -> tuple[Vectors, Vectors]:

@@ -16,6 +16,13 @@ except ImportError as error:
 if Version(gr.__version__) < Version("6.20"):  # older pages don't react, or load fonts from elsewhere
     raise ConfigError(f"this page needs Gradio 6.20, not {gr.__version__}: pip install -e .[demo]")
 
+FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")  # nothing is loaded from elsewhere
+
+
+def page_theme(hue: str, neutral: str = "slate") -> gr.themes.Base:
+    """How our pages look: a colour, and the fonts that the visitor's system has, in all their weights."""
+    return gr.themes.Default(primary_hue=hue, neutral_hue=neutral, font=list(FONTS))
+
 
 def serve_app(build: Callable[[], FastAPI], host: str, port: int, what: str) -> None:
     """Serve an application until Ctrl-C; port 0 is any that is free. `what` is printed with its address.

@@ -2,7 +2,7 @@
 
 examples:
   aicl demo
-  aicl demo --models checkpoints --library index.json --port 8000
+  aicl demo --models checkpoints --library outputs/library --port 8000
   aicl demo --host 0.0.0.0 --devices cuda:0 cuda:1
 
 The page offers every model of a folder, and the example clips that lie beside it. One worker for each GPU, or one on
@@ -12,9 +12,13 @@ removed after a day. For one video on the command line, see `aicl quickstart`.
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from aicl.cli import Parser, new_parser
 from lvdm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from aicl.reference_retrieval import Library
 
 
 def parser() -> Parser:
@@ -22,7 +26,7 @@ def parser() -> Parser:
     parser = new_parser("demo", __doc__)
     option = parser.add_argument
     option("--models", type=Path, default=Path("checkpoints"), metavar="FOLDER", help="offer those in it (%(default)s)")
-    option("--library", metavar="INDEX", help="clips to choose from (see `aicl index`), not those beside each model")
+    option("--library", type=Path, help="clips to choose from (see `aicl index`), not those beside each model")
     option("--devices", nargs="+", metavar="DEVICE", help="one worker for each (default: all GPUs, or the CPU)")
     option(
         "--dtype",
@@ -50,7 +54,6 @@ def main(args: argparse.Namespace) -> None:
     from aicl.apps.web_demo.work import Worker, worker_devices
     from aicl.extensions import load_extensions
     from aicl.options import ModelOptions
-    from aicl.reference_retrieval import load_library
     from lvdm.files import locked
 
     load_extensions()  # which bring templates of prompts
@@ -59,8 +62,19 @@ def main(args: argparse.Namespace) -> None:
         print(f"left out: {problem}")
     options = ModelOptions(dtype=args.dtype, offload=args.offload)
     workers = [Worker(options, device) for device in worker_devices(args.devices)]
-    library = load_library(args.library) if args.library else None
+    library = _library(args.library) if args.library else None
     with locked(args.out, "serves its page"):
         service = Service(cards, args.out, workers, library, Limits(args.keep_hours, args.keep_gigabytes))
         print(f"{len(cards)} model(s), {len(workers)} worker(s)")
         serve_app(lambda: build_app(service), args.host, args.port, "the page is at")
+
+
+def _library(path: Path) -> "Library":
+    """The clips of a library, or of an index of verbs. Raises DataError for what is neither."""
+    from aicl.action_library import ActionLibrary
+    from aicl.reference_retrieval import Library, load_library
+
+    if not path.is_dir():
+        return load_library(path)
+    library = ActionLibrary.open(path)
+    return Library(library.paths, library.index)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from aicl.apps.web_demo import outputs, uploads
+from aicl.apps.web_demo import outputs, page, uploads
 from aicl.apps.web_demo.jobs import JobQueue, State, Task
 from aicl.apps.web_demo.models import list_models
 from aicl.apps.web_demo.service import Service, Settings
@@ -183,6 +183,14 @@ def test_the_command_line_and_the_record_of_a_result_repeat_it(finished):
     again = list(generate_samples(pipe, found.job, [found.batch], progress=False))[found.index]
     write_video("again.mp4", again.video, pipe.defaults.save_fps)
     assert Path("again.mp4").read_bytes() == files.video.read_bytes()
+
+
+def test_warnings_stay_with_a_result_and_are_text(finished, tmp_path):
+    _, _, task, _ = finished
+    outputs.save_task(tmp_path, dataclasses.replace(task, warnings=["reference <b>.mp4 is unlike the clips"]))
+    again = outputs.read_task(tmp_path)
+    assert again.job == task.job and again.state is State.DONE
+    assert "reference &lt;b&gt;.mp4 is unlike the clips" in page.result(again, None)
 
 
 def test_references_are_chosen_by_their_action_with_the_reason_and_at_most_four(service, tmp_path):

@@ -8,6 +8,7 @@ from fastapi import FastAPI, HTTPException
 from fastapi.responses import FileResponse
 
 from aicl.apps.guard import SHUT, Guard, answered, check_paths
+from aicl.apps.serving import page_theme
 from aicl.apps.user_study import page
 from aicl.apps.user_study.store import QUESTIONS
 from aicl.apps.user_study.study import Study, View
@@ -35,7 +36,7 @@ def build_app(study: Study) -> FastAPI:
         app,
         blocks,
         path="/",
-        theme=gr.themes.Default(primary_hue="blue"),
+        theme=page_theme("blue"),
         head=page.head(),
         blocked_paths=[str(study.folder.resolve())],
         **SHUT,
@@ -68,8 +69,8 @@ def build_blocks(study: Study) -> gr.Blocks:
             ]
             unanswered = gr.HTML(**plain)
             with gr.Row():
-                back = gr.Button("Back", elem_id="study-back")
-                onward = gr.Button("Next", variant="primary", elem_id="study-next")
+                back = gr.Button("Back", elem_id="study-back", min_width=100)
+                onward = gr.Button("Next", variant="primary", elem_id="study-next", min_width=100)
         with gr.Column(visible=False) as thanks_screen:
             thanks = gr.HTML(**plain)
             review = gr.Button("Look at my answers again", elem_id="study-review")

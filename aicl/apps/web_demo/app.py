@@ -12,6 +12,7 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 from starlette.concurrency import run_in_threadpool
 
 from aicl.apps.guard import SHUT, Guard, Post, Refusal, check_paths, is_text, read_object
+from aicl.apps.serving import page_theme
 from aicl.apps.web_demo import page, uploads
 from aicl.apps.web_demo.form import COOKIE, build_blocks
 from aicl.apps.web_demo.outputs import FILE_NAME
@@ -34,7 +35,6 @@ POSTS = {
 }
 _KINDS = {".mp4": "video/mp4", ".gif": "image/gif", ".png": "image/png", ".jpg": "image/jpeg", ".webp": "image/webp",
           ".json": "application/json", ".safetensors": "application/octet-stream"}  # fmt: skip
-_FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]  # nothing is loaded from elsewhere
 _MONTH = 30 * 24 * 3600  # seconds
 
 
@@ -98,7 +98,7 @@ def build_app(service: Service) -> FastAPI:
             raise DataError("there is no image")
         return _file(found[0], keep=False)
 
-    theme = gr.themes.Default(primary_hue="indigo", neutral_hue="slate", radius_size="lg", font=_FONTS)
+    theme = page_theme("indigo")
     private = [str(service.root.resolve())]
     gr.mount_gradio_app(app, blocks, path="/", theme=theme, head=page.head(), blocked_paths=private, **SHUT)
     check_paths(blocks)

@@ -39,7 +39,10 @@ class Cancelled(Exception):
 
 @dataclass
 class Task:
-    """Videos that somebody waits for. `done` of `total` steps; times in seconds of the wall clock."""
+    """Videos that somebody waits for. `done` of `total` steps; times in seconds of the wall clock.
+
+    message: why it failed. warnings: what is to be said of its references.
+    """
 
     id: str
     session: str
@@ -52,6 +55,7 @@ class Task:
     started: float | None = None
     ended: float | None = None
     message: str = ""
+    warnings: list[str] = field(default_factory=list)
     _cancel: threading.Event = field(default_factory=threading.Event, repr=False)
 
     def step(self) -> None:

@@ -88,6 +88,7 @@ def save_task(folder: Path, task: Task) -> None:
         "started": task.started,
         "ended": task.ended,
         "message": task.message,
+        "warnings": task.warnings,
     }
     write_json(folder / _TASK_FILE, about)
 

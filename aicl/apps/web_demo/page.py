@@ -150,11 +150,12 @@ def result(task: Task | None, card: ModelCard | None) -> str:
     beside = "".join(shown) if len(there) == 1 and len(shown) <= _BESIDE else ""
     shots = "".join(_seed(task, files, beside) for files in there)
     read = f'<div class="web-read">{"".join(shown)}</div>' if shown and not beside else ""
+    warned = "".join(f'<p class="web-hint web-unknown">{escape(text)}</p>' for text in task.warnings)
     model = f" &middot; {escape(task.model)}" if card is None or card.name != task.model else ""
     seconds = f" &middot; made in {_time(task.ended - task.started)}" if task.ended and task.started else ""
     return f"""<article class="web-result" data-task="{task.id}">
 <p class="web-prompt">{escape(task.job.prompt)}</p><p class="web-hint">{_settings(task)}{model}{seconds}</p>
-{read}<div class="web-seeds">{shots}</div>
+{warned}{read}<div class="web-seeds">{shots}</div>
 <div class="web-buttons"><button type="button" data-do="pause">Pause</button></div>
 {_downloads(task, there)}{_repeat(task)}</article>"""
 

@@ -49,6 +49,7 @@ class Worker:
             write_sample(pipe, job, sample, files.video)
             write_record(files.video, pipe, model, job, sample)
             _write_more(pipe, files, sample)
+            task.warnings = unusual_references(pipe)
         if job.references:
             self._write_references(pipe, task)
 
@@ -70,6 +71,14 @@ class Worker:
         features = pipe.encode_references(job.references, job.prompt, reference_fps=options.reference_fps)
         features.sources = [os.path.basename(source) for source in features.sources]
         features.save(features_file(task), overwrite=True)
+
+
+def unusual_references(pipe: AICLPipeline) -> list[str]:
+    """A sentence about each reference of the last call that is unlike the clips that the adapter was trained on."""
+    if pipe.domain is None:
+        return []
+    far = {check.reference: check for row in pipe.reference_checks for check in row if check.far}
+    return [pipe.domain.sentence(replace(check, reference=os.path.basename(name))) for name, check in far.items()]
 
 
 def _write_more(pipe: AICLPipeline, files: SampleFiles, sample: Sample) -> None:
