@@ -152,7 +152,8 @@ class AICLModule(DiffusionModule):
             return None
         return (
             f"after {points[-1][0]} steps a wrong reference raises the loss by {gap:.2f}% only "
-            "(reference_gap_percent): references are hardly read; docs/recipe.md says what to try"
+            "(reference_gap_percent): references are hardly read; try, in this order, weaker geometry of self-pairs, a "
+            "higher training.lr, training.timesteps=sqrt, more training.timesteps_per_sample"
         )
 
     @torch.no_grad()
