@@ -20,6 +20,7 @@ from aicl.motion_features import MotionFeatures
 from aicl.options import Reference, SamplingOptions
 from aicl.reference_context import ReferenceContext
 from aicl.reference_domain import ReferenceCheck, ReferenceDomain, domain_file, find_domain
+from aicl.reference_encoder import ReferenceEncoder
 from aicl.reference_encoding import encode_rows, is_features, weights_and_spans
 from aicl.reference_videos import reference_rows
 from lvdm import config as configs
@@ -354,7 +355,8 @@ class AICLPipeline:
 
     def _encoded(self, rows: list[list[Reference]], *how: Any) -> MotionFeatures:
         """R of rows of references, see `aicl.reference_encoding.encode_rows`, which are compared with the domain."""
-        features, latents = encode_rows(self.base, self._adapter()[0], rows, *how)
+        self._adapter()  # or there is nothing to encode with
+        features, latents = encode_rows(self._encoder, rows, *how)
         if self.domain is not None:
             names = [each.name for each in rows[0] for _ in (each.video.frames if is_features(each) else [0])]
             parts = [part.features for part in features.split()]
@@ -406,7 +408,8 @@ class AICLPipeline:
         """Take prism and integration, in the base model's dtype and without gradients, or none."""
         self.base.acceleration.forget()  # what was captured with another adapter, or none
         self.prism, self.integrated, self._patched = prism, integrated, self.base
-        if integrated is not None:
+        if prism is not None and integrated is not None:
+            self._encoder = ReferenceEncoder(self.base, prism)
             unet = self.base.components.unet
             for module in self._trained():
                 module.to(device=next(unet.parameters()).device, dtype=unet.dtype).eval().requires_grad_(False)

@@ -11,7 +11,8 @@ Each step is a method of its own, so that a method built on top (references, fur
 
 import inspect
 import os
-from collections.abc import Callable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -35,6 +36,7 @@ from lvdm.options import GenerationOptions, read_options, takes_options
 from lvdm.outside import check_text
 from lvdm.video import OutputType, check_output_type, convert_pixels, read_image, to_frames, to_pixels
 
+KEPT_TEXTS = 4  # the negative prompt, the prompt, and captions of references
 ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
 StepCallback = Callable[[Any, int, int, dict[str, Tensor]], dict[str, Tensor] | None]
 
@@ -52,6 +54,7 @@ class VideoPipeline:
         self.components, self.config = components, config
         self.acceleration = acceleration or Acceleration()
         self.offload: Offload | None = None
+        self._texts: OrderedDict[Hashable, Tensor] = OrderedDict()
         self._slice_size: int | None = None  # before slicing was asked for
 
     def accelerate(self, mode: Mode = "auto", expected_steps: int | None = None) -> "VideoPipeline":
@@ -153,9 +156,17 @@ class VideoPipeline:
 
     @torch.no_grad()
     def encode_prompt(self, prompts: Sequence[str]) -> Tensor:
-        """Texts -> their context (b, tokens, d)."""
-        self.bring(self.components.text)
-        return self.components.text.encode(list(prompts))
+        """Texts -> their context (b, tokens, d). The last ones are kept: not to be changed in place."""
+        text = self.components.text
+        versions = tuple(0 if parameter.is_inference() else parameter._version for parameter in text.parameters())
+        key = tuple(prompts), id(text), self.device, next(text.parameters()).dtype, versions
+        if key not in self._texts:
+            self.bring(text)
+            self._texts[key] = text.encode(list(prompts))
+        self._texts.move_to_end(key)
+        while len(self._texts) > KEPT_TEXTS:
+            self._texts.popitem(last=False)
+        return self._texts[key]
 
     @torch.no_grad()
     def encode_image(self, frames: Tensor) -> Tensor:

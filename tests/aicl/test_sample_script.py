@@ -81,7 +81,7 @@ def test_nothing_is_overwritten_unasked(call, model):
 
 def test_without_a_name_a_free_one_is_found(call, model):
     for name in ("a-red-person-walks", "a-red-person-walks-2"):
-        assert f"wrote samples/{name}.mp4" in sample(call, model, "--prompt", PROMPT)[1]
+        assert f"wrote outputs/samples/{name}.mp4" in sample(call, model, "--prompt", PROMPT)[1]
 
 
 def test_many_processes_give_the_videos_of_one(call, model, monkeypatch):

@@ -54,6 +54,18 @@ def test_a_prompt_becomes_a_video(pipes, name):
     assert run(pipes[name], ["a person walks", "a person runs"], num_frames=1).shape == (2, 1, 16, 16, 3)
 
 
+def test_a_text_is_encoded_once_until_its_encoder_changes(monkeypatch):
+    pipe, calls = build("tiny_lvdm"), []
+    encode = pipe.components.text.encode
+    monkeypatch.setattr(pipe.components.text, "encode", lambda texts: calls.append(texts) or encode(texts))
+    first, again = (pipe.encode_prompt(["a person jumps"]) for _ in range(2))
+    assert torch.equal(first, again) and calls == [["a person jumps"]]
+    with torch.no_grad():
+        next(pipe.components.text.parameters()).mul_(2.0)
+    assert not torch.equal(pipe.encode_prompt(["a person jumps"]), first) and len(calls) == 2
+    assert pipe.to(dtype=torch.bfloat16).encode_prompt(["a person jumps"]).dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_a_seed_gives_the_same_video_in_any_batch(pipes, eta):
     pipe, prompts = pipes["tiny_lvdm"], ["a person jumps", "a person waves", "red"]
