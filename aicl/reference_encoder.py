@@ -112,7 +112,7 @@ class _Clip:
             self.content = files_hash(reference.video) if folder else file_hash(reference.video)
         else:
             self._pixels = read_pixels(*self._options)
-            self.content = hashlib.sha256(self._pixels.cpu().numpy()).hexdigest()
+            self.content = hashlib.sha256(memoryview(self._pixels.cpu().numpy())).hexdigest()
 
     def pixels(self) -> Tensor:
         """uint8 (t, h, w, 3)."""
