@@ -1,4 +1,4 @@
-# make setup | demo | test | soak | lint | docs. Needs Python 3.11 or newer and git; everything else goes into .venv.
+# make setup | demo | web | test | soak | lint | docs. Needs Python 3.11 or newer and git; everything else goes into .venv.
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,7 +9,7 @@ TEST_FLAGS ?= -n 2 --dist loadfile --no-loadscope-reorder -q
 KILLS ?= 100
 FUZZ ?= 40
 
-.PHONY: setup demo test soak lint format docs clean
+.PHONY: setup demo web test soak lint format docs clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -27,7 +27,12 @@ $(STAMP): requirements.txt setup.py pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $(STAMP)
 
+# one video of an unseen action, on the command line
 demo: setup
+	@$(BIN)/python scripts/quickstart.py
+
+# the page on which everything can be tried
+web: setup
 	@$(BIN)/python scripts/demo.py
 
 test: setup

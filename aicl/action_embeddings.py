@@ -1,6 +1,6 @@
 """Vectors by which clips are compared in an action library: what is said, what moves, and what it looks like.
 
-text: the base model's text encoder, the mean of a caption's tokens. motion: the Action Prism's R (eq. 4-6), pooled.
+text: the base model's text encoder at a caption's end, as CLIP has it. motion: the Action Prism's R (eq. 4-6), pooled.
 appearance: the autoencoder's latents, averaged over time. All have length 1, so their products are cosines.
 """
 
@@ -23,7 +23,7 @@ from lvdm.errors import ConfigError
 Vectors = NDArray[np.float32]
 
 VERSION = 1  # of how vectors are made; raised when the same clips come to have other ones
-_FRAMES, _GRID = 8, 4  # what R and latents are pooled to
+_MOTION_GRID, _LOOKS_GRID = 8, 4  # places along each side that R and latents are pooled to
 
 
 class Embedder:
@@ -51,9 +51,7 @@ class Embedder:
         encoder = self.pipe.base.components.text
         context = self.pipe.base.encode_prompt(texts).float().cpu()  # (n, tokens, d)
         ends = encoder.tokenize(texts).argmax(dim=1)  # the end token has the highest id
-        places = torch.arange(context.shape[1])[None]
-        said = ((places > 0) & (places <= ends[:, None])).float()[..., None]
-        return _unit((context * said).sum(1) / said.sum(1))
+        return _unit(context[torch.arange(len(context)), ends])
 
     @torch.no_grad()
     def clips(self, videos: Sequence[Any]) -> tuple[Vectors, Vectors]:
@@ -78,14 +76,17 @@ class Embedder:
 
 
 def motion_vectors(features: Tensor) -> Vectors:
-    """R of one reference each, (n, t, c, h, w) -> (n, 8 * c * 4 * 4): its course in time at each of 4x4 places."""
-    pooled = F.adaptive_avg_pool3d(features.float().movedim(2, 1), (_FRAMES, _GRID, _GRID))
-    return _unit(pooled.flatten(1).cpu())
+    """R of one reference each, (n, t, c, h, w) -> (n, 2 * c * 8 * 8): its mean and spread over time at 8x8 places.
+
+    Two clips of one action begin at different moments of it, so the course in time is left out.
+    """
+    pooled = F.adaptive_avg_pool2d(features.float().flatten(0, 1), _MOTION_GRID).unflatten(0, features.shape[:2])
+    return _unit(torch.cat([pooled.mean(1), pooled.std(1)], dim=1).flatten(1).cpu())
 
 
 def appearance_vectors(latents: Tensor) -> Vectors:
     """Latents (n, c, t, h, w) -> (n, c * 4 * 4): their mean over time at each of 4x4 places."""
-    return _unit(F.adaptive_avg_pool2d(latents.float().mean(2), _GRID).flatten(1).cpu())
+    return _unit(F.adaptive_avg_pool2d(latents.float().mean(2), _LOOKS_GRID).flatten(1).cpu())
 
 
 def in_batches(items: Sequence[Any], size: int, progress: Callable[[Iterable[Any]], Iterable[Any]]) -> Iterable[Any]:

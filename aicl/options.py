@@ -140,8 +140,8 @@ class Reference:
             number = r"(\d+\.?\d*|\.\d+)"
             weighted = re.fullmatch(rf"(.+)@{number}(?::{number}-{number})?", value)
             if weighted and not os.path.lexists(value):
-                span = {"start": float(weighted[3]), "end": float(weighted[4])} if weighted[3] else {}
-                return cls(weighted[1], weight=float(weighted[2]), **span)
+                start, end = (float(weighted[3]), float(weighted[4])) if weighted[3] else (0.0, 1.0)
+                return cls(weighted[1], None, float(weighted[2]), start, end)
         return cls(value)
 
     @property

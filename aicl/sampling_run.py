@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -14,6 +14,7 @@ from aicl.sampling_jobs import Job, sheet_file
 from aicl.sidecar_files import COMPARISON, sidecar
 from lvdm.files import atomic_path
 from lvdm.options import GenerationOptions
+from lvdm.pipeline import StepCallback
 from lvdm.video import contact_sheet, side_by_side, to_pixels, write_video
 
 
@@ -34,21 +35,33 @@ class Sample:
     seconds: dict[str, float] | None = None
 
 
-def generate_samples(pipe: AICLPipeline, job: Job, batches: list[list[int]] | None = None) -> Iterator[Sample]:
-    """The job's videos, uint8 (t, h, w, 3), batch by batch; `batches` of seeds in place of the job's own."""
+def generate_samples(
+    pipe: AICLPipeline,
+    job: Job,
+    batches: list[list[int]] | None = None,
+    on_step: StepCallback | None = None,
+    progress: bool = True,
+) -> Iterator[Sample]:
+    """The job's videos, uint8 (t, h, w, 3), batch by batch; `batches` of seeds in place of the job's own.
+
+    on_step: called after each step of the sampler, also of the base model's; what it raises ends the job. progress:
+    whether a bar on stderr shows the steps.
+    """
+    watch: dict[str, Any] = {"callback_on_step_end": on_step, "progress": progress}
     seeds = job.seeds()
     starts = range(0, len(seeds), job.batch_size)
     options = filled_options(pipe, job)
     for batch in batches or [seeds[start : start + job.batch_size] for start in starts]:
         prompts = [job.prompt] * len(batch)
-        videos = pipe(prompts, references=job.references, image=job.image, seed=batch, **job.sampling().given())
+        given = job.sampling().given()
+        videos = pipe(prompts, references=job.references, image=job.image, seed=batch, **watch, **given)
         seconds = {name: round(value, 4) for name, value in pipe.timings.items()}
         plain: list[Tensor | None] = [None] * len(batch)
         if job.compare:
-            own = {name: value for name, value in job.sampling().given().items() if name in _GENERATION}
+            own = {name: value for name, value in given.items() if name in _GENERATION}
             if options.fps is not None:  # both at the rate that the adapter was trained at
                 own["fps"] = options.fps
-            plain = list(pipe.base(prompts, image=job.image, seed=batch, **own))
+            plain = list(pipe.base(prompts, image=job.image, seed=batch, **watch, **own))
         for index, (seed, video, base) in enumerate(zip(batch, videos, plain)):
             yield Sample(seed, options, batch, index, video, base, seconds)
 

@@ -110,7 +110,7 @@ def test_what_the_installed_commands_say_without_models(installed, tmp_path):
     on_cpu = ("training.strategy=single", "training.accelerator=cpu", "training.precision=float32")
     names = ("aicl_lvdm", "configs/aicl_lvdm.yaml", "aicl_lvmd")
     commands = [["train", "--config", name, "base.path=nowhere", *on_cpu] for name in names]
-    commands += [["demo"], ["sample", "--prompt", "a red person walks"]]
+    commands += [["quickstart"], ["sample", "--prompt", "a red person walks"]]
     clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     python = [str(installed / "bin/python"), "-c", SEVERAL, json.dumps(commands)]
     done = subprocess.run(python, cwd=tmp_path, env=clean, capture_output=True, text=True, timeout=300, check=True)

@@ -6,7 +6,8 @@ that its components send; it builds every request to an event anew from what it 
 with a status of 400 or above before Gradio sees it: uploads, files by path, proxies, other names of the same event.
 
     blocks = build_blocks()
-    app.add_middleware(Guard, blocks=blocks, own=(r"/media/[^/]+",))     # routes of our own, if there are some
+    app.add_middleware(Guard, blocks=blocks, own=(r"/media/[^/]+",))     # routes of our own, if there are some,
+                                                                         # and posts= what may be sent to which
     gr.mount_gradio_app(app, blocks, path="/", **SHUT)
     check_paths(blocks)
 
@@ -17,8 +18,9 @@ import functools
 import json
 import logging
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
@@ -58,6 +60,9 @@ _log = logging.getLogger(__name__)
 _mistakes: ContextVar[list[str] | None] = ContextVar("mistakes", default=None)
 
 
+_NO_POSTS: Mapping[str, Any] = {}
+
+
 class Refusal(Exception):
     """Why a request is not passed on, and the HTTP status that says so."""
 
@@ -66,15 +71,25 @@ class Refusal(Exception):
         self.status, self.reason = status, reason
 
 
+@dataclass(frozen=True)
+class Post:
+    """What a route of the application's own takes by POST: a content type, and at most so many bytes."""
+
+    content_type: str
+    most: int
+
+
 class Guard:
     """ASGI middleware around an application in which `blocks` is mounted at "/".
 
-    own: regular expressions of whole paths that the application serves itself, by GET and HEAD.
+    own: regular expressions of whole paths that the application serves itself, by GET and HEAD. posts: those to which
+    pages of the application, and of no other, send something that is no event, and what; the routes check the content.
     Raises ConfigError if an event of `blocks` reads a component whose values this module cannot check, or is queued.
     """
 
-    def __init__(self, app: ASGIApp, blocks: gr.Blocks, own: Iterable[str] = ()):
+    def __init__(self, app: ASGIApp, blocks: gr.Blocks, own: Iterable[str] = (), posts: Mapping[str, Post] = _NO_POSTS):
         self.app = app
+        self.posts = [(re.compile(path), post) for path, post in posts.items()]
         self.routes = re.compile("|".join(f"(?:{route})" for route in (*_PAGE_ROUTES, *own)))
         self.events = {number: _checks(event) for number, event in blocks.fns.items() if event.fn is not None}
 
@@ -87,6 +102,8 @@ class Guard:
             _check_headers(scope["headers"])
             if scope["path"] == EVENTS:
                 scope, receive = await self._event(scope, receive)
+            elif post := next((post for path, post in self.posts if path.fullmatch(scope["path"])), None):
+                _check_post(scope, post)
             elif not self.routes.fullmatch(scope["path"]):
                 raise Refusal(404, "there is nothing here")
             elif scope["method"] not in ("GET", "HEAD"):
@@ -104,8 +121,7 @@ class Guard:
         """The same request, with a body of checked values and nothing else."""
         if scope["method"] != "POST":
             raise Refusal(405, "an event is sent with POST")
-        headers = dict(scope["headers"])
-        if headers.get(b"content-type", b"").split(b";")[0].strip().lower() != b"application/json":
+        if _content_type(scope) != "application/json":
             raise Refusal(415, "an event is sent as application/json")
         body = json.dumps(self._checked(_parse(await _read(receive)))).encode()
         kept = [(name, value) for name, value in scope["headers"] if name.lower() not in _DROPPED_HEADERS]
@@ -168,7 +184,7 @@ def _check_of(component: Any) -> Callable[[Any], bool]:
     """Whether a value is one that this component sends. Fails for kinds that nobody has thought about yet."""
     if isinstance(component, gr.State):
         return lambda value: value is None  # the server has it
-    if isinstance(component, gr.Radio):
+    if isinstance(component, gr.Radio) or (isinstance(component, gr.Dropdown) and _one_choice(component)):
         choices = [value for _, value in component.choices]
         return lambda value: value is None or any(type(value) is type(each) and value == each for each in choices)
     if isinstance(component, gr.Checkbox):
@@ -176,15 +192,19 @@ def _check_of(component: Any) -> Callable[[Any], bool]:
     if isinstance(component, gr.Number | gr.Slider):
         return lambda value: value is None or _is_number(value)
     if isinstance(component, gr.Textbox):
-        return lambda value: value is None or _is_text(value)
+        return lambda value: value is None or is_text(value)
     raise ConfigError(f"the guard of this page cannot check what a {type(component).__name__} sends")
+
+
+def _one_choice(component: gr.Dropdown) -> bool:
+    return not component.multiselect and not component.allow_custom_value
 
 
 def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and abs(value) <= MAX_NUMBER  # not for NaN
 
 
-def _is_text(value: Any) -> bool:
+def is_text(value: Any) -> bool:
     """A string without what no keyboard types: NUL, and halves of characters, which cannot be stored."""
     if not isinstance(value, str) or len(value) > MAX_TEXT or "\0" in value:
         return False
@@ -203,17 +223,51 @@ def _check_headers(headers: Iterable[tuple[bytes, bytes]]) -> None:
                 raise Refusal(400, "the host of this request is no address") from error
 
 
+def _content_type(scope: Scope) -> str:
+    value: bytes = dict(scope["headers"]).get(b"content-type", b"")
+    return value.split(b";")[0].strip().lower().decode("latin-1")
+
+
+def _check_post(scope: Scope, post: Post) -> None:
+    """Raise Refusal for a request that no page of ours would send, before any of its body is read."""
+    if scope["method"] != "POST":
+        raise Refusal(405, "something is sent here, with POST")
+    headers = dict(scope["headers"])
+    if headers.get(b"sec-fetch-site", b"same-origin") != b"same-origin":
+        raise Refusal(403, "this is sent by the page itself alone")
+    if _content_type(scope) != post.content_type:
+        raise Refusal(415, f"this is sent as {post.content_type}")
+    length = headers.get(b"content-length", b"")
+    if not re.fullmatch(rb"\d{1,15}", length):
+        raise Refusal(411, "the request does not say how long it is")
+    if int(length) > post.most:
+        raise Refusal(413, f"at most {_amount(post.most)} are taken")
+
+
+def _amount(count: int) -> str:
+    return f"{count // 2**20} megabytes" if count >= 2**20 else f"{count} bytes"
+
+
 async def _read(receive: Receive) -> bytes:
     body = b""
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise Refusal(400, "the request ended early")
-        body += message.get("body", b"")
+        part: bytes = message.get("body", b"")
+        body += part
         if len(body) > MAX_BODY:
             raise Refusal(413, f"an event has at most {MAX_BODY} bytes")
         if not message.get("more_body"):
             return body
+
+
+def read_object(body: bytes) -> dict[str, Any]:
+    """The JSON object that was sent to a route of the application's own. Raises Refusal."""
+    content = _parse(body)
+    if not isinstance(content, dict):
+        raise Refusal(400, "what is sent here is a JSON object")
+    return content
 
 
 def _parse(body: bytes) -> Any:

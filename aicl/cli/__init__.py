@@ -29,12 +29,13 @@ VERBS = {
     "search": "find clips of a library by text, motion or an example",
     "make-puppets": "write clips of the puppet world, a data set like any other",
     "benchmark": "measure what the library costs on this machine",
-    "demo": "show what AICL does, with the shipped models",
+    "quickstart": "show in one video what AICL does, with the shipped models",
+    "demo": "try AICL in a browser: prompts, references, videos beside each other",
     "doctor": "say what this machine can do, and what will not work and why",
     "user-study": "let people compare videos in a browser, and count",
 }
 
-ELSEWHERE = {"make-puppets": "aicl.puppets.make_puppets", "demo": "aicl.puppets.demo"}
+ELSEWHERE = {"make-puppets": "aicl.puppets.make_puppets", "quickstart": "aicl.puppets.quickstart"}
 """Verbs of a package of its own."""
 
 

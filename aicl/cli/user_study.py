@@ -105,6 +105,8 @@ def main(args: argparse.Namespace) -> None:
     if args.command == "report":
         write_report(args)
     else:
-        from aicl.apps.user_study.app import serve
+        from aicl.apps.serving import serve_app  # first: it says what is missing
+        from aicl.apps.user_study.app import build_app
 
-        serve(study_of(args), args.host, args.port)
+        study = study_of(args)
+        serve_app(lambda: build_app(study), args.host, args.port, "every answer is kept; the study is at")

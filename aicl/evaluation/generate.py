@@ -72,7 +72,8 @@ class VideoStore:
         """Generate what is missing, or this process's share of it; returns how many videos that was.
 
         Batches are cut from the full list, by row and seed, so that every process cuts the same ones whatever is there
-        by now. One model is in memory at a time. `say` gets a sentence about what is missing and how long it takes.
+        by now, and an interrupted run makes the same videos as one that was not. One model is in memory at a time.
+        `say` gets a sentence about what is missing and how long it takes.
         """
         unique = list({made.path: made for made in reversed(videos)}.values())[::-1]  # the first of the same ones
         batches = list(_batches(unique, batch_size))
@@ -100,13 +101,14 @@ class VideoStore:
                     pipeline = None  # frees the one before
                     pipeline, loaded = source.load(device), parts
                 assert pipeline is not None
-                left = [made for made in batch if not made.path.is_file()]
-                pixels = make(pipeline, source, batch[0].benchmark, [made.sample for made in left])
+                # the whole batch, whatever is there of it: one of another size would round otherwise
+                made_now = zip(batch, make(pipeline, source, batch[0].benchmark, [made.sample for made in batch]))
+                left = [(made, pixels) for made, pixels in made_now if not made.path.is_file()]
                 fps = pipeline.defaults.save_fps
                 for waiting in pending:  # the batch before: not more than one is kept in memory
                     waiting.result()
-                _describe(left[0].path.parent, source, self.hashes)
-                pending = [writers.submit(write_lossless, m.path, p, fps) for m, p in zip(left, pixels)]
+                _describe(batch[0].path.parent, source, self.hashes)
+                pending = [writers.submit(write_lossless, made.path, pixels, fps) for made, pixels in left]
                 bar.update(len(left))
                 clock.done(len(left))
             for waiting in pending:

@@ -25,6 +25,7 @@ SCRIPTS = {
     "index": "index_references",
     "make-puppets": "make_puppets",
     "benchmark": "benchmark",
+    "quickstart": "quickstart",
     "demo": "demo",
     "user-study": "user_study",
 }

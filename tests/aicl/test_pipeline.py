@@ -330,7 +330,7 @@ def test_a_model_goes_to_the_hub_and_comes_from_it(pipe, tmp_path, monkeypatch):
     assert torch.equal(generate(loaded, references=[pixels(0)]), generate(pipe, references=[pixels(0)]))
 
 
-@pytest.mark.parametrize("bad", ["x", 1.5, object(), [object()], {"a": 1}, True], ids=repr)
+@pytest.mark.parametrize("bad", ["x", 1.5, object(), [object()], {"a": 1}, True], ids=lambda bad: type(bad).__name__)
 def test_wrong_types_give_one_sentence(pipe, bad):
     """Each argument may take some of these; none ends in another error than ours."""
     before = generate(pipe, references=[pixels(0)])
@@ -348,8 +348,6 @@ def test_a_longer_video_is_made_of_windows_that_read_the_same_references(pipe):
     references, windows = [pixels(0)], {"window_frames": 4, "window_overlap": 2}
     short = generate(pipe, references=references)
     assert torch.equal(generate(pipe, references=references, **windows), short)
-    with pytest.raises(ConfigError, match="8 frames are too many"):
-        generate(pipe, references=references, num_frames=8)
     frames = []
     hook = pipe.integrated.register_forward_hook(lambda module, args, out: frames.append(args[0].shape[2]))
     long = generate(pipe, references=references, num_frames=8, **windows)

@@ -69,9 +69,9 @@ def test_the_head_holds_the_style_and_the_script_whole():
 
 def test_without_gradio_the_script_ends_in_one_sentence(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "gradio", None)
-    monkeypatch.delitem(sys.modules, "aicl.apps.user_study.app", raising=False)
+    monkeypatch.delitem(sys.modules, "aicl.apps.serving", raising=False)
     with pytest.raises(ConfigError, match=r"pip install -e \.\[demo\]"):
-        importlib.import_module("aicl.apps.user_study.app")
+        importlib.import_module("aicl.apps.serving")
     monkeypatch.setattr(sys, "argv", ["user_study.py", "serve", str(tmp_path)])
     with pytest.raises(SystemExit) as stop:
         runpy.run_path(str(SCRIPT), run_name="__main__")

@@ -21,11 +21,12 @@ JSON = {"content-type": "application/json"}
 
 
 class Server:
-    """A page at `port`; `ask` returns status and body, and keeps every body in `answers`."""
+    """A page at `port`; `ask` returns status and body, and keeps every body in `answers` and the last one's headers."""
 
     def __init__(self, port: int):
         self.port = port
         self.answers: list[bytes] = []
+        self.headers: dict[str, str] = {}
 
     def ask(
         self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None, most: int = 10**6
@@ -44,6 +45,7 @@ class Server:
             pass
         answer = connection.getresponse()
         content = answer.read(most)
+        self.headers = {name.lower(): value for name, value in answer.getheaders()}
         connection.close()
         self.answers.append(content)
         return answer.status, content

@@ -1,27 +1,18 @@
 """The Gradio page, and the route that serves its videos. Needs `pip install -e .[demo]`."""
 
-import logging
-import socket
 from collections.abc import Callable
 from typing import Any, Literal
 
+import gradio as gr
+from fastapi import FastAPI, HTTPException
+from fastapi.responses import FileResponse
+
+from aicl.apps.guard import SHUT, Guard, answered, check_paths
+from aicl.apps.serving import page_theme
 from aicl.apps.user_study import page
 from aicl.apps.user_study.store import QUESTIONS
 from aicl.apps.user_study.study import Study, View
-from lvdm.errors import ConfigError, DataError
-
-try:
-    import gradio as gr
-    import uvicorn
-    from fastapi import FastAPI, HTTPException
-    from fastapi.responses import FileResponse
-    from packaging.version import Version
-
-    from aicl.apps.guard import SHUT, Guard, answered, check_paths
-except ImportError as error:
-    raise ConfigError("the user study's page needs Gradio: pip install -e .[demo]") from error
-if Version(gr.__version__) < Version("6.20"):  # older pages don't react, or load fonts from elsewhere
-    raise ConfigError(f"the user study's page needs Gradio 6.20, not {gr.__version__}: pip install -e .[demo]")
+from lvdm.errors import DataError
 
 MEDIA = r"/media/[^/]{1,32}/[^/]{1,8}/[^/]{1,8}"  # as a path: page.MEDIA_ROUTE
 _SHOW_CODE = "(code) => { if (code) history.replaceState(null, '', '?code=' + encodeURIComponent(code)); }"
@@ -45,28 +36,13 @@ def build_app(study: Study) -> FastAPI:
         app,
         blocks,
         path="/",
-        theme=gr.themes.Default(primary_hue="blue"),
+        theme=page_theme("blue"),
         head=page.head(),
         blocked_paths=[str(study.folder.resolve())],
         **SHUT,
     )
     check_paths(blocks)
     return app
-
-
-def serve(study: Study, host: str, port: int) -> None:
-    """Serve the study until Ctrl-C. Raises ConfigError if the address is taken or not ours."""
-    try:
-        listener = socket.create_server((host, port))
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"cannot listen on {host}:{port} ({reason}); choose another --host or --port") from error
-    port = listener.getsockname()[1]  # 0 asks for any that is free
-    print(f"the study is at http://{host}:{port} (Ctrl-C stops it; every answer is kept)", flush=True)
-    # Open pages hold a connection that never ends by itself; that it is cut in the end is no error to report.
-    server = uvicorn.Server(uvicorn.Config(build_app(study), log_level="warning", timeout_graceful_shutdown=2))
-    logging.getLogger("uvicorn.error").addFilter(lambda record: not server.should_exit)
-    server.run(sockets=[listener])
 
 
 def build_blocks(study: Study) -> gr.Blocks:
@@ -93,8 +69,8 @@ def build_blocks(study: Study) -> gr.Blocks:
             ]
             unanswered = gr.HTML(**plain)
             with gr.Row():
-                back = gr.Button("Back", elem_id="study-back")
-                onward = gr.Button("Next", variant="primary", elem_id="study-next")
+                back = gr.Button("Back", elem_id="study-back", min_width=100)
+                onward = gr.Button("Next", variant="primary", elem_id="study-next", min_width=100)
         with gr.Column(visible=False) as thanks_screen:
             thanks = gr.HTML(**plain)
             review = gr.Button("Look at my answers again", elem_id="study-review")

@@ -1,8 +1,8 @@
 """Show what AICL does: a video of an action that the base model never saw, from two reference clips.
 
 examples:
-  aicl demo
-  aicl demo --action cartwheel --seed 3
+  aicl quickstart
+  aicl quickstart --action cartwheel --seed 3
 
 Uses the models in checkpoints/puppets. The folder outputs/demo is made anew each time.
 """
@@ -27,8 +27,8 @@ COMMAND = ".venv/bin/aicl" if Path(sys.prefix) == ROOT / ".venv" else "aicl"
 
 
 def parser() -> Parser:
-    """The options of `aicl demo`."""
-    parser = new_parser("demo", __doc__)
+    """The options of `aicl quickstart`."""
+    parser = new_parser("quickstart", __doc__)
     parser.add_argument("--action", metavar="NAME", default="jacks", help="an unseen action (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the video (default: %(default)s)")
     return parser
@@ -66,7 +66,7 @@ def show(action: str, seed: int, model: Path, out: Path) -> None:
     print(f"  {out}/aicl-compare.gif  references | base model | AICL, also as .mp4 and frame by frame as .png")
     other = caption(Description(ACTIONS[INDEX[action]].phrase, "yellow", "black", "purple", height="tall"))
     print("\nWhat to try next:")
-    print(f"  {command('demo', '--action', next(name for name in UNSEEN if name != action))}")
+    print(f"  {command('quickstart', '--action', next(name for name in UNSEEN if name != action))}")
     print(f"  {command('sample', '--prompt', other, '--refs', *map(str, shown))}")
     print(f"  {command('sample', '--prompt', other, '--refs', 'YOUR_VIDEO.mp4', '--compare')}")
     print("  README.md: your own data, larger models, training")

@@ -1,4 +1,4 @@
-"""`aicl demo`: which model and clips it takes, and what it leaves behind."""
+"""`aicl quickstart`: which model and clips it takes, and what it leaves behind."""
 
 import shlex
 from pathlib import Path
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 def demo(monkeypatch):
     """The verb's module, in the repository's folder, to which its paths are relative."""
     monkeypatch.chdir(ROOT)
-    return verb_module("demo")
+    return verb_module("quickstart")
 
 
 def check_files(folder: Path, frames: int) -> None:
@@ -43,7 +43,7 @@ def test_shipped_models_and_clips_are_used_and_only_its_folder_is_replaced(demo,
     monkeypatch.setattr(demo, "OUT", out)
 
     def run(*arguments: str) -> str:
-        demo.main(parse("demo", arguments))
+        demo.main(parse("quickstart", arguments))
         return capsys.readouterr().out
 
     printed = run("--action", "ladder")
