@@ -11,6 +11,7 @@ from aicl.clock import Clock
 from aicl.options import Reference
 from aicl.pipeline import AICLPipeline
 from aicl.reference_domain import Gaussian, ReferenceDomain, described, described_features
+from aicl.reference_encoder import ReferenceEncoder
 from aicl.reference_encoding import encode_rows
 from lvdm.data.clips import ClipRecord
 from lvdm.errors import ConfigError, DataError, VideoError
@@ -70,8 +71,7 @@ def _described_batch(pipe: AICLPipeline, records: Sequence[ClipRecord]) -> list[
     rows = [[Reference(record.path, record.caption)] for record in records]
     try:
         encoded, latents = encode_rows(
-            pipe.base,
-            prism,
+            ReferenceEncoder(pipe.base, prism),
             rows,
             [record.caption for record in records],
             defaults.num_frames,

@@ -18,7 +18,7 @@ from lvdm.video import (
     IMAGE_ENDINGS,
     frame_files,
     frame_indices,
-    load_clip,
+    load_pixels,
     probe,
     read_animation,
     read_image,
@@ -101,7 +101,12 @@ def check_reference(reference: Reference) -> None:
 
 
 def read_clip(reference: Reference, num_frames: int, size: tuple[int, int], fps: float) -> Tensor:
-    """What the prism sees of a reference that is a video: frames (3, t, h, w) in [-1, 1], from its middle.
+    """`read_pixels` as frames (3, t, h, w) in [-1, 1]."""
+    return to_frames(read_pixels(reference, num_frames, size, fps))
+
+
+def read_pixels(reference: Reference, num_frames: int, size: tuple[int, int], fps: float) -> Tensor:
+    """What the prism sees of a reference that is a video: uint8 (t, h, w, 3), from its middle.
 
     size: (h, w) in pixels. fps: the rate (1/s) at which a file is sampled; pixels and folders of frames state none and
     are taken to have this one. Raises VideoError or ConfigError for what is no reference, see `check_reference`.
@@ -110,16 +115,16 @@ def read_clip(reference: Reference, num_frames: int, size: tuple[int, int], fps:
     video = reference.video
     if not isinstance(video, Path):
         pixels = _pixels(video)
-        return to_frames(resize_crop(pixels[frame_indices(len(pixels), num_frames, source_fps=fps)], size))
+        return resize_crop(pixels[frame_indices(len(pixels), num_frames, source_fps=fps)], size)
     if _is_image(video):
         pixels, rate = read_animation(video)
         chosen = frame_indices(len(pixels), num_frames, source_fps=rate, target_fps=fps)
-        return to_frames(resize_crop(pixels[chosen], size))
+        return resize_crop(pixels[chosen], size)
     if not video.is_dir():
-        return load_clip(video, num_frames, size, fps=fps)
+        return load_pixels(video, num_frames, size, fps=fps)
     files = frame_files(video)
     images = [files[index] for index in frame_indices(len(files), num_frames, source_fps=fps)]
-    return to_frames(torch.cat([resize_crop(read_image(file)[None], size) for file in images]))
+    return torch.cat([resize_crop(read_image(file)[None], size) for file in images])
 
 
 def _loaded(rows: list[list[Reference]]) -> list[list[Reference]]:

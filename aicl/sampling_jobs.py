@@ -17,6 +17,7 @@ from lvdm.files import check_writable
 from lvdm.options import option
 from lvdm.outside import check_text, parse_json, read_lines
 
+SAMPLES = "outputs/samples"  # where videos go whose place nobody says
 ENDINGS = (".mp4", ".webm", ".gif", ".webp")  # what `lvdm.video.write_video` writes, which is slow to import
 
 
@@ -127,7 +128,7 @@ def read_jobs(defaults: Mapping[str, Any], prompts_file: str | os.PathLike[str] 
     if prompts_file is None:
         job = _job(defaults, where="the command line")
         return [job if job.out else dataclasses.replace(job, out=str(free_name(job)))]
-    folder = Path(defaults.get("out") or "samples")
+    folder = Path(defaults.get("out") or SAMPLES)
     if folder.suffix:
         raise ConfigError(f"--out {folder} must be a folder where --prompts-file gives several jobs")
     jobs = []
@@ -174,10 +175,10 @@ def prepare(jobs: list[Job]) -> list[Job]:
 
 
 def free_name(job: Job) -> Path:
-    """samples/the-first-words.mp4, or with the first number that is free."""
+    """outputs/samples/the-first-words.mp4, or with the first number that is free."""
     words = "-".join(re.findall(r"[a-z0-9]+", job.prompt.lower())[:8])[:80] or "sample"
     names = (f"{words}.mp4" if i == 1 else f"{words}-{i}.mp4" for i in range(1, 10**6))
-    candidates = (dataclasses.replace(job, out=str(Path("samples") / name)) for name in names)
+    candidates = (dataclasses.replace(job, out=str(Path(SAMPLES) / name)) for name in names)
     free = next(c for c in candidates if not any(path.exists() for path in c.files()))
     return Path(str(free.out))
 

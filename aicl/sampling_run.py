@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -47,7 +47,7 @@ def generate_samples(
     on_step: called after each step of the sampler, also of the base model's; what it raises ends the job. progress:
     whether a bar on stderr shows the steps.
     """
-    watch = {"callback_on_step_end": on_step, "progress": progress}
+    watch: dict[str, Any] = {"callback_on_step_end": on_step, "progress": progress}
     seeds = job.seeds()
     starts = range(0, len(seeds), job.batch_size)
     options = filled_options(pipe, job)

@@ -1,10 +1,12 @@
 """Measure what the library costs on this machine, with random weights, and keep the figures.
 
 examples:
+  aicl benchmark all --out all.json             # what one model costs, in some minutes: all of the next five
   aicl benchmark step                           # a denoising step of every full-size model, beside its floor
   aicl benchmark step --model videocrafter2_t2v_512 --upstream ~/VideoCrafter --out step.json
   aicl benchmark clip                           # a prompt to an mp4 file
   aicl benchmark batches --model lvdm_t2v_256   # videos a minute and memory at several batch sizes
+  aicl benchmark offload                        # a video within 8 GiB of the GPU's memory
   aicl benchmark generate                       # every full-size model, in bfloat16 on the GPU
   aicl benchmark generate --model lvdm_t2v_256 --table docs/benchmarks.md
   aicl benchmark convert --model videocrafter2_t2v_512 --folder outputs/convert
@@ -36,6 +38,7 @@ CONFIGS = {
     "aicl_videocrafter_i2v": "videocrafter1_i2v_512",
 }
 MODELS = tuple(CONFIGS.values())
+ALL = "videocrafter2_t2v_512"  # what `all` measures: each model takes some minutes
 LAYOUTS = Path(__file__).resolve().parents[2] / "tests" / "parity" / "full_layouts.json.gz"  # of a checkout
 
 
@@ -63,6 +66,17 @@ def parser() -> Parser:
     command = commands.add_parser("batches", parents=[speed], help="videos a minute at several batch sizes")
     command.add_argument("--sizes", type=int, nargs="+", default=[1, 2, 4, 8])
     command.set_defaults(run=batches, title="Many clips")
+
+    command = commands.add_parser("offload", parents=[speed], help="a video on a card of little memory")
+    command.add_argument("--memory-limit", type=float, default=8.0, metavar="GIB", help="default: %(default)s")
+    command.add_argument("--steps", type=int, default=25)
+    command.set_defaults(run=offload, title="Small cards")
+
+    command = commands.add_parser("all", parents=[results], help="five of the benchmarks in one call")
+    command.add_argument("--model", nargs="+", default=[ALL], choices=MODELS, help=f"default: {ALL}")
+    command.add_argument("--device", default="cuda")
+    command.add_argument("--upstream", type=Path, help="a checkout of LVDM or VideoCrafter, whose step is timed, too")
+    command.set_defaults(run=everything, title="All in one call")
 
     command = commands.add_parser("generate", parents=[results], help="generate a 16-frame video at full size")
     command.add_argument("--model", nargs="+", default=MODELS, help="names in configs/models (default: all full-size)")
@@ -92,6 +106,7 @@ def parser() -> Parser:
     command.add_argument("--references", type=int, nargs="+", default=[1, 3])
     command.add_argument("--steps", type=int, default=50)
     command.add_argument("--device", default="cuda")
+    command.add_argument("--repeats", type=int, default=2, help="of each sampling, of which the fastest counts")
     command.set_defaults(run=overhead, title="What AICL adds to sampling")
 
     command = commands.add_parser(
@@ -154,6 +169,33 @@ def batches(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             yield {"model": name, **record}
 
 
+def offload(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Benchmark `offload`: one record for each model."""
+    from lvdm import speed
+
+    cli.device(args.device)
+    for name in args.model:
+        yield {"model": name, **speed.offloaded(model_config(name), args.device, args.memory_limit, args.steps)}
+
+
+def everything(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Benchmark `all`: the records of five benchmarks of each model, each with the name of its own."""
+    from aicl.benchmarks import overhead as measure_overhead
+    from lvdm import speed
+
+    cli.device(args.device)
+    for name, config in ((name, model_config(name)) for name in args.model):
+        training = next(training for training, model in CONFIGS.items() if model == name)
+        step = speed.denoising_step(config, args.device, upstream=args.upstream)
+        yield {"benchmark": "step", "model": name, **step}
+        yield {"benchmark": "clip", "model": name, **speed.clip(config, args.device)}
+        for record in speed.batches(config, args.device, sizes=(1, 2, 4)):
+            yield {"benchmark": "batches", "model": name, **record}
+        for record in measure_overhead(*config_paths(training), (1, 3), 50, args.device, repeats=1):
+            yield {"benchmark": "overhead", "model": name, **record}
+        yield {"benchmark": "offload", "model": name, **speed.offloaded(config, args.device)}
+
+
 def generate(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Benchmark `generate`: one record for each model."""
     from lvdm import benchmarks
@@ -196,8 +238,8 @@ def overhead(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
     cli.device(args.device)
     for name in args.config:
-        for count in args.references:
-            record = aicl_benchmarks.overhead(*config_paths(name), count, args.steps, args.device)
+        options = (args.references, args.steps, args.device, args.repeats)
+        for record in aicl_benchmarks.overhead(*config_paths(name), *options):
             yield {"config": name, **record}
 
 

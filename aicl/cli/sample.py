@@ -6,7 +6,7 @@ examples:
   aicl sample --base checkpoints/videocrafter2 --adapter runs/aicl/adapter.safetensors \\
       --prompt "a panda is skiing" --library outputs/library --num-references 2
   aicl sample --repeat outputs/robot.json --out again.mp4
-  torchrun --nproc-per-node 4 -m aicl sample --prompts-file jobs.jsonl --out samples/run1
+  torchrun --nproc-per-node 4 -m aicl sample --prompts-file jobs.jsonl --out outputs/run1
 
 Each line of a prompts file is a prompt, or a JSON object such as {"prompt": "...", "references": ["a.mp4"], "seed": 3}.
 Every video gets a JSON file beside it that says how it was made. Existing files are not replaced unless asked.

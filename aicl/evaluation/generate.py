@@ -152,6 +152,7 @@ def make(pipeline: AICLPipeline, source: Source, benchmark: Benchmark, samples: 
         seed=[sample.seed for sample in samples],
         num_inference_steps=row.num_inference_steps,
         guidance_scale=row.guidance_scale,
+        step_cache=row.step_cache,
         progress=False,
         **options,
     ).cpu()

@@ -33,6 +33,7 @@ class Row:
     may show anything; None: they show the sample's action. reference_captions: the prompt, their own, or the action
     alone ("bare").
     guidance_scale, reference_guidance_scale, first_reference_until, num_inference_steps: None is the model's own.
+    step_cache: steps from one whole call of the UNet to the next, see `lvdm.diffusion.step_cache`.
     group: (i, n) keeps the i-th of n equal groups, by how much the references move, from slow (0) to fast.
     baseline: the row that it is compared with sample by sample. paper: the paper's label of it. only: the benchmarks
     that have this row, all by default.
@@ -58,6 +59,7 @@ class Row:
     scale: float = 1.0
     first_reference_until: float | None = None
     num_inference_steps: int | None = None
+    step_cache: int = 1
     group: tuple[int, int] | None = None
     baseline: str | None = None
     paper: str | None = None
@@ -150,6 +152,8 @@ class Source:
         if row.references > 1:
             until = self.files.first_reference_until if row.first_reference_until is None else row.first_reference_until
             settings["first_reference_until"] = until
+        if row.step_cache != 1:
+            settings["step_cache"] = row.step_cache
         if self.compile != "none":  # it rounds differently
             settings["compile"] = self.compile
         return settings

@@ -222,5 +222,20 @@ class FeedForward(nn.Module):
                 return self.proj_out(products.gated(self.proj_in(x)))
             if products.geglu_fits(x):
                 return self.proj_out(products.geglu(x.contiguous(), self.proj_in.weight, self.proj_in.bias))
+        if _in_one_pass(x, self.proj_in):
+            halves = zip(self.proj_in.weight.chunk(2), self.proj_in.bias.chunk(2), ("none", "gelu"))
+            value, gate = (torch.ops.mkldnn._linear_pointwise(x, *each, [], "none") for each in halves)
+            return self.proj_out(gate.mul_(value))
         value, gate = self.proj_in(x).chunk(2, dim=-1)
         return self.proj_out(value * F.gelu(gate))
+
+
+def _in_one_pass(x: Tensor, layer: nn.Linear) -> bool:
+    """Whether oneDNN can add a layer's bias and apply GELU while it multiplies: on a CPU, without gradients.
+
+    PyTorch's own linear layer writes the bias to memory first, and GELU reads and writes the result once more.
+    """
+    plain = x.device.type == "cpu" and x.dtype == layer.weight.dtype == torch.float32 and not torch.is_grad_enabled()
+    if not plain or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+        return False
+    return bool(torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled)

@@ -244,7 +244,12 @@ def read_frames(path: str | os.PathLike[str], indices: Sequence[int], reader: Re
     return open_video(path).read(indices, reader)
 
 
-def load_clip(
+def load_clip(path: str | os.PathLike[str], num_frames: int, size: tuple[int, int], **options: Any) -> Tensor:
+    """A clip as frames in [-1, 1] (3, t, h, w): `load_pixels`, whose options it takes."""
+    return to_frames(load_pixels(path, num_frames, size, **options))
+
+
+def load_pixels(
     path: str | os.PathLike[str],
     num_frames: int,
     size: tuple[int, int],
@@ -255,7 +260,7 @@ def load_clip(
     short: ShortRule = "stretch",
     reader: Reader = "auto",
 ) -> Tensor:
-    """A clip as frames in [-1, 1] (3, t, h, w): `frame_indices` chooses the frames, `resize_crop` the window.
+    """A clip as uint8 (t, h, w, 3): `frame_indices` chooses the frames, `resize_crop` the window.
 
     Frames that decode with errors are warned about. Raises VideoError.
     """
@@ -265,7 +270,7 @@ def load_clip(
     pixels = video.read(indices, reader, size, crop, damaged)
     if damaged:
         log.warning("%s", damage(path, damaged))
-    return to_frames(pixels)
+    return pixels
 
 
 def damage(path: str | os.PathLike[str], frames: Sequence[int]) -> str:

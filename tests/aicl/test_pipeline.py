@@ -16,7 +16,7 @@ from aicl import (
     Reference,
     integrate,
     pipeline,
-    reference_encoding,
+    reference_encoder,
 )
 from aicl.adapter import save_adapter
 from lvdm import config as configs
@@ -150,6 +150,30 @@ def test_prism_runs_once_per_video(pipe):
     assert all(seconds > 0 for seconds in pipe.timings.values())
 
 
+def test_references_that_were_seen_before_are_not_encoded_again(pipe, tmp_path, monkeypatch):
+    calls = []
+    encode = pipe.base.components.codec.posterior
+    monkeypatch.setattr(pipe.base.components.codec, "posterior", lambda frames: calls.append("video") or encode(frames))
+    hook = pipe.prism.register_forward_hook(lambda *_: calls.append("prism"))
+    video = write_video(tmp_path / "a.mp4", pixels(5), fps=4)
+    first, again = (generate(pipe, references=[video, pixels(6)]) for _ in range(2))
+    assert calls == ["video", "prism"] and torch.equal(first, again)
+    another = generate(pipe, "a red person runs", references=[video, pixels(6)])
+    assert calls == ["video", "prism", "prism"] and not torch.equal(first, another)
+    features = pipe.encode_references([video, pixels(6)], PROMPT)
+    features.features.zero_()  # the caller's own
+    assert torch.equal(generate(pipe, references=[video, pixels(6)]), first) and len(calls) == 3
+    write_video(video, pixels(7), fps=4, overwrite=True)
+    assert not torch.equal(generate(pipe, references=[video, pixels(6)]), first) and len(calls) == 5
+    with torch.no_grad():
+        pipe.prism.output[-1].bias.add_(1.0)
+    changed = generate(pipe, references=[video, pixels(6)])
+    assert calls[5:] == ["prism"] and not torch.equal(changed, first)
+    with torch.no_grad():
+        pipe.prism.output[-1].bias.sub_(1.0)
+    hook.remove()
+
+
 def test_encoded_references_replace_their_videos(pipe, tmp_path):
     video = write_video(tmp_path / "a.mp4", pixels(0), fps=4)
     direct = generate(pipe, references=[video])
@@ -254,9 +278,9 @@ def test_an_adapter_is_sampled_at_the_rate_of_its_training(tmp_path, monkeypatch
     pipe.load_adapter(trained)
     assert (pipe.info.fps, pipe.defaults.fps, pipe.defaults.save_fps) == (8.0, 8, 8)
     told, read = [], []
-    conditions, clip = pipe.base.conditions, reference_encoding.read_clip
+    conditions, clip = pipe.base.conditions, reference_encoder.read_pixels
     monkeypatch.setattr(pipe.base, "conditions", lambda *a, **k: told.append(k["fps"]) or conditions(*a, **k))
-    monkeypatch.setattr(reference_encoding, "read_clip", lambda *a: read.append(a[-1]) or clip(*a))
+    monkeypatch.setattr(reference_encoder, "read_pixels", lambda *a: read.append(a[-1]) or clip(*a))
     generate(pipe, references=[pixels(0)])
     generate(pipe, references=[pixels(0)], fps=20, reference_fps=5)
     assert told == [8, 20] and read == [8, 5]
@@ -306,7 +330,7 @@ def test_a_model_goes_to_the_hub_and_comes_from_it(pipe, tmp_path, monkeypatch):
     assert torch.equal(generate(loaded, references=[pixels(0)]), generate(pipe, references=[pixels(0)]))
 
 
-@pytest.mark.parametrize("bad", ["x", 1.5, object(), [object()], {"a": 1}, True], ids=repr)
+@pytest.mark.parametrize("bad", ["x", 1.5, object(), [object()], {"a": 1}, True], ids=lambda bad: type(bad).__name__)
 def test_wrong_types_give_one_sentence(pipe, bad):
     """Each argument may take some of these; none ends in another error than ours."""
     before = generate(pipe, references=[pixels(0)])

@@ -81,7 +81,7 @@ def test_nothing_is_overwritten_unasked(call, model):
 
 def test_without_a_name_a_free_one_is_found(call, model):
     for name in ("a-red-person-walks", "a-red-person-walks-2"):
-        assert f"wrote samples/{name}.mp4" in sample(call, model, "--prompt", PROMPT)[1]
+        assert f"wrote outputs/samples/{name}.mp4" in sample(call, model, "--prompt", PROMPT)[1]
 
 
 def test_many_processes_give_the_videos_of_one(call, model, monkeypatch):
@@ -122,6 +122,7 @@ def test_library_chooses_by_the_action_and_says_why(call, model):
     assert record["references"][0]["caption"] == "Young man walking on the beach"
     code, _, err = sample(call, model, "--prompt", PROMPT, "--library", "index.json", "--example", "b.mp4")
     assert code == 2 and "index.json holds verbs alone" in err
+    Path("out.mp4").unlink()  # it has no caption
     code, out, _ = call("index_references.py", ".", "--out", "library", "--model", str(model), "--device", "cpu")
     assert code == 0 and "2 clips added: 2 videos, 1 verbs" in out
     arguments = ("--library", "library", "--example", "b.mp4", "--out", "moving.mp4")

@@ -97,16 +97,16 @@ def test_a_whole_generation_by_clicks_and_a_refused_upload(arrive, folder):
 
 def test_two_sessions_a_reload_in_mid_run_and_cancel(arrive):
     first, second = arrive(), arrive()
-    first.write(PROMPT + " slowly", steps=100)
+    first.write(PROMPT + " slowly", steps=100, seeds=4)
     first.choose_for_prompt()
     first.generate()
-    first.wait_for(lambda: re.search(r"Step \d+ of 200|Getting ready", first.html()) is not None)
+    first.wait_for(lambda: re.search(r"Step \d+ of 800|Getting ready", first.html()) is not None)
     second.write(PROMPT, steps=1)
     second.generate()
     second.wait_for(lambda: "Number 2 in line" in second.html())
     assert second.references() == 0 and f"{PROMPT} slowly" not in second.html()
     first.open()
-    first.wait_for(lambda: re.search(r"Step \d+ of 200", first.html()) is not None)
+    first.wait_for(lambda: re.search(r"Step \d+ of 800", first.html()) is not None)
     assert first.prompt() == PROMPT + " slowly" and first.references() == 1
     first.cancel()
     first.wait_for(lambda: "Cancelled." in first.html())

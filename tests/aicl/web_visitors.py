@@ -72,9 +72,9 @@ class HttpVisitor:
         self.call(next(each for each in self.config["dependencies"] if each["targets"][0][1] == "tick"))
         return " ".join(str(value) for value in self.values.values() if isinstance(value, str))
 
-    def write(self, prompt: str, steps: int) -> None:
+    def write(self, prompt: str, steps: int, seeds: int = 1) -> None:
         """Fill the form."""
-        self.values[self.ids["web-prompt"]], self.values[self.ids["web-steps"]] = prompt, steps
+        self.values |= {self.ids["web-prompt"]: prompt, self.ids["web-steps"]: steps, self.ids["web-samples"]: seeds}
 
     def prompt(self) -> str:
         """What stands in the prompt's box."""
@@ -159,12 +159,13 @@ class BrowserVisitor(HttpVisitor):
     def html(self) -> str:
         return str(self.page.content())
 
-    def write(self, prompt: str, steps: int) -> None:
+    def write(self, prompt: str, steps: int, seeds: int = 1) -> None:
         self.page.fill("#web-prompt textarea", prompt)
         if not self.page.locator("#web-steps").count():
             self.page.click("#web-sampling button")
-        self.page.fill("#web-steps input[type=number]", str(steps))
-        self.page.locator("#web-steps input[type=number]").blur()
+        for name, value in (("steps", steps), ("samples", seeds)):
+            self.page.fill(f"#web-{name} input[type=number]", str(value))
+            self.page.locator(f"#web-{name} input[type=number]").blur()
 
     def prompt(self) -> str:
         return str(self.page.input_value("#web-prompt textarea"))

@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lvdm.models.layers import Downsample, GroupNorm, Upsample, conv, timestep_embedding
+from lvdm.models import layers
+from lvdm.models.layers import Downsample, FeedForward, GroupNorm, Upsample, conv, timestep_embedding
 from lvdm.models.transformers import ContextFreeAttention, TemporalBlock
 from tests.parity.rebuild import weights_for
 
@@ -111,3 +112,15 @@ def test_temporal_attention_to_the_text(x, max_relative):
         rows = rows + block.attn2(block.norm2(rows), context[sample][None])
         rows = rows + block.ff(block.norm3(rows))
         torch.testing.assert_close(out[sample, :, position], rows[0])
+
+
+@pytest.mark.parametrize("width", [96, 192])
+def test_the_feed_forward_in_one_pass_is_the_plain_one_up_to_rounding(width):
+    torch.manual_seed(0)
+    layer, x = FeedForward(width), torch.randn(2, 3, 40, width)
+    assert not layers._in_one_pass(x, layer.proj_in)  # gradients are asked
+    expected = layer(x)
+    with torch.no_grad():
+        assert layers._in_one_pass(x, layer.proj_in) == torch.backends.mkldnn.is_available()
+        torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-6)
+        assert layer.double()(x.double()).dtype == torch.float64

@@ -54,6 +54,18 @@ def test_a_prompt_becomes_a_video(pipes, name):
     assert run(pipes[name], ["a person walks", "a person runs"], num_frames=1).shape == (2, 1, 16, 16, 3)
 
 
+def test_a_text_is_encoded_once_until_its_encoder_changes(monkeypatch):
+    pipe, calls = build("tiny_lvdm"), []
+    encode = pipe.components.text.encode
+    monkeypatch.setattr(pipe.components.text, "encode", lambda texts: calls.append(texts) or encode(texts))
+    first, again = (pipe.encode_prompt(["a person jumps"]) for _ in range(2))
+    assert torch.equal(first, again) and calls == [["a person jumps"]]
+    with torch.no_grad():
+        next(pipe.components.text.parameters()).mul_(2.0)
+    assert not torch.equal(pipe.encode_prompt(["a person jumps"]), first) and len(calls) == 2
+    assert pipe.to(dtype=torch.bfloat16).encode_prompt(["a person jumps"]).dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_a_seed_gives_the_same_video_in_any_batch(pipes, eta):
     pipe, prompts = pipes["tiny_lvdm"], ["a person jumps", "a person waves", "red"]
@@ -172,7 +184,11 @@ def test_steps_can_be_composed_with_further_branches(pipes):
         ("tiny_lvdm", {"seed": 2**64}, "does not fit into 64 bits"),
         ("tiny_lvdm", {"fps": 8}, "not conditioned on a frame rate"),
         ("tiny_lvdm", {"image": RED}, "this is a text-to-video model: it takes no image"),
-        ("tiny_lvdm", {"sampler": "euler"}, "sampler must be one of 'ddim', 'ddpm', 'dpmpp_2m', 'lcm', got 'euler'"),
+        (
+            "tiny_lvdm",
+            {"sampler": "euler"},
+            "sampler must be one of 'ddim', 'ddpm', 'dpmpp_2m', 'lcm', 'scheduler', got 'euler'",
+        ),
         ("tiny_lvdm", {"sampler": "dpmpp_2m", "eta": 0.5}, "eta is a setting of the sampler 'ddim'"),
         ("tiny_lvdm", {"seed": [1, 2]}, "1 prompts need 1 seeds, got 2"),
         ("tiny_lvdm", {"num_inference_steps": 0}, "num_inference_steps is 0: it must be from 1 to 65536"),
@@ -281,7 +297,7 @@ def test_the_signature_shows_every_option():
 
 def test_the_declared_samplers_are_those_that_exist():
     hint = typing.get_type_hints(GenerationOptions)["sampler"]
-    assert typing.get_args(hint) == tuple(SAMPLERS)
+    assert typing.get_args(hint) == (*SAMPLERS, "scheduler")  # the last one: what models of diffusers have of their own
 
 
 def test_slicing_the_autoencoder_changes_rounding_at_most(pipes):
