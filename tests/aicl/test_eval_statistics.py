@@ -49,7 +49,12 @@ def test_a_paired_difference_of_judgements_counts_videos():
     assert (found.value, found.count, found.method) == (pytest.approx(-0.03), 100, "Agresti-Min")
     none_differs = difference(nothing, nothing)
     assert none_differs.value == 0 and none_differs.low == -none_differs.high < -0.01
+    won, lost, count = torch.arange(40) < 7, torch.arange(40) >= 37, 40  # 7 and 3 differ: half of one is added to each
+    reach = 1.959964 * ((7 + 3 + 1) / (count + 2) - (4 / (count + 2)) ** 2) ** 0.5 / (count + 2) ** 0.5
+    found = difference(won, lost)
+    assert (found.low, found.high) == pytest.approx((4 / (count + 2) - reach, 4 / (count + 2) + reach), abs=1e-6)
     assert difference(nothing[:2], ~nothing[:2]).low == -1.0  # never beyond what a share can be
+    assert difference(~nothing[:2], nothing[:2]).high == 1.0
     for few, message in ((nothing[:1], "two or more"), (nothing[:5], "same samples")):
         with pytest.raises(DataError, match=message):
             difference(few, nothing[:1])
@@ -72,3 +77,4 @@ def test_random_groups_hold_every_value_once():
     assert sorted(torch.cat(groups).tolist()) == values.tolist() and {len(group) for group in groups} == {4, 5}
     assert not torch.equal(torch.cat(groups), values)  # not in order
     assert all(torch.equal(one, again) for one, again in zip(groups, random_groups(values, 5)))
+    assert random_groups(torch.arange(6), 2)[0].tolist() == [2, 5, 3]  # in every version, since intervals depend on it

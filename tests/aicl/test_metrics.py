@@ -108,6 +108,16 @@ def test_a_static_video_has_the_highest_frame_consistency(name):
     assert values(name, static) == pytest.approx([line, line]) and line == 100.0
 
 
+def test_which_way_is_better_and_what_is_a_percentage():
+    more = {"cc", "fc", "fc_all", "acc", "ten_way_acc", "n_way_acc", "motion_fidelity", "motion_similarity"}
+    more, less = more | {"action_score"}, {"fvd", "fvd_videomae", "kvd", "kvd_videomae"}
+    shares = {"acc", "ten_way_acc", "n_way_acc", "reference_acc"}
+    for name in FIELD | PEERS | OURS:
+        metric = get_metric(name)
+        assert metric.better == (name in more) - (name in less), name
+        assert metric.factor == (100 if name in shares else 1), name
+
+
 def test_accuracy_among_all_classes_and_in_a_choice_among_ten():
     ten = list("abcdefghij")
     logits = torch.stack([seeing("a")[0], seeing("z")[0] + 0.1 * seeing("b")[0], seeing("c")[0]])
@@ -180,6 +190,7 @@ def circle(points: int = 6, frames: int = 9, phase: float = 0.0, reach: float = 
 def test_motion_fidelity_rewards_a_copied_course_and_nothing_else():
     one = circle()
     assert motion_fidelity(one, one).item() == pytest.approx(100.0)
+    assert motion_fidelity(one[:0], one[:0]).shape == (0,)
     assert motion_fidelity(one, circle(points=3, reach=0.05) + 0.3).item() == pytest.approx(100.0)  # place, size, count
     assert motion_fidelity(one, circle(phase=0.5)).item() == pytest.approx(-100.0)  # the same action, half a turn late
     assert motion_fidelity(one, circle(phase=0.25)).item() == pytest.approx(0.0, abs=1e-4)

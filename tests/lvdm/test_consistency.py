@@ -36,6 +36,21 @@ def test_consistency_sampling_visits_the_levels_of_the_distillation(steps, visit
     assert found == visited
 
 
+def test_a_step_of_consistency_sampling_is_that_of_algorithm_3():
+    """Luo et al. 2023, with the boundary condition of section 4.1 (sigma_data 0.5, timesteps times 10)."""
+    noise, (theirs,), ours = schedule(), make_generators([7]), make_generators([7])
+    x = torch.full((1, 1, 1, 2, 2), 2.0, dtype=torch.float64)
+    found = sample_lcm(lambda x, t: 0.5 * x, x, noise, 50, generators=ours)
+    for t in range(999, 0, -20):
+        x0 = (x - noise.sigmas[t] * 0.5 * x) / noise.alphas[t]
+        skip, out = 0.25 / ((10 * t) ** 2 + 0.25), 10 * t / math.sqrt((10 * t) ** 2 + 0.25)
+        x = skip * x + out * x0
+        if t > 19:
+            drawn = torch.randn(x.shape[1:], generator=theirs, dtype=torch.float64)
+            x = noise.alphas[t - 20] * x + noise.sigmas[t - 20] * drawn
+    torch.testing.assert_close(found, x, rtol=1e-10, atol=0)
+
+
 def test_consistency_sampling_takes_its_noise_from_the_generators():
     def half(x, t):
         return 0.5 * x
