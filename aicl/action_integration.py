@@ -23,11 +23,14 @@ class IntegrationConfig:
     `mode`: `temporal` (eq. 7), `spatial` (row 7), or `both`, each reading a feature of its own (row 8: the prism
     then makes two, R has 2 * feature_channels channels, the temporal ones first). `tokens`: over time as in eq. 7, but
     R's values of a frame belong to text tokens (`prism.pool_text` false) and every place reads all of them.
+    `inner_width`: of queries, keys and values; None is the block's own, fewer channels are a bottleneck that keeps an
+    adapter of a large model small.
     """
 
     feature_channels: int = 4
     mode: Literal["temporal", "spatial", "both", "tokens"] = "temporal"
     head_dim: int = 64
+    inner_width: int | None = None
     max_relative_frames: int = 16
     temporal_positions: Literal["learned", "none"] = "learned"
     spatial_positions: Literal["rotary", "none"] = "rotary"
@@ -52,14 +55,16 @@ class ReferenceAttention(nn.Module):
 
     def __init__(self, width: int, config: IntegrationConfig) -> None:
         super().__init__()
-        if width % config.head_dim:
-            raise ConfigError(f"integration.head_dim {config.head_dim} does not divide the backbone's width {width}")
-        self.heads = width // config.head_dim
+        inner = config.inner_width or width
+        if inner % config.head_dim:
+            of = "integration.inner_width" if config.inner_width else "the backbone's width"
+            raise ConfigError(f"integration.head_dim {config.head_dim} does not divide {of} {inner}")
+        self.heads = inner // config.head_dim
         self.norm = LayerNorm(width)
-        self.to_q = nn.Linear(width, width, bias=False)
-        self.to_k = nn.Linear(config.feature_channels, width, bias=False)
-        self.to_v = nn.Linear(config.feature_channels, width, bias=False)
-        self.to_out = nn.Linear(width, width)
+        self.to_q = nn.Linear(width, inner, bias=False)
+        self.to_k = nn.Linear(config.feature_channels, inner, bias=False)
+        self.to_v = nn.Linear(config.feature_channels, inner, bias=False)
+        self.to_out = nn.Linear(inner, width)
         nn.init.zeros_(self.to_out.weight)
         nn.init.zeros_(self.to_out.bias)
         self.relative = self._positions(config)
@@ -77,7 +82,7 @@ class ReferenceAttention(nn.Module):
         return (out if present is None else out * present.to(out.dtype)).to(tokens.dtype)
 
     def read(self, q: Tensor, k: Tensor, v: Tensor, context: ReferenceContext, size: tuple[int, int]) -> Tensor:
-        """Attention of queries (b, t, h*w, heads, d) to what `keys_values` made -> (b, t, h*w, width)."""
+        """Attention of queries (b, t, h*w, heads, d) to what `keys_values` made -> (b, t, h*w, heads * d)."""
         if len(set(context.frames)) == 1:
             return attend_over_time(
                 q, k, v, tables=position_tables(self.relative), bias=context.scores(), parts=len(context.frames)

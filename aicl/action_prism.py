@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -18,10 +19,12 @@ class PrismConfig:
     """Sizes of the prism; the defaults are the paper's (IV, "Model Details").
 
     `context_dim` is the width of the base model's text features, `in_channels` that of its latents.
-    `self_attention`, `cross_attention` and `features` are those of Table II. The last three read its rows otherwise:
+    `self_attention`, `cross_attention` and `features` are those of Table II. The next three read its rows otherwise:
     `pool_text` false keeps one value of R for each text token of row 2 (`integration.mode` must be `tokens` then),
     `separate_prisms` makes each feature of row 8 by a prism of its own, and `centred` takes from R its mean over the
     frames and places of each reference. Other values than the defaults give the prisms of `aicl.prism_variants`.
+    `mask_padding`: tokens of the condition that are zero throughout are not read, for text encoders that fill a prompt
+    up to hundreds of tokens.
     """
 
     in_channels: int = 4
@@ -44,6 +47,7 @@ class PrismConfig:
     separate_prisms: bool = False
     centred: bool = False
     use_checkpoint: bool = False
+    mask_padding: bool = False
 
     def __post_init__(self) -> None:
         check_sizes(self, "prism")
@@ -51,6 +55,8 @@ class PrismConfig:
             check_head_dim(self.head_dim, "prism.head_dim")
         if self.features not in (1, 2):
             raise ConfigError(f"prism.features is {self.features}: one feature, or two for both integrations")
+        if self.mask_padding and self.is_variant:
+            raise ConfigError("prism.mask_padding is for the paper's prism alone: set it to false for the variants")
         if not self.pool_text and self.cross_attention != "text_query":
             raise ConfigError("prism.pool_text is false: only cross_attention: text_query has text to pool")
         if self.separate_prisms and self.features == 1:
@@ -79,8 +85,17 @@ class PrismAttention(nn.Module):
                 RelativePosition(config.head_dim, config.max_relative_frames) for _ in ("key", "value")
             )
 
-    def forward(self, tokens: Tensor, context: Tensor | None = None, rotary: Rotary | None = None) -> Tensor:
-        """tokens (rows, n, width); context (rows, m, context_width), by default the tokens themselves."""
+    def forward(
+        self,
+        tokens: Tensor,
+        context: Tensor | None = None,
+        rotary: Rotary | None = None,
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        """tokens (rows, n, width); context (rows, m, context_width), by default the tokens themselves.
+
+        bias: added to the scores, broadcastable to (rows, heads, n, m).
+        """
         x = self.norm(tokens)
         context = x if context is None else context
         q, k, v = (
@@ -93,7 +108,7 @@ class PrismAttention(nn.Module):
         if self.relative is not None:
             keys, values = self.relative
             relative = keys(q.shape[2], k.shape[2]), values(q.shape[2], k.shape[2])
-        update: Tensor = self.to_out(rearrange(attend(q, k, v, relative=relative), "r h n d -> r n (h d)"))
+        update: Tensor = self.to_out(rearrange(attend(q, k, v, bias=bias, relative=relative), "r h n d -> r n (h d)"))
         return tokens + update
 
     def over_time(self, video: Tensor) -> Tensor:
@@ -115,11 +130,14 @@ class PrismBlock(nn.Module):
         self.spatial_cross = PrismAttention(width, config, context_width=config.text_width)
         self.mlp = mlp(width, config.mlp_ratio)
 
-    def forward(self, video: Tensor, text: Tensor, rotary: Rotary | None) -> Tensor:
-        """video (n, t, s, width), its condition (n, m, text_width) -> the video, refined."""
+    def forward(self, video: Tensor, text: Tensor, rotary: Rotary | None, bias: Tensor | None = None) -> Tensor:
+        """video (n, t, s, width), its condition (n, m, text_width) -> the video, refined.
+
+        bias: added to the scores of the condition's tokens, (n, 1, 1, m).
+        """
         video = over_places(self.spatial_self, video, rotary)
         video = over_frames(self.temporal_self, video)
-        video = to_condition(self.spatial_cross, video, text)
+        video = to_condition(self.spatial_cross, video, text, bias)
         refined: Tensor = video + self.mlp(video)
         return refined
 
@@ -156,7 +174,7 @@ class ActionPrism(nn.Module):
         rotary = None
         if self.config.spatial_positions == "rotary" and self.config.self_attention:
             rotary = axial_rotary(h, w, self.config.head_dim, video.device)
-        features = self.refine(video, text, rotary)  # (n, t, s, channels)
+        features = self.refine(video, text, rotary, self._bias(context))  # (n, t, s, channels)
         h, w = self.places(features.shape[2], h, w)
         return rearrange(features, "(b k) t (h w) c -> b (k t) c h w", b=b, k=k, h=h, w=w)
 
@@ -164,10 +182,11 @@ class ActionPrism(nn.Module):
         """Latents (n, t, s, in_channels) -> tokens (n, t, s, width)."""
         return self.video_in(video)
 
-    def refine(self, video: Tensor, text: Tensor, rotary: Rotary | None) -> Tensor:
+    def refine(self, video: Tensor, text: Tensor, rotary: Rotary | None, bias: Tensor | None = None) -> Tensor:
         """The blocks in turn, eq. 4 and 5, then the output layers: tokens -> features (n, t, s, out_channels)."""
+        further = () if bias is None else (bias,)
         for block in self.blocks:
-            video = self.run(block, video, text, rotary)
+            video = self.run(block, video, text, rotary, *further)
         return self.run(self.output, video)
 
     def places(self, s: int, h: int, w: int) -> tuple[int, int]:
@@ -193,6 +212,14 @@ class ActionPrism(nn.Module):
     def run(self, layer: nn.Module, *inputs: Any) -> Any:
         """Call `layer`, recomputing it in the backward pass if so configured: only its inputs are kept."""
         return checkpointed(layer, self.config.use_checkpoint, *inputs)
+
+    def _bias(self, context: Tensor) -> Tensor | None:
+        """Minus infinity at the tokens of a context (b, k, m, d) that are padding, (b * k, 1, 1, m)."""
+        if not self.config.mask_padding:
+            return None
+        shown = context.flatten(0, 1).any(dim=-1)
+        shown = shown | ~shown.any(dim=1, keepdim=True)  # of an empty context, everything
+        return torch.where(shown, 0.0, float("-inf"))[:, None, None]
 
     def _check(self, latents: Tensor, context: Tensor) -> None:
         config = self.config
@@ -231,6 +258,6 @@ def over_frames(attention: PrismAttention, video: Tensor) -> Tensor:
     return attention.over_time(video)
 
 
-def to_condition(attention: PrismAttention, video: Tensor, text: Tensor) -> Tensor:
+def to_condition(attention: PrismAttention, video: Tensor, text: Tensor, bias: Tensor | None = None) -> Tensor:
     """Attention from all tokens (n, t, s, c) to text (n, m, d), which all frames share: one row holds them. -> same."""
-    return attention(video.flatten(1, 2), text).unflatten(1, video.shape[1:3])
+    return attention(video.flatten(1, 2), text, bias=bias).unflatten(1, video.shape[1:3])

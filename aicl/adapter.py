@@ -63,7 +63,8 @@ class Fingerprint:
 class AdapterInfo:
     """What an adapter file says about itself.
 
-    layout: width of each block that reads R, by its name. step: optimiser steps of its training. fps: the rate (1/s) of
+    layout: width of each block that reads R, by its name. base: the config of a base model whose class takes one, as
+    those of diffusers do. step: optimiser steps of its training. fps: the rate (1/s) of
     the clips it was trained on, at which it is sampled, too; None where that is not known. notes: whatever else the
     training wants to keep.
     """
@@ -78,6 +79,7 @@ class AdapterInfo:
     notes: dict[str, Any] = field(default_factory=dict)
     library: str = ""
     format: int = FORMAT_VERSION
+    base: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.fps is not None and not self.fps > 0:
@@ -111,9 +113,13 @@ def save_adapter(
         fps=notes.pop("fps", None),
         notes=notes,
         library=__version__,
+        base=base_config(integrated.backbone),
     )
+    content = configs.to_mapping(info)
+    if not info.base:
+        del content["base"]  # earlier versions of this library do not know it
     state = {name: value.detach().cpu().contiguous() for name, value in trained_state(prism, integrated).items()}
-    metadata = {"format": "pt", "aicl": json.dumps(configs.to_mapping(info)), HASH_KEY: tensors_hash(state)}
+    metadata = {"format": "pt", "aicl": json.dumps(content), HASH_KEY: tensors_hash(state)}
     with atomic_path(path) as temporary:
         save_file(state, temporary, metadata=metadata)
 
@@ -187,6 +193,8 @@ def load_adapter(
             f"{path} was trained on a UNet of family '{info.family}' with {_describe(info.layout)}, "
             f"not on this one, of family '{unet.family}' with {_describe(layout)}: load it on its own base model"
         )
+    if info.base and (changed := _differing(info.base, base_config(unet))):
+        raise CheckpointError(f"{path} was trained on another {unet.family} ({changed}): load it on its own base model")
     if not info.fingerprint.matches(Fingerprint.of(unet)):
         warnings.warn(
             f"{path} was trained on other weights of this '{info.family}' UNet: results may be poor on this base model",
@@ -232,3 +240,16 @@ def _load_state(prism: ActionPrism, integrated: IntegratedBackbone, state: Mappi
 
 def _describe(layout: Mapping[str, int]) -> str:
     return f"{len(layout)} attention blocks {min(layout.values(), default=0)} to {max(layout.values(), default=0)} wide"
+
+
+def base_config(unet: VideoBackbone) -> dict[str, Any]:
+    """The config of a network that has one of its own, as plain values."""
+    config = getattr(unet, "config", None)
+    plain: dict[str, Any] = json.loads(json.dumps(config, default=str)) if isinstance(config, Mapping) else {}
+    return plain
+
+
+def _differing(trained: Mapping[str, Any], present: Mapping[str, Any]) -> str:
+    """Which entries of two configs differ, and how; those that only one version of diffusers knows do not count."""
+    names = [name for name in trained if name in present and trained[name] != present[name]]
+    return ", ".join(f"{name} {trained[name]}, here {present[name]}" for name in names[:3])

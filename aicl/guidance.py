@@ -19,7 +19,7 @@ def branches(
     A model that was distilled with guidance (`embedded`) is told g and has no e(none).
     """
     g, r = guidance_scale, reference_guidance_scale
-    full = positive if context is None else replace(positive, extras={"references": context})
+    full = positive if context is None else replace(positive, extras={**positive.extras, "references": context})
     if context is None or r is None:
         return ([full], [1.0]) if embedded else ([negative, full], [1 - g, g])
     if embedded:

@@ -114,8 +114,11 @@ class IntegratedBackbone(VideoBackbone):
         context: Tensor,
         fps: Tensor | float | None = None,
         references: References = None,
+        **conditions: Any,
     ) -> Tensor:
         """The backbone's prediction for x (b, c, t, h, w), reading R where there is one.
+
+        conditions: further arguments of the backbone.
 
         references: None (the base model, bit for bit), a ReferenceContext for the whole batch, or
         [(rows, ReferenceContext)] for slices of it, such as the conditional branch of classifier-free guidance.
@@ -125,7 +128,7 @@ class IntegratedBackbone(VideoBackbone):
         elif isinstance(references, ReferenceContext):
             references = ((slice(None), references),)
         self._call.announced = tuple((rows, shown.at(timesteps)) for rows, shown in references)
-        output: Tensor = self.backbone(x, timesteps, context, fps=fps)
+        output: Tensor = self.backbone(x, timesteps, context, fps=fps, **conditions)
         if not torch.is_grad_enabled():  # with gradients, checkpointed blocks still need them in backward
             self._call.references = ()
         return output
@@ -136,8 +139,8 @@ class IntegratedBackbone(VideoBackbone):
         frames_per_reference: int | Sequence[int],
         weights: Sequence[float] | Tensor | None = None,
         scale: float = 1.0,
-        first_reference_until: int | None = None,
-        spans: Sequence[tuple[int, int]] | None = None,
+        first_reference_until: float | None = None,
+        spans: Sequence[tuple[float, float]] | None = None,
     ) -> ReferenceContext | None:
         """Prepare R for `forward`: features (b, m, parts * feature_channels, h, w), all references on the frame axis.
 
@@ -159,6 +162,11 @@ class IntegratedBackbone(VideoBackbone):
         for parameter, trained in self._frozen:
             parameter.requires_grad_(trained)
         return self.backbone
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The base model's."""
+        return self.backbone.dtype
 
     def extensible_blocks(self) -> Sequence[ExtensibleBlock]:
         return self.backbone.extensible_blocks()

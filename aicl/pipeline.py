@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
@@ -26,7 +25,8 @@ from aicl.reference_videos import reference_rows
 from lvdm import config as configs
 from lvdm.acceleration import Mode
 from lvdm.arguments import check_device, check_dtype, check_number, check_path
-from lvdm.checkpoints import load_pipeline, save_pipeline
+from lvdm.bases.loading import save_base
+from lvdm.checkpoints import load_pipeline
 from lvdm.checkpoints.folder import new_folder
 from lvdm.checkpoints.hub import download, is_hub_id, upload
 from lvdm.errors import ConfigError, UserError
@@ -83,7 +83,8 @@ class AICLPipeline:
         torch_dtype: torch.dtype | None = None,
         **hub: Any,
     ) -> "AICLPipeline":
-        """Load a folder of `save_pretrained`, a plain model folder, or the folder of a run that trained a base model.
+        """Load a folder of `save_pretrained`, a plain model folder, the folder of a run that trained a base model, a
+        folder of a diffusers pipeline, or the name of one on the Hugging Face Hub.
 
         `path` may also be OWNER/NAME of the Hugging Face Hub, with `hub` options revision, cache_dir, token and
         local_files_only. `adapter`, a file or the run that trained it, replaces the folder's own. `torch_dtype` None:
@@ -157,7 +158,7 @@ class AICLPipeline:
         meta = {} if self.info is None else {"step": self.info.step, "fps": self.info.fps, **self.info.notes}
         with new_folder(folder) as temporary:
             if base is None:
-                save_pipeline(self.base.components, self.base.config, temporary / pointer.base)
+                save_base(self.base, temporary / pointer.base)
             save_adapter(temporary / pointer.adapter, prism, integrated, meta)
             if self.domain is not None:
                 self.domain.save(domain_file(temporary / pointer.adapter))
@@ -212,7 +213,7 @@ class AICLPipeline:
     @property
     def dtype(self) -> torch.dtype:
         """The type of the UNet's weights."""
-        return next(self.base.components.unet.parameters()).dtype
+        return self.base.components.unet.dtype
 
     @property
     def compiled(self) -> Mode:
@@ -299,7 +300,7 @@ class AICLPipeline:
         generators = sample_generators(seed, generator, len(prompts))
         x_T = self.base.initial_noise(generators, num_frames, size, settings.window_frames)
         positive, negative = self.base.conditions(
-            prompts, image, size=size, fps=settings.fps, negative_prompt=settings.negative_prompt
+            prompts, image, size=size, fps=settings.fps, negative_prompt=settings.negative_prompt, num_frames=num_frames
         )
         clock.lap("text")
         context, self.reference_checks = None, []
@@ -375,15 +376,15 @@ class AICLPipeline:
         _, integrated = self._adapter()
         if len(features.features) not in (1, samples):
             raise ConfigError(f"these references were encoded for {len(features.features)} prompts, not for {samples}")
-        told = weights_and_spans(rows)
-        until, spans, levels = settings.first_reference_until, None, len(self.base.components.schedule)
+        told, schedule = weights_and_spans(rows), self.base.components.schedule
+        until, spans = settings.first_reference_until, None
         if any((start, end) != (0, 1) for _, start, end in told):
             if until:
                 raise ConfigError("first_reference_until and references with a start or an end both say when: give one")
-            spans = [(round((1 - end) * levels), round((1 - start) * levels) - 1) for _, start, end in told]
+            spans = [schedule.told_between(start, end) for _, start, end in told]
         else:
             until = self.first_reference_until if until is None else until
-        timestep = round((1 - until) * levels) if until else None
+        timestep = schedule.told_at(until) if until else None
         return integrated.reference_context(
             features.features.to(self.device),
             features.frames,
@@ -413,6 +414,4 @@ class AICLPipeline:
             unet = self.base.components.unet
             for module in self._trained():
                 module.to(device=next(unet.parameters()).device, dtype=unet.dtype).eval().requires_grad_(False)
-            components = replace(self.base.components, unet=integrated)
-            self._patched = VideoPipeline(components, self.base.config, self.base.acceleration)
-            self._patched.offload = self.base.offload
+            self._patched = self.base.with_unet(integrated)

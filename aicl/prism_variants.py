@@ -70,8 +70,8 @@ class VariantPrism(ActionPrism):
     def embed(self, video: Tensor) -> Tensor:
         return super().embed(video.repeat(1, 1, 1, self.config.features))
 
-    def refine(self, video: Tensor, text: Tensor, rotary: Rotary | None) -> Tensor:
-        return self.centred(super().refine(video, text, rotary))
+    def refine(self, video: Tensor, text: Tensor, rotary: Rotary | None, bias: Tensor | None = None) -> Tensor:
+        return self.centred(super().refine(video, text, rotary, bias))
 
     def centred(self, features: Tensor) -> Tensor:
         """R (n, t, s, channels) without its mean over all frames and places of each reference, if so configured.
@@ -115,7 +115,7 @@ class TextQueryPrism(VariantPrism):
     def head(self, width: int) -> nn.Sequential:
         return super().head(self.config.text_width)
 
-    def refine(self, video: Tensor, text: Tensor, rotary: Rotary | None) -> Tensor:
+    def refine(self, video: Tensor, text: Tensor, rotary: Rotary | None, bias: Tensor | None = None) -> Tensor:
         text = repeat(text, "n m c -> n t m c", t=video.shape[1])
         for block in self.blocks:
             video, text = self.run(block, video, text, rotary)

@@ -22,8 +22,9 @@ class ReferenceContext:
     features: (b, m, channels, h, w) with the frames of all references on one axis, m = sum(frames); b = 1 serves any
     number of samples. frames: frame count of each reference.
     weights: (b, k) or None for equal ones; they multiply the attention's unnormalised weights. scale: factor of the
-    update. first_reference_until: the timestep, counted down in sampling, until which the first reference is read
-    alone; None: never. spans: (lowest, highest) timestep at which each reference is read; None: all are, at all.
+    update. first_reference_until: the timestep, as the network is told it and counted down in sampling, until which
+    the first reference is read alone; None: never. spans: (lowest, highest) timestep, as the network is told it, at
+    which each reference is read; None: all are, at all.
     Without gradients, each attention keeps its keys and values in `cache`, so they are computed once per video.
     """
 
@@ -31,8 +32,8 @@ class ReferenceContext:
     frames: tuple[int, ...]
     weights: Tensor | None = None
     scale: float = 1.0
-    first_reference_until: int | None = None
-    spans: tuple[tuple[int, int], ...] | None = None
+    first_reference_until: float | None = None
+    spans: tuple[tuple[float, float], ...] | None = None
     cache: dict[Hashable, tuple[KeysValues, Callable[[], KeysValues]]] = field(default_factory=dict, repr=False)
     _parts: "dict[tuple[int, ...], ReferenceContext]" = field(default_factory=dict, repr=False)
 
@@ -43,8 +44,8 @@ class ReferenceContext:
         frames_per_reference: int | Sequence[int],
         weights: Sequence[float] | Tensor | None = None,
         scale: float = 1.0,
-        first_reference_until: int | None = None,
-        spans: Sequence[tuple[int, int]] | None = None,
+        first_reference_until: float | None = None,
+        spans: Sequence[tuple[float, float]] | None = None,
     ) -> "ReferenceContext | None":
         """The context of features (b, m, channels, h, w); a reference of weight 0 is left out, None if all are.
 
@@ -99,12 +100,12 @@ class ReferenceContext:
     def at(self, timesteps: Tensor) -> "ReferenceContext":
         """What is read at these timesteps (b,), all alike where the first reference is read alone for some."""
         if self.spans is not None:
-            t = int(timesteps[0])
+            t = float(timesteps[0])
             return self.only(tuple(i for i, (low, high) in enumerate(self.spans) if low <= t <= high))
         until = self.first_reference_until
         if until is None or len(self.frames) == 1:
             return self
-        return self.all if int(timesteps[0]) < until else self.first
+        return self.all if float(timesteps[0]) < until else self.first
 
     def only(self, chosen: tuple[int, ...]) -> "ReferenceContext":
         """These references, at any timestep; a strength of 0 where there are none."""

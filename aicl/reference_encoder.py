@@ -53,8 +53,8 @@ class ReferenceEncoder:
     def __call__(
         self, rows: list[list[Reference]], num_frames: int, size: tuple[int, int], fps: float, clock: Clock
     ) -> tuple[MotionFeatures, Tensor]:
-        """R of b rows of k captioned videos, features (b, k * num_frames, channels, h/f, w/f), and the videos' latents
-        (b, k, c, num_frames, h/f, w/f).
+        """R of b rows of k captioned videos, features (b, k * t, channels, h/f, w/f), and the videos' latents
+        (b, k, c, t, h/f, w/f): t is num_frames, less where the autoencoder compresses time.
 
         size: (h, w) in pixels. fps: the rate (1/s) at which files are sampled. Ends the phases "references" and "prism"
         of `clock`. Raises VideoError or ConfigError for what is no reference.
@@ -88,7 +88,7 @@ class ReferenceEncoder:
         features, latents = (kept.clone() for kept in _kept(self._features, whole, refine))  # the caller's own
         clock.lap("prism")
         sources = [str(each.video) if isinstance(each.video, Path) else "pixels" for each in rows[0]]
-        return MotionFeatures(features, (num_frames,) * len(rows[0]), self.fingerprint, sources), latents
+        return MotionFeatures(features, (latents.shape[3],) * len(rows[0]), self.fingerprint, sources), latents
 
     def _encode(self, clips: "list[_Clip]") -> tuple[Tensor, Tensor | None]:
         """Latents (videos, c, t, h/f, w/f) and, for image-to-video, tokens of first frames (videos, 16, d)."""
@@ -112,7 +112,7 @@ class _Clip:
             self.content = files_hash(reference.video) if folder else file_hash(reference.video)
         else:
             self._pixels = read_pixels(*self._options)
-            self.content = hashlib.sha256(self._pixels.cpu().numpy()).hexdigest()
+            self.content = hashlib.sha256(self._pixels.cpu().numpy().tobytes()).hexdigest()
 
     def pixels(self) -> Tensor:
         """uint8 (t, h, w, 3)."""

@@ -22,7 +22,7 @@ def weights_and_spans(rows: list[list[Reference]]) -> list[tuple[float, float, f
     """
     told = [(each.weight, each.start, each.end) for each in rows[0]]
     if any([(each.weight, each.start, each.end) for each in row] != told for row in rows):
-        raise ConfigError("the weights of references, and when they are read, must be the same for all prompts")
+        raise ConfigError("the weights of references must be the same for all prompts, and when they are read")
     counts = [len(each.video.frames) if is_features(each) else 1 for each in rows[0]]
     return [each for each, count in zip(told, counts) for _ in range(count)]
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import torch
 
-from aicl.action_integration import IntegrationConfig
-from aicl.action_prism import PrismConfig, build_prism
+from aicl.action_prism import build_prism
+from aicl.base_defaults import read_integration_config, read_prism_config
 from aicl.integrated_backbone import integrate
 from aicl.model_files import ADAPTER_FILE, FOLDER_FILE, ModelFiles, base_folder
 from aicl.options import DEFAULT_MODEL, ModelOptions
@@ -69,10 +69,8 @@ def _from_config(path: str, adapter: str | None, device: torch.device, dtype: to
     else:
         raise ConfigError(f"{path} is not the config of an AICL training: it has neither base.path nor base.config")
     if adapter is None:
-        section = {"context_dim": pipeline.config.text.width, **(sections.get("prism") or {})}
-        prism = build_prism(configs.from_mapping(PrismConfig, section, where=f"prism in {path}"))
-        integration = sections.get("integration") or {}
-        integration = configs.from_mapping(IntegrationConfig, integration, where=f"integration in {path}")
+        prism = build_prism(read_prism_config(sections.get("prism") or {}, pipeline, where=f"prism in {path}"))
+        integration = read_integration_config(sections.get("integration") or {}, pipeline, f"integration in {path}")
         result = AICLPipeline(pipeline, prism, integrate(pipeline.components.unet, integration))
         result.files = files
         return result

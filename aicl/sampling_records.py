@@ -14,6 +14,7 @@ from aicl.pipeline import AICLPipeline
 from aicl.sampling_jobs import Job
 from aicl.sampling_run import Sample
 from lvdm import config as configs
+from lvdm.bases.loading import is_base
 from lvdm.errors import CheckpointError, DataError
 from lvdm.files import write_json
 from lvdm.hashing import cached_hash
@@ -107,7 +108,8 @@ def file_hashes(pipe: AICLPipeline, model: ModelOptions, job: Job) -> dict[str, 
     """SHA-256 of every file that a video depends on, by its path: of the model, its adapter, references and image."""
     files: list[Path] = []
     if pipe.files is not None:
-        files += [path for path in sorted(pipe.files.base.iterdir()) if path.suffix in (".safetensors", ".yaml")]
+        kinds = (".safetensors", ".json", ".model") if is_base(pipe.files.base) else (".safetensors", ".yaml")
+        files += [path for path in sorted(pipe.files.base.rglob("*")) if path.suffix in kinds]
         files += [pipe.files.adapter] if pipe.files.adapter is not None else []
     for each in (*(Path(reference.video) for reference in job.references), *([Path(job.image)] if job.image else [])):
         files += sorted(path for path in each.iterdir() if path.is_file()) if each.is_dir() else [each]

@@ -16,6 +16,7 @@ from aicl.adapter import save_adapter
 from aicl.integrated_backbone import IntegratedBackbone
 from aicl.training_pairs import PairMaker, ReferenceSettings
 from lvdm.acceleration.regions import compile_regions
+from lvdm.bases.pipeline import DiffusersPipeline
 from lvdm.diffusion import make_generators
 from lvdm.pipeline import VideoPipeline
 from lvdm.training.base import DiffusionModule
@@ -67,7 +68,8 @@ class AICLModule(DiffusionModule):
         R = self.prism(references, reference_text)  # eq. 4-6: (b, k * t, channels, h, w)
         timesteps, noise = self.draw_noise(batch, target, randomness)
         shown = self.integrated.reference_context(R, references.shape[3], self._weights(references, randomness))
-        prediction = self.predict(batch, target, noise, timesteps, target_text, references=shown)  # eq. 7
+        image = self.image_extras(batch, len(target))
+        prediction = self.predict(batch, target, noise, timesteps, target_text, references=shown, **image)  # eq. 7
         return self.squared_error(prediction, target, noise, timesteps)  # eq. 9
 
     @property
@@ -97,6 +99,13 @@ class AICLModule(DiffusionModule):
             cached = torch.cat([batch["context"], batch["reference_context"].flatten(0, 1)])
         context = self.encode_text(captions, _first_frames(batch), cached)
         return context[:b], context[b:].unflatten(0, (b, -1))
+
+    @torch.no_grad()
+    def image_extras(self, batch: Batch, count: int) -> dict[str, Tensor]:
+        """What an image-to-video network gets of the targets' first frames beside the context; (b, ...) each."""
+        if not isinstance(self.pipeline, DiffusersPipeline):
+            return {}  # all is in the context
+        return self.pipeline.image_extras(_first_frames(batch)[:count], batch["frames"].shape[2])
 
     def _weights(self, references: Tensor, randomness: BatchRandomness) -> Tensor | None:
         """1 for references (b, k, ...) that are shown, 0 for those left out, (b, k); None where all are shown."""
@@ -143,7 +152,8 @@ class AICLModule(DiffusionModule):
             return None
         return (
             f"after {points[-1][0]} steps a wrong reference raises the loss by {gap:.2f}% only "
-            "(reference_gap_percent): references are hardly read; docs/recipe.md says what to try"
+            "(reference_gap_percent): references are hardly read; try, in this order, weaker geometry of self-pairs, a "
+            "higher training.lr, training.timesteps=sqrt, more training.timesteps_per_sample"
         )
 
     @torch.no_grad()
@@ -151,13 +161,15 @@ class AICLModule(DiffusionModule):
         """The first reference, what the base model makes of the prompt, and what AICL makes of both."""
         batch, pipe, b = self.pairs(batch), self.pipeline, len(batch["caption"])
         references = self.encode_references(batch)
-        frames, (height, width) = references.shape[3], _first_frames(batch).shape[-2:]
+        frames = pipe.components.codec.compression.frames(references.shape[3])
+        height, width = _first_frames(batch).shape[-2:]
         size = (height, width)
         image = to_pixels(_first_frames(batch)[:b].unsqueeze(2))[:, 0] if pipe.takes_image else None
-        positive, negative = pipe.conditions(batch["caption"], image, size=size)
+        positive, negative = pipe.conditions(batch["caption"], image, size=size, num_frames=frames)
         R = self.prism(references, self.encode_captions(batch)[1])
-        with_references = replace(positive, extras={"references": self.integrated.reference_context(R, frames)})
-        patched = VideoPipeline(replace(pipe.components, unet=self.integrated), pipe.config, pipe.acceleration)
+        shown = self.integrated.reference_context(R, references.shape[3])
+        with_references = replace(positive, extras={**positive.extras, "references": shown})
+        patched = pipe.with_unet(self.integrated)
         guidance, videos = pipe.config.defaults.guidance_scale, {"reference": pipe.decode(references[:, 0])}
         for label, model, branch in (("base", pipe, positive), ("ours", patched, with_references)):
             generators = make_generators(range(b))

@@ -6,14 +6,15 @@ from typing import Any
 
 import torch
 
-from aicl.action_integration import IntegrationConfig
 from aicl.action_prism import PrismConfig, build_prism
 from aicl.adapter import initialise
+from aicl.base_defaults import read_integration_config, read_prism_config
 from aicl.integrated_backbone import check_fit, integrate
 from aicl.model_files import ADAPTER_FILE, base_folder
 from aicl.training import AICLModule
 from aicl.training_pairs import PairMaker, ReferenceSettings, build_pair_sampler, pairs_line
 from lvdm import config as configs
+from lvdm.bases.pipeline import DiffusersPipeline
 from lvdm.checkpoints import find_file, load_pipeline, read_model
 from lvdm.data import DataConfig, read_records
 from lvdm.data.caching import check_encoders, load_encoders
@@ -31,24 +32,26 @@ from lvdm.training.tasks import DATA_MODULES, Recipe, build_data, register_task
 class AICLSections:
     """The config of task "aicl".
 
-    base.path is a model folder, or a run of task base (its newest checkpoint); base.config builds a model with random
-    weights instead, to measure speed and memory. `references` says what accompanies each target, see ReferenceSettings;
-    a number is short for {count: number}, None for {count: 1}. Data that is made as it is needed (puppets) brings its
-    own number of clips of the same action, data.references; its `references` may say which of them become self-pairs.
-    `reference_dropout`: see AICLModule. `init_from`: an adapter file, or a finished run of this task, from whose
-    parameters training starts, with a fresh optimiser; `prism` and `integration` have to be those that it was trained
-    with.
+    base.path is a model folder, one of diffusers, the name of one on the Hub, or a run of task base (its newest
+    checkpoint); base.config builds a model with random weights instead, to measure speed and memory. base.text_on_cpu
+    keeps the text encoder of a model of diffusers off the GPU. `references` says what accompanies each target, see
+    ReferenceSettings; a number is short for {count: number}, None for {count: 1}.
+    Data that is made as it is needed (puppets) brings its own number of clips of the same action, data.references; its
+    `references` may say which of them become self-pairs. `reference_dropout`: see AICLModule. `init_from`: an adapter
+    file, or a finished run of this task, from whose parameters training starts, with a fresh optimiser; `prism` and
+    `integration` have to be those that it was trained with.
     """
 
     @dataclass
     class Base:
         path: str | None = None
         config: str | dict[str, Any] | None = None
+        text_on_cpu: bool = False
 
     base: Base
     data: dict[str, Any]
     prism: dict[str, Any] = field(default_factory=dict)
-    integration: IntegrationConfig = field(default_factory=IntegrationConfig)
+    integration: dict[str, Any] = field(default_factory=dict)
     references: Any = None
     reference_dropout: float = 0.0
     init_from: str | None = None
@@ -69,13 +72,25 @@ def build(recipe: Recipe) -> tuple[AICLModule, EndlessDataModule]:
     """Task "aicl": see AICLSections. Raises ConfigError for sections that do not fit together."""
     sections: AICLSections = recipe.parse(AICLSections)
     pipeline = build_base_pipeline(sections.base, recipe.training)
+    if sections.base.text_on_cpu:
+        if not isinstance(pipeline, DiffusersPipeline):
+            raise ConfigError(
+                "base.text_on_cpu is for models of diffusers, whose text encoders are large: leave it out"
+            )
+        pipeline.keep_text_on_cpu()
+    if recipe.training.cuda_graphs and isinstance(pipeline, DiffusersPipeline):
+        raise ConfigError("training.cuda_graphs captures this library's own networks only: set it to false")
     torch.manual_seed(recipe.run.seed)  # the new layers start the same whatever was drawn for the base model
     config = prism_config(sections.prism, pipeline, recipe.training)
-    check_fit(config, sections.integration)
+    integration = read_integration_config(sections.integration, pipeline)
+    check_fit(config, integration)
     prism = build_prism(config)
-    integrated = integrate(pipeline.components.unet, sections.integration)
+    integrated = integrate(pipeline.components.unet, integration)
     if sections.init_from is not None:
         initialise(prism, integrated, find_file(sections.init_from, ADAPTER_FILE))
+    clip = sections.data.get("clip") or {}
+    if isinstance(pipeline, DiffusersPipeline) and clip.get("num_frames") and clip.get("size"):
+        pipeline.fit(clip["num_frames"], tuple(clip["size"]))
     pairs = sections.pairs
     fps = (sections.data.get("clip") or {}).get("fps")  # kept in the adapter; None where frames are taken by a stride
     maker = PairMaker(pairs)
@@ -91,6 +106,8 @@ def build(recipe: Recipe) -> tuple[AICLModule, EndlessDataModule]:
             )
         return module, build_data(sections.data, recipe)
     data = configs.from_mapping(DataConfig, sections.data, where="data")
+    if data.cache and isinstance(pipeline, DiffusersPipeline):
+        raise ConfigError("data.cache holds latents of this library's own models: leave it out with one of diffusers")
     if data.cache and pairs.geometry != 1.0:
         raise ConfigError(
             "references.geometry does nothing with data.cache, whose clips were changed when it was made: set it to 1, "
@@ -118,7 +135,5 @@ def build_base_pipeline(base: AICLSections.Base, settings: TrainingSettings) -> 
 
 
 def prism_config(section: dict[str, Any], pipeline: VideoPipeline, settings: TrainingSettings) -> PrismConfig:
-    """That of section `prism`; by default it reads the base model's latents and text features, whatever their width."""
-    widths = {"in_channels": pipeline.config.autoencoder.embed_dim, "context_dim": pipeline.config.text.width}
-    section = {**widths, "use_checkpoint": settings.gradient_checkpointing, **section}
-    return configs.from_mapping(PrismConfig, section, where="prism")
+    """That of section `prism`, for a training: it recomputes what the base model does."""
+    return read_prism_config({"use_checkpoint": settings.gradient_checkpointing, **section}, pipeline)

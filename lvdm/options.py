@@ -82,7 +82,9 @@ class GenerationOptions(Options):
     width: int | None = option(None, "of the video, in pixels", least=1, most=2**16)
     fps: int | None = option(None, "frame rate (1/s) to condition on, for models that take one", least=1)
     num_inference_steps: int | None = option(None, "steps of the sampler", least=1, most=2**16, spellings=("steps",))
-    sampler: Literal["ddim", "ddpm", "dpmpp_2m", "lcm"] = option("ddim", "how noise becomes a video (default: ddim)")
+    sampler: Literal["ddim", "ddpm", "dpmpp_2m", "lcm", "scheduler"] = option(
+        "ddim", "how noise becomes a video (default: ddim; models of diffusers have their own scheduler alone)"
+    )
     eta: float | None = option(None, "noise that DDIM adds, 0 to 1", least=0, most=1)
     guidance_scale: float | None = option(
         None, "strength of the text, and of the references unless theirs is given; 1 is none", spellings=("guidance",)
@@ -123,12 +125,14 @@ class GenerationOptions(Options):
     def filled(self, defaults: Any) -> dict[str, Any]:
         """All options by name, those that are None taken from the attributes of `defaults` where it has them.
 
-        An eta is filled in for DDIM alone, which is the only sampler that has one.
+        An eta is filled in for DDIM alone, which is the only sampler that has one. A model with a sampler of its own
+        takes the place of the default one.
         """
         filled = {}
         for name in (field.name for field in dataclasses.fields(self)):
             value, applies = getattr(self, name), name != "eta" or self.sampler == "ddim"
-            filled[name] = getattr(defaults, name, None) if value is None and applies else value
+            own = name == "sampler" and value == "ddim" and hasattr(defaults, "sampler")
+            filled[name] = getattr(defaults, name, None) if own or (value is None and applies) else value
         return filled
 
 

@@ -9,11 +9,13 @@ Each step is a method of its own, so that a method built on top (references, fur
     pixels = pipe.decode(latents)                                     uint8 (b, t, h, w, c)
 """
 
+import copy
 import inspect
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, cast
+from dataclasses import replace
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
@@ -30,6 +32,7 @@ from lvdm.diffusion.step_cache import StepCache
 from lvdm.diffusion.windows import Windows
 from lvdm.errors import ConfigError
 from lvdm.finite import FiniteWatch, check_frames
+from lvdm.models.backbone import VideoBackbone
 from lvdm.models.components import Components, ModelConfig
 from lvdm.offload import Offload
 from lvdm.options import GenerationOptions, read_options, takes_options
@@ -68,6 +71,12 @@ class VideoPipeline:
         if self.offload is not None:
             return self.offload.device
         return next(self.components.unet.parameters()).device
+
+    def with_unet(self, unet: VideoBackbone) -> Self:
+        """The same pipeline with another network; everything else is shared."""
+        other = copy.copy(self)
+        other.components = replace(self.components, unet=unet)
+        return other
 
     @property
     def takes_image(self) -> bool:
@@ -138,7 +147,7 @@ class VideoPipeline:
         generators = sample_generators(seed, generator, len(prompts))
         x_T = self.initial_noise(generators, settings["num_frames"], size, given.window_frames)
         texts = {name: settings[name] for name in ("fps", "negative_prompt")}
-        positive, negative = self.conditions(prompts, image, size=size, **texts)
+        positive, negative = self.conditions(prompts, image, size=size, num_frames=settings["num_frames"], **texts)
         guidance_scale, branches = settings["guidance_scale"], [negative, positive]
         weights = [1 - guidance_scale, guidance_scale]
         if self.tell_guidance(guidance_scale):
@@ -190,8 +199,9 @@ class VideoPipeline:
         size: tuple[int, int] | None = None,
         fps: int | None = None,
         negative_prompt: str | None = None,
+        num_frames: int | None = None,
     ) -> tuple[Condition, Condition]:
-        """The (conditional, unconditional) branches of classifier-free guidance.
+        """The (conditional, unconditional) branches of classifier-free guidance of videos of this size and length.
 
         Image-to-video: the context is the text's tokens followed by the image's; the unconditional branch has, as in
         the ancestor, the negative prompt and a mid-grey image (zero in [-1, 1]).

@@ -138,7 +138,7 @@ def _clip(
         positive, negative = pipe.conditions(["a corgi runs"], image)
     with clock("sample_s"):
         weights = [1 - defaults.guidance_scale, defaults.guidance_scale]
-        options = {"num_inference_steps": steps, "sampler": sampler, "generators": generators}
+        options: dict[str, Any] = {"num_inference_steps": steps, "sampler": sampler, "generators": generators}
         latents = pipe.sample_latents([negative, positive], weights, pipe.initial_noise(generators), **options)
     with clock("decode_s"):
         pixels = pipe.decode(latents)

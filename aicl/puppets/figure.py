@@ -14,32 +14,46 @@ _BANDS = 50.0  # radians of a striped wall's bands across the picture, see `rend
 _BAND_DEPTH = 0.2
 _FLOOR_STEP = 0.88  # a row that is so much darker than the one two above it is where the floor begins
 _FAR = 0.05  # distance of a colour from the background's, of 1, from which it is the figure's
-_LIGHTER, _DARKER, _SHADOW = 1.05, 0.95, 0.6  # what a background's tone may be multiplied by; on the floor is a shadow
-_SPECK = 3 / 64**2  # share of the picture below which a piece is noise of the autoencoder
+_TONES = (0.95, 1.05)  # what a background's tone may be multiplied by
+_EDGE_TONES, _EDGE = (0.7, 1.3), 2  # the same within so many rows of the floor's edge
+_SHADOW = 0.6  # and how dark a shadow may make the floor
+_SPECK = 5 / 64**2  # share of the picture below which a piece is noise of the autoencoder
 
 
 def figure_mask(frames: Tensor) -> Tensor:
     """Where the figure is: frames (b, 3, t, h, w) in [-1, 1] of the puppet world -> bool (b, t, h, w).
 
-    A row of the background has the median colour of all its pixels, with or without a striped wall's bands, whichever
-    fits it better; on the floor, darker tones of that colour are the figure's shadow.
+    A row of the background has the median colour of all its pixels; if the wall is striped, one with bands fits too. On
+    the floor, darker tones of that colour are the figure's shadow.
     """
     pixels = (frames.float() + 1) / 2
     w = pixels.shape[-1]
     column = torch.arange(w, device=pixels.device) + 0.5
     bands = 1 - _BAND_DEPTH * (0.5 + 0.5 * torch.sin(column * (_BANDS / w)))
-    fits, rows = [], []
-    for factor in (torch.ones_like(bands), bands):
-        level = (pixels / factor).transpose(2, 3).flatten(3).median(-1).values  # (b, 3, h)
-        rows.append(level[:, :, None, :, None] * factor)
-        fits.append((pixels - rows[-1]).abs().amax(1).transpose(1, 2).flatten(2).median(-1).values)  # (b, h)
-    striped = (fits[1] < fits[0])[:, None, None, :, None]
-    background = torch.where(striped, rows[1], rows[0])  # (b, 3, 1, h, w)
-    tone = background.mean((1, 2, 4))  # (b, h)
+    plain, banded = (_rows(pixels, factor) for factor in (torch.ones_like(bands), bands))  # (b, 3, 1, h, w)
+    tone = plain.mean((1, 2, 4))  # (b, h)
     steps = tone[:, 2:] / tone[:, :-2].clamp(min=1e-3) < _FLOOR_STEP
-    floor = F.pad(steps.cumsum(1) > 0, (2, 0))[:, None, :, None]  # (b, 1, h, 1): from the first such row downwards
-    shade = (pixels * background).sum(1) / background.square().sum(1).clamp(min=1e-3)  # (b, t, h, w)
-    shade = shade.clamp(max=_LIGHTER).maximum(torch.where(floor, _SHADOW, _DARKER))
+    floor = F.pad(steps.cumsum(1) > 0, (2, 0))  # (b, h): from the first such row downwards
+    edge = F.pad(steps, (1, 1)).float()[:, None]
+    edge = F.max_pool1d(edge, 2 * _EDGE + 1, stride=1, padding=_EDGE)[:, 0] > 0
+    low = torch.where(edge, _EDGE_TONES[0], _TONES[0])
+    low, high = torch.where(floor, _SHADOW, low), torch.where(edge, _EDGE_TONES[1], _TONES[1])
+    misfit = [(pixels - rows).abs().amax(1).flatten(1).median(1).values for rows in (plain, banded)]
+    striped = (misfit[1] < misfit[0])[:, None, None, None]
+    of_plain, of_banded = (_is_far(pixels, rows, low, high) for rows in (plain, banded))
+    return of_plain & (of_banded | ~striped)
+
+
+def _rows(pixels: Tensor, factor: Tensor) -> Tensor:
+    """Pixels (b, 3, t, h, w) as they would be if each row had one colour times `factor` (w,): (b, 3, 1, h, w)."""
+    level = (pixels / factor).transpose(2, 3).flatten(3).median(-1).values
+    return level[:, :, None, :, None] * factor
+
+
+def _is_far(pixels: Tensor, background: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Where no tone of the background's colour, between `low` and `high` (b, h) of it, is near: bool (b, t, h, w)."""
+    shade = (pixels * background).sum(1) / background.square().sum(1).clamp(min=1e-3)
+    shade = shade.minimum(high[:, None, :, None]).maximum(low[:, None, :, None])
     return (pixels - shade[:, None] * background).abs().amax(1) > _FAR
 
 

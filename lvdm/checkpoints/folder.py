@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from lvdm import config as configs
+from lvdm.bases.loading import is_base, load_base
 from lvdm.checkpoints.strict import load_strict
 from lvdm.errors import CheckpointError
 from lvdm.files import temporary_folder
@@ -25,12 +26,15 @@ SHARD_BYTES = 2 * 1024**3
 def load_pipeline(
     folder: str | os.PathLike[str], device: torch.device | str | None = None, dtype: torch.dtype | None = None
 ) -> VideoPipeline:
-    """Load a model folder for inference, onto `device` in `dtype` (None: the CPU, as stored).
+    """Load a model folder, or one of diffusers, for inference, onto `device` in `dtype` (None: the CPU, as stored).
 
     Weights go from the files to their place without a second copy. Raises CheckpointError for a folder that is not
     there, incomplete or of other weights than its config says.
     """
     folder = Path(folder)
+    if is_base(folder):
+        base: VideoPipeline = load_base(folder, device, dtype)
+        return base
     config = read_model_config(folder)
     components = build_components(config, device=device, dtype=dtype, init="meta")
     for part, module in components.modules().items():

@@ -2,9 +2,12 @@
 
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-from lvdm.errors import CheckpointError
+from lvdm.bases.loading import INDEX, download_base
+from lvdm.errors import CheckpointError, UserError
 
 FILES = ["*.safetensors", "*.safetensors.index.json", "*.yaml", "SHA256SUMS", "README.md"]
 _ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
@@ -25,24 +28,38 @@ def download(
     token: str | bool | None = None,
     local_files_only: bool = False,
 ) -> Path:
-    """The folder on this disk of the model OWNER/NAME, fetched into the Hub's cache where it is not there yet.
+    """The folder on this disk of the model OWNER/NAME, ours or a pipeline of diffusers, fetched into the Hub's cache
+    where it is not there yet.
 
     revision: a branch, tag or commit (None: main). token: as huggingface_hub takes it. local_files_only: no network.
     Raises CheckpointError for a model that is not there or not public, and where the Hub cannot be reached.
     """
-    from huggingface_hub import snapshot_download  # slow to import, and needed for names of the Hub alone
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub import (  # slow to import, and needed for names of the Hub alone
+        hf_hub_download,
+        snapshot_download,
+    )
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        HFValidationError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     where = f"{name} is no folder here, and as a model of the Hugging Face Hub it"
+    options: dict[str, Any] = {
+        "revision": revision,
+        "cache_dir": None if cache_dir is None else Path(cache_dir),
+        "token": token,
+        "local_files_only": local_files_only,
+    }
     try:
-        folder = snapshot_download(
-            name,
-            revision=revision,
-            cache_dir=None if cache_dir is None else Path(cache_dir),
-            token=token,
-            local_files_only=local_files_only,
-            allow_patterns=FILES,
-        )
+        with suppress(EntryNotFoundError):  # most often: it is a model of ours
+            hf_hub_download(name, INDEX, **options)
+            return download_base(name, **options)
+        folder = snapshot_download(name, allow_patterns=FILES, **options)
+    except UserError:
+        raise
     except GatedRepoError as error:
         raise CheckpointError(
             f"{where} asks for permission: accept its terms there, then log in (hf auth login)"

@@ -12,6 +12,7 @@ from typing import Any
 
 from lvdm import config as configs
 from lvdm.checkpoints.folder import CONFIG_FILE
+from lvdm.checkpoints.hub import download, is_hub_id
 from lvdm.errors import CheckpointError
 from lvdm.models.components import ModelConfig
 
@@ -46,12 +47,16 @@ def find_file(path: str | os.PathLike[str], file: str) -> Path:
 
 
 def find_model(path: str | os.PathLike[str]) -> Path:
-    """The folder of a model that `load_pipeline` reads: `path`, or the one that the run or checkpoint at `path` wrote.
+    """The folder of a model that `load_pipeline` reads: `path`, the one that the run or checkpoint at `path` wrote, or
+    what the Hugging Face Hub has under that name.
 
-    Raises CheckpointError for a run that wrote none; what is missing in a model folder, its loader says.
+    Raises CheckpointError for a run that wrote none, and a name that the Hub does not give; what is missing in a model
+    folder, its loader says.
     """
     if (Path(path) / "checkpoints").is_dir():
         return find_export(path, CONFIG_FILE, inside=PIPELINE)
+    if is_hub_id(str(path)):
+        return download(str(path))
     inside = Path(path) / PIPELINE
     return inside if inside.is_dir() else Path(path)
 

@@ -46,7 +46,8 @@ def read_folder(
     records = [record for record in found if record is not None]
     if found and not records:
         raise DataError(
-            f"{captions or root}: none of its {len(found)} videos has a caption; write some, see docs/data.md"
+            f"{captions or root}: none of its {len(found)} videos has a caption; write some, each to a .txt file beside "
+            f"its video, or all to {MANIFEST} with the columns file and caption"
         )
     if missing := len(found) - len(records):
         log.warning("%d of %d videos have no caption and are left out, in %s", missing, len(found), captions or root)

@@ -26,7 +26,7 @@ class Condition:
 
 
 class Denoiser:
-    """A UNet with its noise schedule and what its output means: the noise ("eps") or the velocity ("v").
+    """A network with its noise schedule and what its output means: the noise ("eps") or a velocity ("v", "flow").
 
     The UNet is called as `unet(x, t, context, fps=fps, **extras)`, x and context in its own dtype; an extra arrives as
     a list of (rows, value), `rows` being the slice of the batch that the value is for. Results are float32 or better.
@@ -36,7 +36,7 @@ class Denoiser:
 
     def __init__(self, unet: nn.Module, schedule: NoiseSchedule, prediction: Prediction = "eps") -> None:
         if prediction not in get_args(Prediction):
-            raise ConfigError(f"prediction must be 'eps' or 'v', got {prediction!r}")
+            raise ConfigError(f"prediction must be 'eps', 'v' or 'flow', got {prediction!r}")
         if prediction == "eps" and schedule.zero_terminal_snr:
             raise ConfigError("a schedule of zero terminal SNR needs prediction 'v', got 'eps'")
         self.unet, self.schedule, self.prediction = unet, schedule, prediction
@@ -67,16 +67,19 @@ class Denoiser:
         """Mean squared error of a prediction for each sample (b,): eq. 9.
 
         prediction: what `predict` gave for the noisy latents; latents: clean, scaled (b, c, t, h, w); noise: standard
-        normal, same shape; t: (b,) int64; weighting: (b,) factors on the losses. For v-prediction the target is the
-        velocity instead of the noise.
+        normal, same shape; t: (b,) int64; weighting: (b,) factors on the losses. The target is the noise or a velocity.
         """
         latents, noise = latents.float(), noise.float()
-        target = noise if self.prediction == "eps" else self.schedule.velocity(latents, noise, t)
+        target = self.schedule.target(latents, noise, t, self.prediction)
         loss = (prediction - target).square().flatten(1).mean(1)
         return loss if weighting is None else loss * weighting
 
     def predict(self, x: Tensor, t: Tensor, branches: Sequence[Condition]) -> Tensor:
-        """The UNet's raw output for every branch: x (b, c, t, h, w), t (b,) -> (branches * b, c, t, h, w)."""
+        """The network's output for every branch: x (b, c, t, h, w), t (b,) int64 -> (branches * b, c, t, h, w)."""
+        return self.output(x, self.schedule.told(t), branches)
+
+    def output(self, x: Tensor, times: Tensor, branches: Sequence[Condition]) -> Tensor:
+        """As `predict`, for `times` (b,) as the network is told them: x is already as it takes its input."""
         batch, count, dtype = len(x), len(branches), _dtype_of(self.unet, x)
         context = torch.cat([branch.context.expand(batch, -1, -1) for branch in branches])
         fps = None
@@ -88,7 +91,7 @@ class Denoiser:
             for name, value in branch.extras.items():
                 extras.setdefault(name, []).append((slice(i * batch, (i + 1) * batch), value))
         output = self.unet(
-            x.to(dtype).repeat(count, *[1] * (x.ndim - 1)), t.repeat(count), context.to(dtype), fps=fps, **extras
+            x.to(dtype).repeat(count, *[1] * (x.ndim - 1)), times.repeat(count), context.to(dtype), fps=fps, **extras
         )
         return output.to(torch.promote_types(output.dtype, torch.float32))
 
@@ -140,5 +143,7 @@ def _per_sample(value: Tensor | float, batch: int, device: torch.device) -> Tens
 
 
 def _dtype_of(unet: nn.Module, x: Tensor) -> torch.dtype:
-    """The dtype that the UNet computes in: that of its first floating-point parameter."""
+    """The dtype that the network computes in: what it says itself, or that of its first floating-point parameter."""
+    if isinstance(own := getattr(unet, "dtype", None), torch.dtype):
+        return own
     return next((p.dtype for p in unet.parameters() if p.is_floating_point()), x.dtype)

@@ -6,6 +6,7 @@ VideoCrafter 2's rescaled schedule, which shrinks the clean latent as well. Stat
 what makes all of them right on all schedules.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,7 +16,9 @@ from torch import Tensor
 from lvdm.errors import ConfigError
 from lvdm.sizes import check_sizes
 
-Prediction = Literal["eps", "v"]
+Prediction = Literal["eps", "v", "flow"]
+"""What a network's output means: the noise, the velocity of v-prediction, or noise - x0, the velocity of a straight
+path from data to noise (flow matching)."""
 Spacing = Literal["published", "trailing"]
 
 
@@ -24,11 +27,12 @@ class DiffusionConfig:
     """What a checkpoint was trained with. The defaults are those of LVDM's text-to-video model and VideoCrafter 1.
 
     `schedule` names how betas run from `beta_start` to `beta_end`: "scaled_linear" is linear in the square root (the
-    published configs call it "linear"), "linear" is linear in beta itself. `rescale_to` is VideoCrafter 2's `scale_b`,
-    reached after `rescale_steps` timesteps. `spacing` is the choice of timesteps when sampling.
+    published configs call it "linear"), "linear" is linear in beta itself, and "flow" is a straight path from data to
+    noise without betas, whose noise levels `shift` moves upwards (see FlowSchedule). `rescale_to` is VideoCrafter 2's
+    `scale_b`, reached after `rescale_steps` timesteps. `spacing` is the choice of timesteps when sampling.
     """
 
-    schedule: Literal["scaled_linear", "linear"] = "scaled_linear"
+    schedule: Literal["scaled_linear", "linear", "flow"] = "scaled_linear"
     beta_start: float = 0.00085
     beta_end: float = 0.012
     num_timesteps: int = 1000
@@ -37,12 +41,22 @@ class DiffusionConfig:
     zero_terminal_snr: bool = False
     prediction: Prediction = "eps"
     spacing: Spacing = "published"
+    shift: float = 1.0
 
     def __post_init__(self) -> None:
         check_sizes(self, "diffusion", free=("rescale_steps",))
+        if (self.schedule == "flow") != (self.prediction == "flow"):
+            raise ConfigError(
+                f"diffusion.schedule {self.schedule} and diffusion.prediction {self.prediction} do not go together: "
+                "flow matching needs both to be 'flow'"
+            )
+        if self.shift != 1 and self.schedule != "flow":
+            raise ConfigError(f"diffusion.shift is {self.shift}: only the schedule 'flow' has a shift")
 
     def build_schedule(self) -> "NoiseSchedule":
         """The schedule that these settings describe."""
+        if self.schedule == "flow":
+            return FlowSchedule(self.shift, self.num_timesteps)
         build = NoiseSchedule.scaled_linear if self.schedule == "scaled_linear" else NoiseSchedule.linear
         return build(
             self.beta_start,
@@ -58,8 +72,11 @@ class NoiseSchedule:
     """A discrete noise schedule of T timesteps, 0 (almost clean) to T-1 (almost or entirely noise).
 
     Tables, all float64 of shape (T,): `betas`, `alphas_cumprod` (alpha-bar), `scale_arr`, `alphas`, `sigmas`.
+    `times`, float32 (T,), is what the network is told at each timestep; None: the timestep itself.
     Per-sample coefficients come out in float32 (float64 for float64 latents), never in half precision.
     """
+
+    times: Tensor | None = None
 
     def __init__(self, betas: Tensor, *, rescale_to: float | None = None, rescale_steps: int = 400) -> None:
         """`rescale_to`: the factor on the clean latent, falling linearly from 1 over the first `rescale_steps`
@@ -112,9 +129,39 @@ class NoiseSchedule:
         betas = with_zero_terminal_snr(betas) if zero_terminal_snr else betas
         return cls(betas, rescale_to=rescale_to, rescale_steps=rescale_steps)
 
+    @classmethod
+    def from_alphas_cumprod(cls, alphas_cumprod: Tensor, times: Tensor | None = None) -> "NoiseSchedule":
+        """From alpha-bar (T,), falling, which may end at 0; `times`: see the class. Raises ConfigError for others."""
+        bar = alphas_cumprod.to(torch.float64)
+        before = torch.cat([torch.ones_like(bar[:1]), bar[:-1]])
+        schedule = cls(1 - bar / before)
+        schedule.alphas_cumprod = bar  # not as a product of its own quotients, which would round otherwise
+        schedule.alphas, schedule.sigmas = bar.sqrt(), (1 - bar).sqrt()
+        schedule.times = None if times is None else times.to(torch.float32)
+        return schedule
+
     def __len__(self) -> int:
         """The number of timesteps T."""
         return len(self.betas)
+
+    def told(self, t: Tensor) -> Tensor:
+        """What the network is told at timesteps t (b,): int64 where that is t, else float32."""
+        times = self.to(t.device).times
+        return t if times is None else times[t]
+
+    def told_at(self, share: float) -> float:
+        """What the network is told where this share (0 to 1) of the noise levels, from the noisiest on, is over."""
+        t = round((1 - share) * len(self))
+        if self.times is None:
+            return float(t)
+        if t in (0, len(self)):  # a sampler's own levels may lie beyond those of training
+            return math.inf if t else -math.inf
+        return float(self.times[t])
+
+    def told_between(self, start: float, end: float) -> tuple[float, float]:
+        """The lowest and the highest that the network is told between two shares (0 to 1) of the noise levels, from
+        the noisiest on: the second of two spans that touch has the level where they do."""
+        return self.told_at(end), math.nextafter(self.told_at(start), -math.inf)
 
     @property
     def zero_terminal_snr(self) -> bool:
@@ -127,9 +174,9 @@ class NoiseSchedule:
         if device == self.betas.device:
             return self
         if device not in self._on_device:
-            copy = object.__new__(NoiseSchedule)
-            tables = {name: table.to(device) for name, table in vars(self).items() if isinstance(table, Tensor)}
-            vars(copy).update(tables, _on_device={})
+            copy = object.__new__(type(self))
+            tables = {name: x.to(device) if isinstance(x, Tensor) else x for name, x in vars(self).items()}
+            vars(copy).update(tables | {"_on_device": {}})
             self._on_device[device] = copy
         return self._on_device[device]
 
@@ -151,6 +198,10 @@ class NoiseSchedule:
         here = self.to(t.device)
         root, scale = _gather(here.alphas_cumprod.sqrt(), t, latents), _gather(here.scale_arr, t, latents)
         return root * noise - _gather(here.sigmas, t, latents) * scale * latents
+
+    def target(self, latents: Tensor, noise: Tensor, t: Tensor, prediction: Prediction) -> Tensor:
+        """What a network learns to put out: the noise, or the velocity. All (b, ...) but t (b,)."""
+        return noise if prediction == "eps" else self.velocity(latents, noise, t)
 
     def solve(self, x: Tensor, output: Tensor, t: Tensor, prediction: Prediction) -> tuple[Tensor, Tensor]:
         """(x0, noise) from noisy latents x (b, ...), a network's output of the same shape, and timesteps (b,).
@@ -182,6 +233,39 @@ class NoiseSchedule:
         if spacing == "trailing":
             return [round(total - i * total / steps) - 1 for i in range(steps)]
         raise ConfigError(f"spacing must be 'published' or 'trailing', got {spacing!r}")
+
+
+class FlowSchedule(NoiseSchedule):
+    """Flow matching (Lipman et al. 2023; rectified flow, Liu et al. 2023): x_t = (1 - sigma_t) x0 + sigma_t noise.
+
+    u = (t + 1) / T runs from 1 / T to 1, and sigma = shift u / (1 + (shift - 1) u): a shift above 1 spends more of the
+    levels on strong noise (Esser et al. 2024, eq. 23). So a uniform t is the distribution that such a model is trained
+    with, and DDIM with eta 0 on this schedule is Euler's method. The network is told 1000 sigma, and its output is the
+    velocity noise - x0. There are no betas: alpha-bar is 1 - sigma^2, which the stochastic DDIM reads.
+    """
+
+    def __init__(self, shift: float = 1.0, num_timesteps: int = 1000) -> None:
+        """Raises ConfigError for a shift that is not positive."""
+        if not shift > 0:
+            raise ConfigError(f"the shift of flow matching is {shift}: it must be above 0")
+        u = torch.arange(1, num_timesteps + 1, dtype=torch.float64) / num_timesteps
+        self.shift = shift
+        self.sigmas = shift * u / (1 + (shift - 1) * u)
+        self.alphas = 1 - self.sigmas
+        self.alphas_cumprod = 1 - self.sigmas**2
+        self.betas = torch.full_like(u, torch.nan)
+        self.scale_arr = torch.ones_like(u)
+        self.times = (1000 * self.sigmas).to(torch.float32)
+        self._on_device: dict[torch.device, NoiseSchedule] = {}
+
+    def velocity(self, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """noise - x0, the same at all timesteps."""
+        return noise - latents
+
+    def solve(self, x: Tensor, output: Tensor, t: Tensor, prediction: Prediction) -> tuple[Tensor, Tensor]:
+        """(x0, noise) from x (b, ...) and a velocity of the same shape; exact at either end."""
+        alpha, sigma = self.coefficients(t, x)
+        return x - sigma * output, x + alpha * output
 
 
 def with_zero_terminal_snr(betas: Tensor) -> Tensor:

@@ -52,6 +52,10 @@ class Compression:
             )
         return 1 + (frames - 1) // self.time, height // self.space, width // self.space
 
+    def frames(self, latent_frames: int) -> int:
+        """The frames of a video of so many latent frames."""
+        return 1 + (latent_frames - 1) * self.time
+
 
 @dataclass(frozen=True)
 class TokenLayout:
@@ -119,6 +123,7 @@ class VideoBackbone(nn.Module, ABC):
     def forward(self, x: Tensor, timesteps: Tensor, context: Tensor, fps: Tensor | float | None = None) -> Tensor:
         """Latents x (b, c, t, h, w), timesteps (b,), context (b, tokens, d) -> the prediction, like x.
 
+        timesteps: int64, or what `NoiseSchedule.told` says in its place.
         fps: frames per second, (b,) or one number; of no effect where the network has no such condition.
         """
 

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -7,9 +9,11 @@ from aicl.evaluation.frechet import (
     distance_with_interval,
     floor_lines,
     frechet_distance,
+    frechet_metric,
     merged,
     real_floor,
 )
+from aicl.evaluation.metric import Observed
 from lvdm.errors import DataError
 
 
@@ -109,6 +113,18 @@ def test_the_floor_is_what_a_perfect_generator_gets():
     assert floor_lines(real, 1500)["fvd_floor_count"] == 1000
     with pytest.warns(UserWarning, match="more than 10 real videos, got 10"):
         assert floor_lines(real[:10], 200) == {}
+
+
+def test_the_least_counts_of_the_metric_and_of_its_floor():
+    metric = frechet_metric("fd", "FD", "network", "distance")
+    assert metric.least({"network": SimpleNamespace()}) == 2 and metric.least({"network": SimpleNamespace(dim=5)}) == 6
+
+    def lines(videos, real):
+        seen = [{"network.features": gaussian(n, torch.zeros(3), torch.ones(3), seed=n)} for n in (videos, real)]
+        return metric.lines(Observed(seen[0], real=Observed(seen[1]), allow_few=True))
+
+    assert list(lines(2, 4)) == ["FD of 2 real videos against other real ones"]
+    assert lines(1, 4) == lines(2, 3) == {}
 
 
 def test_the_interval_covers_the_spread_over_new_samples():

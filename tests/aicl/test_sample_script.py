@@ -122,6 +122,7 @@ def test_library_chooses_by_the_action_and_says_why(call, model):
     assert record["references"][0]["caption"] == "Young man walking on the beach"
     code, _, err = sample(call, model, "--prompt", PROMPT, "--library", "index.json", "--example", "b.mp4")
     assert code == 2 and "index.json holds verbs alone" in err
+    Path("out.mp4").unlink()  # it has no caption
     code, out, _ = call("index_references.py", ".", "--out", "library", "--model", str(model), "--device", "cpu")
     assert code == 0 and "2 clips added: 2 videos, 1 verbs" in out
     arguments = ("--library", "library", "--example", "b.mp4", "--out", "moving.mp4")

@@ -16,12 +16,14 @@ import yaml
 from safetensors.torch import save, save_file
 
 from aicl.action_integration import IntegrationConfig
+from aicl.action_library import METADATA, ActionLibrary
 from aicl.action_prism import PrismConfig
 from aicl.adapter import AdapterInfo, Fingerprint, read_adapter
 from aicl.apps.user_study.pairs import read_manifest
 from aicl.evaluation.generated import read_generated
 from aicl.evaluation.results import read_result
 from aicl.motion_features import MotionFeatures
+from aicl.reference_domain import ReferenceDomain
 from aicl.reference_retrieval import load_library
 from aicl.sampling_jobs import read_jobs
 from lvdm.checkpoints import read_checkpoint, read_published_config
@@ -30,7 +32,7 @@ from lvdm.config import from_mapping, load, to_mapping
 from lvdm.data import ClipCache, DataConfig, read_folder, read_report, read_split, read_webvid
 from lvdm.models.components import ModelConfig, build_components
 from lvdm.models.text import TextConfig
-from lvdm.video import check_video, load_clip, write_video
+from lvdm.video import check_video, load_clip, read_animation, write_video
 from tests.lvdm.published import published_yaml
 from tests.lvdm.videos import pixels
 
@@ -87,6 +89,11 @@ def as_safetensors(key: str) -> Callable[[Any], bytes]:
     return dump
 
 
+def as_library_part(about: Any) -> bytes:
+    vectors = {name: torch.ones(1, 4) for name in ("text", "motion", "appearance")}
+    return save(vectors, {METADATA: as_json(about).decode()})
+
+
 def build(path: Path) -> None:
     """Read a model's config and build its parts without memory."""
     build_components(from_mapping(ModelConfig, load(path), where=str(path)), init="meta")
@@ -108,7 +115,7 @@ def _video(name: str) -> bytes:
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / name
-        if path.suffix in (".mp4", ".gif"):
+        if path.suffix in (".mp4", ".gif", ".webp"):
             write_video(path, pixels(6, 32, 48), fps=8)
         else:
             from tests.lvdm.videos import encode
@@ -129,6 +136,10 @@ def _part(path: Path) -> None:
         shard = path.with_name("unet-00001-of-00001.safetensors")
         save_file({"a": torch.zeros(2)}, shard)
     read_part(path.parent, "unet")
+
+
+def _library(path: Path) -> None:
+    ActionLibrary.open(path.parent).search("he runs", by="verbs")
 
 
 def _folder(path: Path) -> None:
@@ -156,6 +167,15 @@ PROTOCOL = {"data": "d", "generated": 1, "real": 1, "frames": 4, "size": [8, 8],
 RESULT = {"format": 2, "row": "a", "model": {}, "metrics": {}, "protocol": PROTOCOL | {"real_list": "r", "fps": 8.0}}
 PAIRS = [{"prompt": "a man runs", "ours": "a.mp4", "baseline": "b.mp4", "group": "g"}]
 FEATURES = {"format": 1, "frames": [4], "sources": ["a.mp4"], "prism": {"structure": "abc", "samples": [0.5]}}
+
+GAUSSIAN = {"mean": [0.5, 1.0], "scale": [1.0, 2.0], "precision": [[1.0, 0.1], [0.1, 1.0]], "limit": 3.0}
+PRISM = {"structure": "abc", "samples": [0.5]}
+DOMAIN = {"prism": PRISM, "latents": GAUSSIAN, "features": GAUSSIAN, "clips": 9, "held_out": 3, "false_alarms": 0.1}
+DOMAIN |= {"format": 1}
+LIBRARY = {"format": 1, "identity": {"version": 1}}
+LIBRARY_FILES = {"a.mp4": b""}
+CLIP_OF_LIBRARY = {"path": "a.mp4", "caption": "a man runs", "verbs": ["run"], "phrase": None, "stamp": [0, 1]}
+PART = as_library_part({"format": 1, "videos": [CLIP_OF_LIBRARY]})
 
 FORMATS = {
     "config": Format("run.yaml", {"extends": "other.yaml", "data": DATA}, load, as_yaml, {"other.yaml": b"seed: 1\n"}),
@@ -188,6 +208,15 @@ FORMATS = {
     "shard": Format("unet.safetensors", save({"a": torch.zeros(2), "b": torch.ones(3)}, {"format": "pt"}), _part),
     "adapter": Format("adapter.safetensors", _adapter(), read_adapter, as_safetensors("aicl")),
     "features": Format("r.safetensors", FEATURES, MotionFeatures.load, as_safetensors("aicl_references")),
+    "domain": Format("adapter.domain.json", DOMAIN, ReferenceDomain.load, as_json),
+    "library": Format("library.json", LIBRARY, _library, as_json, {**LIBRARY_FILES, "parts/00000.safetensors": PART}),
+    "library part": Format(
+        "parts/00000.safetensors",
+        {"format": 1, "videos": [CLIP_OF_LIBRARY]},
+        lambda path: _library(path.parent),
+        as_library_part,
+        LIBRARY_FILES | {"library.json": json.dumps(LIBRARY).encode(), "parts/notes": b""},
+    ),
     "checkpoint": Format("model.ckpt", _pickle(legacy=False), read_checkpoint),
     "legacy checkpoint": Format("old.ckpt", _pickle(legacy=True), read_checkpoint),
     "safetensors": Format("model.safetensors", save({"model.a": torch.zeros(2)}), read_checkpoint),
@@ -197,5 +226,6 @@ FORMATS = {
     "words": Format("words.json", ["a", "person", "runs"], tokenizer, as_json),
     "mp4": Format("a.mp4", _video("a.mp4"), video),
     "gif": Format("a.gif", _video("a.gif"), video),
+    "webp": Format("a.webp", _video("a.webp"), read_animation),
     "avi": Format("a.avi", _video("a.avi"), video),
 }

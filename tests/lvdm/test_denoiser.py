@@ -175,7 +175,7 @@ def test_loss_vanishes_for_a_perfect_prediction(schedule, x):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda u, s: Denoiser(u, s, "x0"), "prediction must be 'eps' or 'v', got 'x0'"),
+        (lambda u, s: Denoiser(u, s, "x0"), "prediction must be 'eps', 'v' or 'flow', got 'x0'"),
         (
             lambda u, s: Denoiser(u, NoiseSchedule.scaled_linear(zero_terminal_snr=True), "eps"),
             "a schedule of zero terminal SNR needs prediction 'v', got 'eps'",

@@ -4,9 +4,20 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
+from huggingface_hub.errors import EntryNotFoundError
 
 from lvdm.checkpoints.hub import download, is_hub_id, upload
 from lvdm.errors import CheckpointError
+
+
+@pytest.fixture(autouse=True)
+def no_pipeline_of_diffusers(monkeypatch):
+    """What is asked for first is no pipeline of diffusers, whose own file is not there."""
+
+    def missing(*args, **options):
+        raise EntryNotFoundError("no such file")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", missing)
 
 
 def test_a_name_is_of_the_hub_only_where_the_disk_has_none(tmp_path, monkeypatch):

@@ -184,7 +184,11 @@ def test_steps_can_be_composed_with_further_branches(pipes):
         ("tiny_lvdm", {"seed": 2**64}, "does not fit into 64 bits"),
         ("tiny_lvdm", {"fps": 8}, "not conditioned on a frame rate"),
         ("tiny_lvdm", {"image": RED}, "this is a text-to-video model: it takes no image"),
-        ("tiny_lvdm", {"sampler": "euler"}, "sampler must be one of 'ddim', 'ddpm', 'dpmpp_2m', 'lcm', got 'euler'"),
+        (
+            "tiny_lvdm",
+            {"sampler": "euler"},
+            "sampler must be one of 'ddim', 'ddpm', 'dpmpp_2m', 'lcm', 'scheduler', got 'euler'",
+        ),
         ("tiny_lvdm", {"sampler": "dpmpp_2m", "eta": 0.5}, "eta is a setting of the sampler 'ddim'"),
         ("tiny_lvdm", {"seed": [1, 2]}, "1 prompts need 1 seeds, got 2"),
         ("tiny_lvdm", {"num_inference_steps": 0}, "num_inference_steps is 0: it must be from 1 to 65536"),
@@ -293,7 +297,7 @@ def test_the_signature_shows_every_option():
 
 def test_the_declared_samplers_are_those_that_exist():
     hint = typing.get_type_hints(GenerationOptions)["sampler"]
-    assert typing.get_args(hint) == tuple(SAMPLERS)
+    assert typing.get_args(hint) == (*SAMPLERS, "scheduler")  # the last one: what models of diffusers have of their own
 
 
 def test_slicing_the_autoencoder_changes_rounding_at_most(pipes):

@@ -83,6 +83,7 @@ def test_variants_are_few_fixed_views():
 
 
 def test_bad_settings():
+    assert AugmentationConfig(flip=1.0, cached_crops=1).flip == 1.0  # the least and the most that there is
     for settings in ({"flip": 1.5}, {"cached_crops": 0}):
         with pytest.raises(ConfigError):
             AugmentationConfig(**settings)
@@ -123,6 +124,8 @@ def test_a_self_pair_shows_the_same_part_of_the_video_and_others_a_part_of_their
         next(candidates(0, n, RECORDS, sampler, FREE, cached_changes=3)).references[0].changed for n in range(40)
     ]
     assert set(numbers) == {0, 1, 2}
+    alone = [next(candidates(0, n, RECORDS, sampler, FREE)).references[0].changed for n in range(40)]
+    assert set(alone) == {0}  # there is one version, unless more are said to be there
 
 
 def test_seeds_and_numbers_of_64_bits_are_taken_as_they_are():

@@ -87,13 +87,13 @@ def list_models(folder: Path) -> tuple[list[ModelCard], list[str]]:
                 problems.append(str(error))
     if not cards:
         raise CheckpointError(
-            f"{folder} holds no model that can be read: put one there (checkpoints/README.md says how)"
+            f"{folder} holds no model that can be read: put one there, such as the folder that aicl convert writes"
         )
     return sorted(cards, key=lambda card: not card.reads_references), problems
 
 
 def example_clips(model: str) -> Library | None:
-    """The captioned clips beside a model, None if it has none. Raises DataError for a listing that is damaged."""
+    """The captioned clips beside a model, None if it has none. Raises DataError for a manifest that is damaged."""
     folder = Path(model) / EXAMPLES
     return build_library(read_folder(folder)) if folder.is_dir() else None
 

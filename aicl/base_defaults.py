@@ -1,0 +1,32 @@
+"""Sizes of prism and integration where a config leaves them out: those that fit the base model."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from aicl.action_integration import IntegrationConfig
+from aicl.action_prism import PrismConfig
+from lvdm import config as configs
+from lvdm.bases.pipeline import DiffusersPipeline
+from lvdm.pipeline import VideoPipeline
+
+
+def read_prism_config(section: Mapping[str, Any], base: VideoPipeline, where: str = "prism") -> PrismConfig:
+    """That of a section `prism`, which `where` names; by default it reads the base model's latents and text features.
+
+    Raises ConfigError for entries that are unknown or don't fit.
+    """
+    width = base.context_width if isinstance(base, DiffusersPipeline) else base.config.text.width
+    widths = {"in_channels": base.components.unet.latent_channels, "context_dim": width}
+    return configs.from_mapping(PrismConfig, {**widths, **_sizes(base)[0], **section}, where=where)
+
+
+def read_integration_config(
+    section: Mapping[str, Any], base: VideoPipeline, where: str = "integration"
+) -> IntegrationConfig:
+    """That of a section `integration`, which `where` names. Raises ConfigError for what is unknown or does not fit."""
+    return configs.from_mapping(IntegrationConfig, {**_sizes(base)[1], **section}, where=where)
+
+
+def _sizes(base: VideoPipeline) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A base model's own defaults for prism and integration; none for this library's models, which have the paper's."""
+    return base.backbone.adapter_sizes() if isinstance(base, DiffusersPipeline) else ({}, {})

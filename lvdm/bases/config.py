@@ -1,0 +1,23 @@
+"""What the rest of the library asks of a model's config, for a model of diffusers."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from lvdm.diffusion.schedule import DiffusionConfig
+from lvdm.models.components import GenerationDefaults, ModelConfig
+
+
+@dataclass
+class DiffusersDefaults(GenerationDefaults):
+    """Those of a pipeline's own call, which samples with its own scheduler."""
+
+    sampler: str = "scheduler"
+
+
+class DiffusersConfig(ModelConfig):
+    """family: the network's class; unet: its config. Sizes of text encoder and autoencoder are in theirs."""
+
+    def __init__(self, family: str, unet: dict[str, Any], defaults: GenerationDefaults) -> None:
+        self.family, self.unet, self.defaults = family, unet, defaults
+        self.diffusion = DiffusionConfig()
+        self.image = None

@@ -1,0 +1,79 @@
+"""Base models of diffusers, from a folder or from the Hugging Face Hub."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lvdm.errors import CheckpointError, ConfigError
+from lvdm.outside import read_object
+
+INDEX = "model_index.json"
+_INSTALL = 'needs the extra "diffusers": pip install "aicl[diffusers]"'
+
+
+def is_base(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder holds a pipeline of diffusers."""
+    return (Path(folder) / INDEX).is_file()
+
+
+def download_base(name: str, **options: Any) -> Path:
+    """The folder of a pipeline OWNER/NAME of the Hub, of which diffusers fetches what it needs; options: its own.
+
+    Raises ConfigError without the extra, and what the network's libraries do.
+    """
+    try:
+        import diffusers
+    except ImportError as error:
+        raise ConfigError(f"{name} is a model of diffusers, which {_INSTALL}") from error
+    reader: Any = diffusers.DiffusionPipeline  # its methods have no annotations
+    return Path(reader.download(name, use_safetensors=True, **options))
+
+
+def load_base(
+    folder: str | os.PathLike[str], device: torch.device | str | None = None, dtype: torch.dtype | None = None
+) -> Any:
+    """A pipeline of diffusers from its folder, frozen, as a `DiffusersPipeline`.
+
+    Only safetensors are read, and no code of the folder's runs. Raises CheckpointError for a folder that diffusers
+    cannot read, ConfigError without the extra, or for a pipeline that is not supported.
+    """
+    index = read_object(Path(folder) / INDEX, CheckpointError)
+    try:
+        import diffusers
+    except ImportError as error:
+        raise ConfigError(f"{folder} is a model of diffusers, which {_INSTALL}") from error
+    name = str(index.get("_class_name"))
+    found: Any = getattr(diffusers, name, None)
+    if not (isinstance(found, type) and issubclass(found, diffusers.DiffusionPipeline)):
+        raise ConfigError(f"{folder} holds a {name}, which diffusers {diffusers.__version__} does not have: update it")
+    reader: Any = found  # its methods have no annotations
+    options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}
+    try:
+        pipe = reader.from_pretrained(str(folder), dtype=dtype or "auto", **options)
+    except (OSError, ValueError, TypeError, RuntimeError, KeyError) as error:
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise CheckpointError(f"{folder} cannot be read as a {name}: {first}") from error
+    return wrap(pipe, device)
+
+
+def save_base(base: Any, folder: str | os.PathLike[str]) -> None:
+    """Write a base model of either kind as a folder that `load_pipeline` reads. Raises CheckpointError, see there."""
+    from lvdm.bases.pipeline import DiffusersPipeline
+    from lvdm.checkpoints.folder import save_pipeline
+
+    if isinstance(base, DiffusersPipeline):
+        base.save(folder)
+    else:
+        save_pipeline(base.components, base.config, folder)
+
+
+def wrap(pipe: Any, device: torch.device | str | None = None) -> Any:
+    """A pipeline of diffusers that is in memory, frozen, as a `DiffusersPipeline`. Raises ConfigError, see there."""
+    from lvdm.bases.pipeline import DiffusersPipeline
+
+    base = DiffusersPipeline(pipe)
+    base.components.to(device)
+    base.components.eval()
+    return base

@@ -1,0 +1,271 @@
+"""A pipeline of diffusers as a `VideoPipeline`: its own parts and scheduler, our conditions, guidance and seeds."""
+
+import inspect
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from lvdm.acceleration import Acceleration, Mode, compile_regions
+from lvdm.bases.backbone import DiffusersBackbone
+from lvdm.bases.codec import DiffusersCodec, frames_that_fit
+from lvdm.bases.config import DiffusersConfig, DiffusersDefaults
+from lvdm.bases.images import IMAGES, ImageCondition
+from lvdm.bases.schedules import Steps, prediction_of, ready, schedule_of
+from lvdm.bases.text import DiffusersText
+from lvdm.diffusion import Condition, Denoiser
+from lvdm.diffusion.samplers import Callback
+from lvdm.errors import ConfigError
+from lvdm.finite import FiniteWatch
+from lvdm.models.components import Components
+from lvdm.pipeline import ImageLike, VideoPipeline
+
+# Rates (1/s) at which videos are meant to be played, where a pipeline's call does not name one.
+_RATES = {"WanPipeline": 16, "WanImageToVideoPipeline": 16}
+_RATE = 8
+_GIVEN_SIGMAS = ("LTXPipeline",)
+_UNSUPPORTED = ("LTXImageToVideoPipeline",)
+
+
+class DiffusersPipeline(VideoPipeline):
+    """What `lvdm.bases.loading.load_base` makes of a pipeline of diffusers; `pipe` is that pipeline.
+
+    Its latents, contexts and predictions are those of `pipe`, and without references its videos are `pipe`'s to
+    rounding, given the same initial latents. Raises ConfigError for a network that `lvdm.bases.kinds` does not know.
+    """
+
+    components: Components
+
+    def __init__(self, pipe: Any) -> None:
+        self.pipe = pipe
+        self.image_condition = IMAGES.get(type(pipe).__name__)
+        _check_supported(pipe)
+        codec, text = DiffusersCodec(pipe.vae), DiffusersText(pipe)
+        network = getattr(pipe, "transformer", None) or pipe.unet
+        backbone = DiffusersBackbone(network, codec.compression, prediction_of(pipe.scheduler))
+        defaults = _defaults(pipe, backbone, codec)
+        config = DiffusersConfig(backbone.family, backbone.config, defaults)
+        components = Components(schedule_of(pipe.scheduler, 0), config.diffusion, backbone, codec, text)
+        components.schedule = schedule_of(pipe.scheduler, self._tokens(components, defaults.num_frames, defaults.size))
+        image_encoder = getattr(pipe, "image_encoder", None)
+        components.image_encoder = None if image_encoder is text.model else image_encoder
+        super().__init__(components, config, Acceleration("none"))
+        self._compiled = False
+
+    @property
+    def takes_image(self) -> bool:
+        return self.image_condition is not None
+
+    @property
+    def backbone(self) -> DiffusersBackbone:
+        """The network without what a method on top put around it."""
+        bare = _bare(self.components.unet)
+        assert isinstance(bare, DiffusersBackbone)
+        return bare
+
+    @property
+    def context_width(self) -> int:
+        text: Any = self.components.text
+        return int(text.width)
+
+    def fit(self, num_frames: int, size: tuple[int, int]) -> None:
+        """Train at this length and size: the noise levels of some models depend on them. Raises ConfigError."""
+        self.components.schedule = schedule_of(self.pipe.scheduler, self._tokens(self.components, num_frames, size))
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write the folder as diffusers does."""
+        self.pipe.save_pretrained(str(folder), safe_serialization=True)
+
+    def accelerate(self, mode: Mode = "auto", expected_steps: int | None = None) -> "DiffusersPipeline":
+        """auto and none: as diffusers runs it. full: its blocks are compiled, hooks stay alive. Raises ConfigError for
+        graphs, which networks that copy from the host while they run cannot be captured into."""
+        if mode == "graphs":
+            raise ConfigError("compile 'graphs' is for this library's own networks: choose auto, none or full")
+        if mode == "full" and not self._compiled:
+            compile_regions(_bare(self.components.unet))
+            self._compiled = True
+        return self
+
+    def enable_vae_slicing(self, frames: int = 1) -> None:
+        """Single frames so many at once; an autoencoder that is causal in time works in tiles."""
+        super().enable_vae_slicing(frames)
+        codec: Any = self.components.codec
+        codec.bound_memory()
+
+    def keep_text_on_cpu(self) -> None:
+        """See `DiffusersText.keep_on_cpu`."""
+        text: Any = self.components.text
+        text.keep_on_cpu()
+
+    def encode_prompt(self, prompts: Sequence[str]) -> Tensor:
+        text = self.components.text
+        self.bring(text)
+        return text.encode(list(prompts)).to(self.device)  # which remembers the last ones
+
+    def encode_image(self, frames: Tensor) -> Tensor:
+        """First frames (b, 3, h, w) -> context tokens (b, n, d); none where the network takes latents alone."""
+        found = self._image(frames, 1).tokens
+        return frames.new_zeros(len(frames), 0, self.context_width) if found is None else found.to(self.device)
+
+    def image_extras(self, frames: Tensor, num_frames: int) -> dict[str, Tensor]:
+        """The network's further arguments for first frames (b, 3, h, w) of videos of so many frames."""
+        return self._image(frames, num_frames).extras if self.takes_image else {}
+
+    def conditions(
+        self,
+        prompts: Sequence[str],
+        image: ImageLike | Sequence[ImageLike] | None = None,
+        *,
+        size: tuple[int, int] | None = None,
+        fps: int | None = None,
+        negative_prompt: str | None = None,
+        num_frames: int | None = None,
+    ) -> tuple[Condition, Condition]:
+        defaults = self.config.defaults
+        negative_prompt = defaults.negative_prompt if negative_prompt is None else negative_prompt
+        context, unconditional = self.encode_prompt(prompts), self.encode_prompt([negative_prompt])
+        fps = self.conditioned_fps(fps)
+        if not self.takes_image:
+            if image is not None:
+                raise ConfigError("this is a text-to-video model: it takes no image")
+            return Condition(context, fps), Condition(unconditional, fps)
+        if image is None:
+            raise ConfigError("this is an image-to-video model: give it an image")
+        frames = self.first_frames(image, len(prompts), size or defaults.size).to(self.device)
+        given = self._image(frames, num_frames or defaults.num_frames)
+        without = given.without or given
+        unconditional = unconditional.expand(len(prompts), -1, -1)
+        return (
+            Condition(_joined(context, given.tokens), fps, dict(given.extras)),
+            Condition(_joined(unconditional, without.tokens), fps, dict(without.extras)),
+        )
+
+    def sample_latents(
+        self,
+        branches: Sequence[Condition],
+        weights: Sequence[float],
+        x_T: Tensor,
+        *,
+        num_inference_steps: int | None = None,
+        sampler: str = "scheduler",
+        eta: float | None = None,
+        rescale: float = 0.0,
+        step_cache: int = 1,
+        windows: tuple[int, int] | None = None,
+        generators: Sequence[Generator] | None = None,
+        callback: Callback | None = None,
+    ) -> Tensor:
+        """See `VideoPipeline.sample_latents`. The sampler is the pipeline's own scheduler, so another than the default
+        is refused, as are `step_cache`, which is for UNets of this library, and an eta that the scheduler has not."""
+        if sampler not in ("scheduler", "ddim"):  # the latter is what options say if nobody says anything
+            name = type(self.pipe.scheduler).__name__
+            raise ConfigError(f"this model samples with its own scheduler, {name}: leave sampler out")
+        if step_cache != 1:
+            raise ConfigError("step_cache leaves out the inner levels of this library's UNets: leave it out")
+        if windows is not None:
+            raise ConfigError("window_frames is for this library's own networks: leave it out")
+        if rescale:
+            raise ConfigError("guidance rescale is not done with the schedulers of diffusers: leave it out")
+        steps = num_inference_steps or self.config.defaults.num_inference_steps
+        backbone = self.components.unet
+        self.bring(backbone)
+        given = type(self.pipe).__name__ in _GIVEN_SIGMAS
+        scheduler = ready(self.pipe.scheduler, steps, _grid_tokens(backbone, x_T.shape), x_T.device, given)
+        loop, watch = Steps(scheduler, generators, eta), FiniteWatch(callback)
+        denoiser = Denoiser(backbone, self.components.schedule, backbone.prediction)
+        guided = denoiser.guided(branches, weights)
+        x = x_T.float() * getattr(scheduler, "init_noise_sigma", 1.0)
+        for number, t in enumerate(scheduler.timesteps, start=1):
+            outputs = denoiser.output(loop.input(x, t), t.to(x.device).expand(len(x)), guided.branches)
+            x = loop.step(self._guided(outputs, guided.weights), t, x)
+            changed = watch(number, len(loop), round(float(t)), x)
+            x = x if changed is None else changed
+        watch.finish()
+        return x
+
+    def _guided(self, outputs: Tensor, weights: Sequence[float]) -> Tensor:
+        """The weighted sum of the branches' outputs (branches * b, c, t, h, w).
+
+        Stable Video Diffusion is guided the more the farther a frame is from the image: from the last branch alone at
+        the first frame to the full weights at the last.
+        """
+        parts = outputs.chunk(len(weights))
+        if type(self.pipe).__name__ != "StableVideoDiffusionPipeline":
+            return _weighted(parts, weights)
+        ramp = torch.linspace(0, 1, outputs.shape[2], device=outputs.device).view(1, 1, -1, 1, 1)
+        last = len(weights) - 1
+        return _weighted(parts, [(weight - (i == last)) * ramp + (i == last) for i, weight in enumerate(weights)])
+
+    def _image(self, frames: Tensor, num_frames: int) -> ImageCondition:
+        if self.image_condition is None:
+            raise ConfigError("this is a text-to-video model: it takes no image")
+        parts = self.components
+        self.bring(parts.codec, parts.text, parts.image_encoder)
+        codec: Any = parts.codec
+        with torch.no_grad():
+            return self.image_condition(self.pipe, codec, frames.to(self.device), num_frames)
+
+    def _tokens(self, parts: Components, num_frames: int, size: tuple[int, int]) -> int:
+        return _grid_tokens(parts.unet, (1, *parts.unet.latent_shape(num_frames, size, parts.codec.compression)))
+
+
+def _weighted(parts: Sequence[Tensor], weights: Sequence[Any]) -> Tensor:
+    total = parts[0] * weights[0]
+    for part, weight in zip(parts[1:], weights[1:]):
+        total = total + part * weight
+    return total
+
+
+def _joined(context: Tensor, tokens: Tensor | None) -> Tensor:
+    return context if tokens is None else torch.cat([context, tokens.to(context)], dim=1)
+
+
+def _bare(backbone: nn.Module) -> nn.Module:
+    """The network without what a method on top put around it."""
+    inner = getattr(backbone, "backbone", backbone)
+    assert isinstance(inner, nn.Module)
+    return inner
+
+
+def _grid_tokens(backbone: Any, shape: Sequence[int]) -> int:
+    """The tokens of latents (b, c, t, h, w), as schedulers count them: latent cells."""
+    return shape[2] * shape[3] * shape[4]
+
+
+def _check_supported(pipe: Any) -> None:
+    """Raise ConfigError for pipelines whose networks are known, but which do more with them than is done here."""
+    config = pipe.config
+    if getattr(pipe, "transformer_2", None) is not None or config.get("boundary_ratio") is not None:
+        raise ConfigError("this pipeline has two networks, one for strong and one for weak noise: one is supported")
+    if config.get("expand_timesteps"):
+        raise ConfigError("this pipeline gives every token a noise level of its own, which is not supported")
+    if type(pipe).__name__ in _UNSUPPORTED:
+        raise ConfigError(f"a {type(pipe).__name__} is not supported: its text-to-video pipeline is")
+
+
+def _defaults(pipe: Any, backbone: DiffusersBackbone, codec: DiffusersCodec) -> DiffusersDefaults:
+    """The defaults of the pipeline's own call, and of its networks' configs where that names none."""
+    own = {name: parameter.default for name, parameter in inspect.signature(pipe.__call__).parameters.items()}
+    config, factor = backbone.model.config, codec.factor
+    height, width = own.get("height"), own.get("width")
+    if height is None or width is None:
+        side = getattr(config, "sample_size", None)
+        sides = side if isinstance(side, tuple | list) else (side, side)
+        height = (getattr(config, "sample_height", None) or sides[0]) * factor
+        width = (getattr(config, "sample_width", None) or sides[1]) * factor
+    frames = own.get("num_frames") or getattr(config, "sample_frames", None) or getattr(config, "num_frames", None)
+    frames = frames_that_fit(int(frames or 16), codec.compression)
+    while frames > 1 and codec.compression.grid(frames, (height, width))[0] % backbone.patch[0]:
+        frames -= codec.compression.time
+    rate = own.get("frame_rate", own.get("fps"))
+    return DiffusersDefaults(
+        num_frames=frames,
+        size=(height, width),
+        num_inference_steps=own["num_inference_steps"],
+        guidance_scale=float(own.get("guidance_scale", own.get("max_guidance_scale", 1.0))),
+        eta=float(own.get("eta") or 0.0),
+        fps=rate,
+        save_fps=rate or _RATES.get(type(pipe).__name__, _RATE),
+    )
