@@ -23,6 +23,7 @@ SCRIPTS = {
     "check-data": "check_data",
     "cache": "cache_latents",
     "index": "index_references",
+    "search": "search_references",
     "make-puppets": "make_puppets",
     "benchmark": "benchmark",
     "quickstart": "quickstart",
