@@ -259,6 +259,13 @@ def test_clip_i_finds_copies():
         clip_i(references[:1], references[:1])
 
 
+def test_others_are_averaged_over_the_references_that_differ():
+    references = torch.stack([at(0, 0), at(60, 60), at(0, 0)])
+    own, others = clip_i(references, references)
+    assert own.tolist() == pytest.approx([100.0] * 3) and others.tolist() == pytest.approx([50.0] * 3)
+    assert clip_i(references[:2], references[:2])[1].tolist() == pytest.approx([50.0] * 2)
+
+
 def test_a_reference_that_others_are_shown_too_is_no_other_reference():
     references = torch.stack([at(0, 0), at(0, 0), at(90, 90)])
     own, others = clip_i(references, references)
