@@ -189,7 +189,7 @@ def test_warnings_stay_with_a_result_and_are_text(finished, tmp_path):
     _, _, task, _ = finished
     outputs.save_task(tmp_path, dataclasses.replace(task, warnings=["reference <b>.mp4 is unlike the clips"]))
     again = outputs.read_task(tmp_path)
-    assert again.job == task.job and again.state is State.DONE
+    assert dataclasses.asdict(again.job) == dataclasses.asdict(task.job) and again.state is State.DONE
     assert "reference &lt;b&gt;.mp4 is unlike the clips" in page.result(again, None)
 
 
