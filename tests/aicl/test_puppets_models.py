@@ -48,7 +48,7 @@ def test_base_model_takes_a_step(name):
 def test_references_that_mislead_or_tell_a_part_take_a_step(name, count):
     model = str(CONFIGS / "models/puppets.yaml")
     batches = []
-    changes = ["training.batch_size=16", "data.program_share=0", "data.names.made_up=0"]  # most have a known name
+    changes = ["training.batch_size=6", "data.program_share=0", "data.names.made_up=0"]  # most have a known name
     losses, module = first_loss(
         f"self_pairs_{name}.yaml", "base.path=null", f"base.config={model}", *changes, batches=batches
     )
@@ -56,7 +56,7 @@ def test_references_that_mislead_or_tell_a_part_take_a_step(name, count):
     assert losses.isfinite().all() and all(p.grad is not None for p in module.trained.parameters())
     [drawn] = batches
     pairs = module.pairs(drawn)
-    assert pairs["references"].shape[:2] == (16, count)
+    assert pairs["references"].shape[:2] == (6, count)
     if name == "guarded":
         wrong = [any(row) for row in drawn["reference_wrong"]]
         assert any(wrong) and not all(wrong)

@@ -36,6 +36,7 @@ def test_videos_stay_the_same_and_each_step_brings_what_it_needs(name, monkeypat
     pipe = VideoPipeline(build_components(config).eval(), config)
     image = torch.full((32, 32, 3), 99, dtype=torch.uint8) if pipe.takes_image else None
     expected = pipe("a dog runs", image=image, num_inference_steps=2, progress=False)
+    pipe = VideoPipeline(pipe.components, config)  # which has not encoded the prompt yet
     brought, bring = [], Offload.bring
     names = {id(module): part for part, module in pipe.components.modules().items()} | {
         id(pipe.components.codec): "vae"

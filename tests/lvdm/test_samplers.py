@@ -312,7 +312,7 @@ def test_what_a_callback_returns_replaces_the_latents():
 
 def test_every_sampler_can_be_chosen_as_an_option():
     choices = get_args(get_type_hints(GenerationOptions)["sampler"])
-    assert sorted(choices) == sorted(SAMPLERS)
+    assert sorted(choices) == sorted([*SAMPLERS, "scheduler"])  # the last is that of diffusers' models
 
 
 def test_a_sampler_of_ones_own_is_one_function():
