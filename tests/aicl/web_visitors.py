@@ -164,8 +164,14 @@ class BrowserVisitor(HttpVisitor):
         if not self.page.locator("#web-steps").count():
             self.page.click("#web-sampling button")
         for name, value in (("steps", steps), ("samples", seeds)):
-            self.page.fill(f"#web-{name} input[type=number]", str(value))
-            self.page.locator(f"#web-{name} input[type=number]").blur()
+            number = self.page.locator(f"#web-{name} input[type=number]")
+
+            def taken(name: str = name, value: int = value, number: Any = number) -> bool:
+                number.fill(str(value))  # a slider that has just been opened may not listen yet: it has taken the
+                number.blur()  # number once its handle is there
+                return bool(self.page.input_value(f"#web-{name} input[type=range]") == str(value))
+
+            self.wait_for(taken)
 
     def prompt(self) -> str:
         return str(self.page.input_value("#web-prompt textarea"))

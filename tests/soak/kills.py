@@ -71,6 +71,8 @@ class Killer:
             return False
         process.kill()
         process.join()
+        if process.exitcode == 0:  # it ended while it was to be killed
+            return False
         assert process.exitcode == -signal.SIGKILL
         self.figures.kills[kind] += 1
         self.figures.moments[f"{kind}: {moment}"] += 1
