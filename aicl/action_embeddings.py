@@ -4,7 +4,7 @@ text: the base model's text encoder at a caption's end, as CLIP has it. motion: 
 appearance: the autoencoder's latents, averaged over time. All have length 1, so their products are cosines.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from aicl.adapter import Fingerprint
+from aicl.clock import Clock
 from aicl.options import Reference
 from aicl.pipeline import AICLPipeline
-from aicl.reference_videos import read_clip
+from aicl.reference_encoder import ReferenceEncoder
 from lvdm import config as configs
 from lvdm.errors import ConfigError
 
@@ -34,6 +35,7 @@ class Embedder:
         if pipe.prism is None:
             raise ConfigError("there is no adapter, so the motion of clips cannot be read: give one with --adapter")
         self.pipe, self.prism = pipe, pipe.prism
+        self._encode = ReferenceEncoder(pipe.base, pipe.prism)
 
     def identity(self) -> dict[str, Any]:
         """What two libraries must have in common to be one: the prism, the text encoder, and how clips are cut."""
@@ -60,19 +62,11 @@ class Embedder:
         Captions play no part, so that the same clip has the same vectors whatever is said of it. Raises VideoError for
         one that cannot be read, ConfigError for what is no video.
         """
-        defaults, base = self.pipe.defaults, self.pipe.base
-        size = (defaults.height, defaults.width)
-        frames = [read_clip(Reference(video), defaults.num_frames, size, defaults.save_fps) for video in videos]
-        pixels = torch.stack(frames).to(self.pipe.device)  # (n, 3, t, h, w)
-        base.bring(base.components.codec)
-        latents = base.components.codec.posterior(pixels).mode()  # (n, c, t, h/f, w/f)
-        context = base.encode_prompt([""]).expand(len(frames), -1, -1)
-        if base.takes_image:
-            image = base.encode_image(pixels[:, :, 0]).to(context.dtype)
-            context = torch.cat([context, image], dim=1)
-        base.bring(self.prism)
-        features = self.prism(latents[:, None], context[:, None])  # (n, t, c, h/f, w/f)
-        return motion_vectors(features), appearance_vectors(latents)
+        defaults = self.pipe.defaults
+        rows = [[Reference(video, "")] for video in videos]
+        size, fps = (defaults.height, defaults.width), defaults.save_fps
+        encoded, latents = self._encode(rows, defaults.num_frames, size, fps, Clock(self.pipe.device))
+        return motion_vectors(encoded.features), appearance_vectors(latents[:, 0])
 
 
 def motion_vectors(features: Tensor) -> Vectors:
@@ -87,11 +81,6 @@ def motion_vectors(features: Tensor) -> Vectors:
 def appearance_vectors(latents: Tensor) -> Vectors:
     """Latents (n, c, t, h, w) -> (n, c * 4 * 4): their mean over time at each of 4x4 places."""
     return _unit(F.adaptive_avg_pool2d(latents.float().mean(2), _LOOKS_GRID).flatten(1).cpu())
-
-
-def in_batches(items: Sequence[Any], size: int, progress: Callable[[Iterable[Any]], Iterable[Any]]) -> Iterable[Any]:
-    """Slices of at most `size` items, in order; `progress` may wrap them, such as tqdm does."""
-    return progress([items[start : start + size] for start in range(0, len(items), size)])
 
 
 def _unit(vectors: Tensor) -> Vectors:

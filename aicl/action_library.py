@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from aicl.reference_retrieval import VerbIndex
 from lvdm.config import from_mapping
 from lvdm.data.clips import ClipRecord
-from lvdm.errors import ConfigError, DataError, VideoError
+from lvdm.errors import ConfigError, DataError
 from lvdm.files import atomic_path, json_text, locked, write_json
 from lvdm.outside import checked, metadata_object, open_tensors, read_object
 
@@ -214,7 +214,7 @@ def add_clips(
     Of a video with several captions the first is kept. Raises DataError for a library of another model, UserError
     while another process adds to it.
     """
-    from aicl.action_embeddings import in_batches
+    from aicl.reference_encoding import in_batches, of_readable
     from aicl.verbs import phrase, verbs
 
     folder = Path(folder)
@@ -240,7 +240,9 @@ def add_clips(
         waiting: list[tuple[_Video, dict[str, NDArray[np.float32]]]] = []
         added = 0
         for batch in in_batches(list(new.values()), batch_size, progress):
-            waiting += _embedded(batch, place, embedder, refused)
+            rows, reasons = of_readable(batch, lambda videos: _embedded(videos, place, embedder))
+            waiting += rows
+            refused += reasons
             if len(waiting) >= _PART:
                 added += _write_part(folder, waiting)
                 waiting = []
@@ -248,16 +250,10 @@ def add_clips(
 
 
 def _embedded(
-    videos: Sequence[_Video], place: Path, embedder: "Embedder", refused: list[str]
+    videos: Sequence[_Video], place: Path, embedder: "Embedder"
 ) -> list[tuple[_Video, dict[str, NDArray[np.float32]]]]:
-    """Videos with their vectors; those that cannot be read are named in `refused`."""
-    try:
-        motion, appearance = embedder.clips([place / video.path for video in videos])
-    except VideoError as error:
-        if len(videos) == 1:
-            refused.append(str(error))
-            return []
-        return [row for video in videos for row in _embedded([video], place, embedder, refused)]
+    """Videos with their vectors. Raises VideoError where one cannot be read."""
+    motion, appearance = embedder.clips([place / video.path for video in videos])
     text = embedder.texts([video.caption for video in videos])
     rows = zip(videos, text, motion, appearance)
     return [(video, {"text": t, "motion": m, "appearance": a}) for video, t, m, a in rows]

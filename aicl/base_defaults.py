@@ -15,8 +15,7 @@ def read_prism_config(section: Mapping[str, Any], base: VideoPipeline, where: st
 
     Raises ConfigError for entries that are unknown or don't fit.
     """
-    width = base.context_width if isinstance(base, DiffusersPipeline) else base.config.text.width
-    widths = {"in_channels": base.components.unet.latent_channels, "context_dim": width}
+    widths = {"in_channels": base.components.unet.latent_channels, "context_dim": base.context_width}
     return configs.from_mapping(PrismConfig, {**widths, **_sizes(base)[0], **section}, where=where)
 
 

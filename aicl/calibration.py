@@ -1,6 +1,7 @@
 """Which references are usual for an adapter: the statistic of `aicl.reference_domain`, made from clips."""
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,9 +13,9 @@ from aicl.options import Reference
 from aicl.pipeline import AICLPipeline
 from aicl.reference_domain import Gaussian, ReferenceDomain, described, described_features
 from aicl.reference_encoder import ReferenceEncoder
-from aicl.reference_encoding import encode_rows
+from aicl.reference_encoding import in_batches, of_readable
 from lvdm.data.clips import ClipRecord
-from lvdm.errors import ConfigError, DataError, VideoError
+from lvdm.errors import ConfigError, DataError
 
 LEAST_CLIPS = 40
 
@@ -38,8 +39,8 @@ def calibrate(
     if not 0 < share < 0.5:
         raise ConfigError(f"the share of false alarms is {share}: choose one between 0 and 0.5, such as 0.01")
     described_clips: list[tuple[Tensor, Tensor]] = []
-    for batch in progress([records[i : i + batch_size] for i in range(0, len(records), batch_size)]):
-        described_clips += _described_batch(pipe, batch)
+    for batch in in_batches(records, batch_size, progress):
+        described_clips += of_readable(batch, partial(_described_batch, pipe))[0]
     if len(described_clips) < LEAST_CLIPS:
         raise DataError(f"{len(described_clips)} clips can be read, {LEAST_CLIPS} are needed to say what is usual")
     latents, features = (torch.stack(column) for column in zip(*described_clips))
@@ -65,22 +66,11 @@ def fit_domain(prism: Fingerprint, latents: Tensor, features: Tensor, share: flo
 
 
 def _described_batch(pipe: AICLPipeline, records: Sequence[ClipRecord]) -> list[tuple[Tensor, Tensor]]:
-    """Descriptions of clips; those that cannot be read are left out."""
+    """Descriptions of clips. Raises VideoError where one cannot be read."""
     defaults, prism = pipe.defaults, pipe.prism
     assert prism is not None
     rows = [[Reference(record.path, record.caption)] for record in records]
-    try:
-        encoded, latents = encode_rows(
-            ReferenceEncoder(pipe.base, prism),
-            rows,
-            [record.caption for record in records],
-            defaults.num_frames,
-            (defaults.height, defaults.width),
-            defaults.save_fps,
-            Clock(pipe.device),
-        )
-    except VideoError:
-        return [] if len(records) == 1 else [each for record in records for each in _described_batch(pipe, [record])]
-    [videos] = latents
-    assert videos is not None
-    return list(zip(described(videos), described_features(encoded.features)))
+    size, fps = (defaults.height, defaults.width), defaults.save_fps
+    encode = ReferenceEncoder(pipe.base, prism)
+    encoded, latents = encode(rows, defaults.num_frames, size, fps, Clock(pipe.device))
+    return list(zip(described(latents[:, 0]), described_features(encoded.features)))

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -86,17 +85,6 @@ class ReferenceContext:
         spans = None if spans is None else tuple(spans[i] for i in kept)
         return cls(features, tuple(frames[i] for i in kept), rows, scale, first_reference_until, spans)
 
-    @cached_property
-    def first(self) -> "ReferenceContext":
-        """The first reference alone."""
-        weights = None if self.weights is None else self.weights[:, :1]
-        return ReferenceContext(self.features[:, : self.frames[0]], self.frames[:1], weights, self.scale)
-
-    @cached_property
-    def all(self) -> "ReferenceContext":
-        """All references, at any timestep."""
-        return ReferenceContext(self.features, self.frames, self.weights, self.scale)
-
     def at(self, timesteps: Tensor) -> "ReferenceContext":
         """What is read at these timesteps (b,), all alike where the first reference is read alone for some."""
         if self.spans is not None:
@@ -105,7 +93,7 @@ class ReferenceContext:
         until = self.first_reference_until
         if until is None or len(self.frames) == 1:
             return self
-        return self.all if float(timesteps[0]) < until else self.first
+        return self.only(tuple(range(len(self.frames))) if float(timesteps[0]) < until else (0,))
 
     def only(self, chosen: tuple[int, ...]) -> "ReferenceContext":
         """These references, at any timestep; a strength of 0 where there are none."""

@@ -72,6 +72,11 @@ class ReferenceCheck:
         return not self.ratio <= 1
 
 
+def unusual(checks: Sequence[Sequence[ReferenceCheck]]) -> list[ReferenceCheck]:
+    """The references that are far, of the rows of checks of a call: each once, by its name."""
+    return list({check.reference: check for row in checks for check in row if check.far}.values())
+
+
 @dataclass(frozen=True)
 class ReferenceDomain:
     """The statistic of one adapter. false_alarms: the share of `held_out` clips, used for nothing else, that are far.

@@ -5,13 +5,11 @@ seed of a program, and give the same bits.
 """
 
 import hashlib
-from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from pathlib import Path
-from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from aicl.action_prism import ActionPrism
 from aicl.adapter import Fingerprint
@@ -21,30 +19,29 @@ from aicl.options import Reference
 from aicl.reference_videos import check_reference, read_pixels, reference_key
 from lvdm.hashing import file_hash, files_hash
 from lvdm.pipeline import VideoPipeline
+from lvdm.recent import Recent, weights_state
 from lvdm.video import to_frames
 
 KEPT = 8  # sets of references
-T = TypeVar("T")
 
 
 class ReferenceEncoder:
     """Makes R of references that are videos, with the prism and the base model that it is given.
 
     Kept are latents, for other captions of the same videos, and R, for other seeds of the same captions. What was kept
-    is dropped where a weight has changed since, in place or by another; only what is written to `parameter.data` behind
-    PyTorch's back is not noticed.
+    is dropped where a weight has changed since, see `lvdm.recent.weights_state`.
     """
 
     def __init__(self, base: VideoPipeline, prism: ActionPrism) -> None:
         self.base, self.prism = base, prism
-        self._encoded: OrderedDict[Hashable, tuple[Tensor, Tensor | None]] = OrderedDict()
-        self._features: OrderedDict[Hashable, tuple[Tensor, Tensor]] = OrderedDict()
+        self._encoded = Recent[tuple[Tensor, Tensor | None]](KEPT)
+        self._features = Recent[tuple[Tensor, Tensor]](KEPT)
         self._fingerprint: tuple[Hashable, Fingerprint] | None = None
 
     @property
     def fingerprint(self) -> Fingerprint:
         """The prism's, which its motion features carry."""
-        state = _state(self.prism)
+        state = weights_state(self.prism)
         if self._fingerprint is None or self._fingerprint[0] != state:
             self._fingerprint = state, Fingerprint.of(self.prism)
         return self._fingerprint[1]
@@ -65,13 +62,13 @@ class ReferenceEncoder:
         clips = [_Clip(reference, num_frames, size, fps) for reference in different.values()]
         order = [list(different).index(reference_key(reference)[0]) for reference in everything]
         content = tuple(clip.content for clip in clips), num_frames, size, fps, self.base.device
-        videos = content, _state(parts.codec, parts.image_encoder, parts.image_resampler)
+        videos = content, weights_state(parts.codec, parts.image_encoder, parts.image_resampler)
         captions = tuple(str(reference.caption) for reference in everything)
-        whole = videos, captions, tuple(order), len(rows), _state(parts.text, self.prism)
+        whole = videos, captions, tuple(order), len(rows), weights_state(parts.text, self.prism)
         known = whole in self._features
 
         def prepare() -> tuple[Tensor, Tensor]:
-            latents, images = _kept(self._encoded, videos, lambda: self._encode(clips))
+            latents, images = self._encoded.get(videos, lambda: self._encode(clips))
             context = self.base.encode_prompt(list(captions))  # (b * k, tokens, d)
             if images is not None:  # AP gets the condition of the base model: text and first frame
                 context = torch.cat([context, images[order].to(context.dtype)], dim=1)
@@ -85,7 +82,7 @@ class ReferenceEncoder:
             self.base.bring(self.prism)
             return self.prism(latents, context.unflatten(0, latents.shape[:2])), latents
 
-        features, latents = (kept.clone() for kept in _kept(self._features, whole, refine))  # the caller's own
+        features, latents = (kept.clone() for kept in self._features.get(whole, refine))  # the caller's own
         clock.lap("prism")
         sources = [str(each.video) if isinstance(each.video, Path) else "pixels" for each in rows[0]]
         return MotionFeatures(features, (latents.shape[3],) * len(rows[0]), self.fingerprint, sources), latents
@@ -117,23 +114,3 @@ class _Clip:
     def pixels(self) -> Tensor:
         """uint8 (t, h, w, 3)."""
         return read_pixels(*self._options) if self._pixels is None else self._pixels
-
-
-def _state(*modules: nn.Module | None) -> Hashable:
-    """Equal for the same modules while their weights, and how many images they take at once, are unchanged."""
-    known: list[Any] = []
-    for module in (module for module in modules if module is not None):
-        parameters = list(module.parameters())
-        known += [id(module), tuple((id(p), p.dtype, 0 if p.is_inference() else p._version) for p in parameters)]
-        known += [getattr(module, "slice_size", None), getattr(module, "tile", None)]
-    return tuple(known)
-
-
-def _kept(kept: "OrderedDict[Hashable, T]", key: Hashable, make: Callable[[], T]) -> T:
-    """The value of a key, made where it is not there; the oldest are dropped."""
-    if key not in kept:
-        kept[key] = make()
-    kept.move_to_end(key)
-    while len(kept) > KEPT:
-        kept.popitem(last=False)
-    return kept[key]

@@ -1,5 +1,8 @@
 """Rows of references -> R (eq. 4-6): the videos among them are read, encoded and seen by the prism, each once."""
 
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
+
 from torch import Tensor
 
 from aicl.clock import Clock
@@ -7,7 +10,10 @@ from aicl.motion_features import MotionFeatures, concatenate
 from aicl.options import Reference
 from aicl.reference_encoder import ReferenceEncoder
 from aicl.reference_videos import captioned, stacked
-from lvdm.errors import CheckpointError, ConfigError
+from lvdm.errors import CheckpointError, ConfigError, VideoError
+
+Item = TypeVar("Item")
+Made = TypeVar("Made")
 
 
 def is_features(reference: Reference) -> bool:
@@ -57,3 +63,23 @@ def encode_rows(
     if not all(column.prism.matches(encode.fingerprint) for column, _ in places):
         raise CheckpointError("these references were encoded with another adapter: encode their videos again")
     return concatenate([column for column, _ in places]), [z for column, z in places for _ in column.frames]
+
+
+def in_batches(
+    items: Sequence[Item], size: int, progress: Callable[[Sequence[Sequence[Item]]], Iterable[Sequence[Item]]] = iter
+) -> Iterable[Sequence[Item]]:
+    """Slices of at most `size` items, in order; `progress` may wrap them, such as tqdm does."""
+    return progress([items[start : start + size] for start in range(0, len(items), size)])
+
+
+def of_readable(
+    videos: Sequence[Item], make: Callable[[Sequence[Item]], Sequence[Made]]
+) -> tuple[list[Made], list[str]]:
+    """What `make` makes of videos, and why some cannot be read: these are left out, the others made one by one then."""
+    try:
+        return list(make(videos)), []
+    except VideoError as error:
+        if len(videos) == 1:
+            return [], [str(error)]
+    parts = [of_readable([video], make) for video in videos]
+    return [each for made, _ in parts for each in made], [reason for _, reasons in parts for reason in reasons]

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from aicl.options import Reference, SamplingOptions
 from aicl.pipeline import AICLPipeline
-from aicl.reference_videos import is_features_file, read_clip
+from aicl.reference_videos import is_features_file, read_pixels
 from aicl.sampling_jobs import Job, sheet_file
 from aicl.sidecar_files import COMPARISON, sidecar
 from lvdm.files import atomic_path
 from lvdm.options import GenerationOptions
 from lvdm.pipeline import StepCallback
-from lvdm.video import contact_sheet, side_by_side, to_pixels, write_video
+from lvdm.video import contact_sheet, side_by_side, write_video
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def _compared(job: Job, sample: Sample) -> tuple[list[Tensor], list[str]]:
     num_frames = min(num_frames, sample.options.window_frames or num_frames)
     fps, base = cast(float, sample.options.reference_fps), cast(Tensor, sample.base)  # filled in; made to be compared
     videos: list[Reference] = [each for each in job.references if not is_features_file(each.video)]
-    shown = [to_pixels(read_clip(each, num_frames, size, fps)) for each in videos]
+    shown = [read_pixels(each, num_frames, size, fps) for each in videos]
     return [*shown, base, sample.video], [*["reference"] * len(shown), "base", "AICL"]
 
 

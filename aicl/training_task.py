@@ -92,7 +92,7 @@ def build(recipe: Recipe) -> tuple[AICLModule, EndlessDataModule]:
     if isinstance(pipeline, DiffusersPipeline) and clip.get("num_frames") and clip.get("size"):
         pipeline.fit(clip["num_frames"], tuple(clip["size"]))
     pairs = sections.pairs
-    fps = (sections.data.get("clip") or {}).get("fps")  # kept in the adapter; None where frames are taken by a stride
+    fps = clip.get("fps")  # kept in the adapter; None where frames are taken by a stride
     maker = PairMaker(pairs)
     module = AICLModule(pipeline, prism, integrated, recipe.training, sections.reference_dropout, maker, fps)
     base = f"--base {shlex.quote(sections.base.path)}" if sections.base.path else "--config RUN/config.yaml"

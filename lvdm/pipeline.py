@@ -12,8 +12,7 @@ Each step is a method of its own, so that a method built on top (references, fur
 import copy
 import inspect
 import os
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Self, cast
 
@@ -37,6 +36,7 @@ from lvdm.models.components import Components, ModelConfig
 from lvdm.offload import Offload
 from lvdm.options import GenerationOptions, read_options, takes_options
 from lvdm.outside import check_text
+from lvdm.recent import Recent, weights_state
 from lvdm.video import OutputType, check_output_type, convert_pixels, read_image, to_frames, to_pixels
 
 KEPT_TEXTS = 4  # the negative prompt, the prompt, and captions of references
@@ -57,7 +57,7 @@ class VideoPipeline:
         self.components, self.config = components, config
         self.acceleration = acceleration or Acceleration()
         self.offload: Offload | None = None
-        self._texts: OrderedDict[Hashable, Tensor] = OrderedDict()
+        self._texts = Recent[Tensor](KEPT_TEXTS)
         self._slice_size: int | None = None  # before slicing was asked for
 
     def accelerate(self, mode: Mode = "auto", expected_steps: int | None = None) -> "VideoPipeline":
@@ -167,15 +167,17 @@ class VideoPipeline:
     def encode_prompt(self, prompts: Sequence[str]) -> Tensor:
         """Texts -> their context (b, tokens, d). The last ones are kept: not to be changed in place."""
         text = self.components.text
-        versions = tuple(0 if parameter.is_inference() else parameter._version for parameter in text.parameters())
-        key = tuple(prompts), id(text), self.device, next(text.parameters()).dtype, versions
-        if key not in self._texts:
+
+        def encode() -> Tensor:
             self.bring(text)
-            self._texts[key] = text.encode(list(prompts))
-        self._texts.move_to_end(key)
-        while len(self._texts) > KEPT_TEXTS:
-            self._texts.popitem(last=False)
-        return self._texts[key]
+            return text.encode(list(prompts))
+
+        return self._texts.get((tuple(prompts), self.device, weights_state(text)), encode)
+
+    @property
+    def context_width(self) -> int:
+        """Channels of a context."""
+        return self.config.text.width
 
     @torch.no_grad()
     def encode_image(self, frames: Tensor) -> Tensor:

@@ -140,32 +140,35 @@ def model_config(name: str) -> "ModelConfig":
     return read_model(f"models/{name}")
 
 
+def model_configs(args: argparse.Namespace) -> Iterator[tuple[str, "ModelConfig"]]:
+    """The names and configs of the models that were asked for, where the device is there. Raises UserError."""
+    cli.device(args.device)
+    for name in args.model:
+        yield name, model_config(name)
+
+
 def step(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Benchmark `step`: one record for each model."""
     from lvdm import speed
 
-    cli.device(args.device)
-    for name in args.model:
-        record = speed.denoising_step(model_config(name), args.device, args.compile, upstream=args.upstream)
-        yield {"model": name, **record}
+    for name, config in model_configs(args):
+        yield {"model": name, **speed.denoising_step(config, args.device, args.compile, upstream=args.upstream)}
 
 
 def clip(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Benchmark `clip`: one record for each model."""
     from lvdm import speed
 
-    cli.device(args.device)
-    for name in args.model:
-        yield {"model": name, **speed.clip(model_config(name), args.device, args.compile, args.steps)}
+    for name, config in model_configs(args):
+        yield {"model": name, **speed.clip(config, args.device, args.compile, args.steps)}
 
 
 def batches(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Benchmark `batches`: one record for each model and size."""
     from lvdm import speed
 
-    cli.device(args.device)
-    for name in args.model:
-        for record in speed.batches(model_config(name), args.device, args.compile, args.sizes):
+    for name, config in model_configs(args):
+        for record in speed.batches(config, args.device, args.compile, args.sizes):
             yield {"model": name, **record}
 
 
@@ -173,9 +176,8 @@ def offload(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Benchmark `offload`: one record for each model."""
     from lvdm import speed
 
-    cli.device(args.device)
-    for name in args.model:
-        yield {"model": name, **speed.offloaded(model_config(name), args.device, args.memory_limit, args.steps)}
+    for name, config in model_configs(args):
+        yield {"model": name, **speed.offloaded(config, args.device, args.memory_limit, args.steps)}
 
 
 def everything(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -183,8 +185,7 @@ def everything(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     from aicl.benchmarks import overhead as measure_overhead
     from lvdm import speed
 
-    cli.device(args.device)
-    for name, config in ((name, model_config(name)) for name in args.model):
+    for name, config in model_configs(args):
         training = next(training for training, model in CONFIGS.items() if model == name)
         step = speed.denoising_step(config, args.device, upstream=args.upstream)
         yield {"benchmark": "step", "model": name, **step}
@@ -200,9 +201,8 @@ def generate(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Benchmark `generate`: one record for each model."""
     from lvdm import benchmarks
 
-    cli.device(args.device)
-    for name in args.model:
-        yield {"model": name, **benchmarks.generate(model_config(name), args.device, batch=args.batch)}
+    for name, config in model_configs(args):
+        yield {"model": name, **benchmarks.generate(config, args.device, batch=args.batch)}
 
 
 def convert(args: argparse.Namespace) -> Iterator[dict[str, Any]]:

@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aicl.cli import Parser, new_parser
-from aicl.options import ModelOptions
-from lvdm.errors import ConfigError, DataError
-from lvdm.options import add_arguments, read_options
+from aicl.clip_options import add_model, add_source, check_source, open_model, read_source
+from lvdm.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,11 +31,7 @@ DEFAULT_LIBRARY = "outputs/library"
 def parser() -> Parser:
     """The options of `aicl index`."""
     parser = new_parser("index", __doc__)
-    parser.add_argument("source", type=Path, help="a folder of videos with captions, or a CSV or JSONL list of them")
-    parser.add_argument(
-        "--kind", choices=("folder", "webvid", "ucf101"), default="folder", help="layout of the data set"
-    )
-    parser.add_argument("--root", type=Path, help="folder of the videos of a list (default: where the list lies)")
+    add_source(parser)
     parser.add_argument(
         "--out",
         type=Path,
@@ -44,11 +39,10 @@ def parser() -> Parser:
         help=f"a folder, or a .json file (default: {DEFAULT_LIBRARY})",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing .json file")
-    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="clips encoded at once (default: 8)")
     parser.add_argument(
         "--default-caption", metavar="TEXT", help="of videos that have none (default: that is an error)"
     )
-    add_arguments(parser, ModelOptions, {"model": "model, for a folder"})
+    add_model(parser, "model, for a folder")
     return parser
 
 
@@ -57,18 +51,8 @@ def main(args: argparse.Namespace) -> None:
     verbs_only = args.out.suffix.lower() == ".json"
     if verbs_only and args.out.exists() and not args.overwrite:
         raise DataError(f"{args.out} exists already: choose another --out or add --overwrite")
-    if not args.source.exists():
-        raise DataError(f"{args.source} does not exist: give a folder of videos, or a list of them")
-    if args.batch_size < 1:
-        raise ConfigError(f"--batch-size is {args.batch_size}: it must be at least 1")
-    from lvdm.data import Manifest, read_records
-
-    alone = args.source.is_dir()  # or a list of videos
-    place = str(args.source if alone else args.root or args.source.parent)
-    captions = None if alone else str(args.source)
-    records = read_records(
-        Manifest(kind=args.kind, path=place, captions=captions, default_caption=args.default_caption)
-    )
+    check_source(args)
+    records = read_source(args, args.default_caption)
     if verbs_only:
         _index_verbs(args.out, records)
     else:
@@ -91,18 +75,12 @@ def _index_verbs(out: Path, records: "Sequence[ClipRecord]") -> None:
 
 
 def _index_clips(args: argparse.Namespace, records: "Sequence[ClipRecord]") -> None:
-    from dataclasses import fields
-
     from tqdm.auto import tqdm
 
     from aicl.action_embeddings import Embedder
     from aicl.action_library import ActionLibrary, add_clips
-    from aicl.sampling_models import load_model, model_line
 
-    given = {f.name: getattr(args, f.name) for f in fields(ModelOptions) if hasattr(args, f.name)}
-    options = read_options(ModelOptions, given, "the command line")
-    pipe = load_model(options)
-    print(model_line(pipe, options))
+    pipe = open_model(args)
     added, refused = add_clips(
         args.out,
         records,

@@ -181,7 +181,9 @@ def _warn_of_unknown_words(pipe: "AICLPipeline", job: Job) -> None:
 
 
 def _warn_of_unusual_references(pipe: "AICLPipeline") -> None:
-    for check in {check.reference: check for row in pipe.reference_checks for check in row if check.far}.values():
+    from aicl.reference_domain import unusual
+
+    for check in unusual(pipe.reference_checks):
         if pipe.domain is not None:
             warnings.warn(pipe.domain.sentence(check), stacklevel=1)
 

@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING
 
 from aicl.cli import Parser, new_parser
 from aicl.cli.index import DEFAULT_LIBRARY
-from aicl.options import ModelOptions
+from aicl.clip_options import add_model, model_options
 from lvdm.errors import ConfigError, VideoError
-from lvdm.options import add_arguments, read_options
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,7 +41,7 @@ def parser() -> Parser:
     )
     parser.add_argument("--sheet", type=Path, metavar="PNG", help="also draw the clips as a picture")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing picture")
-    add_arguments(parser, ModelOptions, {"model": "model that made the library (none is loaded for verbs)"})
+    add_model(parser, "model that made the library (none is loaded for verbs)")
     return parser
 
 
@@ -56,8 +55,6 @@ def main(args: argparse.Namespace) -> None:
         raise ConfigError(f"--sheet {args.sheet} must end in .png")
     if args.sheet is not None and args.sheet.exists() and not args.overwrite:
         raise VideoError(f"{args.sheet} exists already: choose another --sheet or add --overwrite")
-    from dataclasses import fields
-
     from aicl.action_library import ActionLibrary
 
     library = ActionLibrary.open(args.library)
@@ -67,8 +64,7 @@ def main(args: argparse.Namespace) -> None:
         from aicl.action_embeddings import Embedder
         from aicl.sampling_models import load_model
 
-        given = {f.name: getattr(args, f.name) for f in fields(ModelOptions) if hasattr(args, f.name)}
-        embedder = Embedder(load_model(read_options(ModelOptions, given, "the command line")))
+        embedder = Embedder(load_model(model_options(args)))
     without = [] if args.clip is None else [args.clip]
     found = library.search(
         args.text, clip=args.clip, by=by, k=args.k, embedder=embedder, seed=args.seed, exclude=without
@@ -83,13 +79,13 @@ def main(args: argparse.Namespace) -> None:
 def draw_sheet(path: Path, found: "Sequence[Found]", height: int = 96) -> None:
     """A picture of clips: eight frames of each, under its caption. height: of a frame, in pixels."""
     from lvdm.files import atomic_path
-    from lvdm.video import contact_sheet, load_clip, probe, to_pixels
+    from lvdm.video import contact_sheet, load_pixels, probe
 
     shown = []
     for each in found:
         info = probe(each.path)
         size = height, max(1, round(info.width * height / info.height))
-        shown.append(to_pixels(load_clip(each.path, 16, size, fps=min(8.0, info.fps))))
+        shown.append(load_pixels(each.path, 16, size, fps=min(8.0, info.fps)))
     labels = [f"{number}. {each.caption}" for number, each in enumerate(found, start=1)]
     with atomic_path(path) as temporary:
         contact_sheet(shown, labels).save(temporary)

@@ -22,7 +22,7 @@ from aicl.evaluation.lossless import ENDING, write_lossless
 from aicl.evaluation.row import Hashes, Source, reference_captions, sample_key
 from aicl.options import Reference
 from aicl.pipeline import AICLPipeline
-from aicl.reference_videos import read_clip
+from aicl.reference_videos import read_pixels
 from lvdm.errors import ConfigError
 from lvdm.files import write_json
 from lvdm.video import to_frames, to_pixels
@@ -146,7 +146,7 @@ def make(pipeline: AICLPipeline, source: Source, benchmark: Benchmark, samples: 
         options |= {"reference_guidance_scale": row.reference_guidance_scale, "scale": row.scale}
         options["first_reference_until"] = row.first_reference_until
     if base.takes_image:
-        options["image"] = [video[0] for video in first_frames(pipeline, benchmark, targets)]
+        options["image"] = [video[0] for video in shown_pixels(pipeline, benchmark, targets)]
     return pipeline(
         [sample.prompt for sample in samples],
         seed=[sample.seed for sample in samples],
@@ -158,14 +158,12 @@ def make(pipeline: AICLPipeline, source: Source, benchmark: Benchmark, samples: 
     ).cpu()
 
 
-def first_frames(pipeline: AICLPipeline, benchmark: Benchmark, targets: Sequence[Clip]) -> list[Tensor]:
-    """The clips as the model would see them as references, uint8 (t, h, w, 3): their first frame starts a video."""
+def shown_pixels(pipeline: AICLPipeline, benchmark: Benchmark, clips: Sequence[Clip]) -> list[Tensor]:
+    """Clips as the model sees them as references, uint8 (t, h, w, 3) each."""
     defaults = pipeline.defaults
-    clips = [
-        read_clip(Reference(video), defaults.num_frames, (defaults.height, defaults.width), defaults.save_fps)
-        for video in benchmark.shown(targets)
-    ]
-    return [to_pixels(clip) for clip in clips]
+    size = (defaults.height, defaults.width)
+    videos = [Reference(video) for video in benchmark.shown(clips)]
+    return [read_pixels(video, defaults.num_frames, size, defaults.save_fps).cpu() for video in videos]
 
 
 class Estimate:

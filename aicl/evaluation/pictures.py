@@ -6,17 +6,16 @@ from pathlib import Path
 from torch import Tensor
 from tqdm import tqdm
 
-from aicl.evaluation.benchmark import Clip, Sample
+from aicl.evaluation.benchmark import Sample
 from aicl.evaluation.figures import attention_sheet, feature_sheet, generated_feature_sheet, sample_sheet, sample_video
+from aicl.evaluation.generate import shown_pixels
 from aicl.evaluation.presets import PictureSpec
 from aicl.evaluation.row import Row
 from aicl.evaluation.table_run import TableRun
-from aicl.options import Reference
 from aicl.pipeline import AICLPipeline
-from aicl.reference_videos import read_clip
 from lvdm.errors import ConfigError
 from lvdm.files import atomic_path
-from lvdm.video import to_pixels, write_video
+from lvdm.video import write_video
 
 ANIMATED, SHEET_BATCH = 4, 10  # samples in an animation; videos made at once for a sheet
 
@@ -33,7 +32,7 @@ def draw(run: TableRun, spec: PictureSpec, out: Path, name: str) -> list[Path]:
     if pipe.base.takes_image:
         raise ConfigError(f"'{spec.model}' is an image-to-video model: pictures are of text-to-video ones")
     samples = run.benchmark.samples(0, 0, spec.samples)
-    shown = [shown_pixels(run, pipe, row.shown(sample)) for sample in samples]
+    shown = [shown_pixels(pipe, run.benchmark, row.shown(sample)) for sample in samples]
     if spec.kind == "samples":
         return _draw_samples(out / f"{name}-samples", pipe, samples, shown)
     written = []
@@ -50,16 +49,6 @@ def draw(run: TableRun, spec: PictureSpec, out: Path, name: str) -> list[Path]:
         with atomic_path(written[-1]) as temporary:
             sheet.save(temporary)
     return written
-
-
-def shown_pixels(run: TableRun, pipe: AICLPipeline, clips: Sequence[Clip]) -> list[Tensor]:
-    """References as the model sees them, uint8 (t, h, w, 3) each."""
-    defaults = pipe.defaults
-    size = (defaults.size[0], defaults.size[1])
-    return [
-        to_pixels(read_clip(Reference(video), defaults.num_frames, size, defaults.save_fps)).cpu()
-        for video in run.benchmark.shown(clips)
-    ]
 
 
 def _draw_samples(

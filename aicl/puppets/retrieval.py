@@ -47,9 +47,10 @@ class Chooser:
 
     def __init__(self, benchmark: PuppetBenchmark, options: LibraryOptions) -> None:
         """Draws the library and reads it with the model. Raises CheckpointError where that is not there."""
-        from aicl.action_embeddings import Embedder, in_batches
+        from aicl.action_embeddings import Embedder
         from aicl.action_library import ActionLibrary
         from aicl.pipeline import AICLPipeline
+        from aicl.reference_encoding import in_batches
 
         self.benchmark = benchmark
         self.embedder = Embedder(AICLPipeline.from_pretrained(options.model, device=benchmark.device))
@@ -59,7 +60,7 @@ class Chooser:
             drawn = draw_samples(data, SEED, 0, options.clips * len(data.pool))
             self.clips += benchmark.clips(list(drawn.targets), drawn.phrases)
         captions = [clip.caption for clip in self.clips]
-        made = [self.embedder.clips(benchmark.shown(batch)) for batch in in_batches(self.clips, _BATCH, iter)]
+        made = [self.embedder.clips(benchmark.shown(batch)) for batch in in_batches(self.clips, _BATCH)]
         motion, appearance = (np.concatenate(column) for column in zip(*made))
         vectors = {"text": self.embedder.texts(captions), "motion": motion, "appearance": appearance}
         self.by_name = {Path(clip.key): clip for clip in self.clips}

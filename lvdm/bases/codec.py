@@ -76,16 +76,14 @@ class DiffusersCodec(LatentCodec):
                 )
             else:
                 mean, logvar = self._encode(frames.to(weight))
-        scale, shift = (torch.tensor(value, device=mean.device).view(-1, 1, 1, 1) for value in (self.scale, self.shift))
+        scale, shift = self._scaling(mean.device)
         return DiagonalGaussian((mean.float() - shift) * scale, logvar.float() + 2 * scale.abs().log())
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """See `LatentCodec.decode`; (b, c, t', h, w) -> (b, 3, t, h * f, w * f)."""
         weight = next(self.autoencoder.parameters())
-        scale, shift = (
-            torch.tensor(value, device=latents.device).view(-1, 1, 1, 1) for value in (self.scale, self.shift)
-        )
+        scale, shift = self._scaling(latents.device)
         z = (latents.float() / scale + shift).to(weight)
         with own_precision(weight):
             if self.of_frames:
@@ -99,6 +97,11 @@ class DiffusersCodec(LatentCodec):
             else:
                 decoded = self.vae.decode(z).sample
             return decoded
+
+    def _scaling(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Scale and shift of each channel, or of all, (c or 1, 1, 1, 1)."""
+        scale, shift = (torch.tensor(value, device=device).view(-1, 1, 1, 1) for value in (self.scale, self.shift))
+        return scale, shift
 
     def _encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log variance that the autoencoder gives for its kind of input."""

@@ -25,7 +25,9 @@ class ImageCondition:
     without: "ImageCondition | None" = None
 
 
-def svd(pipe: Any, codec: DiffusersCodec, frames: Tensor, num_frames: int, noise: float = SVD_IMAGE_NOISE) -> Any:
+def svd(
+    pipe: Any, codec: DiffusersCodec, frames: Tensor, num_frames: int, noise: float = SVD_IMAGE_NOISE
+) -> ImageCondition:
     """Stable Video Diffusion: a CLIP token, and the image's unscaled latents at all frames, under a little noise.
 
     That noise is the same for every seed, so that a video is a function of its image and its seed.

@@ -47,8 +47,8 @@ class DiffusersPipeline(VideoPipeline):
         backbone = DiffusersBackbone(network, codec.compression, prediction_of(pipe.scheduler))
         defaults = _defaults(pipe, backbone, codec)
         config = DiffusersConfig(backbone.family, backbone.config, defaults)
-        components = Components(schedule_of(pipe.scheduler, 0), config.diffusion, backbone, codec, text)
-        components.schedule = schedule_of(pipe.scheduler, self._tokens(components, defaults.num_frames, defaults.size))
+        tokens = _cells((1, *backbone.latent_shape(defaults.num_frames, defaults.size, codec.compression)))
+        components = Components(schedule_of(pipe.scheduler, tokens), config.diffusion, backbone, codec, text)
         image_encoder = getattr(pipe, "image_encoder", None)
         components.image_encoder = None if image_encoder is text.model else image_encoder
         super().__init__(components, config, Acceleration("none"))
@@ -72,7 +72,9 @@ class DiffusersPipeline(VideoPipeline):
 
     def fit(self, num_frames: int, size: tuple[int, int]) -> None:
         """Train at this length and size: the noise levels of some models depend on them. Raises ConfigError."""
-        self.components.schedule = schedule_of(self.pipe.scheduler, self._tokens(self.components, num_frames, size))
+        parts = self.components
+        shape = parts.unet.latent_shape(num_frames, size, parts.codec.compression)
+        parts.schedule = schedule_of(self.pipe.scheduler, _cells((1, *shape)))
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the folder as diffusers does."""
@@ -172,7 +174,7 @@ class DiffusersPipeline(VideoPipeline):
         backbone = self.components.unet
         self.bring(backbone)
         given = type(self.pipe).__name__ in _GIVEN_SIGMAS
-        scheduler = ready(self.pipe.scheduler, steps, _grid_tokens(backbone, x_T.shape), x_T.device, given)
+        scheduler = ready(self.pipe.scheduler, steps, _cells(x_T.shape), x_T.device, given)
         loop, watch = Steps(scheduler, generators, eta), FiniteWatch(callback)
         denoiser = Denoiser(backbone, self.components.schedule, backbone.prediction)
         guided = denoiser.guided(branches, weights)
@@ -207,9 +209,6 @@ class DiffusersPipeline(VideoPipeline):
         with torch.no_grad():
             return self.image_condition(self.pipe, codec, frames.to(self.device), num_frames)
 
-    def _tokens(self, parts: Components, num_frames: int, size: tuple[int, int]) -> int:
-        return _grid_tokens(parts.unet, (1, *parts.unet.latent_shape(num_frames, size, parts.codec.compression)))
-
 
 def _weighted(parts: Sequence[Tensor], weights: Sequence[Any]) -> Tensor:
     total = parts[0] * weights[0]
@@ -229,8 +228,8 @@ def _bare(backbone: nn.Module) -> nn.Module:
     return inner
 
 
-def _grid_tokens(backbone: Any, shape: Sequence[int]) -> int:
-    """The tokens of latents (b, c, t, h, w), as schedulers count them: latent cells."""
+def _cells(shape: Sequence[int]) -> int:
+    """The cells of latents (b, c, t, h, w), which schedulers count as tokens."""
     return shape[2] * shape[3] * shape[4]
 
 

@@ -1,9 +1,9 @@
 """The page's texts and HTML, which say nothing about where a video comes from."""
 
-from functools import cache
 from html import escape
 from pathlib import Path
 
+from aicl.apps.page_head import page_head
 from aicl.apps.user_study.study import View
 
 CHOICES = [("Left", "left"), ("Right", "right")]
@@ -12,12 +12,9 @@ NOT_ANSWERED = "Please answer both questions first."
 MEDIA_ROUTE = "/media/{code}/{position}/{side}"
 
 
-@cache
 def head() -> str:
     """What the page's head needs: its style, and the script that keeps two videos in step and listens to keys."""
-    folder = Path(__file__).parent
-    style, script = ((folder / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
-    return f'<meta name="robots" content="noindex"><style>{style}</style><script>{script}</script>'
+    return page_head(Path(__file__).parent)
 
 
 def welcome(total: int, ties: bool) -> str:

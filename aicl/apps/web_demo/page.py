@@ -1,10 +1,10 @@
 """The page's texts and HTML. Everything that a visitor wrote is escaped; addresses are relative."""
 
 from collections.abc import Sequence
-from functools import cache
 from html import escape
 from pathlib import Path
 
+from aicl.apps.page_head import page_head
 from aicl.apps.web_demo import outputs
 from aicl.apps.web_demo.jobs import State, Task
 from aicl.apps.web_demo.models import ModelCard
@@ -19,12 +19,9 @@ _EMPTY = "Nothing yet. Write a prompt, choose a clip of the action, and press Ge
 _VIDEO = "<video src='{src}' muted loop autoplay playsinline preload='auto' tabindex='-1' aria-label='{label}'></video>"
 
 
-@cache
 def head() -> str:
     """What the page's head needs: its style and its script."""
-    folder = Path(__file__).parent
-    style, script = ((folder / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
-    return f'<meta name="robots" content="noindex"><style>{style}</style><script>{script}</script>'
+    return page_head(Path(__file__).parent)
 
 
 def welcome() -> str:

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from aicl.apps.web_demo.models import ModelCard
 from aicl.options import Reference
-from aicl.reference_videos import read_clip
+from aicl.reference_videos import read_pixels
 from lvdm.files import atomic_path
 from lvdm.hashing import text_hash
-from lvdm.video import resize_crop, side_by_side, to_pixels, write_video
+from lvdm.video import resize_crop, side_by_side, write_video
 
 _HEIGHT = 72  # pixels of a frame in the picture
 _ROW = 8  # frames
@@ -42,7 +42,7 @@ def preview(video: Path, card: ModelCard, folder: Path) -> Preview:
     made = Preview.named(folder / name)
     with _making:  # one at a time: a page with many clips must not take all threads
         if not all(path.is_file() for path in (made.clip, made.sheet, made.poster)):
-            pixels = to_pixels(read_clip(Reference(video), frames, size, card.fps))
+            pixels = read_pixels(Reference(video), frames, size, card.fps)
             folder.mkdir(parents=True, exist_ok=True)
             for path, picture in ((made.sheet, _sheet(pixels)), (made.poster, pixels[len(pixels) // 2])):
                 with atomic_path(path, durable=False) as temporary:

@@ -10,13 +10,14 @@ from aicl.apps.web_demo.jobs import Task
 from aicl.apps.web_demo.outputs import SampleFiles, clip_file, features_file, sample_files
 from aicl.options import ModelOptions
 from aicl.pipeline import AICLPipeline
-from aicl.reference_videos import read_clip
+from aicl.reference_domain import unusual
+from aicl.reference_videos import read_pixels
 from aicl.sampling_models import load_model
 from aicl.sampling_records import write_record
 from aicl.sampling_run import Sample, filled_options, generate_samples, write_sample
 from lvdm import cli
 from lvdm.pipeline import StepCallback
-from lvdm.video import probe, read_frames, to_pixels, write_video
+from lvdm.video import probe, read_frames, write_video
 
 
 def worker_devices(named: Sequence[str] | None) -> list[str | None]:
@@ -64,10 +65,10 @@ class Worker:
     def _write_references(self, pipe: AICLPipeline, task: Task) -> None:
         """What was read of each reference, and R of all of them."""
         job, options = task.job, filled_options(pipe, task.job)
-        size = int(options.height or 0), int(options.width or 0)
+        num_frames, size = options.clip()
         for number, reference in enumerate(job.references, start=1):
-            frames = read_clip(reference, int(options.num_frames or 0), size, float(options.reference_fps or 0))
-            write_video(clip_file(task, number), to_pixels(frames), pipe.defaults.save_fps, overwrite=True)
+            pixels = read_pixels(reference, num_frames, size, float(options.reference_fps or 0))
+            write_video(clip_file(task, number), pixels, pipe.defaults.save_fps, overwrite=True)
         features = pipe.encode_references(job.references, job.prompt, reference_fps=options.reference_fps)
         features.sources = [os.path.basename(source) for source in features.sources]
         features.save(features_file(task), overwrite=True)
@@ -77,8 +78,8 @@ def unusual_references(pipe: AICLPipeline) -> list[str]:
     """A sentence about each reference of the last call that is unlike the clips that the adapter was trained on."""
     if pipe.domain is None:
         return []
-    far = {check.reference: check for row in pipe.reference_checks for check in row if check.far}
-    return [pipe.domain.sentence(replace(check, reference=os.path.basename(name))) for name, check in far.items()]
+    far = unusual(pipe.reference_checks)
+    return [pipe.domain.sentence(replace(check, reference=os.path.basename(check.reference))) for check in far]
 
 
 def _write_more(pipe: AICLPipeline, files: SampleFiles, sample: Sample) -> None:
