@@ -26,23 +26,16 @@ from lvdm import config as configs
 from lvdm.acceleration import Mode
 from lvdm.arguments import check_device, check_dtype, check_number, check_path
 from lvdm.bases.loading import save_base
+from lvdm.callbacks import StepCallback, check_step_callback, progress_bar, step_callbacks
 from lvdm.checkpoints import load_pipeline
 from lvdm.checkpoints.folder import new_folder
 from lvdm.checkpoints.hub import download, is_hub_id, upload
 from lvdm.errors import ConfigError, UserError
+from lvdm.inputs import ImageLike, check_prompts, sample_generators
 from lvdm.models.components import GenerationDefaults
 from lvdm.options import read_options, takes_options
-from lvdm.pipeline import (
-    ImageLike,
-    StepCallback,
-    VideoPipeline,
-    check_call,
-    check_prompts,
-    progress_bar,
-    sample_generators,
-    step_callbacks,
-)
-from lvdm.video import OutputType, convert_pixels
+from lvdm.pipeline import VideoPipeline
+from lvdm.video import OutputType, check_output_type, convert_pixels
 
 
 class AICLPipeline:
@@ -292,7 +285,8 @@ class AICLPipeline:
         given = read_options(SamplingOptions, options)
         settings = SamplingOptions(**given.filled(self.defaults))
         prompts, (num_frames, size) = check_prompts(prompt), settings.clip()
-        check_call(output_type, callback_on_step_end)
+        check_output_type(output_type)
+        check_step_callback(callback_on_step_end)
         rows = reference_rows(references, len(prompts))
         if not rows and {given.reference_guidance_scale, given.first_reference_until, given.reference_fps} != {None}:
             raise ConfigError("options of references mean nothing without references: give some")

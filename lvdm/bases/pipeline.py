@@ -19,8 +19,9 @@ from lvdm.diffusion import Condition, Denoiser
 from lvdm.diffusion.samplers import Callback
 from lvdm.errors import ConfigError
 from lvdm.finite import FiniteWatch
+from lvdm.inputs import ImageLike, first_frames
 from lvdm.models.components import Components
-from lvdm.pipeline import ImageLike, VideoPipeline
+from lvdm.pipeline import VideoPipeline
 
 # Rates (1/s) at which videos are meant to be played, where a pipeline's call does not name one.
 _RATES = {"WanPipeline": 16, "WanImageToVideoPipeline": 16}
@@ -135,7 +136,7 @@ class DiffusersPipeline(VideoPipeline):
             return Condition(context, fps), Condition(unconditional, fps)
         if image is None:
             raise ConfigError("this is an image-to-video model: give it an image")
-        frames = self.first_frames(image, len(prompts), size or defaults.size).to(self.device)
+        frames = first_frames(image, len(prompts), size or defaults.size).to(self.device)
         given = self._image(frames, num_frames or defaults.num_frames)
         without = given.without or given
         unconditional = unconditional.expand(len(prompts), -1, -1)

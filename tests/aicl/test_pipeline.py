@@ -21,6 +21,7 @@ from aicl import (
 from aicl.adapter import save_adapter
 from lvdm import config as configs
 from lvdm.errors import CheckpointError, ConfigError, UserError, VideoError
+from lvdm.inputs import first_frames
 from lvdm.models.components import ModelConfig, build_components
 from lvdm.pipeline import VideoPipeline
 from lvdm.video import write_video
@@ -206,7 +207,7 @@ def test_image_to_video_reads_the_first_frame_of_references():
     contexts = []
     pipe.prism.register_forward_hook(lambda module, args, out: contexts.append(args[1]))
     video = generate(pipe, references=[pixels(0), pixels(1)], image=image)
-    expected = pipe.base.encode_image(pipe.base.first_frames([pixels(i)[0] for i in (0, 1)], 2, (32, 32)))
+    expected = pipe.base.encode_image(first_frames([pixels(i)[0] for i in (0, 1)], 2, (32, 32)))
     torch.testing.assert_close(contexts[0][0, :, 77:], expected)
     assert not torch.equal(video, generate(pipe, image=image))
 
