@@ -15,6 +15,7 @@ from aicl import (
     PrismConfig,
     Reference,
     integrate,
+    model_files,
     pipeline,
     reference_encoder,
 )
@@ -292,8 +293,7 @@ def test_an_adapter_is_sampled_at_the_rate_of_its_training(tmp_path, monkeypatch
 
 
 def save_adapter_at(pipe: AICLPipeline, path: Path, fps: float | None) -> Path:
-    prism, integrated = pipe._adapter()
-    save_adapter(path, prism, integrated, {"step": 1} | ({} if fps is None else {"fps": fps}))
+    save_adapter(path, pipe.prism, pipe.integrated, {"step": 1} | ({} if fps is None else {"fps": fps}))
     return path
 
 
@@ -325,7 +325,7 @@ def test_a_model_goes_to_the_hub_and_comes_from_it(pipe, tmp_path, monkeypatch):
         return f"https://hub/{name}"
 
     monkeypatch.setattr(pipeline, "upload", keep)
-    monkeypatch.setattr(pipeline, "download", lambda name, **options: tmp_path / "hub")
+    monkeypatch.setattr(model_files, "download", lambda name, **options: tmp_path / "hub")
     assert pipe.push_to_hub("someone/tiny") == "https://hub/someone/tiny"
     loaded = AICLPipeline.from_pretrained("someone/tiny", revision="main")
     assert torch.equal(generate(loaded, references=[pixels(0)]), generate(pipe, references=[pixels(0)]))
