@@ -23,7 +23,6 @@ from aicl.reference_videos import reference_rows
 from lvdm import config as configs
 from lvdm.acceleration import Mode
 from lvdm.arguments import check_device, check_dtype, check_number, check_path
-from lvdm.bases.loading import save_base
 from lvdm.callbacks import StepCallback, check_step_callback, progress_bar, step_callbacks
 from lvdm.checkpoints import load_pipeline
 from lvdm.checkpoints.folder import new_folder
@@ -132,7 +131,7 @@ class AICLPipeline:
             pointer.base = str(Path(base).resolve())
         with new_folder(folder) as temporary:
             if base is None:
-                save_base(self.base, temporary / pointer.base)
+                self.base.save(temporary / pointer.base)
             adapter.save(temporary / pointer.adapter)
             configs.save(temporary / FOLDER_FILE, configs.to_mapping(pointer))
 

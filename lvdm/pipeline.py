@@ -11,9 +11,10 @@ Each step is a method of its own, so that a method built on top (references, fur
 
 import copy
 import inspect
+import os
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Generator, Tensor, nn
@@ -42,7 +43,12 @@ class VideoPipeline:
     """A text-to-video or image-to-video model, ready to generate. Device and dtype are those of its parts.
 
     `components.unet` may be replaced by anything that is called like it, and `components` or `config` by others.
+    supports_cuda_graphs: whether trainings may capture its network. supports_latent_cache: whether a data set's latents
+    and contexts may be computed beforehand. Subclasses for models of other libraries may have neither.
     """
+
+    supports_cuda_graphs: ClassVar[bool] = True
+    supports_latent_cache: ClassVar[bool] = True
 
     def __init__(self, components: Components, config: ModelConfig, acceleration: Acceleration | None = None) -> None:
         missing = [name for name in ("unet", "codec", "text") if getattr(components, name) is None]
@@ -72,6 +78,18 @@ class VideoPipeline:
         other.components = replace(self.components, unet=unet)
         return other
 
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write the model as a folder that `load_pipeline` reads. Raises CheckpointError, see `save_pipeline`."""
+        from lvdm.checkpoints.folder import save_pipeline  # which makes objects of this class
+
+        save_pipeline(self.components, self.config, folder)
+
+    def prepare_training(self, num_frames: int, size: tuple[int, int]) -> None:
+        """Train at this length and size (height, width) from now on; only some models have to know.
+
+        Raises ConfigError for what the model cannot take.
+        """
+
     @property
     def takes_image(self) -> bool:
         """Whether this is an image-to-video model."""
@@ -92,6 +110,10 @@ class VideoPipeline:
         """Have these parts where they compute: only where parts are offloaded there is something to do."""
         if self.offload is not None:
             self.offload.bring(*(part for part in parts if part is not None))
+
+    def keep_text_on_cpu(self) -> None:
+        """Keep the text encoder off the GPU for good. Raises ConfigError for a model whose encoder is not worth it."""
+        raise ConfigError("base.text_on_cpu is for models of diffusers, whose text encoders are large: leave it out")
 
     def enable_vae_slicing(self, frames: int = 1) -> None:
         """Encode and decode no more than this many frames of 512x320 pixels (or as many pixels) at once: less memory.
@@ -187,6 +209,11 @@ class VideoPipeline:
             raise ConfigError("the image encoder of this image-to-video model is not loaded")
         self.bring(encoder, resampler)
         return resampler(encoder(frames.to(self.device)))
+
+    def image_extras(self, frames: Tensor, num_frames: int) -> dict[str, Tensor]:
+        """What the network gets beside the context of first frames (b, 3, h, w) in [-1, 1], of videos of `num_frames`
+        frames: further arguments with b rows. Nothing by default, as all is in the context."""
+        return {}
 
     def conditions(
         self,

@@ -38,6 +38,7 @@ class DiffusersPipeline(VideoPipeline):
     """
 
     components: Components
+    supports_cuda_graphs, supports_latent_cache = False, False
 
     def __init__(self, pipe: Any) -> None:
         self.pipe = pipe
@@ -71,8 +72,8 @@ class DiffusersPipeline(VideoPipeline):
         text: Any = self.components.text
         return int(text.width)
 
-    def fit(self, num_frames: int, size: tuple[int, int]) -> None:
-        """Train at this length and size: the noise levels of some models depend on them. Raises ConfigError."""
+    def prepare_training(self, num_frames: int, size: tuple[int, int]) -> None:
+        """The noise levels of some models depend on the length and size of what they are trained on."""
         parts = self.components
         shape = parts.unet.latent_shape(num_frames, size, parts.codec.compression)
         parts.schedule = schedule_of(self.pipe.scheduler, _cells((1, *shape)))
