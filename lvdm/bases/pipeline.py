@@ -19,8 +19,9 @@ from lvdm.diffusion import Condition, Denoiser
 from lvdm.diffusion.samplers import Callback
 from lvdm.errors import ConfigError
 from lvdm.finite import FiniteWatch
+from lvdm.inputs import ImageLike, first_frames
 from lvdm.models.components import Components
-from lvdm.pipeline import ImageLike, VideoPipeline
+from lvdm.pipeline import VideoPipeline
 
 # Rates (1/s) at which videos are meant to be played, where a pipeline's call does not name one.
 _RATES = {"WanPipeline": 16, "WanImageToVideoPipeline": 16}
@@ -37,6 +38,7 @@ class DiffusersPipeline(VideoPipeline):
     """
 
     components: Components
+    supports_cuda_graphs, supports_latent_cache = False, False
 
     def __init__(self, pipe: Any) -> None:
         self.pipe = pipe
@@ -70,8 +72,8 @@ class DiffusersPipeline(VideoPipeline):
         text: Any = self.components.text
         return int(text.width)
 
-    def fit(self, num_frames: int, size: tuple[int, int]) -> None:
-        """Train at this length and size: the noise levels of some models depend on them. Raises ConfigError."""
+    def prepare_training(self, num_frames: int, size: tuple[int, int]) -> None:
+        """The noise levels of some models depend on the length and size of what they are trained on."""
         parts = self.components
         shape = parts.unet.latent_shape(num_frames, size, parts.codec.compression)
         parts.schedule = schedule_of(self.pipe.scheduler, _cells((1, *shape)))
@@ -135,7 +137,7 @@ class DiffusersPipeline(VideoPipeline):
             return Condition(context, fps), Condition(unconditional, fps)
         if image is None:
             raise ConfigError("this is an image-to-video model: give it an image")
-        frames = self.first_frames(image, len(prompts), size or defaults.size).to(self.device)
+        frames = first_frames(image, len(prompts), size or defaults.size).to(self.device)
         given = self._image(frames, num_frames or defaults.num_frames)
         without = given.without or given
         unconditional = unconditional.expand(len(prompts), -1, -1)

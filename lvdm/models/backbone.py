@@ -139,6 +139,11 @@ class VideoBackbone(nn.Module, ABC):
     def enable_gradient_checkpointing(self) -> None:
         """Recompute activations in the backward pass from now on, in place of storing them."""
 
+    def adapter_sizes(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Settings that this network asks of what is trained on top of it, where they are not the usual ones: of what
+        makes features for its blocks, and of what reads them there. None by default."""
+        return {}, {}
+
     def latent_shape(self, frames: int, size: tuple[int, int], compression: Compression) -> tuple[int, int, int, int]:
         """The shape (c, t, h, w) of the latents of a video of `frames` frames of `size` (height, width) pixels.
 

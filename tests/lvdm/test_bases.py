@@ -112,7 +112,7 @@ def test_training_sees_the_noise_levels_that_sampling_does(name):
     """At each of the scheduler's own steps: the same signal and noise in the network's input, told the same."""
     base = wrap(pipeline(name))
     frames, size = SIZES[name]
-    base.fit(frames, size)
+    base.prepare_training(frames, size)
     schedule, scheduler = base.components.schedule, base.pipe.scheduler
     from lvdm.bases.schedules import ready
 
