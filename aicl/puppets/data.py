@@ -52,9 +52,10 @@ class ReferenceShares:
 class PuppetConfig:
     """Section `data` of a puppet config.
 
-    frames: of a clip, which lasts `seconds`: 17 in 2.125 s are 8 a second, as 16 in 2 s, for autoencoders that are causal in
-    time. actions: which named actions appear. programs: how many random motions the bank holds; program_share: how often a
-    sample shows one. names: how seen actions are named; random motions are named by a made-up name or, in
+    frames: of a clip, which lasts `seconds`: 17 in 2.125 s are 8 a second, as 16 in 2 s, for autoencoders that are
+    causal in time. actions: which named actions appear. programs: how many random motions the bank holds;
+    program_share: how often a sample shows one. names: how seen actions are named; random motions are named by a
+    made-up name or, in
     `generic_share` of cases, not at all. free_captions, bare_captions: shares of captions in free wording, and without
     looks. patterns: share of striped shirts, and of striped backgrounds.
     in_turn: sample n shows the n-th named action, counted round and round, and no random motion (for measuring).

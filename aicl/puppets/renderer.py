@@ -70,9 +70,7 @@ def _compiled() -> Callable[..., Tensor]:
     return torch.compile(_render, dynamic=False)
 
 
-def joint_positions(
-    scenes: Tensor, bank: tuple[Tensor, Tensor], frames: int = 16, seconds: float = SECONDS
-) -> Tensor:
+def joint_positions(scenes: Tensor, bank: tuple[Tensor, Tensor], frames: int = 16, seconds: float = SECONDS) -> Tensor:
     """Joints (b, frames, joints, 3) in metres as the camera sees them: x right, y up, z towards the viewer."""
     programs, cycles = bank
     index = field(scenes, "program").long()

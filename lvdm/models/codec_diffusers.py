@@ -1,5 +1,7 @@
 """Autoencoders of diffusers trained from scratch: those of a model config whose `autoencoder.family` is their class."""
 
+from typing import Any
+
 from lvdm.bases.codec import DiffusersCodec
 from lvdm.bases.construction import construct
 from lvdm.errors import ConfigError
@@ -13,7 +15,11 @@ def build_wan(config: AutoencoderConfig, latents: LatentConfig) -> LatentCodec:
 
     Raises ConfigError without the extra, and for parameters that it does not have or cannot work with.
     """
-    params = {"dim_mult": [1, 2, 4, 4], "temperal_downsample": [False, True, True], "z_dim": 16} | config.params
+    params: dict[str, Any] = {
+        "dim_mult": [1, 2, 4, 4],
+        "temperal_downsample": [False, True, True],
+        "z_dim": 16,
+    } | config.params
     halvings = params["temperal_downsample"]
     if len(halvings) != len(params["dim_mult"]) - 1:
         raise ConfigError(

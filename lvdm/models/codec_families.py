@@ -39,7 +39,9 @@ class AutoencoderConfig:
     @property
     def factor(self) -> int:
         """Pixels per latent cell, along height and along width: each level but the last halves them."""
-        levels = (self.params if self.ddconfig is None else self.ddconfig).get("ch_mult" if self.ddconfig else "dim_mult")
+        levels = (self.params if self.ddconfig is None else self.ddconfig).get(
+            "ch_mult" if self.ddconfig else "dim_mult"
+        )
         return 2 ** (len(levels or (1, 2, 4, 8)) - 1)
 
 

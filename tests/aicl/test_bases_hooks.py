@@ -24,7 +24,9 @@ WAN = "WanTransformer3DModel"
 def light_compiler(monkeypatch):
     """Nothing compiled before; graphs are traced and differentiated as ever, then run as they are: no C++ is built."""
     compile_ = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda model, **options: compile_(model, **options | {"backend": "aot_eager"}))
+    monkeypatch.setattr(
+        torch, "compile", lambda model, **options: compile_(model, **options | {"backend": "aot_eager"})
+    )
     torch._dynamo.reset()
     regions._compiled.cache_clear()
     yield

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import aicl.tasks  # noqa: F401 (makes the tasks known)
-from aicl.puppets.evaluators import load_evaluator
 from aicl.pipeline import AICLPipeline
 from aicl.puppets.data import PuppetConfig, PuppetDataModule
+from aicl.puppets.evaluators import load_evaluator
 from aicl.puppets.renderer import render
 from lvdm.checkpoints import load_pipeline
 from lvdm.config import from_mapping, load
@@ -100,7 +100,13 @@ def test_an_autoencoder_that_is_causal_in_time_and_what_is_trained_on_it(tmp_pat
     model = load(MODEL, ["text.context_length=48"]) | {"family": "WanTransformer3DModel"}
     model["unet"] = {"in_channels": 4, "out_channels": 4, **small}
     model["diffusion"] = {"schedule": "flow", "prediction": "flow", "shift": 3.0, "spacing": "trailing"}
-    params = {"base_dim": 4, "z_dim": 4, "dim_mult": [1, 1, 1], "num_res_blocks": 1, "temperal_downsample": [True, True]}
+    params = {
+        "base_dim": 4,
+        "z_dim": 4,
+        "dim_mult": [1, 1, 1],
+        "num_res_blocks": 1,
+        "temperal_downsample": [True, True],
+    }
     model["autoencoder"] = {"family": "AutoencoderKLWan", "params": params}
     model["defaults"] = model["defaults"] | {"num_frames": 9, "size": [16, 16]}
     data = {"frames": 9, "seconds": 1.125, "size": 16, "program_share": 0.0}
@@ -129,11 +135,20 @@ def test_an_autoencoder_that_is_causal_in_time_and_what_is_trained_on_it(tmp_pat
     with pytest.raises(ConfigError, match="16 frames do not fit: this model takes 1 more than a multiple of 4"):
         pipe("a person does jumping jacks", num_frames=16, **options)
     with pytest.raises(ConfigError, match="12 frames do not fit: this model takes 1 more than a multiple of 4"):
-        run(tmp_path, "wrong", 5, 2, 1e-3, data | {"frames": 12}, model={"config": model}, run=ALONE | {"out": str(tmp_path)})
+        run(
+            tmp_path,
+            "wrong",
+            5,
+            2,
+            1e-3,
+            data | {"frames": 12},
+            model={"config": model},
+            run=ALONE | {"out": str(tmp_path)},
+        )
 
 
 def test_what_describes_no_autoencoder_says_so():
-    with pytest.raises(ConfigError, match="described by autoencoder.ddconfig, not by params"):
+    with pytest.raises(ConfigError, match=r"described by autoencoder\.ddconfig, not by params"):
         AutoencoderConfig(params={"z_dim": 4})
     with pytest.raises(ConfigError, match="'AutoencoderKLWan' has no ddconfig: set it to null"):
         AutoencoderConfig(ddconfig={}, family="AutoencoderKLWan")
@@ -149,5 +164,5 @@ def test_clips_of_another_length_have_the_same_pace():
     torch.testing.assert_close(long["frames"][:, :, :8], short["frames"], rtol=0, atol=1e-4)
     assert torch.equal(long["fps"], short["fps"]) and long["fps"][0] == 4
     assert torch.equal(render(short["scene_parameters"], usual.bank(torch.device("cpu")), 16, 8), short["frames"])
-    with pytest.raises(ConfigError, match="data.hard_scenes are drawn in clips of 2 seconds"):
+    with pytest.raises(ConfigError, match=r"data\.hard_scenes are drawn in clips of 2 seconds"):
         from_mapping(PuppetConfig, {"seconds": 2.5, "hard_scenes": {"occlusion": 0.5}})
