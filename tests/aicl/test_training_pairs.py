@@ -75,7 +75,7 @@ def test_wrong_references_are_changed_like_right_ones():
         ({"count": 0}, "1 or more"),
         ({"self_share": 1.5}, r"in \[0, 1\]"),
         ({"self_share": [(5, 1.0), (5, 0.0)]}, "ascending"),
-        ({"geometry": [(0, 1.0), (9, 5.0)]}, "changes.scale = 1.25"),
+        ({"geometry": [(0, 1.0), (9, 10.0)]}, "changes.scale = 1.5"),
         ({"geometry": -0.5}, "0 or more"),
         ({"wrong_share": 0.1}, "needs references.kind"),
         ({"candidates": 4, "kind": "self"}, "same_action"),
@@ -131,7 +131,7 @@ def test_on_the_device_a_share_of_given_references_becomes_self_pairs():
 
 def test_geometry_follows_its_schedule_by_sample_number():
     """Nothing before its first point, all of it after its last one, and each clip by its own number."""
-    changes = SelfPairConfig(colour=0, convolution=0, contrast=0, brightness=0)
+    changes = SelfPairConfig(colour=0, convolution=0, contrast=0, brightness=0, start=0, rate=0)
     scheduled = PairMaker(ReferenceSettings(kind="self", geometry=[(1, 0.0), (2, 1.0)], changes=changes))
     batch = device_batch()
     batch["frames"] = torch.linspace(-0.9, 0.9, 8).expand(3, 3, 2, 8, 8)  # samples 0, 1 and 2
