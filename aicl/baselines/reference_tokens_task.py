@@ -10,7 +10,6 @@ from torch import Tensor
 from aicl.baselines.reference_tokens import JointBackbone, ReferenceTokens, TokensConfig, save_tokens
 from aicl.model_files import ADAPTER_FILE
 from aicl.training_task import AICLSections, build_base_pipeline
-from lvdm.bases.pipeline import DiffusersPipeline
 from lvdm.data.datamodule import EndlessDataModule
 from lvdm.errors import ConfigError
 from lvdm.pipeline import VideoPipeline
@@ -77,8 +76,8 @@ def build(recipe: Recipe) -> tuple[ReferenceTokensModule, EndlessDataModule]:
             "task reference_tokens trains on data that brings its own references, such as puppets: set data.references"
         )
     pipeline = build_base_pipeline(sections.base, recipe.training)
-    if isinstance(pipeline, DiffusersPipeline) or pipeline.takes_image:
-        raise ConfigError("task reference_tokens is for this library's own text-to-video models")
+    if pipeline.takes_image:
+        raise ConfigError("task reference_tokens is for text-to-video models, this one takes an image")
     torch.manual_seed(recipe.run.seed)  # the new layers start the same whatever was drawn for the base model
     joint = JointBackbone(pipeline.components.unet, sections.tokens)
     module = ReferenceTokensModule(pipeline, joint, recipe.training)

@@ -25,6 +25,7 @@ from tests.aicl.evaluation_models import FRAMES, save_tiny_model
 from tests.aicl.tiny_models import FAMILIES, randomise, tiny_unet, unet_inputs
 
 KINDS = ["temporal", "spatial", "text"]
+SIZE, VIDEOS = 32, 6  # in pixels; of each row
 
 
 def loras(unet, count=2, kinds=KINDS, seed: int | None = 4) -> LowRankUpdates:
@@ -124,7 +125,7 @@ def test_tokens_are_kept_in_a_file_and_gradients_stay_in_them(tmp_path):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     assert losses[-1] < losses[0]
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in joint.lora.parameters())
     path = tmp_path / "tokens.safetensors"
@@ -161,16 +162,16 @@ def test_recorded_maps_are_those_of_the_layer_and_a_step_brings_them_nearer():
             with record.recording():
                 unet(own, t, context)
                 distance = method.distance(record.taken(), target)
-            assert float(method.distance(target, target)) == 0 < float(distance)
+            assert method.distance(target, target).item() == 0 < distance.item()
             (gradient,) = torch.autograd.grad(distance, own)
             with record.recording():
                 unet(x - 0.05 * gradient / gradient.square().mean().sqrt(), t, context)
-                assert float(method.distance(record.taken(), target)) < float(distance)
+                assert method.distance(record.taken(), target).item() < distance.item()
         assert not any(module._forward_hooks for module in unet.modules())
 
 
 ROWS = [
-    {"label": "lora", "method": {"kind": "lora", "steps": 30, "batch_size": 2, "rank": 2, "lr": 0.02, "at_once": 6},
+    {"label": "lora", "method": {"kind": "lora", "steps": 10, "batch_size": 1, "rank": 2, "lr": 0.03, "at_once": 4},
      "references": 1, "reference_captions": "own"},
     {"label": "attention", "method": {"kind": "attention_guidance", "strength": 0.3}, "references": 1},
     {"label": "features", "method": {"kind": "attention_guidance", "energy": "features"}, "references": 1},
@@ -185,12 +186,12 @@ ROWS = [
 @pytest.fixture(scope="module")
 def models(tmp_path_factory) -> Path:
     """A tiny model, its adapter, and reference tokens from a training of two steps."""
-    folder = save_tiny_model(tmp_path_factory.mktemp("models"))
-    config = configs.load("configs/puppets/reference_tokens.yaml", [
-        f"run.out={folder}", "training.steps=2", "training.batch_size=2", "training.precision=float32",
-        f"base.path={folder / 'base'}", f"data.frames={FRAMES}", "training.accelerator=cpu", "tokens.rank=2",
-        "data.size=64"])  # fmt: skip
-    config["data"] |= {"workers": 0, "programs": 32}
+    folder = save_tiny_model(tmp_path_factory.mktemp("models"), size=SIZE)
+    config = configs.load("configs/puppets/reference_tokens.yaml")
+    config["run"]["out"], config["base"]["path"] = str(folder), str(folder / "base")
+    config["tokens"]["rank"] = 2
+    config["data"] |= {"size": SIZE, "frames": FRAMES, "workers": 0, "programs": 32}
+    config["training"] |= {"steps": 2, "batch_size": 2, "precision": "float32", "accelerator": "cpu"}
     config["logging"] = {"every": 1, "tensorboard": False}
     assert train(config) == 0
     return folder
@@ -199,29 +200,29 @@ def models(tmp_path_factory) -> Path:
 def preset(models: Path, **changes) -> Preset:
     mapping = {
         "title": "Baselines",
-        "benchmark": {"kind": "puppets", "frames": FRAMES, "shared_references": True},
+        "benchmark": {"kind": "puppets", "size": SIZE, "frames": FRAMES, "shared_references": True},
         "rows": [{"model": "tiny", **row} for row in ROWS],
         "baseline": "aicl",
         "metrics": ["dynamic_degree"],
         "model": {"tiny": str(models / "base")},
         "adapter": {"tiny": str(models / "adapter.safetensors"), "tokens": str(models / "puppets_reference_tokens")},
-        "videos": 12,
+        "videos": VIDEOS,
         "real": 4,
-        "batch_size": 6,
+        "batch_size": 3,
     }
     return configs.from_mapping(Preset, mapping | changes)
 
 
 def test_rows_of_a_table_are_made_by_baselines(models, tmp_path):
     experiment = Experiment(preset(models), tmp_path, "cpu")
-    assert experiment.run() == (12 * 7, 12 * 7 + 4 + 10)
+    assert experiment.run() == (VIDEOS * 7, VIDEOS * 6 + 4)  # one row has the base model's videos
     text = experiment.write("baselines")
     assert "nowhere: not run, no adapter 'nowhere' is given" in text
-    assert "lora: 10 LoRAs of" in text and "on 1 to 1 clips each, adapted in" in text
+    assert "lora: 6 LoRAs of" in text and "on 1 to 1 clips each, adapted in" in text
     result = read_result(tmp_path / "results" / "baselines-0-0.json")
     assert result.baseline == "aicl" and "dynamic_degree" in result.differences  # paired, on the same samples
     about = result.model["adaptation"]
-    assert about["adapters"] == 10 and about["seconds"] > 0 and set(about["clips"].values()) == {1}
+    assert about["adapters"] == 6 and about["seconds"] > 0 and set(about["clips"].values()) == {1}
     assert sum(about["loss_last"].values()) < 0.95 * sum(about["loss_first"].values())
     run = experiment.tables[0]
     pixels = {
@@ -231,11 +232,11 @@ def test_rows_of_a_table_are_made_by_baselines(models, tmp_path):
     }
     samples = run.samples(0)
     pipe = AICLPipeline.from_pretrained(models / "base", device="cpu")
-    for start in (0, 6):  # made after all the others, by the same model: nothing of them is left in it
-        few = samples[start : start + 6]
+    for start in (0, 3):  # made after all the others, by the same model: nothing of them is left in it
+        few = samples[start : start + 3]
         base = pipe([sample.prompt for sample in few], seed=[sample.seed for sample in few], progress=False)
         for label in ("base", "no pull"):
-            assert torch.equal(pixels[label][start : start + 6], base)
+            assert torch.equal(pixels[label][start : start + 3], base)
     for label in ("lora", "attention", "features", "tokens"):
         assert (pixels[label] != pixels["base"]).float().mean() > 0.02, label
 
@@ -249,7 +250,7 @@ def test_rows_of_a_table_are_made_by_baselines(models, tmp_path):
 
 def test_what_a_lora_learns_from_is_part_of_its_videos_key(models, tmp_path):
     rows = [{"model": "tiny", **row} for row in ROWS[:2]]
-    own = {"benchmark": {"kind": "puppets", "frames": FRAMES}, "rows": rows, "baseline": None}
+    own = {"benchmark": {"kind": "puppets", "size": SIZE, "frames": FRAMES}, "rows": rows, "baseline": None}
     few, more = (Experiment(preset(models, videos=n, **own), tmp_path, "cpu").tables[0] for n in (10, 20))
     lora, guidance = ([run.made(run.rows[i])[0].path for run in (few, more)] for i in (0, 1))
     assert lora[0] != lora[1] and guidance[0] == guidance[1]
