@@ -50,8 +50,8 @@ class TokensConfig:
     alpha: of the LoRAs, see LowRankUpdates."""
 
     layers: list[str] = field(default_factory=lambda: ["temporal", "spatial"])
-    rank: int = 64
-    alpha: float = 64.0
+    rank: int = 56
+    alpha: float = 56.0
 
     def __post_init__(self) -> None:
         check_at_least(self, 1, ("rank",), "tokens")
