@@ -5,8 +5,10 @@ from itertools import cycle
 import pytest
 import torch
 
+from aicl.adapter import read_adapter
 from aicl.training import AICLModule
 from aicl.training_pairs import PairMaker, ReferenceSettings
+from lvdm.pipeline import VideoPipeline
 from lvdm.training.randomness import BatchRandomness
 from lvdm.video import to_pixels
 from tests.aicl.test_training import aicl_config, build, save_base
@@ -66,20 +68,29 @@ def test_the_module_keeps_its_pairs_and_a_base_without_training_modes(tmp_path):
     maker = PairMaker(ReferenceSettings(count=3))
     given = AICLModule(module.pipeline, module.prism, module.integrated, module.settings, pairs=maker)
     assert given.pairs is maker and given.reference_dropout == 0.0
+    module.export(tmp_path, {"step": 3})
+    assert read_adapter(tmp_path / "adapter.safetensors")[0].fps == 8  # the clips' rate
     plain = AICLModule(module.pipeline, module.prism, module.integrated, module.settings)
     assert plain.pairs.settings == ReferenceSettings()
 
 
-def test_a_preview_shows_the_batchs_first_frames_at_its_size_and_length(tmp_path):
+def test_a_preview_shows_the_batchs_first_frames_at_its_size_and_length(tmp_path, monkeypatch):
     make_clips(tmp_path / "clips")
     save_base(str(ROOT / "configs/models/tiny_videocrafter_i2v.yaml"), tmp_path / "base")
     clip = {"num_frames": 2, "size": [32, 48], "fps": 8}
-    module, data = build(aicl_config(tmp_path, data={"clip": clip}, training={"preview_steps": 1}))
+    module, data = build(aicl_config(tmp_path, data={"clip": clip}, training={"preview_steps": 3}))
     batch, told = next(iter(data.train_dataloader())), []
     conditions = module.pipeline.conditions
     module.pipeline.conditions = lambda *args, **options: told.append((args, options)) or conditions(*args, **options)
+    steps, sample = [], VideoPipeline.sample_latents
+    monkeypatch.setattr(
+        VideoPipeline,
+        "sample_latents",
+        lambda *args, **options: steps.append(options["num_inference_steps"]) or sample(*args, **options),
+    )
     videos = module.preview(batch)
     b = len(batch["caption"])
+    assert steps == [3, 3]
     [((captions, image), options)] = told
     assert captions == batch["caption"] and options == {"size": (32, 48), "num_frames": 2}
     assert torch.equal(image, to_pixels(batch["frames"])[:, 0])
