@@ -28,10 +28,11 @@ from lvdm.arguments import check_device, check_dtype, check_number, check_path
 from lvdm.bases.loading import save_base
 from lvdm.checkpoints import load_pipeline
 from lvdm.checkpoints.folder import new_folder
-from lvdm.checkpoints.hub import download, is_hub_id, upload
+from lvdm.checkpoints.hub import download, upload
 from lvdm.errors import ConfigError, UserError
 from lvdm.models.components import GenerationDefaults
 from lvdm.options import read_options, takes_options
+from lvdm.outside import is_hub_id
 from lvdm.pipeline import (
     ImageLike,
     StepCallback,

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from aicl.cli import Parser, new_parser
+from lvdm.cli import check_there
 from lvdm.errors import ConfigError
 from lvdm.files import atomic_path, write_json
 
@@ -47,24 +48,31 @@ def parser() -> Parser:
     return parser
 
 
-def given_pairs(args: argparse.Namespace) -> "list[user_study.Pair] | None":
-    """The pairs that the options name, None for a study that goes on. Raises ConfigError."""
-    from aicl.apps import user_study
-
+def check_pairs(args: argparse.Namespace) -> None:
+    """Say what is wrong with the options that name pairs before anything slow is imported. Raises UserError."""
     if args.manifest and (args.ours or args.baseline or args.captions):
         raise ConfigError("give either --manifest, or --ours and --baseline")
-    if args.manifest:
-        return user_study.read_manifest(args.manifest)
     if bool(args.ours) != bool(args.baseline) or (args.captions and not args.ours):
         raise ConfigError("give both --ours and --baseline")
+    for place in (args.manifest, args.ours, args.baseline, args.captions):
+        check_there(place, "give the videos of both sides, or a list of the pairs")
+
+
+def given_pairs(args: argparse.Namespace) -> "list[user_study.Pair] | None":
+    """The pairs that the options name, None for a study that goes on. Raises UserError."""
+    check_pairs(args)
+    from aicl.apps import user_study
+
+    if args.manifest:
+        return user_study.read_manifest(args.manifest)
     return user_study.read_folders(args.ours, args.baseline, args.captions) if args.ours else None
 
 
 def study_of(args: argparse.Namespace) -> "user_study.Study":
     """The study in the folder, started with the given pairs if there are any. Raises ConfigError."""
+    pairs = given_pairs(args)
     from aicl.apps import user_study
 
-    pairs = given_pairs(args)
     if pairs is None:
         if args.seed is not None or args.ties:
             raise ConfigError("--seed and --ties are chosen when a study starts: give its pairs with them")
@@ -84,14 +92,15 @@ def study_of(args: argparse.Namespace) -> "user_study.Study":
 
 def write_report(args: argparse.Namespace) -> None:
     """Print what the answers say, and write it where asked. Raises ConfigError."""
-    from aicl.apps import user_study
-
     if not 0 < args.level < 1:
         raise ConfigError(f"--level is between 0 and 1, as 0.95, not {args.level}")
     files = [Path(f"{args.out}{ending}") for ending in (".json", ".md")] if args.out else []
     for file in files:
         if file.exists() and not args.overwrite:
             raise ConfigError(f"{file}: is there already; choose another --out, or give --overwrite")
+    check_there(args.study, "start a study with aicl user-study serve")
+    from aicl.apps import user_study
+
     report = user_study.summarise(user_study.Store(user_study.database_path(args.study)), args.level)
     if files:
         write_json(files[0], report)
@@ -105,6 +114,7 @@ def main(args: argparse.Namespace) -> None:
     if args.command == "report":
         write_report(args)
     else:
+        check_pairs(args)
         from aicl.apps.serving import serve_app  # first: it says what is missing
         from aicl.apps.user_study.app import build_app
 
