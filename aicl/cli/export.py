@@ -56,7 +56,6 @@ def main(args: argparse.Namespace) -> None:
     import torch
 
     from aicl.sampling_models import load_model
-    from lvdm.checkpoints import save_pipeline
     from lvdm.checkpoints.folder import new_folder
     from lvdm.hashing import SUMS, write_sums
 
@@ -85,7 +84,7 @@ def main(args: argparse.Namespace) -> None:
             pipeline.first_reference_until = args.first_reference_until
             pipeline.save_pretrained(model)
         else:
-            save_pipeline(pipeline.base.components, pipeline.base.config, model)
+            pipeline.base.save(model)
         for path in list(model.iterdir()):
             path.rename(whole / path.name)
         model.rmdir()

@@ -129,8 +129,7 @@ def make(pipeline: AICLPipeline, source: Source, benchmark: Benchmark, samples: 
         raise ConfigError(f"row '{row.label}' needs a real clip of every sample, which {benchmark} does not have")
     if row.kind == "autoencoder":
         pixels, _ = benchmark.load(targets)
-        codec = base.components.codec
-        return to_pixels(codec.decode(codec.posterior(to_frames(pixels).to(base.device)).mode())).cpu()
+        return to_pixels(base.components.codec.reconstruct(to_frames(pixels).to(base.device))).cpu()
     options: dict[str, Any] = {}
     if row.references:
         if any(len(row.shown(sample)) < row.references for sample in samples):

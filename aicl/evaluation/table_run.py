@@ -16,6 +16,7 @@ from aicl.evaluation.estimates import (
     lines_beside,
     own_rates,
     paired_differences,
+    shares_by_label,
 )
 from aicl.evaluation.metric import Classifier, Metric, Observed, TextEvaluator, get_metric
 from aicl.evaluation.observe import View, generated_view, look, look_at_texts, texts_seen
@@ -202,6 +203,7 @@ class TableRun(TablePlan):
             protocol=self._protocol(len(whole)),
             lines=lines_beside(metrics, whole),
             by_seed=estimates_by_seed(metrics, parts),
+            by_label=shares_by_label(metrics, whole),
             baseline=baseline,
             differences=differences,
             rates={

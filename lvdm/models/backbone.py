@@ -52,6 +52,10 @@ class Compression:
             )
         return 1 + (frames - 1) // self.time, height // self.space, width // self.space
 
+    def next_frames(self, frames: int) -> int:
+        """The least number of frames, at least `frames`, that the autoencoder takes."""
+        return 1 + -(-(frames - 1) // self.time) * self.time
+
     def frames(self, latent_frames: int) -> int:
         """The frames of a video of so many latent frames."""
         return 1 + (latent_frames - 1) * self.time
@@ -112,12 +116,14 @@ class VideoBackbone(nn.Module, ABC):
     family: its name in `BACKBONES`. latent_channels: of its latents. prediction: what its output means, see
     `lvdm.diffusion.schedule`; a property of the weights, which `build_backbone` sets.
     repeated_blocks: the classes that it consists of many times, which are worth compiling one by one.
+    compression: of the autoencoder that it works with, where it was built with one.
     """
 
     family: str
     latent_channels: int
     prediction: Prediction = "eps"
     repeated_blocks: tuple[type[nn.Module], ...] = ()
+    compression: Compression | None = None
 
     @abstractmethod
     def forward(self, x: Tensor, timesteps: Tensor, context: Tensor, fps: Tensor | float | None = None) -> Tensor:
@@ -138,6 +144,11 @@ class VideoBackbone(nn.Module, ABC):
     @abstractmethod
     def enable_gradient_checkpointing(self) -> None:
         """Recompute activations in the backward pass from now on, in place of storing them."""
+
+    def adapter_sizes(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Settings that this network asks of what is trained on top of it, where they are not the usual ones: of what
+        makes features for its blocks, and of what reads them there. None by default."""
+        return {}, {}
 
     def latent_shape(self, frames: int, size: tuple[int, int], compression: Compression) -> tuple[int, int, int, int]:
         """The shape (c, t, h, w) of the latents of a video of `frames` frames of `size` (height, width) pixels.
