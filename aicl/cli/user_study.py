@@ -3,6 +3,7 @@
 Examples:
   aicl user-study serve runs/study --manifest pairs.jsonl --host 0.0.0.0
   aicl user-study serve runs/study --ours out/aicl --baseline out/base --captions captions.csv --ties
+  aicl user-study serve runs/study --ours out/lvdm_aicl out/vc_aicl --baseline out/lvdm out/vc --group lvdm vc
   aicl user-study serve runs/study
   aicl user-study report runs/study --out results/user_study
 
@@ -12,6 +13,7 @@ again without pairs to go on after a stop. The report can be written while the s
 """
 
 import argparse
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,8 +35,15 @@ def parser() -> Parser:
     serve = commands.add_parser("serve", help="start a study, or go on with it")
     serve.add_argument("study", type=Path, metavar="FOLDER", help="where the study is kept")
     serve.add_argument("--manifest", type=Path, help="the pairs, .jsonl or .csv")
-    serve.add_argument("--ours", type=Path, help="instead: a folder of our videos")
-    serve.add_argument("--baseline", type=Path, help="and one of the baseline's, with the same names")
+    serve.add_argument("--ours", type=Path, nargs="+", help="instead: a folder of our videos, or several")
+    serve.add_argument("--baseline", type=Path, nargs="+", help="and one of the baseline's each, with the same names")
+    serve.add_argument(
+        "--group",
+        nargs="+",
+        metavar="NAME",
+        help="and a name each, for the report (default: the videos' labels)",
+    )
+    serve.add_argument("--pairs", type=int, metavar="N", help="the first of each folder (default: all)")
     serve.add_argument("--captions", type=Path, help="their prompts, .csv or .jsonl (default: as aicl evaluate)")
     serve.add_argument("--seed", type=int, help="of the order and the sides (default: 0)")
     serve.add_argument("--ties", action="store_true", default=None, help='offer "no difference", too')
@@ -50,11 +59,18 @@ def parser() -> Parser:
 
 def check_pairs(args: argparse.Namespace) -> None:
     """Say what is wrong with the options that name pairs before anything slow is imported. Raises UserError."""
-    if args.manifest and (args.ours or args.baseline or args.captions):
+    if args.manifest and (args.ours or args.baseline or args.captions or args.group or args.pairs):
         raise ConfigError("give either --manifest, or --ours and --baseline")
     if bool(args.ours) != bool(args.baseline) or (args.captions and not args.ours):
         raise ConfigError("give both --ours and --baseline")
-    for place in (args.manifest, args.ours, args.baseline, args.captions):
+    ours, baseline = args.ours or [], args.baseline or []
+    if len(ours) != len(baseline) or (args.group and len(args.group) != len(ours)):
+        raise ConfigError("give as many folders with --baseline, and names with --group, as with --ours")
+    if args.pairs is not None and args.pairs < 1:
+        raise ConfigError(f"--pairs is {args.pairs}: ask for one or more of each folder")
+    if args.captions and len(ours) > 1:
+        raise ConfigError("--captions belong to one folder: write those of several beside their videos")
+    for place in (args.manifest, *ours, *baseline, args.captions):
         check_there(place, "give the videos of both sides, or a list of the pairs")
 
 
@@ -65,7 +81,13 @@ def given_pairs(args: argparse.Namespace) -> "list[user_study.Pair] | None":
 
     if args.manifest:
         return user_study.read_manifest(args.manifest)
-    return user_study.read_folders(args.ours, args.baseline, args.captions) if args.ours else None
+    if not args.ours:
+        return None
+    pairs = []
+    for number, (ours, baseline) in enumerate(zip(args.ours, args.baseline)):
+        found = user_study.read_folders(ours, baseline, args.captions)[: args.pairs]
+        pairs += [dataclasses.replace(pair, group=args.group[number]) for pair in found] if args.group else found
+    return pairs
 
 
 def study_of(args: argparse.Namespace) -> "user_study.Study":
