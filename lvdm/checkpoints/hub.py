@@ -1,24 +1,15 @@
 """Model folders on the Hugging Face Hub: what is loaded from there, and put there. Only safetensors, YAML and JSON."""
 
 import os
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from lvdm.bases.loading import INDEX, download_base
 from lvdm.errors import CheckpointError, UserError
+from lvdm.outside import HUB_ID
 
 FILES = ["*.safetensors", "*.safetensors.index.json", "*.yaml", "SHA256SUMS", "README.md"]
-_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
-
-
-def is_hub_id(path: str | os.PathLike[str]) -> bool:
-    """Whether a name is OWNER/NAME of the Hub: one slash, and neither it nor its first half is a place on this disk."""
-    if not isinstance(path, str) or not _ID.fullmatch(path) or os.path.lexists(path):
-        return False
-    return not os.path.lexists(path.split("/")[0])
 
 
 def download(
@@ -56,8 +47,7 @@ def download(
     }
     try:
         with suppress(EntryNotFoundError):  # most often: it is a model of ours
-            with _quiet():  # the first request, at which a missing network shows
-                hf_hub_download(name, INDEX, **options)
+            hf_hub_download(name, INDEX, **options)
             return download_base(name, **options)
         folder = snapshot_download(name, allow_patterns=FILES, **options)
     except UserError:
@@ -77,19 +67,6 @@ def download(
     return Path(folder)
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the library's warnings of each attempt, since what fails in the end is said in one sentence."""
-    from huggingface_hub.utils import logging
-
-    before = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
-
-
 def upload(
     folder: str | os.PathLike[str],
     name: str,
@@ -105,7 +82,7 @@ def upload(
     """
     from huggingface_hub import HfApi
 
-    if not isinstance(name, str) or not _ID.fullmatch(name):
+    if not isinstance(name, str) or not HUB_ID.fullmatch(name):
         raise CheckpointError(f"{name!r} is no name on the Hugging Face Hub: write OWNER/NAME")
     try:
         api = HfApi(token=token)
