@@ -26,6 +26,7 @@ from lvdm.diffusion import make_generators
 from lvdm.errors import ConfigError
 from lvdm.models import kernels
 from lvdm.models.components import ModelConfig, build_components
+from lvdm.models.layers import for_branches
 from lvdm.pipeline import VideoPipeline
 from lvdm.video import write_video
 
@@ -44,12 +45,14 @@ def denoising_step(
     from, which is timed on the same input. Raises ConfigError where the numbers differ from float32 by more than CLOSE,
     or upstream's code fails.
     """
-    inputs = _inputs(config, device, batch)
+    inputs = _inputs(config, device, max(1, batch // 2))
     half = _dtype(device)
     with torch.no_grad():
         unet = _random_unet(config, device)
         with FlopCounterMode(display=False) as counter, kernels.only():
-            expected = unet(*inputs[:3], fps=inputs[3])
+            x, timesteps, context, fps = inputs
+            whole = (for_branches(x, batch), for_branches(timesteps, batch), context[:batch])
+            expected = unet(*whole, fps=None if fps is None else for_branches(fps, batch))
         unet = unet.to(half).requires_grad_(False)
         inputs = _in_precision(inputs, half)
         with kernels.only():
@@ -197,7 +200,7 @@ def batches(
     """Videos a minute of denoising alone at each number of videos in a batch, 50 guided steps each, and the memory."""
     unet = _random_unet(config, device).to(_dtype(device)).requires_grad_(False)
     for size in sizes:
-        inputs = _in_precision(_inputs(config, device, 2 * size), _dtype(device))
+        inputs = _in_precision(_inputs(config, device, size), _dtype(device))
         _forget_peak(device)
         with torch.no_grad():
             ms = _milliseconds(Acceleration(mode).network(unet, steps=50), inputs, device, 5)
@@ -209,11 +212,11 @@ def batches(
 
 
 def random_step(
-    config: ModelConfig, device: str, mode: Mode = "auto", batch: int = 2, steps: int = 50
+    config: ModelConfig, device: str, mode: Mode = "auto", videos: int = 1, steps: int = 50
 ) -> tuple[nn.Module, list[Any]]:
     """A UNet of random weights, ready to sample so many steps in `mode`, and its inputs: x, timesteps, context, fps."""
     unet = _random_unet(config, device).to(_dtype(device)).requires_grad_(False)
-    return Acceleration(mode).network(unet, steps), _in_precision(_inputs(config, device, batch), _dtype(device))
+    return Acceleration(mode).network(unet, steps), _in_precision(_inputs(config, device, videos), _dtype(device))
 
 
 def _in_precision(inputs: Sequence[Any], dtype: torch.dtype) -> list[Any]:
@@ -232,15 +235,15 @@ def _random_unet(config: ModelConfig, device: str) -> nn.Module:
     return unet
 
 
-def _inputs(config: ModelConfig, device: str, batch: int) -> list[Any]:
-    """x, timesteps, context and fps of a step, float32."""
+def _inputs(config: ModelConfig, device: str, videos: int) -> list[Any]:
+    """x, timesteps, context and fps of a guided step as pipelines give them, float32; the context is both branches'."""
     height, width = (side // _factor(config) for side in config.defaults.size)
     generator = torch.Generator(device).manual_seed(2)
-    shape = (batch, config.unet["in_channels"], config.defaults.num_frames, height, width)
+    shape = (videos, config.unet["in_channels"], config.defaults.num_frames, height, width)
     x = torch.randn(shape, generator=generator, device=device)
-    context = torch.randn(batch, _tokens(config), config.unet["context_dim"], generator=generator, device=device)
-    fps = None if config.defaults.fps is None else torch.full((batch,), config.defaults.fps, device=device)
-    return [x, torch.full((batch,), 500, device=device), context, fps]
+    context = torch.randn(2 * videos, _tokens(config), config.unet["context_dim"], generator=generator, device=device)
+    fps = None if config.defaults.fps is None else torch.full((videos,), config.defaults.fps, device=device)
+    return [x, torch.full((videos,), 500, device=device), context, fps]
 
 
 def _tokens(config: ModelConfig) -> int:

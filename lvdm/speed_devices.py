@@ -68,7 +68,7 @@ def _work(
     cuda = device.type == "cuda"
     if cuda:
         torch.cuda.set_device(device)
-    network, inputs = random_step(config, names[place], mode, 2 * batch, steps)
+    network, inputs = random_step(config, names[place], mode, batch, steps)
     with torch.no_grad():
         for _ in range(WARM_UP):
             network(*inputs[:3], fps=inputs[3])

@@ -278,7 +278,7 @@ def train(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     from aicl import benchmarks as aicl_benchmarks
 
     for name in args.config:
-        with tempfile.TemporaryDirectory(prefix=f"{name}-") as folder:
+        with tempfile.TemporaryDirectory(prefix="aicl-benchmark-") as folder:
             config, model = config_paths(name)
             record = aicl_benchmarks.train(
                 config, model, args.clips, Path(folder), args.steps, args.overrides, args.memory_limit, args.cached

@@ -112,12 +112,15 @@ class VideoBackbone(nn.Module, ABC):
     family: its name in `BACKBONES`. latent_channels: of its latents. prediction: what its output means, see
     `lvdm.diffusion.schedule`; a property of the weights, which `build_backbone` sets.
     repeated_blocks: the classes that it consists of many times, which are worth compiling one by one.
+    shares_branches: whether x, timesteps and fps may be those of one branch of guidance where the context is that of
+      several, branch after branch: what comes before the context is first read is then computed once for all.
     """
 
     family: str
     latent_channels: int
     prediction: Prediction = "eps"
     repeated_blocks: tuple[type[nn.Module], ...] = ()
+    shares_branches: bool = False
 
     @abstractmethod
     def forward(self, x: Tensor, timesteps: Tensor, context: Tensor, fps: Tensor | float | None = None) -> Tensor:
