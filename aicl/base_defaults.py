@@ -6,7 +6,6 @@ from typing import Any
 from aicl.action_integration import IntegrationConfig
 from aicl.action_prism import PrismConfig
 from lvdm import config as configs
-from lvdm.bases.pipeline import DiffusersPipeline
 from lvdm.pipeline import VideoPipeline
 
 
@@ -16,16 +15,13 @@ def read_prism_config(section: Mapping[str, Any], base: VideoPipeline, where: st
     Raises ConfigError for entries that are unknown or don't fit.
     """
     widths = {"in_channels": base.components.unet.latent_channels, "context_dim": base.context_width}
-    return configs.from_mapping(PrismConfig, {**widths, **_sizes(base)[0], **section}, where=where)
+    return configs.from_mapping(
+        PrismConfig, {**widths, **base.components.unet.adapter_sizes()[0], **section}, where=where
+    )
 
 
 def read_integration_config(
     section: Mapping[str, Any], base: VideoPipeline, where: str = "integration"
 ) -> IntegrationConfig:
     """That of a section `integration`, which `where` names. Raises ConfigError for what is unknown or does not fit."""
-    return configs.from_mapping(IntegrationConfig, {**_sizes(base)[1], **section}, where=where)
-
-
-def _sizes(base: VideoPipeline) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A base model's own defaults for prism and integration; none for this library's models, which have the paper's."""
-    return base.backbone.adapter_sizes() if isinstance(base, DiffusersPipeline) else ({}, {})
+    return configs.from_mapping(IntegrationConfig, {**base.components.unet.adapter_sizes()[1], **section}, where=where)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from aicl.action_integration import IntegrationConfig, ReferenceAttention
 from aicl.action_prism import PrismConfig
@@ -89,17 +90,12 @@ class IntegratedBackbone(VideoBackbone):
         targets = backbone.extensible_blocks()
         if not targets:
             raise ConfigError("this model has no attention blocks that AICL could read references in")
-        if any(_is_integrated(block.module) for block in targets):
-            raise ConfigError(
-                "this model is already integrated: call unpatch() on the first integration before another"
-            )
         self.layout = layout_of(backbone)
-        made = {block.name.replace(".", "_"): BlockIntegration(block, config, self._call) for block in targets}
-        self.blocks = nn.ModuleDict(made)
-        self._frozen = [(p, p.requires_grad) for p in backbone.parameters()]
-        backbone.requires_grad_(False)
-        self._hooks = [block.module.register_forward_hook(new.hook) for block, new in zip(targets, made.values())]
-        self._hooks.append(backbone.register_forward_pre_hook(self._call.begin, with_kwargs=True))
+        self._added = {block.name.replace(".", "_"): BlockIntegration(block, config, self._call) for block in targets}
+        self.blocks = nn.ModuleDict(self._added)
+        self._frozen: list[tuple[nn.Parameter, bool]] = []
+        self._hooks: list[RemovableHandle] = []
+        self.patch()
 
     @property
     def embeds_guidance(self) -> bool:
@@ -140,7 +136,6 @@ class IntegratedBackbone(VideoBackbone):
         frames_per_reference: int | Sequence[int],
         weights: Sequence[float] | Tensor | None = None,
         scale: float = 1.0,
-        first_reference_until: float | None = None,
         spans: Sequence[tuple[float, float]] | None = None,
     ) -> ReferenceContext | None:
         """Prepare R for `forward`: features (b, m, parts * feature_channels, h, w), all references on the frame axis.
@@ -154,7 +149,19 @@ class IntegratedBackbone(VideoBackbone):
                 f"R has {features.shape[2]} channels, the integration reads {channels} "
                 "(prism.features * prism.out_channels against integration.feature_channels and mode)"
             )
-        return ReferenceContext.build(features, frames_per_reference, weights, scale, first_reference_until, spans)
+        return ReferenceContext.build(features, frames_per_reference, weights, scale, spans)
+
+    def patch(self) -> None:
+        """Put the layers on the backbone and freeze it: done at first, and again after `unpatch`. Raises ConfigError
+        where some are on it already."""
+        if any(_is_integrated(block.module) for block in self.backbone.extensible_blocks()):
+            raise ConfigError(
+                "this model is already integrated: call unpatch() on the first integration before another"
+            )
+        self._frozen = [(p, p.requires_grad) for p in self.backbone.parameters()]
+        self.backbone.requires_grad_(False)
+        self._hooks = [new.block.module.register_forward_hook(new.hook) for new in self._added.values()]
+        self._hooks.append(self.backbone.register_forward_pre_hook(self._call.begin, with_kwargs=True))
 
     def unpatch(self) -> VideoBackbone:
         """Take the new layers off and give the backbone back as it was, `requires_grad` included."""

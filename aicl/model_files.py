@@ -3,11 +3,14 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from aicl.options import SamplingOptions
 from lvdm import config as configs
+from lvdm.arguments import check_path
 from lvdm.checkpoints import find_file, find_model
+from lvdm.checkpoints.hub import download, is_hub_id
+from lvdm.errors import ConfigError
 
 FOLDER_FILE = "aicl.yaml"
 ADAPTER_FILE = "adapter.safetensors"
@@ -62,6 +65,25 @@ def find_model_files(path: str | os.PathLike[str], adapter: str | os.PathLike[st
     if own is not None:
         return ModelFiles(find_model(Path(path) / folder.base), own)
     return ModelFiles(find_model(Path(path) / folder.base), Path(path) / folder.adapter, folder.first_reference_until)
+
+
+def fetch_model_files(
+    path: str | os.PathLike[str], adapter: str | os.PathLike[str] | None = None, **hub: Any
+) -> ModelFiles:
+    """What `path` names, see `find_model_files`; a model OWNER/NAME of the Hugging Face Hub is downloaded first.
+
+    hub: revision, cache_dir, token and local_files_only. Raises ConfigError for other options and for what is no path,
+    and what both steps raise.
+    """
+    if unknown := sorted(hub.keys() - {"revision", "cache_dir", "token", "local_files_only"}):
+        raise ConfigError(
+            f"from_pretrained takes no '{unknown[0]}': it takes adapter, device, torch_dtype and the "
+            "Hub's revision, cache_dir, token and local_files_only"
+        )
+    check_path(path, "the model")
+    if adapter is not None:
+        check_path(adapter, "the adapter")
+    return find_model_files(download(str(path), **hub) if is_hub_id(path) else path, adapter)
 
 
 def base_folder(path: str | os.PathLike[str]) -> Path:

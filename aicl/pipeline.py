@@ -7,42 +7,32 @@ from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import torch
-from torch import Generator, nn
+from torch import Generator
 
 from aicl.action_prism import ActionPrism
-from aicl.adapter import AdapterInfo, at_adapter_rate, load_adapter, save_adapter
+from aicl.adapter import AdapterInfo, at_adapter_rate
 from aicl.clock import Clock
 from aicl.guidance import branches
-from aicl.integrated_backbone import IntegratedBackbone, integrate
-from aicl.model_files import FOLDER_FILE, FolderConfig, ModelFiles, find_model_files
+from aicl.integrated_backbone import IntegratedBackbone
+from aicl.loaded_adapter import LoadedAdapter
+from aicl.model_files import FOLDER_FILE, FolderConfig, ModelFiles, fetch_model_files
 from aicl.motion_features import MotionFeatures
-from aicl.options import Reference, SamplingOptions
-from aicl.reference_context import ReferenceContext
-from aicl.reference_domain import ReferenceCheck, ReferenceDomain, domain_file, find_domain
-from aicl.reference_encoder import ReferenceEncoder
-from aicl.reference_encoding import encode_rows, is_features, weights_and_spans
+from aicl.options import SamplingOptions
+from aicl.reference_domain import ReferenceCheck, ReferenceDomain
 from aicl.reference_videos import reference_rows
 from lvdm import config as configs
 from lvdm.acceleration import Mode
 from lvdm.arguments import check_device, check_dtype, check_number, check_path
-from lvdm.bases.loading import save_base
+from lvdm.callbacks import StepCallback, check_step_callback, progress_bar, step_callbacks
 from lvdm.checkpoints import load_pipeline
 from lvdm.checkpoints.folder import new_folder
-from lvdm.checkpoints.hub import download, is_hub_id, upload
+from lvdm.checkpoints.hub import upload
 from lvdm.errors import ConfigError, UserError
+from lvdm.inputs import ImageLike, check_prompts, sample_generators
 from lvdm.models.components import GenerationDefaults
 from lvdm.options import read_options, takes_options
-from lvdm.pipeline import (
-    ImageLike,
-    StepCallback,
-    VideoPipeline,
-    check_call,
-    check_prompts,
-    progress_bar,
-    sample_generators,
-    step_callbacks,
-)
-from lvdm.video import OutputType, convert_pixels
+from lvdm.pipeline import VideoPipeline
+from lvdm.video import OutputType, check_output_type, convert_pixels
 
 
 class AICLPipeline:
@@ -53,8 +43,8 @@ class AICLPipeline:
     `first_reference_until`: the default of that option, which belongs to an adapter: a folder may bring one.
     `timings`: seconds of the last call's phases, in order: text, references (reading and encoding the videos), prism,
     first_step (of sampling; it makes the keys and values of R), sampling (all other steps), decode.
-    domain: what references are usual for the adapter, where a statistic lies beside its file; `reference_checks`: how
-    far those of the last call were from them, for each prompt's row of references (one row if all share them).
+    `reference_checks`: how far the references of the last call were from those usual for the adapter, see `domain`, for
+    each prompt's row of references (one row if all share them); empty where that was not measured.
     """
 
     def __init__(
@@ -64,14 +54,14 @@ class AICLPipeline:
         integrated: IntegratedBackbone | None = None,
         info: AdapterInfo | None = None,
     ) -> None:
-        self.base, self.info = base, info
+        if (prism is None) != (integrated is None):
+            raise ConfigError("an adapter is a prism and an integration: give both, or neither")
+        self.base = base
         self.files: ModelFiles | None = None
         self.timings: dict[str, float] = {}
-        self.first_reference_until = 0.0
         self.adapter_scale = 1.0
-        self.domain: ReferenceDomain | None = None
         self.reference_checks: list[list[ReferenceCheck]] = []
-        self._use(prism, integrated)
+        self._use(None if prism is None or integrated is None else LoadedAdapter(base, prism, integrated, info))
 
     @classmethod
     def from_pretrained(
@@ -91,21 +81,11 @@ class AICLPipeline:
         as stored, but float32 on the CPU, where half precision is several times slower.
         Raises CheckpointError for what is missing or does not fit together, ConfigError for wrong types.
         """
-        if unknown := sorted(hub.keys() - {"revision", "cache_dir", "token", "local_files_only"}):
-            raise ConfigError(
-                f"from_pretrained takes no '{unknown[0]}': it takes adapter, device, torch_dtype and the "
-                "Hub's revision, cache_dir, token and local_files_only"
-            )
-        check_path(path, "the model")
-        if adapter is not None:
-            check_path(adapter, "the adapter")
         check_dtype(torch_dtype)
         device = None if device is None else check_device(device)
-        if is_hub_id(path):
-            path = download(str(path), **hub)
         if torch_dtype is None and torch.device(device or "cpu").type == "cpu":
             torch_dtype = torch.float32
-        files = find_model_files(path, adapter)
+        files = fetch_model_files(path, adapter, **hub)
         pipeline = cls(load_pipeline(files.base, device=device, dtype=torch_dtype))
         if files.adapter is not None:
             pipeline.load_adapter(files.adapter)
@@ -118,50 +98,41 @@ class AICLPipeline:
         Errors and warnings: see `aicl.adapter.load_adapter`.
         """
         check_path(path, "the adapter")
-        before = self.prism, self.integrated, self.info, self.files, self.first_reference_until, self.domain
-        domain = find_domain(Path(path))
-        self.remove_adapter()
-        unet = self.base.components.unet
+        if self._adapter is not None:
+            self._adapter.integrated.unpatch()
         try:
-            prism, integrated, self.info = load_adapter(path, unet)
+            adapter = LoadedAdapter.load(self.base, Path(path))
         except UserError:
-            old_prism, old, self.info, self.files, self.first_reference_until, self.domain = before
-            if old is not None:  # put it on again
-                again = integrate(unet, old.config)
-                again.blocks.load_state_dict(old.blocks.state_dict())
-                self._use(old_prism, again)
+            if self._adapter is not None:
+                self._adapter.integrated.patch()
             raise
+        self._use(adapter)
         if self.files is not None:
             self.files = ModelFiles(self.files.base, Path(path))
-        self._use(prism, integrated)
-        self.domain = None if domain is None else domain.for_prism(prism)
-        return self.info
+        assert adapter.info is not None
+        return adapter.info
 
     def remove_adapter(self) -> None:
         """Give the base model back as it was."""
-        if self.integrated is not None:
-            self.integrated.unpatch()
+        if self._adapter is not None:
+            self._adapter.integrated.unpatch()
         if self.files is not None:
             self.files = ModelFiles(self.files.base)
-        self.info, self.first_reference_until, self.domain = None, 0.0, None
-        self._use(None, None)
+        self._use(None)
 
     def save_pretrained(self, folder: str | os.PathLike[str], base: str | os.PathLike[str] | None = None) -> None:
         """Write a folder for `from_pretrained`: the base model (or only a pointer to `base`) and the adapter.
 
         Raises CheckpointError if `folder` has content already, ConfigError if there is no adapter to save.
         """
-        prism, integrated = self._adapter()
+        adapter = self._reading()
         pointer = FolderConfig(first_reference_until=self.first_reference_until)
         if base is not None:
             pointer.base = str(Path(base).resolve())
-        meta = {} if self.info is None else {"step": self.info.step, "fps": self.info.fps, **self.info.notes}
         with new_folder(folder) as temporary:
             if base is None:
-                save_base(self.base, temporary / pointer.base)
-            save_adapter(temporary / pointer.adapter, prism, integrated, meta)
-            if self.domain is not None:
-                self.domain.save(domain_file(temporary / pointer.adapter))
+                self.base.save(temporary / pointer.base)
+            adapter.save(temporary / pointer.adapter)
             configs.save(temporary / FOLDER_FILE, configs.to_mapping(pointer))
 
     def push_to_hub(
@@ -197,8 +168,32 @@ class AICLPipeline:
 
     def accelerate(self, mode: Mode = "auto", expected_steps: int | None = None) -> "AICLPipeline":
         """Choose how the UNet runs from now on, see `lvdm.acceleration`: auto, none, graphs or full."""
-        self._patched.acceleration = self.base.accelerate(mode, expected_steps).acceleration
+        self.base.accelerate(mode, expected_steps)
         return self
+
+    @property
+    def prism(self) -> ActionPrism | None:
+        """The adapter's Action Prism, None without an adapter."""
+        return None if self._adapter is None else self._adapter.prism
+
+    @property
+    def integrated(self) -> IntegratedBackbone | None:
+        """The UNet with the adapter's Action Integration, None without an adapter."""
+        return None if self._adapter is None else self._adapter.integrated
+
+    @property
+    def info(self) -> AdapterInfo | None:
+        """What the adapter's file says about it, None where it was not loaded from one."""
+        return None if self._adapter is None else self._adapter.info
+
+    @property
+    def domain(self) -> ReferenceDomain | None:
+        """What references are usual for the adapter, None where that was not measured. Setting it needs an adapter."""
+        return None if self._adapter is None else self._adapter.domain
+
+    @domain.setter
+    def domain(self, domain: ReferenceDomain | None) -> None:
+        self._reading().domain = domain
 
     @property
     def defaults(self) -> GenerationDefaults:
@@ -218,7 +213,7 @@ class AICLPipeline:
     @property
     def compiled(self) -> Mode:
         """How the UNet ran in the last call: what the mode "auto" of `accelerate` came to."""
-        return self._patched.acceleration.used(self._patched.components.unet)
+        return self.base.acceleration.used(self._sampler().components.unet)
 
     def to(
         self, device: torch.device | str | torch.dtype | None = None, dtype: torch.dtype | None = None
@@ -229,8 +224,7 @@ class AICLPipeline:
         check_dtype(dtype)
         device = None if device is None else check_device(device)
         self.base.to(device, dtype)
-        self._patched.offload = self.base.offload
-        for module in self._trained():
+        for module in self._adapter.trained() if self._adapter is not None else ():
             module.to(device=device, dtype=dtype)
         return self
 
@@ -239,7 +233,6 @@ class AICLPipeline:
         device = check_device(device)
         self.to("cpu")
         self.base.enable_model_cpu_offload(device)
-        self._patched.offload = self.base.offload
 
     def enable_vae_slicing(self, frames: int = 1) -> None:
         """See `VideoPipeline.enable_vae_slicing`."""
@@ -259,9 +252,9 @@ class AICLPipeline:
             f"  defaults: num_inference_steps={defaults.num_inference_steps}, guidance_scale={defaults.guidance_scale},"
             f" first_reference_until={self.first_reference_until}",
         ]
-        if self.prism is None:
+        if self._adapter is None:
             return "\n".join([*lines, "  no adapter: it reads no references"])
-        size = sum(p.numel() for module in self._trained() for p in module.parameters())
+        size = sum(p.numel() for module in self._adapter.trained() for p in module.parameters())
         step = f", trained for {self.info.step} steps" if self.info is not None else ""
         return "\n".join([*lines, f"  adapter: {size / 1e6:.1f} M parameters{step}"])
 
@@ -292,7 +285,8 @@ class AICLPipeline:
         given = read_options(SamplingOptions, options)
         settings = SamplingOptions(**given.filled(self.defaults))
         prompts, (num_frames, size) = check_prompts(prompt), settings.clip()
-        check_call(output_type, callback_on_step_end)
+        check_output_type(output_type)
+        check_step_callback(callback_on_step_end)
         rows = reference_rows(references, len(prompts))
         if not rows and {given.reference_guidance_scale, given.first_reference_until, given.reference_fps} != {None}:
             raise ConfigError("options of references mean nothing without references: give some")
@@ -307,11 +301,19 @@ class AICLPipeline:
         if rows:
             fps = settings.reference_fps or self.defaults.save_fps
             shown = min(num_frames, settings.window_frames or num_frames)  # a window is as long as a reference
-            features = self._encoded(rows, prompts, shown, size, fps, clock)
-            context = self._reference_context(features, rows, len(prompts), settings)
+            adapter = self._reading()
+            features, self.reference_checks = adapter.encode(rows, prompts, shown, size, fps, clock)
+            context = adapter.reference_context(
+                features,
+                rows,
+                len(prompts),
+                scale=settings.scale * self.adapter_scale,
+                first_reference_until=settings.first_reference_until,
+                default_until=self.first_reference_until,
+            )
         guidance_scale = cast(float, settings.guidance_scale)  # every model has a default
         embedded = self.base.tell_guidance(guidance_scale)
-        latents = self._patched.sample_latents(
+        latents = self._sampler().sample_latents(
             *branches(negative, positive, context, guidance_scale, settings.reference_guidance_scale, embedded),
             x_T,
             num_inference_steps=settings.num_inference_steps,
@@ -352,66 +354,23 @@ class AICLPipeline:
         if not rows:
             raise ConfigError("there is no reference to encode: give at least one")
         fps = reference_fps or self.defaults.save_fps
-        return self._encoded(rows, prompts, num_frames, size, fps, Clock(self.device))
-
-    def _encoded(self, rows: list[list[Reference]], *how: Any) -> MotionFeatures:
-        """R of rows of references, see `aicl.reference_encoding.encode_rows`, which are compared with the domain."""
-        self._adapter()  # or there is nothing to encode with
-        features, latents = encode_rows(self._encoder, rows, *how)
-        if self.domain is not None:
-            names = [each.name for each in rows[0] for _ in (each.video.frames if is_features(each) else [0])]
-            parts = [part.features for part in features.split()]
-            self.reference_checks = [
-                self.domain.check(
-                    names, [None if z is None else z[min(i, len(z) - 1)] for z in latents], [r[i] for r in parts]
-                )
-                for i in range(len(features.features))
-            ]
+        encoded = self._reading().encode(rows, prompts, num_frames, size, fps, Clock(self.device))
+        features, self.reference_checks = encoded
         return features
 
-    def _reference_context(
-        self, features: MotionFeatures, rows: list[list[Reference]], samples: int, settings: SamplingOptions
-    ) -> ReferenceContext | None:
-        """What the UNet reads: R with the references' weights and strength, and when each of them is read."""
-        _, integrated = self._adapter()
-        if len(features.features) not in (1, samples):
-            raise ConfigError(f"these references were encoded for {len(features.features)} prompts, not for {samples}")
-        told, schedule = weights_and_spans(rows), self.base.components.schedule
-        until, spans = settings.first_reference_until, None
-        if any((start, end) != (0, 1) for _, start, end in told):
-            if until:
-                raise ConfigError("first_reference_until and references with a start or an end both say when: give one")
-            spans = [schedule.told_between(start, end) for _, start, end in told]
-        else:
-            until = self.first_reference_until if until is None else until
-        timestep = schedule.told_at(until) if until else None
-        return integrated.reference_context(
-            features.features.to(self.device),
-            features.frames,
-            [weight for weight, _, _ in told],
-            settings.scale * self.adapter_scale,
-            timestep,
-            spans,
-        )
-
-    def _adapter(self) -> tuple[ActionPrism, IntegratedBackbone]:
-        if self.prism is None or self.integrated is None:
+    def _reading(self) -> LoadedAdapter:
+        """The adapter. Raises ConfigError where there is none."""
+        if self._adapter is None:
             raise ConfigError(
                 "there is no adapter, so references cannot be read: give one with load_adapter, or --adapter"
             )
-        return self.prism, self.integrated
+        return self._adapter
 
-    def _trained(self) -> list[nn.Module]:
-        """The two trained parts; none without an adapter."""
-        return [] if self.prism is None or self.integrated is None else [self.prism, self.integrated.blocks]
+    def _sampler(self) -> VideoPipeline:
+        """The base pipeline, whose network reads R where there is an adapter."""
+        return self.base if self._adapter is None else self.base.with_unet(self._adapter.integrated)
 
-    def _use(self, prism: ActionPrism | None, integrated: IntegratedBackbone | None) -> None:
-        """Take prism and integration, in the base model's dtype and without gradients, or none."""
+    def _use(self, adapter: LoadedAdapter | None) -> None:
+        """Take an adapter or none, without any default of another's."""
         self.base.acceleration.forget()  # what was captured with another adapter, or none
-        self.prism, self.integrated, self._patched = prism, integrated, self.base
-        if prism is not None and integrated is not None:
-            self._encoder = ReferenceEncoder(self.base, prism)
-            unet = self.base.components.unet
-            for module in self._trained():
-                module.to(device=next(unet.parameters()).device, dtype=unet.dtype).eval().requires_grad_(False)
-            self._patched = self.base.with_unet(integrated)
+        self._adapter, self.first_reference_until = adapter, 0.0

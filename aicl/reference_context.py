@@ -21,9 +21,8 @@ class ReferenceContext:
     features: (b, m, channels, h, w) with the frames of all references on one axis, m = sum(frames); b = 1 serves any
     number of samples. frames: frame count of each reference.
     weights: (b, k) or None for equal ones; they multiply the attention's unnormalised weights. scale: factor of the
-    update. first_reference_until: the timestep, as the network is told it and counted down in sampling, until which
-    the first reference is read alone; None: never. spans: (lowest, highest) timestep, as the network is told it, at
-    which each reference is read; None: all are, at all.
+    update. spans: (lowest, highest) timestep, as the network is told it, at which each reference is read; None: all
+    are, at all.
     Without gradients, each attention keeps its keys and values in `cache`, so they are computed once per video.
     """
 
@@ -31,7 +30,6 @@ class ReferenceContext:
     frames: tuple[int, ...]
     weights: Tensor | None = None
     scale: float = 1.0
-    first_reference_until: float | None = None
     spans: tuple[tuple[float, float], ...] | None = None
     cache: dict[Hashable, tuple[KeysValues, Callable[[], KeysValues]]] = field(default_factory=dict, repr=False)
     _parts: "dict[tuple[int, ...], ReferenceContext]" = field(default_factory=dict, repr=False)
@@ -43,7 +41,6 @@ class ReferenceContext:
         frames_per_reference: int | Sequence[int],
         weights: Sequence[float] | Tensor | None = None,
         scale: float = 1.0,
-        first_reference_until: float | None = None,
         spans: Sequence[tuple[float, float]] | None = None,
     ) -> "ReferenceContext | None":
         """The context of features (b, m, channels, h, w); a reference of weight 0 is left out, None if all are.
@@ -63,12 +60,10 @@ class ReferenceContext:
         if not 0 <= scale < math.inf:
             raise ConfigError(f"scale is {scale}: give a number from 0 up, 0 for the base model and 1 for full effect")
         spans = None if spans is None else tuple(spans)
-        if spans is not None and (len(spans) != len(frames) or first_reference_until is not None):
-            raise ConfigError(
-                "spans say for each reference when it is read: give one each, and no first_reference_until"
-            )
+        if spans is not None and len(spans) != len(frames):
+            raise ConfigError(f"{len(spans)} spans say when {len(frames)} references are read: give one each")
         if weights is None or isinstance(weights, Tensor):
-            return cls(features, frames, weights, scale, first_reference_until, spans)
+            return cls(features, frames, weights, scale, spans)
         if len(weights) != len(frames) or any(not w >= 0 or math.isinf(w) for w in weights):
             raise ConfigError(
                 f"weights {list(weights)} must be numbers from 0 up, one each for {len(frames)} reference(s)"
@@ -83,17 +78,14 @@ class ReferenceContext:
             given = torch.tensor([weights[i] for i in kept], device=features.device)
             rows = given.expand(features.shape[0], -1)
         spans = None if spans is None else tuple(spans[i] for i in kept)
-        return cls(features, tuple(frames[i] for i in kept), rows, scale, first_reference_until, spans)
+        return cls(features, tuple(frames[i] for i in kept), rows, scale, spans)
 
     def at(self, timesteps: Tensor) -> "ReferenceContext":
-        """What is read at these timesteps (b,), all alike where the first reference is read alone for some."""
-        if self.spans is not None:
-            t = float(timesteps[0])
-            return self.only(tuple(i for i, (low, high) in enumerate(self.spans) if low <= t <= high))
-        until = self.first_reference_until
-        if until is None or len(self.frames) == 1:
+        """What is read at these timesteps (b,), which are all alike where there are spans."""
+        if self.spans is None:
             return self
-        return self.only(tuple(range(len(self.frames))) if float(timesteps[0]) < until else (0,))
+        t = float(timesteps[0])
+        return self.only(tuple(i for i, (low, high) in enumerate(self.spans) if low <= t <= high))
 
     def only(self, chosen: tuple[int, ...]) -> "ReferenceContext":
         """These references, at any timestep; a strength of 0 where there are none."""
@@ -147,14 +139,13 @@ class ReferenceContext:
 
 
 def _flatten(context: ReferenceContext) -> tuple[list[Any], tuple[Any, ...]]:
-    constants = context.frames, context.scale, context.first_reference_until, context.spans
-    return [context.features, context.weights], constants
+    return [context.features, context.weights], (context.frames, context.scale, context.spans)
 
 
 def _unflatten(tensors: Any, rest: tuple[Any, ...]) -> ReferenceContext:
     features, weights = tensors
-    frames, scale, first_reference_until, spans = rest
-    return ReferenceContext(features, frames, weights, scale, first_reference_until, spans)
+    frames, scale, spans = rest
+    return ReferenceContext(features, frames, weights, scale, spans)
 
 
 # So that whatever handles arguments by their tensors (CUDA graphs, repeating a batch) needs to know nothing of R.

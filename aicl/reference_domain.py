@@ -122,7 +122,7 @@ class ReferenceDomain:
             return self
         warnings.warn(
             "the adapter's statistic of usual references belongs to another adapter: make it anew with aicl calibrate",
-            stacklevel=3,
+            stacklevel=4,  # whoever asked a pipeline to load an adapter
         )
         return None
 

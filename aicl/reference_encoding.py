@@ -33,6 +33,13 @@ def weights_and_spans(rows: list[list[Reference]]) -> list[tuple[float, float, f
     return [each for each, count in zip(told, counts) for _ in range(count)]
 
 
+def first_alone(told: Sequence[tuple[float, float, float]], until: float) -> list[tuple[float, float, float]]:
+    """(weight, start, end) of references of which the first, of those that weigh anything, is read alone until this
+    share of the noise levels is over."""
+    first = next((i for i, (weight, _, _) in enumerate(told) if weight > 0), 0)
+    return [each if i == first else (each[0], until, 1.0) for i, each in enumerate(told)]
+
+
 def encode_rows(
     encode: ReferenceEncoder,
     rows: list[list[Reference]],

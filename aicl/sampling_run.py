@@ -12,9 +12,9 @@ from aicl.pipeline import AICLPipeline
 from aicl.reference_videos import is_features_file, read_pixels
 from aicl.sampling_jobs import Job, sheet_file
 from aicl.sidecar_files import COMPARISON, sidecar
+from lvdm.callbacks import StepCallback
 from lvdm.files import atomic_path
 from lvdm.options import GenerationOptions
-from lvdm.pipeline import StepCallback
 from lvdm.video import contact_sheet, side_by_side, write_video
 
 

@@ -16,7 +16,6 @@ from aicl.adapter import save_adapter
 from aicl.integrated_backbone import IntegratedBackbone
 from aicl.training_pairs import PairMaker, ReferenceSettings
 from lvdm.acceleration.regions import compile_regions
-from lvdm.bases.pipeline import DiffusersPipeline
 from lvdm.diffusion import make_generators
 from lvdm.pipeline import VideoPipeline
 from lvdm.training.base import DiffusionModule
@@ -68,7 +67,7 @@ class AICLModule(DiffusionModule):
         R = self.prism(references, reference_text)  # eq. 4-6: (b, k * t, channels, h, w)
         timesteps, noise = self.draw_noise(batch, target, randomness)
         shown = self.integrated.reference_context(R, references.shape[3], self._weights(references, randomness))
-        image = self.image_extras(batch, len(target))
+        image = self.image_extras(batch, target)
         prediction = self.predict(batch, target, noise, timesteps, target_text, references=shown, **image)  # eq. 7
         return self.squared_error(prediction, target, noise, timesteps)  # eq. 9
 
@@ -101,11 +100,11 @@ class AICLModule(DiffusionModule):
         return context[:b], context[b:].unflatten(0, (b, -1))
 
     @torch.no_grad()
-    def image_extras(self, batch: Batch, count: int) -> dict[str, Tensor]:
-        """What an image-to-video network gets of the targets' first frames beside the context; (b, ...) each."""
-        if not isinstance(self.pipeline, DiffusersPipeline):
-            return {}  # all is in the context
-        return self.pipeline.image_extras(_first_frames(batch)[:count], batch["frames"].shape[2])
+    def image_extras(self, batch: Batch, target: Tensor) -> dict[str, Tensor]:
+        """What an image-to-video network gets beside the context of the first frames of targets (b, c, t, h, w);
+        (b, ...) each."""
+        num_frames = self.pipeline.components.codec.compression.frames(target.shape[2])
+        return self.pipeline.image_extras(_first_frames(batch)[: len(target)], num_frames)
 
     def _weights(self, references: Tensor, randomness: BatchRandomness) -> Tensor | None:
         """1 for references (b, k, ...) that are shown, 0 for those left out, (b, k); None where all are shown."""

@@ -14,7 +14,6 @@ from aicl.model_files import ADAPTER_FILE, base_folder
 from aicl.training import AICLModule
 from aicl.training_pairs import PairMaker, ReferenceSettings, build_pair_sampler, pairs_line
 from lvdm import config as configs
-from lvdm.bases.pipeline import DiffusersPipeline
 from lvdm.checkpoints import find_file, load_pipeline, read_model
 from lvdm.data import DataConfig, read_records
 from lvdm.data.caching import check_encoders, load_encoders
@@ -73,12 +72,8 @@ def build(recipe: Recipe) -> tuple[AICLModule, EndlessDataModule]:
     sections: AICLSections = recipe.parse(AICLSections)
     pipeline = build_base_pipeline(sections.base, recipe.training)
     if sections.base.text_on_cpu:
-        if not isinstance(pipeline, DiffusersPipeline):
-            raise ConfigError(
-                "base.text_on_cpu is for models of diffusers, whose text encoders are large: leave it out"
-            )
         pipeline.keep_text_on_cpu()
-    if recipe.training.cuda_graphs and isinstance(pipeline, DiffusersPipeline):
+    if recipe.training.cuda_graphs and not pipeline.supports_cuda_graphs:
         raise ConfigError("training.cuda_graphs captures this library's own networks only: set it to false")
     torch.manual_seed(recipe.run.seed)  # the new layers start the same whatever was drawn for the base model
     config = prism_config(sections.prism, pipeline, recipe.training)
@@ -89,8 +84,8 @@ def build(recipe: Recipe) -> tuple[AICLModule, EndlessDataModule]:
     if sections.init_from is not None:
         initialise(prism, integrated, find_file(sections.init_from, ADAPTER_FILE))
     clip = sections.data.get("clip") or {}
-    if isinstance(pipeline, DiffusersPipeline) and clip.get("num_frames") and clip.get("size"):
-        pipeline.fit(clip["num_frames"], tuple(clip["size"]))
+    if clip.get("num_frames") and clip.get("size"):
+        pipeline.prepare_training(clip["num_frames"], tuple(clip["size"]))
     pairs = sections.pairs
     fps = clip.get("fps")  # kept in the adapter; None where frames are taken by a stride
     maker = PairMaker(pairs)
@@ -106,7 +101,7 @@ def build(recipe: Recipe) -> tuple[AICLModule, EndlessDataModule]:
             )
         return module, build_data(sections.data, recipe)
     data = configs.from_mapping(DataConfig, sections.data, where="data")
-    if data.cache and isinstance(pipeline, DiffusersPipeline):
+    if data.cache and not pipeline.supports_latent_cache:
         raise ConfigError("data.cache holds latents of this library's own models: leave it out with one of diffusers")
     if data.cache and pairs.geometry != 1.0:
         raise ConfigError(

@@ -12,43 +12,43 @@ Each step is a method of its own, so that a method built on top (references, fur
 import copy
 import inspect
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Self, cast
+from typing import Any, ClassVar, Self
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from PIL import Image
 from torch import Generator, Tensor, nn
-from tqdm.auto import tqdm
 
 from lvdm.acceleration import Acceleration, Mode
-from lvdm.arguments import check_number, described
-from lvdm.diffusion import Condition, Denoiser, draw_noise, make_generators
+from lvdm.arguments import check_number
+from lvdm.callbacks import StepCallback, check_step_callback, progress_bar, step_callbacks
+from lvdm.diffusion import Condition, Denoiser, draw_noise
 from lvdm.diffusion.samplers import SAMPLERS, Callback
 from lvdm.diffusion.step_cache import StepCache
 from lvdm.diffusion.windows import Windows
 from lvdm.errors import ConfigError
 from lvdm.finite import FiniteWatch, check_frames
+from lvdm.inputs import ImageLike, check_prompts, first_frames, sample_generators
 from lvdm.models.backbone import VideoBackbone
 from lvdm.models.components import Components, ModelConfig
 from lvdm.offload import Offload
 from lvdm.options import GenerationOptions, read_options, takes_options
-from lvdm.outside import check_text
 from lvdm.recent import Recent, weights_state
-from lvdm.video import OutputType, check_output_type, convert_pixels, read_image, to_frames, to_pixels
+from lvdm.video import OutputType, check_output_type, convert_pixels, to_pixels
 
 KEPT_TEXTS = 4  # the negative prompt, the prompt, and captions of references
-ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
-StepCallback = Callable[[Any, int, int, dict[str, Tensor]], dict[str, Tensor] | None]
 
 
 class VideoPipeline:
     """A text-to-video or image-to-video model, ready to generate. Device and dtype are those of its parts.
 
     `components.unet` may be replaced by anything that is called like it, and `components` or `config` by others.
+    supports_cuda_graphs: whether trainings may capture its network. supports_latent_cache: whether a data set's latents
+    and contexts may be computed beforehand. Subclasses for models of other libraries may have neither.
     """
+
+    supports_cuda_graphs: ClassVar[bool] = True
+    supports_latent_cache: ClassVar[bool] = True
 
     def __init__(self, components: Components, config: ModelConfig, acceleration: Acceleration | None = None) -> None:
         missing = [name for name in ("unet", "codec", "text") if getattr(components, name) is None]
@@ -78,6 +78,18 @@ class VideoPipeline:
         other.components = replace(self.components, unet=unet)
         return other
 
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write the model as a folder that `load_pipeline` reads. Raises CheckpointError, see `save_pipeline`."""
+        from lvdm.checkpoints.folder import save_pipeline  # which makes objects of this class
+
+        save_pipeline(self.components, self.config, folder)
+
+    def prepare_training(self, num_frames: int, size: tuple[int, int]) -> None:
+        """Train at this length and size (height, width) from now on; only some models have to know.
+
+        Raises ConfigError for what the model cannot take.
+        """
+
     @property
     def takes_image(self) -> bool:
         """Whether this is an image-to-video model."""
@@ -98,6 +110,10 @@ class VideoPipeline:
         """Have these parts where they compute: only where parts are offloaded there is something to do."""
         if self.offload is not None:
             self.offload.bring(*(part for part in parts if part is not None))
+
+    def keep_text_on_cpu(self) -> None:
+        """Keep the text encoder off the GPU for good. Raises ConfigError for a model whose encoder is not worth it."""
+        raise ConfigError("base.text_on_cpu is for models of diffusers, whose text encoders are large: leave it out")
 
     def enable_vae_slicing(self, frames: int = 1) -> None:
         """Encode and decode no more than this many frames of 512x320 pixels (or as many pixels) at once: less memory.
@@ -142,7 +158,8 @@ class VideoPipeline:
         given = read_options(GenerationOptions, options)
         settings = given.filled(self.config.defaults)
         prompts = check_prompts(prompt)
-        check_call(output_type, callback_on_step_end)
+        check_output_type(output_type)
+        check_step_callback(callback_on_step_end)
         size = settings["height"], settings["width"]
         generators = sample_generators(seed, generator, len(prompts))
         x_T = self.initial_noise(generators, settings["num_frames"], size, given.window_frames)
@@ -193,6 +210,11 @@ class VideoPipeline:
         self.bring(encoder, resampler)
         return resampler(encoder(frames.to(self.device)))
 
+    def image_extras(self, frames: Tensor, num_frames: int) -> dict[str, Tensor]:
+        """What the network gets beside the context of first frames (b, 3, h, w) in [-1, 1], of videos of `num_frames`
+        frames: further arguments with b rows. Nothing by default, as all is in the context."""
+        return {}
+
     def conditions(
         self,
         prompts: Sequence[str],
@@ -214,7 +236,7 @@ class VideoPipeline:
         if self.takes_image:
             if image is None:
                 raise ConfigError("this is an image-to-video model: give it an image")
-            frames = self.first_frames(image, len(prompts), size or self.config.defaults.size)
+            frames = first_frames(image, len(prompts), size or self.config.defaults.size)
             context = torch.cat([context, self.encode_image(frames).to(context.dtype)], dim=1)
             grey = self.encode_image(torch.zeros_like(frames[:1]))
             unconditional = torch.cat([unconditional, grey.to(context.dtype)], dim=1)
@@ -237,18 +259,6 @@ class VideoPipeline:
         if fps is not None and self.config.defaults.fps is None:
             raise ConfigError("this model is not conditioned on a frame rate: leave fps out")
         return self.config.defaults.fps if fps is None else fps
-
-    def first_frames(self, image: ImageLike | Sequence[ImageLike], count: int, size: tuple[int, int]) -> Tensor:
-        """One image for all or one each, in any accepted form -> (count, 3, *size) in [-1, 1].
-
-        Stretched to the video's size, not cropped, as in the ancestor.
-        """
-        several = isinstance(image, list | tuple) or (isinstance(image, Tensor | np.ndarray) and image.ndim == 4)
-        items = cast(Sequence[ImageLike], image) if several else [cast(ImageLike, image)] * count
-        images = [_first_frame(item, size) for item in items]
-        if len(images) != count:
-            raise ConfigError(f"{count} prompts need one image or {count}, got {len(images)}")
-        return torch.stack(images)
 
     def initial_noise(
         self,
@@ -327,91 +337,3 @@ class VideoPipeline:
             self.acceleration.forget()  # graphs of a UNet that is elsewhere now, and their memory
         videos = (check_frames(self.components.codec.decode(sample[None])[0]) for sample in latents)
         return torch.stack([to_pixels(frames).cpu() for frames in videos])
-
-
-def progress_bar() -> Callback:
-    """A callback for samplers that shows steps, speed and remaining time on stderr."""
-    bar = None
-
-    def update(step: int, total: int, t: int, x: Tensor) -> None:
-        nonlocal bar
-        if bar is None:  # not before: an error about the arguments would follow on the bar's line
-            bar = tqdm(desc="sampling", unit="step", total=total, leave=False)
-        bar.update(step - bar.n)
-        if step == total:
-            bar.close()
-
-    return update
-
-
-def step_callbacks(pipeline: Any, on_step_end: StepCallback | None, *others: Callback | None) -> Callback:
-    """One callback for samplers from a `callback_on_step_end`, which gets `pipeline`, and others of their own kind."""
-
-    def update(step: int, total: int, t: int, x: Tensor) -> Tensor | None:
-        for callback in others:
-            if callback is not None:
-                callback(step, total, t, x)
-        changed = on_step_end(pipeline, step - 1, t, {"latents": x}) if on_step_end is not None else None
-        return changed.get("latents") if changed else None
-
-    return update
-
-
-def check_call(output_type: str, callback_on_step_end: StepCallback | None) -> None:
-    """Raise ConfigError for an output type that there is not, or a callback that cannot be called."""
-    check_output_type(output_type)
-    if callback_on_step_end is not None and not callable(callback_on_step_end):
-        raise ConfigError(f"callback_on_step_end must be a function, got {described(callback_on_step_end)}")
-
-
-def check_prompts(prompt: str | Sequence[str]) -> list[str]:
-    """One prompt or several as a list. Raises ConfigError for none, for what is no text, and what cannot be written."""
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt) if isinstance(prompt, Sequence) else [prompt]
-    for text in prompts:
-        check_text(text, "prompt", ConfigError)
-    if not prompts:
-        raise ConfigError("there is no prompt: give at least one")
-    return prompts
-
-
-def sample_generators(
-    seed: int | Sequence[int], generator: Generator | Sequence[Generator] | None, count: int
-) -> list[Generator]:
-    """One CPU generator for each of `count` samples, from seeds or as given.
-
-    seed: one each, or the first of consecutive ones. A single generator is shared: its samples depend on their order.
-    Raises ConfigError for another number, or for a generator on another device.
-    """
-    if generator is None:
-        return make_generators(sample_seeds(seed, count))
-    several = generator if isinstance(generator, Sequence) else [generator]
-    generators = [generator] * count if isinstance(generator, Generator) else list(several)
-    if len(generators) != count or any(not isinstance(each, Generator) for each in generators):
-        raise ConfigError(f"{count} prompts need one torch.Generator or {count}, got {generator!r}")
-    if any(each.device.type != "cpu" for each in generators):
-        raise ConfigError("a generator must be on the CPU, where a seed means the same for every device")
-    return generators
-
-
-def sample_seeds(seed: int | Sequence[int], count: int) -> list[int]:
-    """One seed for each of `count` samples: those given, or consecutive ones. Raises ConfigError for another number."""
-    if isinstance(seed, int) and not isinstance(seed, bool):
-        return list(range(seed, seed + count))
-    if isinstance(seed, str) or not isinstance(seed, Sequence) or any(type(each) is not int for each in seed):
-        raise ConfigError(f"seed must be a whole number, or a list of one for each prompt, got {described(seed)}")
-    if len(seed) != count:
-        raise ConfigError(f"{count} prompts need {count} seeds, got {len(seed)}")
-    return list(seed)
-
-
-def _first_frame(image: ImageLike, size: tuple[int, int]) -> Tensor:
-    """Any accepted form of an image -> (3, *size) in [-1, 1]."""
-    if isinstance(image, str | os.PathLike):
-        image = read_image(image)
-    if not isinstance(image, Image.Image | np.ndarray | Tensor):
-        raise ConfigError(f"an image must be a file, a PIL image or pixels, got {described(image)}")
-    pixels = torch.as_tensor(np.array(image.convert("RGB")) if isinstance(image, Image.Image) else image)
-    if pixels.dtype != torch.uint8 or pixels.ndim != 3 or pixels.shape[-1] != 3:
-        raise ConfigError(f"an image must be uint8 (h, w, 3), got {pixels.dtype} {tuple(pixels.shape)}")
-    frame = to_frames(pixels[None]).movedim(1, 0)  # (1, 3, h, w)
-    return F.interpolate(frame, tuple(size), mode="bilinear", align_corners=False)[0]

@@ -253,7 +253,7 @@ def _tokens(config: ModelConfig) -> int:
 
 def _factor(config: ModelConfig) -> int:
     """Pixels per latent cell, along each side."""
-    return 2 ** (len(config.autoencoder.ddconfig["ch_mult"]) - 1)
+    return config.autoencoder.factor
 
 
 def _dtype(device: str) -> torch.dtype:

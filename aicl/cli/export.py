@@ -51,7 +51,6 @@ def main(args: argparse.Namespace) -> None:
 
     from aicl.options import ModelOptions, SamplingOptions
     from aicl.sampling_models import load_model
-    from lvdm.checkpoints import save_pipeline
     from lvdm.checkpoints.folder import new_folder
     from lvdm.hashing import SUMS, write_sums
 
@@ -80,7 +79,7 @@ def main(args: argparse.Namespace) -> None:
             pipeline.first_reference_until = args.first_reference_until
             pipeline.save_pretrained(model)
         else:
-            save_pipeline(pipeline.base.components, pipeline.base.config, model)
+            pipeline.base.save(model)
         for path in list(model.iterdir()):
             path.rename(whole / path.name)
         model.rmdir()

@@ -34,6 +34,21 @@ def estimates_by_seed(metrics: Sequence[Metric], parts: Sequence[Observed]) -> d
     return {m.name: [estimate(m, part).value for part in parts] for m in metrics if m.values is not None}
 
 
+def shares_by_label(metrics: Sequence[Metric], observed: Observed) -> dict[str, dict[str, float]]:
+    """The share of each label's videos, of metrics that judge a video right or wrong: metric -> label -> share."""
+    if observed.labels is None:
+        return {}
+    rows: dict[str, list[int]] = {}
+    for number, label in enumerate(observed.labels):
+        rows.setdefault(label, []).append(number)
+    judged = {m.name: values_of(m, observed) for m in metrics if m.values is not None}
+    return {
+        name: {label: float(values[chosen].double().mean()) for label, chosen in sorted(rows.items())}
+        for name, values in judged.items()
+        if values.dtype == torch.bool
+    }
+
+
 def paired_differences(metrics: Sequence[Metric], ours: Observed, theirs: Observed) -> dict[str, Estimate]:
     """Ours minus theirs on the same samples, of metrics that judge each video."""
     return {

@@ -73,7 +73,8 @@ class Protocol:
 class Result:
     """One row of a table. model: what made the videos, with its hashes and settings; a real set has a name only.
 
-    metrics: estimates by the metric's name; by_seed: their values of each seed. differences: to the row `baseline` on
+    metrics: estimates by the metric's name; by_seed: their values of each seed; by_label: of judgements, the share of
+    each label's videos. differences: to the row `baseline` on
     the same samples. lines: values to be read beside them (floors, static and real videos), by their text. rates: the
     frame rates (1/s) of generated and real videos as they are, and at which both are compared ("compared").
     missing: metrics that were asked for, with the reason why they are not here. videos: hash of the list of videos.
@@ -85,6 +86,7 @@ class Result:
     protocol: Protocol
     lines: dict[str, float] = field(default_factory=dict)
     by_seed: dict[str, list[float]] = field(default_factory=dict)
+    by_label: dict[str, dict[str, float]] = field(default_factory=dict)
     baseline: str | None = None
     differences: dict[str, Estimate] = field(default_factory=dict)
     rates: dict[str, list[float]] = field(default_factory=dict)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from aicl.evaluation.benchmark import Benchmark, Clip
-from aicl.evaluation.estimates import describe, estimate, estimates_by_seed, lines_beside, own_rates
+from aicl.evaluation.estimates import describe, estimate, estimates_by_seed, lines_beside, own_rates, shares_by_label
 from aicl.evaluation.evaluators.classifier import plain_label
 from aicl.evaluation.generated import Generated
 from aicl.evaluation.metric import Evaluator, Metric, Observed, TextEvaluator
@@ -167,6 +167,7 @@ def score(
         protocol,
         lines_beside(measured, whole),
         estimates_by_seed(measured, [whole]),
+        shares_by_label(measured, whole),
         rates={
             "generated": own_rates(whole.videos),
             "real": [] if whole.real is None else own_rates(whole.real.videos),

@@ -19,7 +19,7 @@ from aicl.puppets.actions import ACTIONS, SEEN_INDICES, UNSEEN_INDICES
 from aicl.puppets.captions import GENERIC, Description, Wording, caption, describe, made_up, random_wording
 from aicl.puppets.hard_scenes import HardScenes, render_hard, scene_seeds
 from aicl.puppets.programs import FIRST_RANDOM, program_bank
-from aicl.puppets.renderer import render
+from aicl.puppets.renderer import SECONDS, render
 from aicl.puppets.scene_parameters import CAMERA_FIELDS, FIELDS, MOTION_FIELDS, draw_scene_parameters, looks, uniforms
 from lvdm.data.datamodule import EndlessDataModule
 from lvdm.errors import ConfigError
@@ -27,7 +27,7 @@ from lvdm.errors import ConfigError
 _STREAM = 1  # keeps these draws apart from those of random programs
 _DRAWS = len(FIELDS) + 2  # uniforms for one scene
 _CHOICES = 8  # uniforms for everything else about a sample
-FPS = 8.0  # of 16 frames; a clip lasts two seconds at any frame count
+FPS = 8.0  # of 16 frames in two seconds
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,10 @@ class ReferenceShares:
 class PuppetConfig:
     """Section `data` of a puppet config.
 
-    actions: which named actions appear. programs: how many random motions the bank holds; program_share: how often a
-    sample shows one. names: how seen actions are named; random motions are named by a made-up name or, in
+    frames: of a clip, which lasts `seconds`: 17 in 2.125 s are 8 a second, as 16 in 2 s, for autoencoders that are
+    causal in time. actions: which named actions appear. programs: how many random motions the bank holds;
+    program_share: how often a sample shows one. names: how seen actions are named; random motions are named by a
+    made-up name or, in
     `generic_share` of cases, not at all. free_captions, bare_captions: shares of captions in free wording, and without
     looks. patterns: share of striped shirts, and of striped backgrounds.
     in_turn: sample n shows the n-th named action, counted round and round, and no random motion (for measuring).
@@ -66,6 +68,7 @@ class PuppetConfig:
 
     size: int = 64
     frames: int = 16
+    seconds: float = SECONDS
     actions: Literal["seen", "unseen", "all"] = "seen"
     programs: int = 16384
     program_share: float = 0.4
@@ -100,6 +103,10 @@ class PuppetConfig:
             raise ConfigError("data.program_share asks for random motions: set data.programs to 1 or more")
         if min(self.size, self.frames) < 1 or self.references < 0:
             raise ConfigError("data.size and data.frames must be positive, data.references zero or more")
+        if not 0.0 < self.seconds <= 60.0:
+            raise ConfigError(f"data.seconds = {self.seconds}: a clip lasts more than 0 and at most 60 seconds")
+        if self.hard_scenes.any and self.seconds != SECONDS:
+            raise ConfigError(f"data.hard_scenes are drawn in clips of {SECONDS:g} seconds: leave data.seconds out")
 
     @property
     def action_indices(self) -> tuple[int, ...]:
@@ -130,7 +137,7 @@ def draw_batch(config: PuppetConfig, seed: int, numbers: NDArray[np.int64]) -> d
         "noise_seed": torch.from_numpy((choices[:, 4] * 2**53).astype(np.int64)),
         "scene_parameters": scenes[:, 0].contiguous(),
         "caption": [texts[0] for texts in captions],
-        "fps": torch.full((len(numbers),), FPS * config.frames / 16),
+        "fps": torch.full((len(numbers),), config.frames / config.seconds),
     }
     if config.references:
         batch["reference_scene_parameters"] = scenes[:, 1:].contiguous()
@@ -268,7 +275,7 @@ class PuppetDataModule(EndlessDataModule):
             seeds = [*targets, *(seed for seeds in batch["scene_seeds"] for seed in seeds[1:])]
             frames = render_hard(together, seeds, bank, self.config.hard_scenes, *options)
         else:
-            frames = render(together, bank, *options)
+            frames = render(together, bank, *options, seconds=self.config.seconds)
         batch["frames"] = frames[: len(rows)]
         if references.shape[1]:
             batch["references"] = frames[len(rows) :].unflatten(0, references.shape[:2])

@@ -37,6 +37,7 @@ _PARTS = (
 _SCALE = 0.40  # metres to picture heights: a neutral figure fills 70%
 _GROUND = 0.87  # where the feet stand, in picture heights from the top
 _SKIN_LIGHT, _SKIN_DARK, _SHOE = (0.93, 0.72, 0.56), (0.45, 0.28, 0.18), (0.16, 0.12, 0.10)
+SECONDS = 2.0  # that a clip lasts, unless it is told otherwise; motions are described in clips of this length
 _FRAMES_AT_ONCE = 1024  # bounds the memory on a GPU: 0.3 GB for each of a few tensors at 64 pixels
 
 
@@ -47,10 +48,11 @@ def render(
     frames: int = 16,
     compiled: bool = False,
     cover: bool = False,
+    seconds: float = SECONDS,
 ) -> Tensor:
     """Draw scenes (b, FIELDS) of the motions in `bank` (see `programs.program_bank`), all on one device.
 
-    A clip spans two seconds however many frames it has; a single frame shows the start, at the scene's phase.
+    A clip spans `seconds` however many frames it has; a single frame shows the start, at the scene's phase.
     compiled: by fused kernels, which are made at the first call with each shape and round a little differently.
     cover: add a fourth channel, how much of each pixel the figure covers, in [0, 1].
     Returns float32 frames in [-1, 1], (b, 3, frames, size, size).
@@ -59,7 +61,7 @@ def render(
     # On the CPU a clip at a time: vectorised loops round the odd elements at their ends differently.
     step = 1 if scenes.device.type == "cpu" else max(1, _FRAMES_AT_ONCE // frames)
     table = _part_table(scenes.device)
-    clips = [draw(part, table, bank, size, frames, cover) for part in scenes.split(step)]
+    clips = [draw(part, table, bank, size, frames, cover, seconds) for part in scenes.split(step)]
     return torch.cat(clips) if clips else scenes.new_zeros(0, 4 if cover else 3, frames, size, size)
 
 
@@ -68,11 +70,11 @@ def _compiled() -> Callable[..., Tensor]:
     return torch.compile(_render, dynamic=False)
 
 
-def joint_positions(scenes: Tensor, bank: tuple[Tensor, Tensor], frames: int = 16) -> Tensor:
+def joint_positions(scenes: Tensor, bank: tuple[Tensor, Tensor], frames: int = 16, seconds: float = SECONDS) -> Tensor:
     """Joints (b, frames, joints, 3) in metres as the camera sees them: x right, y up, z towards the viewer."""
     programs, cycles = bank
     index = field(scenes, "program").long()
-    time = torch.arange(frames, device=scenes.device) / frames  # in clips
+    time = torch.arange(frames, device=scenes.device) / frames * (seconds / SECONDS)  # in clips
     speed = cycles[index] * field(scenes, "speed")
     first = FIELD[f"length_{PROPORTIONS[0]}"]
     joints = pose(
@@ -95,9 +97,15 @@ def project(scenes: Tensor, joints: Tensor, size: int) -> tuple[Tensor, Tensor, 
 
 
 def _render(
-    scenes: Tensor, table: dict[str, Tensor], bank: tuple[Tensor, Tensor], size: int, frames: int, with_cover: bool
+    scenes: Tensor,
+    table: dict[str, Tensor],
+    bank: tuple[Tensor, Tensor],
+    size: int,
+    frames: int,
+    with_cover: bool,
+    seconds: float,
 ) -> Tensor:
-    joints = joint_positions(scenes, bank, frames)
+    joints = joint_positions(scenes, bank, frames, seconds)
     x, y, ground, scale = project(scenes, joints, size)
     depth = joints[..., 2]
 

@@ -19,15 +19,18 @@ class DiffusersBackbone(VideoBackbone):
     """One of the classes in `lvdm.bases.kinds.KINDS`, called as every backbone is. `family` is the class's name.
 
     model: the network; its names and weights stay as they are. compression: its autoencoder's.
-    prediction: what it predicts, which its scheduler says.
+    prediction: what it predicts, which its scheduler says. A network that was distilled with guidance is told a
+    scale of 1, as real clips are not guided ones, until `embed_guidance` says another.
     """
 
     def __init__(self, model: Any, compression: Compression, prediction: Prediction) -> None:
         super().__init__()
         self.family = type(model).__name__
         self.kind = kind_of(self.family)
-        self.model, self.compression, self.prediction = model, compression, prediction
+        self.model, self.prediction = model, prediction
+        self.compression: Compression = compression
         self.image_channels = self.kind.image_channels(model.config)
+        self.guidance = 1.0
         self.latent_channels = model.config.in_channels - self.image_channels
         self.repeated_blocks = tuple({type(block) for _, block, _ in extensible(model, self.kind)})
         self._blocks = [
@@ -79,8 +82,17 @@ class DiffusersBackbone(VideoBackbone):
         if isinstance(fps, int | float):
             fps = torch.full((len(x),), float(fps), device=x.device)
         images = (_rows(image_latents), _rows(image_tokens))
-        output = self.kind.call(self.model, Call(x, timesteps, context, fps, *images, self.compression))
+        output = self.kind.call(self.model, Call(x, timesteps, context, fps, *images, self.compression, self.guidance))
         return output
+
+    @property
+    def embeds_guidance(self) -> bool:
+        return self.kind.embeds_guidance(self.model.config)
+
+    def embed_guidance(self, scale: float) -> None:
+        if not self.embeds_guidance:
+            super().embed_guidance(scale)
+        self.guidance = scale
 
     def extensible_blocks(self) -> Sequence[ExtensibleBlock]:
         return self._blocks

@@ -25,7 +25,7 @@ class Call:
 
     x: (b, c, t, h, w). times: (b,), as the network's scheduler gives them. context: (b, tokens, d), whose empty rows
     are padding. fps: (b,) frames per second. image_latents: (b, c', t, h, w) or None; image_tokens: (b, tokens, d').
-    compression: what a latent cell stands for.
+    compression: what a latent cell stands for. guidance: the scale that a network distilled with guidance is told.
     """
 
     x: Tensor
@@ -35,6 +35,7 @@ class Call:
     image_latents: Tensor | None
     image_tokens: Tensor | None
     compression: Compression
+    guidance: float = 1.0
 
     def with_image(self) -> Tensor:
         """x with the image's latents as further channels, where there are any."""
@@ -53,7 +54,8 @@ class Kind:
 
     blocks: class of a block -> where its tokens are. call: runs the network. width: the width of a block's tokens.
     stride: latent cells (t, h, w) that a token of the block of this name stands for. image_channels: input channels
-    that are an image's. prism: sizes of AICL's prism for it, see also `integration_sizes`.
+    that are an image's. embeds_guidance: whether a network of this config is told the guidance scale. prism: sizes of
+    AICL's prism for it, see also `integration_sizes`.
     """
 
     blocks: Mapping[str, TokenLayout]
@@ -61,6 +63,7 @@ class Kind:
     width: Callable[[Any, Any], int]
     stride: Callable[[Any, str], Grid]
     image_channels: Callable[[Any], int] = lambda config: 0
+    embeds_guidance: Callable[[Any], bool] = lambda config: False
     prism: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -176,6 +179,25 @@ def _mochi(model: Any, call: Call) -> Tensor:
     return output
 
 
+def _hunyuan(model: Any, call: Call) -> Tensor:
+    # The first row of the context is the pooled feature of its second text encoder, see `DiffusersText`.
+    config = model.config
+    if config.image_condition_type is not None:
+        raise ConfigError("HunyuanVideo from an image is not supported: its text-to-video network is")
+    pooled, context = call.context[:, 0, : config.pooled_projection_dim], call.context[:, 1:]
+    guidance = call.x.new_full((len(call.x),), 1000.0 * call.guidance) if config.guidance_embeds else None
+    [output] = model(
+        hidden_states=call.x,
+        timestep=call.times,
+        encoder_hidden_states=context,
+        encoder_attention_mask=context.any(dim=-1),
+        pooled_projections=pooled,
+        guidance=guidance,
+        return_dict=False,
+    )
+    return output
+
+
 def _motion(model: Any, call: Call) -> Tensor:
     context = call.context.repeat_interleave(call.x.shape[2], dim=0)
     [output] = model(call.x, call.times, encoder_hidden_states=context, return_dict=False)
@@ -205,8 +227,8 @@ _INTEGRATION = {"max_relative_frames": 32}
 _WIDEST, _MOST = 256, 40e6  # of a bottleneck, and parameters of all blocks' projections
 
 
-def _transformer(call: Callable[[Any, Call], Tensor], block: str, item: int | None = None, **rest: Any) -> Kind:
-    layouts = {block: TokenLayout(FRAME_MAJOR, item)}
+def _transformer(call: Callable[[Any, Call], Tensor], *blocks: str, item: int | None = None, **rest: Any) -> Kind:
+    layouts = {block: TokenLayout(FRAME_MAJOR, item) for block in blocks}
     return Kind(layouts, call, _heads, _patches, prism={**_PRISM, "mask_padding": True}, **rest)
 
 
@@ -229,6 +251,13 @@ KINDS: dict[str, Kind] = {
     "CogVideoXTransformer3DModel": _transformer(_cogvideox, "CogVideoXBlock", item=0, image_channels=_half),
     "LTXVideoTransformer3DModel": _transformer(_ltx, "LTXVideoTransformerBlock"),
     "MochiTransformer3DModel": _transformer(_mochi, "MochiTransformerBlock", item=0),
+    "HunyuanVideoTransformer3DModel": _transformer(
+        _hunyuan,
+        "HunyuanVideoTransformerBlock",
+        "HunyuanVideoSingleTransformerBlock",
+        item=0,
+        embeds_guidance=lambda config: config.guidance_embeds,
+    ),
     "UNetMotionModel": _unet(_motion, "AnimateDiffTransformer3D"),
     "UNet3DConditionModel": _unet(_unet3d, "TransformerTemporalModel", item=0),
     "UNetSpatioTemporalConditionModel": _unet(

@@ -58,17 +58,6 @@ def load_base(
     return wrap(pipe, device)
 
 
-def save_base(base: Any, folder: str | os.PathLike[str]) -> None:
-    """Write a base model of either kind as a folder that `load_pipeline` reads. Raises CheckpointError, see there."""
-    from lvdm.bases.pipeline import DiffusersPipeline
-    from lvdm.checkpoints.folder import save_pipeline
-
-    if isinstance(base, DiffusersPipeline):
-        base.save(folder)
-    else:
-        save_pipeline(base.components, base.config, folder)
-
-
 def wrap(pipe: Any, device: torch.device | str | None = None) -> Any:
     """A pipeline of diffusers that is in memory, frozen, as a `DiffusersPipeline`. Raises ConfigError, see there."""
     from lvdm.bases.pipeline import DiffusersPipeline

@@ -19,14 +19,19 @@ from lvdm.diffusion import Condition, Denoiser
 from lvdm.diffusion.samplers import Callback
 from lvdm.errors import ConfigError
 from lvdm.finite import FiniteWatch
+from lvdm.inputs import ImageLike, first_frames
 from lvdm.models.components import Components
-from lvdm.pipeline import ImageLike, VideoPipeline
+from lvdm.pipeline import VideoPipeline
 
 # Rates (1/s) at which videos are meant to be played, where a pipeline's call does not name one.
-_RATES = {"WanPipeline": 16, "WanImageToVideoPipeline": 16}
+_RATES = {"WanPipeline": 16, "WanImageToVideoPipeline": 16, "HunyuanVideoPipeline": 24}
 _RATE = 8
-_GIVEN_SIGMAS = ("LTXPipeline",)
-_UNSUPPORTED = ("LTXImageToVideoPipeline",)
+_GIVEN_SIGMAS = ("LTXPipeline", "HunyuanVideoPipeline")
+_UNSUPPORTED = {  # and what is supported of the same network
+    "LTXImageToVideoPipeline": "LTXPipeline",
+    "HunyuanVideoImageToVideoPipeline": "HunyuanVideoPipeline",
+    "HunyuanSkyreelsImageToVideoPipeline": "HunyuanVideoPipeline",
+}
 
 
 class DiffusersPipeline(VideoPipeline):
@@ -37,6 +42,7 @@ class DiffusersPipeline(VideoPipeline):
     """
 
     components: Components
+    supports_cuda_graphs, supports_latent_cache = False, False
 
     def __init__(self, pipe: Any) -> None:
         self.pipe = pipe
@@ -70,8 +76,8 @@ class DiffusersPipeline(VideoPipeline):
         text: Any = self.components.text
         return int(text.width)
 
-    def fit(self, num_frames: int, size: tuple[int, int]) -> None:
-        """Train at this length and size: the noise levels of some models depend on them. Raises ConfigError."""
+    def prepare_training(self, num_frames: int, size: tuple[int, int]) -> None:
+        """The noise levels of some models depend on the length and size of what they are trained on."""
         parts = self.components
         shape = parts.unet.latent_shape(num_frames, size, parts.codec.compression)
         parts.schedule = schedule_of(self.pipe.scheduler, _cells((1, *shape)))
@@ -135,7 +141,7 @@ class DiffusersPipeline(VideoPipeline):
             return Condition(context, fps), Condition(unconditional, fps)
         if image is None:
             raise ConfigError("this is an image-to-video model: give it an image")
-        frames = self.first_frames(image, len(prompts), size or defaults.size).to(self.device)
+        frames = first_frames(image, len(prompts), size or defaults.size).to(self.device)
         given = self._image(frames, num_frames or defaults.num_frames)
         without = given.without or given
         unconditional = unconditional.expand(len(prompts), -1, -1)
@@ -233,6 +239,15 @@ def _cells(shape: Sequence[int]) -> int:
     return shape[2] * shape[3] * shape[4]
 
 
+def _is_offloaded(part: nn.Module) -> bool:
+    """Whether hooks of accelerate or of diffusers move a part, or groups of its layers, between devices."""
+    for module in part.modules():
+        registry = getattr(module, "_diffusers_hook", None)
+        if hasattr(module, "_hf_hook") or (registry is not None and registry.get_hook("group_offloading") is not None):
+            return True
+    return False
+
+
 def _check_supported(pipe: Any) -> None:
     """Raise ConfigError for pipelines whose networks are known, but which do more with them than is done here."""
     config = pipe.config
@@ -240,8 +255,14 @@ def _check_supported(pipe: Any) -> None:
         raise ConfigError("this pipeline has two networks, one for strong and one for weak noise: one is supported")
     if config.get("expand_timesteps"):
         raise ConfigError("this pipeline gives every token a noise level of its own, which is not supported")
+    if any(_is_offloaded(part) for part in pipe.components.values() if isinstance(part, nn.Module)):
+        raise ConfigError(
+            "diffusers moves the parts of this pipeline to the GPU and back itself, which does not move what is added "
+            "to them: load it without offload, and call enable_model_cpu_offload() of the AICL pipeline"
+        )
     if type(pipe).__name__ in _UNSUPPORTED:
-        raise ConfigError(f"a {type(pipe).__name__} is not supported: its text-to-video pipeline is")
+        name = type(pipe).__name__
+        raise ConfigError(f"a {name} is not supported: the text-to-video one, {_UNSUPPORTED[name]}, is")
 
 
 def _defaults(pipe: Any, backbone: DiffusersBackbone, codec: DiffusersCodec) -> DiffusersDefaults:

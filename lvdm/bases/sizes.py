@@ -65,6 +65,9 @@ PUBLISHED = {
         Published("wan2.1-t2v-14b", "WanTransformer3DModel", Compression(8, 4), "flow", 81, (480, 832), 512, 4096),
         Published("cogvideox-2b", "CogVideoXTransformer3DModel", Compression(8, 4), "v", 49, (480, 720), 226, 4096),
         Published("ltx-video-2b", "LTXVideoTransformer3DModel", Compression(32, 8), "flow", 161, (512, 704), 128, 4096),
+        Published(
+            "hunyuanvideo-13b", "HunyuanVideoTransformer3DModel", Compression(8, 4), "flow", 129, (720, 1280), 257, 4096
+        ),
         Published("animatediff-1.5", "UNetMotionModel", Compression(8), "eps", 16, (512, 512), 77, 768, _SD15),
         Published(
             "modelscope-1.7b",
@@ -90,4 +93,5 @@ PUBLISHED = {
         ),
     )
 }
-"""Name -> network. The defaults of diffusers' classes are Wan 14B, CogVideoX-2b, LTX-Video 2B and SVD themselves."""
+"""Name -> network. The defaults of diffusers' classes are Wan 14B, CogVideoX-2b, LTX-Video 2B, HunyuanVideo
+and SVD themselves."""

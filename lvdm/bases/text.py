@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lvdm.errors import ConfigError
 from lvdm.models.text import TextEncoder
 
+_POOLED = ("HunyuanVideoPipeline",)  # whose `encode_prompt` gives tokens, a pooled feature and a mask
 _REMEMBERED = 2000  # captions, of some hundred kilobytes each
 
 
@@ -28,6 +29,7 @@ class DiffusersText(TextEncoder):
 
     Rows of padding are zero where the network is told to ignore them, so a context says by itself what it holds. A
     pipeline without text (Stable Video Diffusion) gives no tokens; its context is the image's alone.
+    HunyuanVideo's network is also told the pooled feature of a second encoder: the first row, filled up with zeros.
     Contexts of the last captions are remembered, so that a training encodes each caption once.
     """
 
@@ -35,6 +37,8 @@ class DiffusersText(TextEncoder):
         nn.Module.__init__(self)
         self._pipe = (pipe,)  # in a tuple: a pipeline is no module
         self.model = getattr(pipe, "text_encoder", None) or getattr(pipe, "image_encoder", None) or nn.Identity()
+        if type(pipe).__name__ in _POOLED:
+            self.model = nn.ModuleList([pipe.text_encoder, pipe.text_encoder_2])
         self._apart: nn.Module | None = None
         self._known: OrderedDict[str, tuple[Tensor, int]] = OrderedDict()
         self.width = _width(pipe)
@@ -72,13 +76,19 @@ class DiffusersText(TextEncoder):
     def _encode(self, pipe: Any, text: str, device: torch.device) -> Tensor:
         """One prompt -> (tokens, width)."""
         takes = inspect.signature(pipe.encode_prompt).parameters
-        options: dict[str, Any] = {"device": device, "do_classifier_free_guidance": False}
+        options: dict[str, Any] = {"device": device}
+        if "do_classifier_free_guidance" in takes:
+            options["do_classifier_free_guidance"] = False
         if "num_images_per_prompt" in takes:
             options["num_images_per_prompt"] = 1
         if "max_sequence_length" in takes:
             options["max_sequence_length"] = inspect.signature(pipe.__call__).parameters["max_sequence_length"].default
         found = pipe.encode_prompt([text], **options)
         context: Tensor = found[0]
+        if type(pipe).__name__ in _POOLED:
+            tokens, pooled, mask = (each[0] for each in found)
+            first = F.pad(pooled, (0, tokens.shape[1] - len(pooled)))[None]
+            return torch.cat([first.to(tokens), tokens * mask[:, None].to(tokens)])
         if isinstance(found[1], Tensor) and found[1].shape == context.shape[:2]:  # a mask
             context = context * found[1][..., None].to(context)
         return context[0]

@@ -16,13 +16,8 @@ from lvdm.config import MAX_YAML, from_mapping, to_mapping
 from lvdm.diffusion.schedule import DiffusionConfig
 from lvdm.errors import ConfigError
 from lvdm.models.autoencoder import DDConfig
-from lvdm.models.components import (
-    AutoencoderConfig,
-    GenerationDefaults,
-    ImageConditionConfig,
-    LatentConfig,
-    ModelConfig,
-)
+from lvdm.models.codec_families import AutoencoderConfig, LatentConfig
+from lvdm.models.components import GenerationDefaults, ImageConditionConfig, ModelConfig
 from lvdm.models.image import ImageConfig
 from lvdm.models.text import TextConfig
 from lvdm.outside import check_yaml, checked, read_text
@@ -201,7 +196,7 @@ def _defaults(model: _Section, unet: _Section, autoencoder: AutoencoderConfig) -
     if len(sides) != 2 or not all(type(side) is int and 0 < side <= MAX_SIZE for side in sides):
         raise ConfigError(f"{model.where}: image_size must be a size, or a height and a width")
     height, width = sides
-    factor = 2 ** (len(autoencoder.ddconfig["ch_mult"]) - 1)
+    factor = autoencoder.factor
     frames = model.take("video_length") or unet.params.get("temporal_length", 16)
     return GenerationDefaults(
         num_frames=frames,

@@ -52,6 +52,10 @@ class Compression:
             )
         return 1 + (frames - 1) // self.time, height // self.space, width // self.space
 
+    def next_frames(self, frames: int) -> int:
+        """The least number of frames, at least `frames`, that the autoencoder takes."""
+        return 1 + -(-(frames - 1) // self.time) * self.time
+
     def frames(self, latent_frames: int) -> int:
         """The frames of a video of so many latent frames."""
         return 1 + (latent_frames - 1) * self.time
@@ -114,6 +118,7 @@ class VideoBackbone(nn.Module, ABC):
     repeated_blocks: the classes that it consists of many times, which are worth compiling one by one.
     shares_branches: whether x, timesteps and fps may be those of one branch of guidance where the context is that of
       several, branch after branch: what comes before the context is first read is then computed once for all.
+    compression: of the autoencoder that it works with, where it was built with one.
     """
 
     family: str
@@ -121,6 +126,7 @@ class VideoBackbone(nn.Module, ABC):
     prediction: Prediction = "eps"
     repeated_blocks: tuple[type[nn.Module], ...] = ()
     shares_branches: bool = False
+    compression: Compression | None = None
 
     @abstractmethod
     def forward(self, x: Tensor, timesteps: Tensor, context: Tensor, fps: Tensor | float | None = None) -> Tensor:
@@ -141,6 +147,11 @@ class VideoBackbone(nn.Module, ABC):
     @abstractmethod
     def enable_gradient_checkpointing(self) -> None:
         """Recompute activations in the backward pass from now on, in place of storing them."""
+
+    def adapter_sizes(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Settings that this network asks of what is trained on top of it, where they are not the usual ones: of what
+        makes features for its blocks, and of what reads them there. None by default."""
+        return {}, {}
 
     def latent_shape(self, frames: int, size: tuple[int, int], compression: Compression) -> tuple[int, int, int, int]:
         """The shape (c, t, h, w) of the latents of a video of `frames` frames of `size` (height, width) pixels.

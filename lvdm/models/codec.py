@@ -106,6 +106,17 @@ class LatentCodec(nn.Module):
         images = self._in_slices(self.autoencoder.decode, z.transpose(1, 2).flatten(0, 1), 1, self.factor)
         return images.unflatten(0, (b, t)).transpose(1, 2)
 
+    def reconstruct(self, frames: Tensor) -> Tensor:
+        """What is left of frames (b, 3, t, h, w) behind the autoencoder, of the same shape, with the posterior's mean.
+
+        An autoencoder that is causal in time takes certain numbers of frames only: to others the last one is repeated
+        until they fit, and what becomes of the repeats is dropped.
+        """
+        t = frames.shape[2]
+        missing = self.compression.next_frames(t) - t
+        whole = torch.cat([frames, frames[:, :, -1:].expand(-1, -1, missing, -1, -1)], dim=2) if missing else frames
+        return self.decode(self.posterior(whole).mode())[:, :, :t]
+
     def _scale_and_shift(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """To go with (b, c, t, h, w), in float32: as buffers they would lose digits in a bfloat16 model."""
         scale, shift = (

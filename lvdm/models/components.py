@@ -12,33 +12,14 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from lvdm import config as configs
 from lvdm.diffusion.schedule import DiffusionConfig, NoiseSchedule
 from lvdm.errors import ConfigError
-from lvdm.models.autoencoder import AutoencoderKL
 from lvdm.models.backbone import BACKBONES, VideoBackbone, build_backbone
 from lvdm.models.codec import LatentCodec
+from lvdm.models.codec_families import AutoencoderConfig, LatentConfig, build_codec
 from lvdm.models.image import ImageConfig, ImageEncoder, ImageResampler, ResamplerParams
 from lvdm.models.text import TextConfig, TextEncoder
 from lvdm.sizes import check_sizes
 
 PARTS = ("unet", "codec", "text", "image")
-
-
-@dataclass
-class AutoencoderConfig:
-    """The KL autoencoder under its published parameter names."""
-
-    ddconfig: dict[str, Any]
-    embed_dim: int = 4
-
-    def __post_init__(self) -> None:
-        check_sizes(self, "autoencoder")
-
-
-@dataclass
-class LatentConfig:
-    """latents = (z - shift) * scale, numbers or one for each channel (LVDM's published shift has the other sign)."""
-
-    scale: float | list[float] = 0.18215
-    shift: float | list[float] = 0.0
 
 
 @dataclass
@@ -177,11 +158,7 @@ def build_components(
         raise ConfigError(f"unknown model parts {sorted(unknown)}: choose from {', '.join(PARTS)}")
     build: dict[str, Callable[[], nn.Module]] = {
         "unet": lambda: build_backbone(config.family, config.unet, config.diffusion.prediction),
-        "codec": lambda: LatentCodec(
-            AutoencoderKL(ddconfig=config.autoencoder.ddconfig, embed_dim=config.autoencoder.embed_dim),
-            scale=config.latents.scale,
-            shift=config.latents.shift,
-        ),
+        "codec": lambda: build_codec(config.autoencoder, config.latents),
         "text": lambda: TextEncoder(config.text),
     }
     image = config.image
@@ -199,6 +176,8 @@ def build_components(
             for child in module.modules():
                 for buffer_name, buffer in child.named_buffers(recurse=False):
                     setattr(child, buffer_name, buffer.to(device))
+    if "unet" in built and "codec" in built:
+        built["unet"].compression = built["codec"].compression
     return Components(config.diffusion.build_schedule(), config.diffusion, **built)
 
 

@@ -1,8 +1,8 @@
-"""Training the KL autoencoder on the single frames of clips."""
+"""Training an autoencoder: of the single frames of clips, or of whole clips where it is causal in time."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -10,8 +10,9 @@ from torch import Tensor
 
 from lvdm import config as configs
 from lvdm.acceleration.regions import compile_regions
-from lvdm.errors import ConfigError
 from lvdm.models.autoencoder import AutoencoderKL
+from lvdm.models.codec import LatentCodec
+from lvdm.models.codec_families import AutoencoderConfig
 from lvdm.training.module import TrainingModule
 from lvdm.training.settings import TrainingSettings
 from lvdm.video import to_pixels
@@ -21,7 +22,7 @@ from lvdm.video import to_pixels
 class ReconstructionLoss:
     """Weights of the loss terms. All are means: over the frame in [-1, 1], or for `kl` over the latent's entries.
 
-    `frames` of each clip are used, evenly spread; None takes all.
+    `frames` of each clip are used, evenly spread; None takes all, as an autoencoder of whole clips needs it.
     """
 
     l1: float = 1.0
@@ -34,6 +35,9 @@ class ReconstructionLoss:
 class AutoencoderModule(TrainingModule):
     """Reconstruct frames through a sample of the posterior, which a small KL term keeps near the standard normal.
 
+    codec: holds the autoencoder, and says how many frames it takes; config: its section of the model config. This
+    library's own sees single frames; those of diffusers see clips, of 1 + a multiple of r frames (`Compression`).
+
     A running mean and deviation of each latent channel become the `latents` section of the exported description: with
     them a diffusion model sees normalised latents.
     """
@@ -41,43 +45,64 @@ class AutoencoderModule(TrainingModule):
     latent_mean: Tensor
     latent_square: Tensor
 
-    def __init__(self, autoencoder: AutoencoderKL, settings: TrainingSettings, loss: ReconstructionLoss):
+    def __init__(
+        self, codec: LatentCodec, config: AutoencoderConfig, settings: TrainingSettings, loss: ReconstructionLoss
+    ) -> None:
+        autoencoder: Any = codec.autoencoder
         super().__init__(settings, {"autoencoder": autoencoder})
         if settings.compile:
             compile_regions(autoencoder)
-        self.loss = loss
-        self.register_buffer("latent_mean", torch.zeros(autoencoder.embed_dim))
-        self.register_buffer("latent_square", torch.zeros(autoencoder.embed_dim))
+        self._codec = (codec,)  # in a tuple, since its autoencoder is registered already
+        self.config, self.loss = config, loss
+        channels = autoencoder.embed_dim if self._of_frames else autoencoder.config.z_dim
+        self.register_buffer("latent_mean", torch.zeros(channels))
+        self.register_buffer("latent_square", torch.zeros(channels))
 
     @property
-    def _autoencoder(self) -> AutoencoderKL:
-        return cast(AutoencoderKL, self.trained["autoencoder"])
+    def _autoencoder(self) -> Any:
+        return self.trained["autoencoder"]
+
+    @property
+    def _of_frames(self) -> bool:
+        """Whether it sees single frames."""
+        return isinstance(self._codec[0].autoencoder, AutoencoderKL)
+
+    def _encode(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log variance of the latents of frames (b, 3, t, h, w), one latent frame after another, with
+        gradients: (b * t', c, h', w'). Raises ConfigError for frames that the autoencoder cannot take."""
+        self._codec[0].compression.grid(frames.shape[2], (frames.shape[3], frames.shape[4]))
+        posterior = self._autoencoder.encode(_images(frames) if self._of_frames else frames)
+        if self._of_frames:
+            return posterior.mean.float(), posterior.logvar.float()
+        found = posterior.latent_dist
+        return _images(found.mean.float()), _images(found.logvar.float())
+
+    def _decode(self, latents: Tensor, clips: int) -> Tensor:
+        """The images (b * t, 3, h, w) of latents (b * t', c, h', w') of so many clips, with gradients."""
+        if self._of_frames:
+            images: Tensor = self._autoencoder.decode(latents)
+            return images
+        return _images(self._autoencoder.decode(latents.unflatten(0, (clips, -1)).transpose(1, 2)).sample)
 
     def losses(self, batch: dict[str, Any]) -> Tensor:
         randomness, frames = self.randomness(batch), self._frames(batch)
         b, t = frames.shape[0], frames.shape[2]
-        images = frames.transpose(1, 2).flatten(0, 1)  # (b * t, 3, h, w)
-        autoencoder = self._autoencoder
-        if images.shape[2] % autoencoder.factor or images.shape[3] % autoencoder.factor:
-            raise ConfigError(f"data.clip.size {list(images.shape[2:])} must be multiples of {autoencoder.factor}")
-        posterior = autoencoder.encode(images)
-        mean, logvar = posterior.mean.float(), posterior.logvar.float()
-        noise = randomness.normal((t, *mean.shape[1:])).flatten(0, 1)
-        output = autoencoder.decode(mean + torch.exp(0.5 * logvar) * noise).float()
+        images = _images(frames)
+        mean, logvar = self._encode(frames)
+        noise = randomness.normal((len(mean) // b, *mean.shape[1:])).flatten(0, 1)
+        output = self._decode(mean + torch.exp(0.5 * logvar) * noise, b).float()
         self._track(mean.detach(), logvar.detach())
         weights, error = self.loss, output - images
         terms = weights.l1 * _mean(error.abs()) + weights.mse * _mean(error.square())
         if weights.gradient:
             terms = terms + weights.gradient * sum(_mean(error.diff(dim=dim).abs()) for dim in (2, 3))
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar)
-        return (terms + weights.kl * _mean(kl)).view(b, t).mean(1)
+        return terms.view(b, t).mean(1) + weights.kl * _mean(kl).view(b, -1).mean(1)
 
     @torch.no_grad()
     def preview(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         frames = batch["frames"]
-        images = frames.transpose(1, 2).flatten(0, 1)
-        autoencoder = self._autoencoder
-        output = autoencoder.decode(autoencoder.encode(images).mode())
+        output = self._decode(self._encode(frames)[0], len(frames))
         return {
             "real": to_pixels(frames),
             "reconstruction": to_pixels(output.unflatten(0, (len(frames), -1)).transpose(1, 2)),
@@ -91,8 +116,11 @@ class AutoencoderModule(TrainingModule):
             folder / "autoencoder.safetensors",
         )
         deviation = (self.latent_square - self.latent_mean.square()).clamp(min=1e-6).sqrt()
+        own = self.config
+        if self._of_frames:
+            own = AutoencoderConfig(configs.to_mapping(autoencoder.config), autoencoder.embed_dim)  # in full
         description = {
-            "autoencoder": {"ddconfig": configs.to_mapping(autoencoder.config), "embed_dim": autoencoder.embed_dim},
+            "autoencoder": configs.to_mapping(own),
             "latents": {"scale": (1 / deviation).tolist(), "shift": self.latent_mean.tolist()},
         }
         configs.save(folder / "autoencoder.yaml", description)
@@ -109,6 +137,11 @@ class AutoencoderModule(TrainingModule):
         share = max(0.01, 1 / (self.global_step + 1))
         self.latent_mean.lerp_(mean.mean((0, 2, 3)), share)
         self.latent_square.lerp_((mean.square() + logvar.exp()).mean((0, 2, 3)), share)
+
+
+def _images(video: Tensor) -> Tensor:
+    """(b, c, t, h, w) -> (b * t, c, h, w)."""
+    return video.transpose(1, 2).flatten(0, 1)
 
 
 def _mean(x: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ class AutoencoderSections:
 def build(recipe: Recipe) -> tuple[TrainingModule, EndlessDataModule]:
     """Task "autoencoder"."""
     sections: AutoencoderSections = recipe.parse(AutoencoderSections)
-    components = build_components(read_model(sections.model.config), parts=["codec"])
-    module = AutoencoderModule(components.codec.autoencoder, recipe.training, sections.reconstruction)
+    config = read_model(sections.model.config)
+    codec = build_components(config, parts=["codec"]).codec
+    module = AutoencoderModule(codec, config.autoencoder, recipe.training, sections.reconstruction)
     return module, build_data(sections.data, recipe)

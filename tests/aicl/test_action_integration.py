@@ -82,7 +82,7 @@ def test_the_first_reference_leads_where_it_is_noisy():
     integrated, (x, _, context) = tiny(), unet_inputs()
     one, other = features(frames=10).split([4, 6], dim=1)
     both = torch.cat([one, other], 1)
-    leading = integrated.reference_context(both, [4, 6], weights=[1, 2], first_reference_until=500)
+    leading = integrated.reference_context(both, [4, 6], weights=[1, 2], spans=[(0, 999), (0, 499)])
     for t, alone in ((499, False), (500, True), (999, True), (0, False)):
         steps = torch.full((len(x),), t)
         expected = (

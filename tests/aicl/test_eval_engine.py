@@ -95,6 +95,8 @@ def test_a_table_from_nothing_and_again_from_what_is_stored(models, experiment):
     assert result.row == "ours" and result.protocol.generated == 10 and result.protocol.real == 20
     assert list(result.metrics) == METRICS and not result.missing
     assert result.metrics["acc"].value == pytest.approx(sum(result.by_seed["acc"]) / 2)
+    labels = [sample.label for seed in (0, 1) for sample in experiment.tables[0].samples(seed)]
+    assert result.metrics["acc"].value == pytest.approx(sum(result.by_label["acc"][label] for label in labels) / 10)
     assert set(result.model["sha256"]) == {"base", "adapter"}
     assert result.lines["FC of a static video"] == 100.0 and "CC of real videos" in result.lines
     assert result.lines["FD (puppet classifier) of 10 real videos against other real ones"] > 0

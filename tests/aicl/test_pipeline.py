@@ -15,12 +15,14 @@ from aicl import (
     PrismConfig,
     Reference,
     integrate,
+    model_files,
     pipeline,
     reference_encoder,
 )
 from aicl.adapter import save_adapter
 from lvdm import config as configs
 from lvdm.errors import CheckpointError, ConfigError, UserError, VideoError
+from lvdm.inputs import first_frames
 from lvdm.models.components import ModelConfig, build_components
 from lvdm.pipeline import VideoPipeline
 from lvdm.video import write_video
@@ -206,7 +208,7 @@ def test_image_to_video_reads_the_first_frame_of_references():
     contexts = []
     pipe.prism.register_forward_hook(lambda module, args, out: contexts.append(args[1]))
     video = generate(pipe, references=[pixels(0), pixels(1)], image=image)
-    expected = pipe.base.encode_image(pipe.base.first_frames([pixels(i)[0] for i in (0, 1)], 2, (32, 32)))
+    expected = pipe.base.encode_image(first_frames([pixels(i)[0] for i in (0, 1)], 2, (32, 32)))
     torch.testing.assert_close(contexts[0][0, :, 77:], expected)
     assert not torch.equal(video, generate(pipe, image=image))
 
@@ -291,8 +293,7 @@ def test_an_adapter_is_sampled_at_the_rate_of_its_training(tmp_path, monkeypatch
 
 
 def save_adapter_at(pipe: AICLPipeline, path: Path, fps: float | None) -> Path:
-    prism, integrated = pipe._adapter()
-    save_adapter(path, prism, integrated, {"step": 1} | ({} if fps is None else {"fps": fps}))
+    save_adapter(path, pipe.prism, pipe.integrated, {"step": 1} | ({} if fps is None else {"fps": fps}))
     return path
 
 
@@ -324,7 +325,7 @@ def test_a_model_goes_to_the_hub_and_comes_from_it(pipe, tmp_path, monkeypatch):
         return f"https://hub/{name}"
 
     monkeypatch.setattr(pipeline, "upload", keep)
-    monkeypatch.setattr(pipeline, "download", lambda name, **options: tmp_path / "hub")
+    monkeypatch.setattr(model_files, "download", lambda name, **options: tmp_path / "hub")
     assert pipe.push_to_hub("someone/tiny") == "https://hub/someone/tiny"
     loaded = AICLPipeline.from_pretrained("someone/tiny", revision="main")
     assert torch.equal(generate(loaded, references=[pixels(0)]), generate(pipe, references=[pixels(0)]))

@@ -18,7 +18,7 @@ def test_built_plainly_it_reads_everything_alike():
 
 def test_the_first_alone_until_a_timestep_with_weights_and_without():
     for weights in (None, [1.0, 3.0]):
-        context = ReferenceContext.build(R, [2, 3], weights, scale=0.5, first_reference_until=500)
+        context = ReferenceContext.build(R, [2, 3], weights, scale=0.5, spans=[(0, 999), (0, 499)])
         first, both = context.at(EARLY), context.at(LATE)
         assert context.at(torch.tensor([500])) is first and context.at(torch.tensor([499])) is both
         assert (first.frames, both.frames) == ((2,), (2, 3)) and first.scale == both.scale == 0.5

@@ -135,11 +135,12 @@ def test_a_graph_reads_whatever_references_it_is_given():
         nn.init.normal_(parameter, std=0.2)
     integrated.bfloat16().requires_grad_(False)
     network, given = Replayed(integrated), inputs(torch.bfloat16)
-    for seed, weights, until in ((0, None, None), (1, None, None), (2, [1.0, 0.5], None), (3, [0.5, 1.0], 100)):
+    late = [(0, 999), (0, 99)]
+    for seed, weights, spans in ((0, None, None), (1, None, None), (2, [1.0, 0.5], None), (3, [0.5, 1.0], late)):
         features = torch.randn(
             1, 32, 4, 8, 8, generator=torch.Generator("cuda").manual_seed(seed), device="cuda", dtype=torch.bfloat16
         )
-        for references in (None, integrated.reference_context(features, 16, weights, 1.0, until)):
+        for references in (None, integrated.reference_context(features, 16, weights, 1.0, spans)):
             extras = {} if references is None else {"references": [(slice(1, 2), references)]}
             assert distance(network(*given, **extras), integrated(*given, **extras)) < 1e-3
     assert len(network._captured) == 4  # none, two equal, two of other weights, the first alone

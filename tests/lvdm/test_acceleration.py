@@ -183,7 +183,7 @@ def test_references_are_taken_over_once_a_video_and_read_at_each_step(captures):
 def test_what_leads_at_first_and_all_references_are_two_kinds(captures):
     reader = Reader()
     network = Replayed(reader)
-    context = ReferenceContext(torch.randn(1, 4, 4, 1, 1), (2, 2), first_reference_until=11)
+    context = ReferenceContext(torch.randn(1, 4, 4, 1, 1), (2, 2), spans=((0, 20), (0, 10)))
     for seed in (2, 1, 0, 2):  # timesteps 12, 11, 10, 12
         extras = {"references": [(slice(0, 2), context)]}
         torch.testing.assert_close(network(*arguments(seed), **extras), reader(*arguments(seed), references=[

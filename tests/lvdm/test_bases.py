@@ -107,17 +107,19 @@ def test_ddim_on_flow_matching_is_eulers_method_of_diffusers():
     torch.testing.assert_close(sample_ddim(guided, x_T, schedule, 4, spacing="trailing"), x, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["WanPipeline", "CogVideoXPipeline", "LTXPipeline", "StableVideoDiffusionPipeline"])
+@pytest.mark.parametrize(
+    "name", ["WanPipeline", "CogVideoXPipeline", "LTXPipeline", "HunyuanVideoPipeline", "StableVideoDiffusionPipeline"]
+)
 def test_training_sees_the_noise_levels_that_sampling_does(name):
     """At each of the scheduler's own steps: the same signal and noise in the network's input, told the same."""
     base = wrap(pipeline(name))
     frames, size = SIZES[name]
-    base.fit(frames, size)
+    base.prepare_training(frames, size)
     schedule, scheduler = base.components.schedule, base.pipe.scheduler
     from lvdm.bases.schedules import ready
 
     tokens = 2 if name != "LTXPipeline" else 8
-    ready_scheduler = ready(scheduler, 5, tokens, torch.device("cpu"), name == "LTXPipeline")
+    ready_scheduler = ready(scheduler, 5, tokens, torch.device("cpu"), name in ("LTXPipeline", "HunyuanVideoPipeline"))
     told = torch.stack([schedule.told(torch.tensor([t]))[0] for t in range(len(schedule))]).double()
     for i, t in enumerate(ready_scheduler.timesteps[:-1]):
         nearest = int((told - float(t)).abs().argmin())

@@ -13,6 +13,7 @@ SIZES = {  # frames, (height, width), both small
     "CogVideoXPipeline": (9, (32, 32)),
     "CogVideoXImageToVideoPipeline": (9, (32, 32)),
     "LTXPipeline": (9, (64, 64)),
+    "HunyuanVideoPipeline": (9, (32, 32)),
     "AnimateDiffPipeline": (4, (16, 16)),
     "TextToVideoSDPipeline": (4, (16, 16)),
     "StableVideoDiffusionPipeline": (4, (16, 16)),
@@ -32,13 +33,18 @@ def tokenizer() -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=words, model_max_length=16, **special)
 
 
-def text_encoder(kind: str) -> Any:
+def text_encoder(kind: str, **changes: Any) -> Any:
     if kind == "clip":
         from transformers import CLIPTextConfig, CLIPTextModel
 
         sizes = {"hidden_size": WIDTH, "intermediate_size": WIDTH, "num_hidden_layers": 1, "num_attention_heads": 2}
-        config = CLIPTextConfig(vocab_size=len(WORDS), max_position_embeddings=16, eos_token_id=1, **sizes)
+        config = CLIPTextConfig(vocab_size=len(WORDS), max_position_embeddings=77, eos_token_id=1, **sizes | changes)
         return CLIPTextModel(config)
+    if kind == "llama":
+        from transformers import LlamaConfig, LlamaModel
+
+        sizes = {"hidden_size": WIDTH, "intermediate_size": WIDTH, "num_hidden_layers": 3, "num_attention_heads": 2}
+        return LlamaModel(LlamaConfig(vocab_size=len(WORDS), max_position_embeddings=512, pad_token_id=0, **sizes))
     from transformers import T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
 
     sizes = {"vocab_size": len(WORDS), "d_model": WIDTH, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
@@ -80,6 +86,16 @@ def _transformer(name: str, **changes: Any) -> Any:
             "out_channels": 8,
             "cross_attention_dim": 32,
             "caption_channels": WIDTH,
+        },
+        "HunyuanVideoTransformer3DModel": {
+            "in_channels": 4,
+            "out_channels": 4,
+            "num_layers": 1,
+            "num_single_layers": 1,
+            "num_refiner_layers": 1,
+            "text_embed_dim": WIDTH,
+            "pooled_projection_dim": 8,
+            "rope_axes_dim": (4, 6, 6),
         },
         "MochiTransformer3DModel": {
             "in_channels": 4,
@@ -164,6 +180,10 @@ def autoencoder(name: str) -> Any:
             norm_num_groups=2,
             temporal_compression_ratio=4,
         )
+    if name.startswith("Hunyuan"):
+        return diffusers.AutoencoderKLHunyuanVideo(
+            latent_channels=4, block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=2
+        )
     if name.startswith("LTX"):
         return diffusers.AutoencoderKLLTXVideo(
             latent_channels=8,
@@ -189,6 +209,9 @@ def pipeline(name: str) -> Any:
     if name != "StableVideoDiffusionPipeline":
         kind = "umt5" if name.startswith("Wan") else "t5" if name.startswith(("Cog", "LTX")) else "clip"
         parts |= {"tokenizer": tokenizer(), "text_encoder": text_encoder(kind).eval()}
+    if name.startswith("Hunyuan"):
+        parts |= {"text_encoder": text_encoder("llama").eval(), "tokenizer_2": tokenizer()}
+        parts["text_encoder_2"] = text_encoder("clip", hidden_size=8).eval()
     shifted = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
     if name.startswith("Wan"):
         flow = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}
@@ -206,6 +229,9 @@ def pipeline(name: str) -> Any:
     elif name.startswith("LTX"):
         parts["scheduler"] = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
         parts["transformer"] = network("LTXVideoTransformer3DModel")
+    elif name.startswith("Hunyuan"):
+        parts["scheduler"] = diffusers.FlowMatchEulerDiscreteScheduler(shift=7.0)
+        parts["transformer"] = network("HunyuanVideoTransformer3DModel")
     elif name == "AnimateDiffPipeline":
         parts["scheduler"] = diffusers.EulerDiscreteScheduler(**shifted)
         parts |= {"unet": network("UNetMotionModel"), "motion_adapter": None}

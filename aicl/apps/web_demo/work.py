@@ -16,7 +16,7 @@ from aicl.sampling_models import load_model
 from aicl.sampling_records import write_record
 from aicl.sampling_run import Sample, filled_options, generate_samples, write_sample
 from lvdm import cli
-from lvdm.pipeline import StepCallback
+from lvdm.callbacks import StepCallback
 from lvdm.video import probe, read_frames, write_video
 
 
