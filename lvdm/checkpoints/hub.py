@@ -2,7 +2,8 @@
 
 import os
 import re
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,8 @@ def download(
     }
     try:
         with suppress(EntryNotFoundError):  # most often: it is a model of ours
-            hf_hub_download(name, INDEX, **options)
+            with _quiet():  # the first request, at which a missing network shows
+                hf_hub_download(name, INDEX, **options)
             return download_base(name, **options)
         folder = snapshot_download(name, allow_patterns=FILES, **options)
     except UserError:
@@ -73,6 +75,19 @@ def download(
             f"{where} could not be fetched ({_reason(error)}): check the network, or give a folder on this disk"
         ) from error
     return Path(folder)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the library's warnings of each attempt, since what fails in the end is said in one sentence."""
+    from huggingface_hub.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def upload(
