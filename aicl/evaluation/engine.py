@@ -126,7 +126,8 @@ class Experiment:
         printed, notes = self._printed(run)
         obstacles = [f"{row.label}: not run, {why}" for row in run.rows if (why := run.obstacle(row)) is not None]
         metrics = self.preset.measured(run.spec)
-        return Table(run.title, results, metrics, printed, [*self.preset.notes, *notes, *obstacles])
+        costs = [line for label, result in results if result is not None and (line := adapting(label, result))]
+        return Table(run.title, results, metrics, printed, [*self.preset.notes, *notes, *costs, *obstacles])
 
     def _printed(self, run: TableRun) -> tuple[dict[str, dict[str, str]], list[str]]:
         """What the paper prints beside our rows, by their labels, and what to say of it: on its own data sets only."""
@@ -175,6 +176,12 @@ def studied(report: str, row: Row) -> dict[str, Estimate]:
     if row.kind != "generated" or row.wrong:
         return {}
     return {name: e if row.references else _other(e) for name, e in found.items() if name in STUDIED}
+
+
+def adapting(label: str, result: Result) -> str | None:
+    """What a row's method did before it made videos, in words; None for rows without a method that says so."""
+    about = result.model.get("adaptation")
+    return f"{label}: {about['summary']}" if isinstance(about, dict) and "summary" in about else None
 
 
 def _other(ours: Estimate) -> Estimate:

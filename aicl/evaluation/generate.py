@@ -8,7 +8,9 @@ the work through the folder, and a changed metric or another evaluator costs no 
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -19,6 +21,7 @@ from tqdm import tqdm
 
 from aicl.evaluation.benchmark import Benchmark, Clip, Sample
 from aicl.evaluation.lossless import ENDING, write_lossless
+from aicl.evaluation.method import Maker, Work
 from aicl.evaluation.row import Hashes, Source, reference_captions, sample_key
 from aicl.options import Reference
 from aicl.pipeline import AICLPipeline
@@ -87,8 +90,11 @@ class VideoStore:
         with (
             ThreadPoolExecutor(_WRITERS) as writers,
             tqdm(total=work, unit="video", disable=rank > 0 or not work) as bar,
+            ExitStack() as row,
         ):
             pipeline, loaded, pending = None, None, list[Future[None]]()
+            maker: Maker | None = None
+            place = None  # of the row that `maker` makes
             for batch in mine:
                 source = batch[0].source
                 if rank == 0:
@@ -97,12 +103,18 @@ class VideoStore:
                     f"generating '{source.row.label}' with {source.files.base.name}, seed {batch[0].seed}"
                 )
                 parts = (source.parts(), source.dtype, source.compile)
-                if parts != loaded:
-                    pipeline = None  # frees the one before
-                    pipeline, loaded = source.load(device), parts
-                assert pipeline is not None
+                if place != (batch[0].path.parent, id(batch[0].benchmark)):
+                    row.close()  # the row before gives the model back as it was
+                    if parts != loaded:
+                        pipeline = maker = None  # frees the one before
+                        pipeline, loaded = source.load(device), parts
+                    assert pipeline is not None
+                    place = batch[0].path.parent, id(batch[0].benchmark)
+                    samples = [made.sample for made in unique if made.path.parent == place[0]]
+                    maker = row.enter_context(making(pipeline, source, batch[0].benchmark, samples, place[0]))
+                assert pipeline is not None and maker is not None
                 # the whole batch, whatever is there of it: one of another size would round otherwise
-                made_now = zip(batch, make(pipeline, source, batch[0].benchmark, [made.sample for made in batch]))
+                made_now = zip(batch, maker([made.sample for made in batch]))
                 left = [(made, pixels) for made, pixels in made_now if not made.path.is_file()]
                 fps = pipeline.defaults.save_fps
                 for waiting in pending:  # the batch before: not more than one is kept in memory
@@ -115,6 +127,30 @@ class VideoStore:
                 waiting.result()
             clock.row(None)
         return work
+
+
+@contextmanager
+def making(
+    pipeline: AICLPipeline, source: Source, benchmark: Benchmark, samples: Sequence[Sample], folder: Path
+) -> Iterator[Maker]:
+    """What makes the videos of a row; `samples` are all of it, `folder` is where its videos are."""
+    if source.method is None:
+        yield partial(make, pipeline, source, benchmark)
+        return
+    row = source.row
+    work = Work(
+        pipeline,
+        benchmark,
+        samples,
+        shown=row.shown,
+        captions=partial(reference_captions, row),
+        folder=folder,
+        adapter=source.parts().get("adapter"),
+        guidance_scale=row.guidance_scale,
+        num_inference_steps=row.num_inference_steps,
+    )
+    with source.method.start(work) as maker:
+        yield maker
 
 
 @torch.no_grad()

@@ -11,8 +11,10 @@ import torch
 
 from aicl.adapter import at_adapter_rate, read_adapter_info
 from aicl.evaluation.benchmark import MAX_REFERENCES, Clip, Sample
+from aicl.evaluation.method import Method
 from aicl.model_files import ModelFiles
 from aicl.pipeline import AICLPipeline
+from lvdm import config as configs
 from lvdm.checkpoints.folder import read_model_config
 from lvdm.errors import CheckpointError, ConfigError
 from lvdm.hashing import file_hash, files_hash, text_hash
@@ -34,6 +36,7 @@ class Row:
     alone ("bare").
     guidance_scale, reference_guidance_scale, first_reference_until, num_inference_steps: None is the model's own.
     step_cache: steps from one whole call of the UNet to the next, see `lvdm.diffusion.step_cache`.
+    method: how references are shown in place of AICL's adapter, see `aicl.evaluation.method`: its kind and settings.
     group: (i, n) keeps the i-th of n equal groups, by how much the references move, from slow (0) to fast.
     baseline: the row that it is compared with sample by sample. paper: the paper's label of it. only: the benchmarks
     that have this row, all by default.
@@ -60,6 +63,7 @@ class Row:
     first_reference_until: float | None = None
     num_inference_steps: int | None = None
     step_cache: int = 1
+    method: dict[str, Any] | None = field(default=None, hash=False)
     group: tuple[int, int] | None = None
     baseline: str | None = None
     paper: str | None = None
@@ -74,8 +78,19 @@ class Row:
             raise ConfigError(f"row '{self.label}': chosen_by needs references that are not wrong ones")
         if self.group is not None and not 0 <= self.group[0] < self.group[1]:
             raise ConfigError(f"row '{self.label}': group {list(self.group)} must be [i, n] with 0 <= i < n")
+        if self.method is not None:
+            self._check_method()
         if self.kind != "real" and self.model is None:
             raise ConfigError(f"row '{self.label}' names no model: give one, such as model: lvdm")
+
+    def _check_method(self) -> None:
+        """Raise ConfigError for what belongs to AICL's adapter, or to no method."""
+        if self.kind != "generated" or self.references == 0:
+            raise ConfigError(f"row '{self.label}': a method is for generated videos with references")
+        alone = {"reference_guidance_scale": None, "first_reference_until": None, "scale": 1.0, "step_cache": 1}
+        for name, default in alone.items():
+            if getattr(self, name) != default:
+                raise ConfigError(f"row '{self.label}': {name} is a setting of AICL, not of a method: leave it out")
 
     def shown(self, sample: Sample) -> tuple[Clip, ...]:
         """The references that are shown to a sample; none where the benchmark does not choose in the row's way."""
@@ -97,13 +112,21 @@ class Row:
 class Source:
     """What makes the videos of a row: the files of its model, its settings, and the precision; None for real clips.
 
-    Everything that a video depends on apart from its sample, so equal sources share videos.
+    Everything that a video depends on apart from its sample, so equal sources share videos. method: the row's, built;
+    pool: where a method reads the references of all samples, a hash of these.
     """
 
     row: Row
     files: ModelFiles
     dtype: torch.dtype
     compile: Literal["none", "graphs", "full"] = "none"
+    method: Method | None = None
+    pool: str = ""
+
+    @property
+    def reads_adapter(self) -> bool:
+        """Whether a trained file is needed beside the base model."""
+        return self.row.references > 0 and (self.method is None or self.method.trained)
 
     @cached_property
     def config(self) -> ModelConfig:
@@ -111,13 +134,13 @@ class Source:
         return read_model_config(self.files.base)
 
     def parts(self) -> dict[str, Path]:
-        """The folder of the base model as "base" and, for references, the adapter's file as "adapter".
+        """The folder of the base model as "base" and, where references need one, the adapter's file as "adapter".
 
         Raises CheckpointError where one is not there.
         """
         assert self.config is not None  # read now: a folder that is no model is an error here
         parts = {"base": self.files.base}
-        if self.row.references:
+        if self.reads_adapter:
             if self.files.adapter is None:
                 raise CheckpointError(
                     f"{self.files.base} has no adapter to read references with: give adapter.NAME=FILE"
@@ -131,7 +154,7 @@ class Source:
     def defaults(self) -> GenerationDefaults:
         """The length and rate of its videos, and what else the row leaves open: a row with references has its adapter's
         rate. Raises CheckpointError for what is missing."""
-        adapter = self.parts().get("adapter")
+        adapter = self.parts().get("adapter") if self.method is None else None
         return at_adapter_rate(self.config.defaults, None if adapter is None else read_adapter_info(adapter))
 
     def takes_target(self) -> bool:
@@ -149,7 +172,10 @@ class Source:
             settings["num_inference_steps"] = (
                 own.num_inference_steps if row.num_inference_steps is None else row.num_inference_steps
             )
-        if row.references > 1:
+        if self.method is not None:
+            settings["method"] = {"kind": (row.method or {}).get("kind"), **configs.to_mapping(self.method)}
+            settings["pool"] = self.pool
+        elif row.references > 1:
             until = self.files.first_reference_until if row.first_reference_until is None else row.first_reference_until
             settings["first_reference_until"] = until
         if row.step_cache != 1:
@@ -165,9 +191,8 @@ class Source:
     def load(self, device: torch.device) -> AICLPipeline:
         """The model. Raises CheckpointError for what is missing."""
         parts = self.parts()
-        pipeline = AICLPipeline.from_pretrained(
-            parts["base"], adapter=parts.get("adapter"), device=device, torch_dtype=self.dtype
-        )
+        adapter = parts.get("adapter") if self.method is None else None  # a method's file is none of AICL's
+        pipeline = AICLPipeline.from_pretrained(parts["base"], adapter=adapter, device=device, torch_dtype=self.dtype)
         pipeline.first_reference_until = self.files.first_reference_until
         pipeline.accelerate(self.compile)
         return pipeline

@@ -8,13 +8,15 @@ import torch
 
 from aicl.evaluation.benchmark import Sample, build_benchmark
 from aicl.evaluation.generate import Made, VideoStore
+from aicl.evaluation.method import build_method
 from aicl.evaluation.metric import Evaluator, Metric, get_metric, get_metrics
 from aicl.evaluation.observe import ObservationStore, check_comparable_length
 from aicl.evaluation.presets import Preset, SetSpec
-from aicl.evaluation.row import Row, Source
+from aicl.evaluation.row import Row, Source, reference_captions
 from aicl.evaluation.tables import STUDIED
 from aicl.model_files import find_model_files
 from lvdm.errors import CheckpointError, ConfigError, VideoError
+from lvdm.hashing import text_hash
 
 SPEED = "dynamic_degree"  # what groups of samples are formed by, of their references
 
@@ -44,6 +46,7 @@ class TablePlan:
         self._samples: dict[int, list[Sample]] = {}
         self._sources: dict[Row, Source | None] = {}
         self._obstacles: dict[Row, str | None] = {}
+        self._methods = {row: build_method(row.method) for row in preset.rows if row.method is not None}
         count = self.benchmark.count
         if count is not None and preset.videos > count:
             raise ConfigError(f"{self.benchmark} has {count} samples, videos={preset.videos} are wanted: set fewer")
@@ -123,7 +126,20 @@ class TablePlan:
         files = find_model_files(path, adapter)
         if row.references and row.adapter != name and row.adapter is not None and adapter is None:
             raise CheckpointError(f"no adapter '{row.adapter}' is given: adapter.{row.adapter}=FILE")
+        method = self._methods.get(row)
+        if method is not None:  # it changes what a network computes, which graphs of it would not notice
+            return Source(row, files, self.dtype, method=method, pool=self._pool(row) if method.pooled else "")
         return Source(row, files, self.dtype, self.preset.compile if row.kind == "generated" else "none")
+
+    def _pool(self, row: Row) -> str:
+        """A hash of all references that a row shows, with what they are called. Raises ConfigError for no captions."""
+        samples = [sample for seed in self.preset.seeds for sample in self.samples(seed)]
+        shown = {
+            f"{sample.label} {self.benchmark.content(clip)} {text}"
+            for sample in samples
+            for clip, text in zip(row.shown(sample), reference_captions(row, sample))
+        }
+        return text_hash(sorted(shown))
 
     def obstacle(self, row: Row) -> str | None:
         """Why a row cannot be run, or None."""
@@ -143,6 +159,8 @@ class TablePlan:
                 return f"{self.benchmark} has no {'wrong ' if row.wrong else ''}references{chosen}"
             if first.target is None and source.takes_target():
                 return f"{self.benchmark} has no real clip of each sample"
+            if source.method is not None:
+                source.method.check(source.config, first)
             if row.kind == "generated":
                 defaults = source.defaults
                 check_comparable_length(defaults.num_frames, defaults.save_fps, self.benchmark)

@@ -18,6 +18,7 @@ from aicl.evaluation.estimates import (
     paired_differences,
     shares_by_label,
 )
+from aicl.evaluation.method import ADAPTATION_FILE
 from aicl.evaluation.metric import Classifier, Metric, Observed, TextEvaluator, get_metric
 from aicl.evaluation.observe import View, generated_view, look, look_at_texts, texts_seen
 from aicl.evaluation.results import Protocol, Result
@@ -25,7 +26,9 @@ from aicl.evaluation.row import Row
 from aicl.evaluation.statistics import Estimate
 from aicl.evaluation.table_plan import SPEED, TablePlan
 from lvdm import config as configs
+from lvdm.errors import DataError
 from lvdm.hashing import text_hash
+from lvdm.outside import read_object
 
 _SIDES = ("reference", "other", "target")
 
@@ -235,6 +238,9 @@ class TableRun(TablePlan):
             parts = source.parts()
             about |= {"name": row.model, "files": {n: str(p) for n, p in parts.items()}}
             about |= {"sha256": self.videos.hashes(parts), "settings": source.settings()}
+            adaptation = self.videos.place(source) / ADAPTATION_FILE
+            if source.method is not None and adaptation.is_file():
+                about["adaptation"] = read_object(adaptation, DataError)
         return about
 
     def _protocol(self, count: int) -> Protocol:

@@ -26,6 +26,7 @@ from lvdm.errors import ConfigError
 from lvdm.video import to_pixels
 
 REAL_SEED = 1_000_003  # of the set of real clips: no row draws from it
+SHARED_SEED = 1_000_033  # of references that all samples of an action share
 _REAL = 2200  # clips in that set, unless another number is asked for
 
 
@@ -36,7 +37,8 @@ class PuppetBenchmark:
     get references that are chosen from a library of clips, too. hard_scenes: what `HardScenes` has, such as
     {moving_camera: 1.0}, in references and real clips alike. partial_references: every reference shows only one half of
     its frames, the first and third reference of a sample the first half, the second one the second; the rest is blank,
-    see `lvdm.data.self_pairs.blank_half`.
+    see `lvdm.data.self_pairs.blank_half`. shared_references: all samples of an action are shown the same clips of it,
+    as where one trains for an action with what there is of it; wrong references stay each sample's own.
     """
 
     count: int | None = None
@@ -53,6 +55,7 @@ class PuppetBenchmark:
         hard_scenes: Mapping[str, float] | None = None,
         library: Mapping[str, Any] | None = None,
         partial_references: bool = False,
+        shared_references: bool = False,
     ) -> None:
         for name, value, choices in (
             ("actions", actions, ("seen", "unseen")),
@@ -65,7 +68,7 @@ class PuppetBenchmark:
             raise ConfigError("benchmark.size must be positive and benchmark.frames 2 or more")
         self.data = PuppetData(actions, captions, names)
         self.hard_scenes = configs.from_mapping(HardScenes, hard_scenes or {}, where="benchmark.hard_scenes")
-        self.partial_references = partial_references
+        self.partial_references, self.shared_references = partial_references, shared_references
         self.frames, self.fps, self.size = frames, FPS * frames / 16, (size, size)
         self.pool: tuple[str, ...] | None = tuple(ACTIONS[index].name for index in self.data.pool)
         self.device = torch.device(device)
@@ -77,11 +80,16 @@ class PuppetBenchmark:
     def __str__(self) -> str:
         hard = [each.name for each in fields(HardScenes) if getattr(self.hard_scenes, each.name)]
         partial = ["references of which one half is shown"] if self.partial_references else []
-        return ", ".join([str(self.data), *(name.replace("_", " ") for name in hard), *partial])
+        shared = ["the same references for all samples of an action"] if self.shared_references else []
+        return ", ".join([str(self.data), *(name.replace("_", " ") for name in hard), *partial, *shared])
 
     def samples(self, seed: int, start: int, stop: int) -> list[Sample]:
         """See `Benchmark`; every action of the pool comes up equally often."""
         drawn, made = draw_samples(self.data, seed, start, stop), []
+        if self.shared_references:  # sample i of the first ones does action i of the pool, and so does every n-th
+            pool = self.data.pool
+            shared = draw_samples(self.data, SHARED_SEED, 0, len(pool)).references
+            drawn.references = shared[[number % len(pool) for number in range(start, stop)]]
         for i, (prompt, phrase) in enumerate(zip(drawn.prompts, drawn.phrases)):
             references, wrong = (
                 tuple(_clip(row, phrase, half=k % 2 if self.partial_references else None) for k, row in enumerate(rows))

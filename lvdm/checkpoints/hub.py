@@ -1,7 +1,8 @@
 """Model folders on the Hugging Face Hub: what is loaded from there, and put there. Only safetensors, YAML and JSON."""
 
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,8 @@ def download(
     }
     try:
         with suppress(EntryNotFoundError):  # most often: it is a model of ours
-            hf_hub_download(name, INDEX, **options)
+            with _quiet():  # the first request, at which a missing network shows
+                hf_hub_download(name, INDEX, **options)
             return download_base(name, **options)
         folder = snapshot_download(name, allow_patterns=FILES, **options)
     except UserError:
@@ -65,6 +67,19 @@ def download(
             f"{where} could not be fetched ({_reason(error)}): check the network, or give a folder on this disk"
         ) from error
     return Path(folder)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the library's warnings of each attempt, since what fails in the end is said in one sentence."""
+    from huggingface_hub.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def upload(
