@@ -6,9 +6,11 @@ Weights are random, since neither time nor memory depends on them. Every functio
 
 import csv
 import os
+import re
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -21,7 +23,9 @@ from aicl.pipeline import AICLPipeline
 from aicl.training_task import AICLSections, build_base_pipeline, prism_config
 from lvdm import config as configs
 from lvdm.benchmarks import GB, Record, machine
+from lvdm.checkpoints import read_model, save_pipeline
 from lvdm.errors import ConfigError
+from lvdm.models.components import build_components
 from lvdm.training.settings import TrainingSettings
 
 FEW_STEPS = 9  # for a first sampling, enough for a graph to be captured
@@ -36,29 +40,46 @@ def train(
     steps: int,
     overrides: list[str],
     memory_limit: float | None = None,
+    cached: bool = False,
 ) -> Record:
     """Train `config` for some steps on a folder of captioned clips, with `model` of random weights as the base.
 
     Steps are reported one by one, and the speed is that of the median step after the warm-up; the peak is of all
     memory that PyTorch reserved. `memory_limit`: GiB that PyTorch may reserve, to show that a smaller card is enough.
+    `cached`: the clips and captions are encoded first (`cache_s`), and training reads those latents, not the videos.
     Raises ConfigError with the end of the run's output if it fails.
     """
-    command = [sys.executable, "-m", "aicl", "train", "--config", str(config), "base.path=null", f"base.config={model}"]
-    command += ["data.kind=folder", f"data.path={clips}", f"data.captions={clips / 'captions.csv'}", "data.workers=4"]
+    data = ["data.kind=folder", f"data.path={clips}", f"data.captions={clips / 'captions.csv'}", "data.workers=4"]
+    own = [change for change in overrides if change.startswith("data.")]
+    base = ["base.path=null", f"base.config={model}"]
+    record: Record = {"source": "files"}
+    if cached:
+        saved, latents = folder / "base", folder / "latents"
+        loaded = read_model(str(model))
+        device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
+        save_pipeline(build_components(loaded, device=device, dtype=dtype).eval(), loaded, saved)
+        start = time.perf_counter()
+        data = [*data, "data.clip.augmentation.cached_crops=1"]
+        caching = ["cache", "--config", str(config), "--base", str(saved), "--out", str(latents), *data, *own]
+        _run_aicl(caching, f"caching the clips of {config}")
+        record = {"source": "cache", "cache_s": round(time.perf_counter() - start, 1)}
+        base, data = [f"base.path={saved}", "base.config=null"], [*data, f"data.cache={latents}"]
+    command = ["train", "--config", str(config), *base, *data]
     command += [f"run.out={folder}", f"training.steps={steps}", "training.preview_every=null", "logging.every=1"]
-    environment = dict(os.environ)
+    environment = {}
     if memory_limit is not None:
         share = memory_limit * 2**30 / torch.cuda.get_device_properties(0).total_memory
         environment["PYTORCH_CUDA_ALLOC_CONF"] = f"expandable_segments:True,per_process_memory_fraction:{share:.5f}"
     command += ["logging.tensorboard=false", *overrides]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    if done.returncode:
-        raise ConfigError(f"training {config} failed: ...{(done.stdout + done.stderr)[-2000:]}")
+    said = _run_aicl(command, f"training {config}", environment)
     metrics = next(folder.glob("*/metrics.csv"))
     with metrics.open(newline="") as file:
         rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
     settings = configs.from_mapping(TrainingSettings, configs.load(metrics.with_name("config.yaml"))["training"])
-    record: Record = {"strategy": settings.strategy, "precision": settings.precision, "devices": settings.devices}
+    record |= {"strategy": settings.strategy, "precision": settings.precision, "devices": settings.devices}
+    choice = re.search(r"strategy auto: (.*)", said)
+    if choice:
+        record["choice"] = choice[1].strip()
     record |= {"batch": settings.batch_size, "steps": len(rows)}
     speeds = [row["samples_per_s"] for row in rows[WARM_UP_STEPS:]]
     record["samples_per_s"] = round(statistics.median(speeds), 3)
@@ -67,6 +88,15 @@ def train(
         record["peak_reserved_gb"] = round(rows[-1]["peak_gb"], 2)
         record["limit_gib"] = memory_limit or "none"
     return record | machine("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _run_aicl(arguments: list[str], what: str, environment: dict[str, str] | None = None) -> str:
+    """Run a verb of `aicl` in a process of its own; what it said. Raises ConfigError with the end of that."""
+    command = [sys.executable, "-m", "aicl", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | (environment or {}))
+    if done.returncode:
+        raise ConfigError(f"{what} failed: ...{(done.stdout + done.stderr)[-2000:]}")
+    return done.stdout + done.stderr
 
 
 def overhead(

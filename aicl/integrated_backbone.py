@@ -86,6 +86,7 @@ class IntegratedBackbone(VideoBackbone):
         self.backbone, self.config, self._call = backbone, config, _Call()
         self.family, self.prediction = backbone.family, backbone.prediction
         self.latent_channels, self.repeated_blocks = backbone.latent_channels, backbone.repeated_blocks
+        self.shares_branches = backbone.shares_branches
         targets = backbone.extensible_blocks()
         if not targets:
             raise ConfigError("this model has no attention blocks that AICL could read references in")

@@ -30,6 +30,14 @@ MAX_DIGITS = 18  # of a whole number: it fits into 64 bits
 MAX_NAME, MAX_PATH = 255, 4096  # bytes of a file's name and of a path, as file systems have it
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+OWN_FOLDERS = (
+    "cache",
+    "checkpoints",
+    "configs",
+    "data",
+    "outputs",
+    "runs",
+)  # where this project's commands keep things
 _KINDS = {
     bool: "true or false",
     str: "a text",
@@ -296,10 +304,11 @@ def _csv_rows(path: str | os.PathLike[str], kind: Kind) -> Iterator[tuple[int, l
 
 def is_hub_id(path: str | os.PathLike[str]) -> bool:
     """Whether a name is OWNER/NAME of the Hugging Face Hub: one slash, and neither it nor its first half is a place on
-    this disk."""
+    this disk. `runs/NAME` and the like are places, even where nothing was made there yet."""
     if not isinstance(path, str) or not HUB_ID.fullmatch(path) or os.path.lexists(path):
         return False
-    return not os.path.lexists(path.split("/")[0])
+    owner = path.split("/")[0]
+    return owner not in OWN_FOLDERS and not os.path.lexists(owner)
 
 
 def _check_header(header: list[str], columns: Sequence[str], path: object, kind: Kind) -> None:

@@ -26,6 +26,7 @@ from lvdm.diffusion import make_generators
 from lvdm.errors import ConfigError
 from lvdm.models import kernels
 from lvdm.models.components import ModelConfig, build_components
+from lvdm.models.layers import for_branches
 from lvdm.pipeline import VideoPipeline
 from lvdm.video import write_video
 
@@ -44,14 +45,16 @@ def denoising_step(
     from, which is timed on the same input. Raises ConfigError where the numbers differ from float32 by more than CLOSE,
     or upstream's code fails.
     """
-    inputs = _inputs(config, device, batch)
-    half = torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
+    inputs = _inputs(config, device, max(1, batch // 2))
+    half = _dtype(device)
     with torch.no_grad():
         unet = _random_unet(config, device)
         with FlopCounterMode(display=False) as counter, kernels.only():
-            expected = unet(*inputs[:3], fps=inputs[3])
+            x, timesteps, context, fps = inputs
+            whole = (for_branches(x, batch), for_branches(timesteps, batch), context[:batch])
+            expected = unet(*whole, fps=None if fps is None else for_branches(fps, batch))
         unet = unet.to(half).requires_grad_(False)
-        inputs = [x.to(half) if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs]
+        inputs = _in_precision(inputs, half)
         with kernels.only():
             plain_ms = _milliseconds(unet, inputs, device, calls)
         _forget_peak(device)
@@ -73,29 +76,47 @@ def denoising_step(
     if torch.device(device).type == "cuda":
         record["peak_gb"] = round(torch.cuda.max_memory_allocated() / GB, 2)
     if upstream is not None:
-        theirs = time_upstream(upstream, config, batch, calls)
+        theirs = time_upstream(upstream, config, batch, calls, device)
         record |= {"upstream_ms": round(theirs["ms"], 1), "faster_than_upstream": round(theirs["ms"] / ms, 2)}
     return record | machine(device)
 
 
-def time_upstream(checkout: Path, config: ModelConfig, batch: int, calls: int = 10) -> dict[str, float]:
-    """{"ms", "peak_gb"} of a step of upstream's UNet, under half precision's autocast as its scripts use it.
+def time_upstream(
+    checkout: Path, config: ModelConfig, batch: int, calls: int = 10, device: str = "cuda"
+) -> dict[str, float]:
+    """{"ms", "peak_gb"} of a step of upstream's UNet, under half precision's autocast as its scripts use it (float32 on
+    a CPU).
 
     It runs in a process of its own, whose package `lvdm` is the checkout's. Raises ConfigError with what it said last.
     """
+    checkout = checkout.absolute()
+    if not checkout.is_dir():
+        raise ConfigError(f"{checkout} is no folder: give a checkout of LVDM or VideoCrafter")
     height, width = (side // _factor(config) for side in config.defaults.size)
     task = {
-        "params": config.unet,
+        "params": _upstream_defaults(config) | config.unet,
         "shape": [batch, config.unet["in_channels"], config.defaults.num_frames, height, width],
         "context": [batch, _tokens(config), config.unet["context_dim"]],
-        "fps": config.defaults.fps,
+        "fps": config.defaults.fps if config.family == "videocrafter" else None,
         "calls": calls,
+        "device": device,
     }
     command = [sys.executable, str(UPSTREAM), str(checkout), json.dumps(task)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=checkout)
     if done.returncode:
-        raise ConfigError(f"{checkout}: its UNet did not run: ...{(done.stdout + done.stderr)[-800:]}")
+        said = (done.stdout + done.stderr).strip().splitlines()[-1:] or [f"it ended with status {done.returncode}"]
+        raise ConfigError(f"{checkout}: its UNet was not timed: {said[0][-500:]}")
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def _upstream_defaults(config: ModelConfig) -> dict[str, int]:
+    """Parameters that LVDM's own code insists on, or has a default for that changes the number of frames."""
+    if config.family != "lvdm":
+        return {}
+    return {
+        "image_size": config.defaults.size[0] // _factor(config),
+        "padding_t": config.unet.get("kernel_size_t", 1) // 2,
+    }
 
 
 def clip(
@@ -179,10 +200,7 @@ def batches(
     """Videos a minute of denoising alone at each number of videos in a batch, 50 guided steps each, and the memory."""
     unet = _random_unet(config, device).to(_dtype(device)).requires_grad_(False)
     for size in sizes:
-        inputs = [
-            x.to(_dtype(device)) if isinstance(x, Tensor) and x.is_floating_point() else x
-            for x in _inputs(config, device, 2 * size)
-        ]
+        inputs = _in_precision(_inputs(config, device, size), _dtype(device))
         _forget_peak(device)
         with torch.no_grad():
             ms = _milliseconds(Acceleration(mode).network(unet, steps=50), inputs, device, 5)
@@ -191,6 +209,18 @@ def batches(
         if torch.device(device).type == "cuda":
             record["peak_gb"] = round(torch.cuda.max_memory_allocated() / GB, 2)
         yield record | machine(device)
+
+
+def random_step(
+    config: ModelConfig, device: str, mode: Mode = "auto", videos: int = 1, steps: int = 50
+) -> tuple[nn.Module, list[Any]]:
+    """A UNet of random weights, ready to sample so many steps in `mode`, and its inputs: x, timesteps, context, fps."""
+    unet = _random_unet(config, device).to(_dtype(device)).requires_grad_(False)
+    return Acceleration(mode).network(unet, steps), _in_precision(_inputs(config, device, videos), _dtype(device))
+
+
+def _in_precision(inputs: Sequence[Any], dtype: torch.dtype) -> list[Any]:
+    return [x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs]
 
 
 def _random_unet(config: ModelConfig, device: str) -> nn.Module:
@@ -205,15 +235,15 @@ def _random_unet(config: ModelConfig, device: str) -> nn.Module:
     return unet
 
 
-def _inputs(config: ModelConfig, device: str, batch: int) -> list[Any]:
-    """x, timesteps, context and fps of a step, float32."""
+def _inputs(config: ModelConfig, device: str, videos: int) -> list[Any]:
+    """x, timesteps, context and fps of a guided step as pipelines give them, float32; the context is both branches'."""
     height, width = (side // _factor(config) for side in config.defaults.size)
     generator = torch.Generator(device).manual_seed(2)
-    shape = (batch, config.unet["in_channels"], config.defaults.num_frames, height, width)
+    shape = (videos, config.unet["in_channels"], config.defaults.num_frames, height, width)
     x = torch.randn(shape, generator=generator, device=device)
-    context = torch.randn(batch, _tokens(config), config.unet["context_dim"], generator=generator, device=device)
-    fps = None if config.defaults.fps is None else torch.full((batch,), config.defaults.fps, device=device)
-    return [x, torch.full((batch,), 500, device=device), context, fps]
+    context = torch.randn(2 * videos, _tokens(config), config.unet["context_dim"], generator=generator, device=device)
+    fps = None if config.defaults.fps is None else torch.full((videos,), config.defaults.fps, device=device)
+    return [x, torch.full((videos,), 500, device=device), context, fps]
 
 
 def _tokens(config: ModelConfig) -> int:

@@ -15,26 +15,39 @@ import torch
 
 
 def main(checkout: str, task: dict[str, Any]) -> None:
-    """Print {"ms", "peak_gb"} as the last line."""
+    """Print {"ms", "peak_gb"} as the last line; end with one sentence where the checkout cannot be used."""
     here = str(Path(__file__).resolve().parent)
     sys.path[:] = [checkout, *(place for place in sys.path if place not in (here, str(Path(here).parent), ""))]
     found = sorted(Path(checkout).glob("lvdm/**/openaimodel3d.py"))
     if not found:
         raise SystemExit(f"{checkout} has no lvdm/**/openaimodel3d.py: give a checkout of LVDM or VideoCrafter")
     name = ".".join(found[0].relative_to(checkout).with_suffix("").parts)
-    unet = importlib.import_module(name).UNetModel(**task["params"]).cuda().half().eval()
-    x, context = (torch.randn(task[key], device="cuda", dtype=torch.float16) for key in ("shape", "context"))
-    timesteps = torch.full((len(x),), 500, device="cuda")
-    options = {} if task["fps"] is None else {"fps": torch.full((len(x),), task["fps"], device="cuda")}
+    device, cuda = torch.device(task["device"]), torch.device(task["device"]).type == "cuda"
+    dtype = torch.float16 if cuda else torch.float32
+    try:
+        network = importlib.import_module(name).UNetModel
+    except ModuleNotFoundError as error:
+        raise SystemExit(f"its code needs the package {error.name}, which is not installed: install it") from error
+    try:
+        unet = network(**task["params"]).to(device, dtype).eval()
+    except TypeError as error:
+        raise SystemExit(
+            f"its UNet does not take this model's parameters ({error}): give its family's checkout"
+        ) from error
+    x, context = (torch.randn(task[key], device=device, dtype=dtype) for key in ("shape", "context"))
+    timesteps = torch.full((len(x),), 500, device=device)
+    options = {} if task["fps"] is None else {"fps": torch.full((len(x),), task["fps"], device=device)}
     seconds = []
-    with torch.no_grad(), torch.autocast("cuda", torch.float16):
+    with torch.no_grad(), torch.autocast(device.type, torch.float16, enabled=cuda):
         for _ in range(task["calls"] + 3):
-            torch.cuda.synchronize()
+            if cuda:
+                torch.cuda.synchronize()
             start = time.perf_counter()
             unet(x, timesteps, context=context, **options)
-            torch.cuda.synchronize()
+            if cuda:
+                torch.cuda.synchronize()
             seconds.append(time.perf_counter() - start)
-    peak = torch.cuda.max_memory_allocated() / 1e9
+    peak = torch.cuda.max_memory_allocated() / 1e9 if cuda else 0.0
     print(json.dumps({"ms": 1e3 * statistics.median(seconds[3:]), "peak_gb": round(peak, 2)}))
 
 

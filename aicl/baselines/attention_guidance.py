@@ -62,7 +62,7 @@ class AttentionGuidance:
 
     def check(self, config: ModelConfig, sample: Sample) -> None:
         """Raise ConfigError for an image-to-video model."""
-        check_text_to_video(config, sample)
+        check_text_to_video(config)
 
     @contextmanager
     def start(self, work: Work) -> Iterator[Maker]:

@@ -69,7 +69,7 @@ class LoRA:
 
     def check(self, config: ModelConfig, sample: Sample) -> None:
         """Raise ConfigError for an image-to-video model, or samples without labels."""
-        check_text_to_video(config, sample)
+        check_text_to_video(config)
         if sample.label is None:
             raise ConfigError("a LoRA for each action needs a benchmark whose samples have labels")
 

@@ -15,7 +15,7 @@ from lvdm.video import to_frames
 _ENCODED_AT_ONCE = 64  # clips
 
 
-def check_text_to_video(config: ModelConfig, sample: Sample) -> None:
+def check_text_to_video(config: ModelConfig) -> None:
     """Raise ConfigError for an image-to-video model: what the image is in a training for a clip, nobody has said."""
     if config.image is not None:
         raise ConfigError("baselines are for text-to-video models, this one takes an image")

@@ -1,16 +1,20 @@
 """Measure what the library costs on this machine, with random weights, and keep the figures.
 
 examples:
-  aicl benchmark all --out all.json             # what one model costs, in some minutes: all of the next five
+  aicl benchmark all --out all.json             # what one model costs, in some minutes
+  aicl benchmark all --clips data/puppets --devices cuda:0 cuda:1 --out all.json   # training and several GPUs, too
   aicl benchmark step                           # a denoising step of every full-size model, beside its floor
   aicl benchmark step --model videocrafter2_t2v_512 --upstream ~/VideoCrafter --out step.json
   aicl benchmark clip                           # a prompt to an mp4 file
   aicl benchmark batches --model lvdm_t2v_256   # videos a minute and memory at several batch sizes
+  aicl benchmark devices --devices cuda:0 cuda:1   # videos a minute of one GPU, and of several at once
   aicl benchmark offload                        # a video within 8 GiB of the GPU's memory
   aicl benchmark generate                       # every full-size model, in bfloat16 on the GPU
   aicl benchmark generate --model lvdm_t2v_256 --table docs/benchmarks.md
   aicl benchmark convert --model videocrafter2_t2v_512 --folder outputs/convert
   aicl benchmark train --config aicl_lvdm --clips data/puppets   # 20 steps at the paper's batch size
+  aicl benchmark train --clips data/puppets --cached training.devices=2 training.strategy=ddp
+  aicl benchmark strategies --config aicl_lvdm --clips data/puppets --limits 24 48 80   # auto beside the best by hand
   aicl benchmark overhead --config aicl_videocrafter2 --references 1 3
   aicl benchmark profile --config configs/puppets/base.yaml training.batch_size=128
 """
@@ -26,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 from aicl.cli import Parser, new_parser
 from lvdm import cli
 from lvdm import config as configs
+from lvdm.errors import ConfigError
 from lvdm.files import write_json
 
 if TYPE_CHECKING:
@@ -38,7 +43,8 @@ CONFIGS = {
     "aicl_videocrafter_i2v": "videocrafter1_i2v_512",
 }
 MODELS = tuple(CONFIGS.values())
-ALL = "videocrafter2_t2v_512"  # what `all` measures: each model takes some minutes
+ALL = "aicl_videocrafter2"  # what `all` measures: each takes some minutes
+LIMITS = (80.0, 48.0, 24.0)  # GiB of usual cards
 LAYOUTS = Path(__file__).resolve().parents[2] / "tests" / "parity" / "full_layouts.json.gz"  # of a checkout
 
 
@@ -72,10 +78,28 @@ def parser() -> Parser:
     command.add_argument("--steps", type=int, default=25)
     command.set_defaults(run=offload, title="Small cards")
 
-    command = commands.add_parser("all", parents=[results], help="five of the benchmarks in one call")
-    command.add_argument("--model", nargs="+", default=[ALL], choices=MODELS, help=f"default: {ALL}")
-    command.add_argument("--device", default="cuda")
+    command = commands.add_parser("devices", parents=[speed], help="videos a minute on several GPUs at once")
+    command.add_argument("--devices", nargs="+", metavar="DEVICE", help="default: all GPUs")
+    command.add_argument("--videos", type=int, default=1, help="at once on each (default: %(default)s)")
+    command.set_defaults(run=devices, title="Several GPUs")
+
+    command = commands.add_parser("all", parents=[results], help="all benchmarks of a model in one call")
+    command.add_argument("--config", nargs="+", default=[ALL], choices=CONFIGS, help=f"a training, default: {ALL}")
+    command.add_argument(
+        "--devices", nargs="+", default=["cuda"], metavar="DEVICE", help="the first measures most parts"
+    )
+    command.add_argument(
+        "--clips", type=Path, help="a folder that aicl make-puppets wrote: trainings are measured, too"
+    )
     command.add_argument("--upstream", type=Path, help="a checkout of LVDM or VideoCrafter, whose step is timed, too")
+    command.add_argument("--steps", type=int, default=50, help="of denoising a video (default: %(default)s)")
+    command.add_argument(
+        "--only", nargs="+", metavar="PART", help="some of the parts, as they are called in the records"
+    )
+    command.add_argument(
+        "--limits", type=float, nargs="+", default=LIMITS, metavar="GIB", help="of the part strategies"
+    )
+    command.add_argument("overrides", nargs="*", metavar="key=value", help="settings of the trainings that differ")
     command.set_defaults(run=everything, title="All in one call")
 
     command = commands.add_parser("generate", parents=[results], help="generate a 16-frame video at full size")
@@ -98,8 +122,16 @@ def parser() -> Parser:
     command.add_argument("--clips", type=Path, required=True, help="a folder that aicl make-puppets wrote")
     command.add_argument("--steps", type=int, default=20)
     command.add_argument("--memory-limit", type=float, metavar="GIB", help="let PyTorch reserve no more than this")
+    command.add_argument("--cached", action="store_true", help="encode the clips first, and train from their latents")
     command.add_argument("overrides", nargs="*", metavar="key=value", help="settings that differ from the config")
     command.set_defaults(run=train, title="Training AICL")
+
+    command = commands.add_parser("strategies", parents=[results], help="strategy auto beside the best by hand")
+    command.add_argument("--config", nargs="+", default=list(CONFIGS), choices=CONFIGS)
+    command.add_argument("--clips", type=Path, required=True, help="a folder that aicl make-puppets wrote")
+    command.add_argument("--limits", type=float, nargs="+", default=LIMITS, metavar="GIB", help="default: 80 48 24")
+    command.add_argument("overrides", nargs="*", metavar="key=value", help="settings that differ from the config")
+    command.set_defaults(run=compare, title="Strategies of training")
 
     command = commands.add_parser("overhead", parents=[results], help="the time that AICL adds to sampling")
     command.add_argument("--config", nargs="+", default=list(CONFIGS), choices=CONFIGS)
@@ -180,21 +212,43 @@ def offload(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         yield {"model": name, **speed.offloaded(config, args.device, args.memory_limit, args.steps)}
 
 
-def everything(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Benchmark `all`: the records of five benchmarks of each model, each with the name of its own."""
-    from aicl.benchmarks import overhead as measure_overhead
-    from lvdm import speed
+def devices(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Benchmark `devices`: one record for each model and number of devices."""
+    import torch
 
-    for name, config in model_configs(args):
-        training = next(training for training, model in CONFIGS.items() if model == name)
-        step = speed.denoising_step(config, args.device, upstream=args.upstream)
-        yield {"benchmark": "step", "model": name, **step}
-        yield {"benchmark": "clip", "model": name, **speed.clip(config, args.device)}
-        for record in speed.batches(config, args.device, sizes=(1, 2, 4)):
-            yield {"benchmark": "batches", "model": name, **record}
-        for record in measure_overhead(*config_paths(training), (1, 3), 50, args.device, repeats=1):
-            yield {"benchmark": "overhead", "model": name, **record}
-        yield {"benchmark": "offload", "model": name, **speed.offloaded(config, args.device)}
+    from lvdm import speed_devices
+
+    names = args.devices or [f"cuda:{i}" for i in range(torch.cuda.device_count())] or [args.device]
+    for name in names:
+        cli.device(name)
+    for name in args.model:
+        for record in speed_devices.devices(model_config(name), names, args.compile, args.videos):
+            yield {"model": name, **record}
+
+
+def everything(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Benchmark `all`: the records of each part, with its name. Raises ConfigError at the end if a part failed."""
+    from aicl.benchmark_parts import Subject, parts, run_parts
+
+    for name in args.devices:
+        cli.device(name)
+    failed = 0
+    for name in args.config:
+        training, model = config_paths(name)
+        places = {"devices": args.devices, "clips": args.clips, "upstream": args.upstream}
+        subject = Subject(
+            model_config(CONFIGS[name]), training, model, **places, steps=args.steps, limits=args.limits,
+            overrides=args.overrides,
+        )  # fmt: skip
+        chosen = parts(subject)
+        unknown = [part for part in args.only or () if part not in chosen]
+        if unknown:
+            raise ConfigError(f"--only {unknown[0]} is no part here: choose from {', '.join(map(repr, chosen))}")
+        for record in run_parts({part: chosen[part] for part in args.only or chosen}):
+            failed += "failed" in record
+            yield {"config": name, **record}
+    if failed:
+        raise ConfigError(f"{failed} of the parts failed: their records say why, and the others are complete")
 
 
 def generate(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -224,11 +278,20 @@ def train(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     from aicl import benchmarks as aicl_benchmarks
 
     for name in args.config:
-        with tempfile.TemporaryDirectory(prefix=f"{name}-") as folder:
+        with tempfile.TemporaryDirectory(prefix="aicl-benchmark-") as folder:
             config, model = config_paths(name)
             record = aicl_benchmarks.train(
-                config, model, args.clips, Path(folder), args.steps, args.overrides, args.memory_limit
+                config, model, args.clips, Path(folder), args.steps, args.overrides, args.memory_limit, args.cached
             )
+            yield {"config": name, **record}
+
+
+def compare(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Benchmark `strategies`: one record for each config and limit."""
+    from aicl.benchmark_parts import strategies
+
+    for name in args.config:
+        for record in strategies(*config_paths(name), args.clips, args.limits, args.overrides):
             yield {"config": name, **record}
 
 

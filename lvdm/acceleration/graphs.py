@@ -51,6 +51,11 @@ class Replayed(nn.Module):
         self.variant: Hashable = None  # of the UNet's ways to compute, where there are several: set by the caller
 
     @property
+    def shares_branches(self) -> bool:
+        """As of the UNet."""
+        return bool(getattr(self.unet, "shares_branches", False))
+
+    @property
     def captured(self) -> bool:
         """Whether there is a graph already."""
         return bool(self._captured)

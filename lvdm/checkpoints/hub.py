@@ -1,5 +1,6 @@
 """Model folders on the Hugging Face Hub: what is loaded from there, and put there. Only safetensors, YAML and JSON."""
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -72,14 +73,13 @@ def download(
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without the library's warnings of each attempt, since what fails in the end is said in one sentence."""
-    from huggingface_hub.utils import logging
-
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
+    logger = logging.getLogger("huggingface_hub")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        logging.set_verbosity(before)
+        logger.setLevel(before)
 
 
 def upload(

@@ -28,8 +28,9 @@ class Condition:
 class Denoiser:
     """A network with its noise schedule and what its output means: the noise ("eps") or a velocity ("v", "flow").
 
-    The UNet is called as `unet(x, t, context, fps=fps, **extras)`, x and context in its own dtype; an extra arrives as
-    a list of (rows, value), `rows` being the slice of the batch that the value is for. Results are float32 or better.
+    The UNet is called as `unet(x, t, context, fps=fps, **extras)`, x and context in its own dtype; where it
+    `shares_branches`, x, t and fps are those of one branch. An extra arrives as a list of (rows, value), `rows` being
+    the slice of the context's batch that the value is for. Results are float32 or better.
     Raises ConfigError for another prediction, or for noise prediction on a schedule of zero terminal SNR, where the
     noise at the last timestep says nothing about the clean latent.
     """
@@ -98,9 +99,12 @@ class Denoiser:
         for i, branch in enumerate(branches):
             for name, value in branch.extras.items():
                 extras.setdefault(name, []).append((slice(i * batch, (i + 1) * batch), value))
-        output = self.unet(
-            x.to(dtype).repeat(count, *[1] * (x.ndim - 1)), times.repeat(count), context.to(dtype), fps=fps, **extras
-        )
+        shared = getattr(self.unet, "shares_branches", False) and all(_alike(rate, rates[0]) for rate in rates)
+        if shared:
+            fps = None if fps is None else fps[:batch]
+        else:
+            x, times = x.repeat(count, *[1] * (x.ndim - 1)), times.repeat(count)
+        output = self.unet(x.to(dtype), times, context.to(dtype), fps=fps, **extras)
         return output.to(torch.promote_types(output.dtype, torch.float32))
 
 
@@ -144,6 +148,11 @@ def _check_same_batch(branches: list[Condition]) -> None:
         raise ConfigError(f"all guidance branches need a context of the same tokens and width, got {shapes}")
     if len({branch.fps is None for branch in branches}) > 1:
         raise ConfigError("either all guidance branches give fps or none does")
+
+
+def _alike(one: Tensor | float, other: Tensor | float) -> bool:
+    """Whether two frame rates are surely the same, without reading a tensor, for which the host would wait."""
+    return one is other or (not (isinstance(one, Tensor) or isinstance(other, Tensor)) and one == other)
 
 
 def _per_sample(value: Tensor | float, batch: int, device: torch.device) -> Tensor:

@@ -57,6 +57,11 @@ class StepCache(nn.Module):
             raise ConfigError("step_cache leaves out the inner levels of a UNet, and this model is none: leave it out")
         self._inner = found[0]
 
+    @property
+    def shares_branches(self) -> bool:
+        """As of the network."""
+        return bool(getattr(self.network, "shares_branches", False))
+
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """What the network gives for this step."""
         whole = self._step % self.every == 0

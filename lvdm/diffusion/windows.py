@@ -27,6 +27,11 @@ class Windows(nn.Module):
             )
         self.network, self.frames, self.overlap = network, frames, overlap
 
+    @property
+    def shares_branches(self) -> bool:
+        """As of the network."""
+        return bool(getattr(self.network, "shares_branches", False))
+
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The blended predictions for x (b, c, t, h, w). A video of no more frames than a window is seen at once."""
         total = x.shape[2]

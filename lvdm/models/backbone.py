@@ -116,6 +116,8 @@ class VideoBackbone(nn.Module, ABC):
     family: its name in `BACKBONES`. latent_channels: of its latents. prediction: what its output means, see
     `lvdm.diffusion.schedule`; a property of the weights, which `build_backbone` sets.
     repeated_blocks: the classes that it consists of many times, which are worth compiling one by one.
+    shares_branches: whether x, timesteps and fps may be those of one branch of guidance where the context is that of
+      several, branch after branch: what comes before the context is first read is then computed once for all.
     compression: of the autoencoder that it works with, where it was built with one.
     """
 
@@ -123,6 +125,7 @@ class VideoBackbone(nn.Module, ABC):
     latent_channels: int
     prediction: Prediction = "eps"
     repeated_blocks: tuple[type[nn.Module], ...] = ()
+    shares_branches: bool = False
     compression: Compression | None = None
 
     @abstractmethod

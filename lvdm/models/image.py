@@ -6,7 +6,6 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.transforms.functional import gaussian_blur
 
 from lvdm.errors import ConfigError
 from lvdm.models.attention import attend
@@ -80,6 +79,8 @@ class ImageEncoder(nn.Module):
         if max(shrink) > 1:
             sigma = [max((factor - 1) / 2, 0.001) for factor in shrink]
             kernel = [int(max(4 * value, 3)) | 1 for value in sigma]  # the next odd number
+            from torchvision.transforms.functional import gaussian_blur  # slow to import: only where it is needed
+
             images = gaussian_blur(images, kernel[::-1], sigma[::-1])  # torchvision wants width first
         images = F.interpolate(images, (size, size), mode="bicubic", align_corners=True)
         mean, std = (images.new_tensor(value).view(3, 1, 1) for value in (CLIP_MEAN, CLIP_STD))

@@ -39,6 +39,11 @@ def zero_init(module: M) -> M:
     return module
 
 
+def for_branches(x: Tensor, rows: int) -> Tensor:
+    """x (b, ...) -> (rows, ...): all its rows again for each branch of guidance; x itself where it has that many."""
+    return x if len(x) == rows else x.repeat(rows // len(x), *[1] * (x.ndim - 1))
+
+
 def checkpointed(module: nn.Module, enabled: bool, *args: Any, **kwargs: Any) -> Tensor:
     """Call the module; if enabled and gradients are recorded, recompute its activations in the backward pass."""
     if enabled and torch.is_grad_enabled():
@@ -103,7 +108,7 @@ class GroupNorm(nn.GroupNorm):
             weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
             images = rows.unsqueeze(2).permute(0, 3, 1, 2)  # (rows, c, n, 1): "channels last", which needs no copy
             y = F.group_norm(images, self.num_groups, weight, bias, self.eps)
-        y = F.silu(y) if silu else y
+        y = F.silu(y, inplace=not torch.is_grad_enabled()) if silu else y
         return y.permute(0, 2, 3, 1).contiguous().view(x.shape)
 
 
@@ -201,9 +206,26 @@ class Upsample(StageLayer, nn.Module):
         self.conv = conv(channels, channels, frames) if learned else None
 
     def forward(self, x: Tensor) -> Tensor:
+        if isinstance(self.conv, FrameConv) and _plain_on_cpu(x, self.conv.weight):
+            return _doubled(x, self.conv)
         b, t, h, w, c = x.shape
         x = x[:, :, :, None, :, None].expand(b, t, h, 2, w, 2, c).reshape(b, t, 2 * h, 2 * w, c)
         return x if self.conv is None else self.conv(x)
+
+
+# A kernel of three taps on repeated pixels is one of four taps, two pixels apart, on the pixels themselves.
+_FOUR_TAPS = ((0.0, 0.0, 1.0), (0.0, 1.0, 1.0), (1.0, 1.0, 0.0), (1.0, 0.0, 0.0))
+
+
+def _doubled(x: Tensor, layer: FrameConv) -> Tensor:
+    """What a 3x3 convolution makes of pixels that are repeated, from the pixels: 4/9 of the operations.
+
+    (b, t, h, w, c) -> (b, t, 2h, 2w, c'). Weights that meet the same pixel are added first, so rounding differs.
+    """
+    taps = torch.tensor(_FOUR_TAPS)
+    kernel = (layer.weight.flatten(2) @ torch.kron(taps, taps).T).unflatten(2, (4, 4)).transpose(0, 1)
+    y = F.conv_transpose2d(x.flatten(0, 1).permute(0, 3, 1, 2), kernel, layer.bias, stride=2, padding=1)
+    return y.permute(0, 2, 3, 1).unflatten(0, x.shape[:2])
 
 
 class FeedForward(nn.Module):
@@ -222,7 +244,9 @@ class FeedForward(nn.Module):
                 return self.proj_out(products.gated(self.proj_in(x)))
             if products.geglu_fits(x):
                 return self.proj_out(products.geglu(x.contiguous(), self.proj_in.weight, self.proj_in.bias))
-        if _in_one_pass(x, self.proj_in):
+        if _plain_on_cpu(x, self.proj_in.weight):
+            # oneDNN adds the bias and applies GELU while it multiplies: PyTorch's own layer writes the bias to memory
+            # first, and GELU reads and writes the result once more.
             halves = zip(self.proj_in.weight.chunk(2), self.proj_in.bias.chunk(2), ("none", "gelu"))
             value, gate = (torch.ops.mkldnn._linear_pointwise(x, *each, [], "none") for each in halves)
             return self.proj_out(gate.mul_(value))
@@ -230,12 +254,9 @@ class FeedForward(nn.Module):
         return self.proj_out(value * F.gelu(gate))
 
 
-def _in_one_pass(x: Tensor, layer: nn.Linear) -> bool:
-    """Whether oneDNN can add a layer's bias and apply GELU while it multiplies: on a CPU, without gradients.
-
-    PyTorch's own linear layer writes the bias to memory first, and GELU reads and writes the result once more.
-    """
-    plain = x.device.type == "cpu" and x.dtype == layer.weight.dtype == torch.float32 and not torch.is_grad_enabled()
+def _plain_on_cpu(x: Tensor, weight: Tensor) -> bool:
+    """Whether oneDNN's faster forms can serve: float32 on a CPU, without gradients, autocast or compiled code."""
+    plain = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and not torch.is_grad_enabled()
     if not plain or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
         return False
     return bool(torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled)

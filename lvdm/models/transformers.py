@@ -1,6 +1,8 @@
 """Attention layers of both UNets: a transformer projects features to tokens, runs its blocks, projects back and adds.
 
-Blocks take and return tokens (b, t, h*w, c). They keep nothing between calls.
+Blocks take and return tokens (b, t, h*w, c). They keep nothing between calls. A context of more rows, a multiple of b,
+is that of several branches of guidance: what is computed before it is read is the same in all of them and computed
+once, and from then on tokens have the context's rows.
 """
 
 from collections.abc import Sequence
@@ -9,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lvdm.models.attention import Attention, RelativePosition, attend
-from lvdm.models.layers import FeedForward, GroupNorm, LayerNorm, StageLayer, checkpointed, zero_init
+from lvdm.models.layers import FeedForward, GroupNorm, LayerNorm, StageLayer, checkpointed, for_branches, zero_init
 
 
 class SpatioTemporalBlock(nn.Module):
@@ -37,7 +39,7 @@ class SpatioTemporalBlock(nn.Module):
         """tokens (b, t, h*w, c), context (b, m, context_dim), size (h, w) -> (b, t, h*w, c)."""
         x, h = tokens, self.spatial_norm(tokens)
         x, h = self.temporal_norm1.after(x, self.spatial_attn(h.flatten(0, 1)).view_as(x))
-        x, h = self.cross_norm.after(x, self.temporal_attn1.over_time(h))
+        x, h = _branches(*self.cross_norm.after(x, self.temporal_attn1.over_time(h)), context)
         # All frames share the context, so they are the queries of one row.
         x, h = self.temporal_norm2.after(x, self.cross_attn(h.flatten(1, 2), context).view_as(x))
         x, h = self.ff_norm.after(x, self.temporal_attn2.over_time(h))
@@ -59,7 +61,7 @@ class SpatialBlock(nn.Module):
     def forward(self, tokens: Tensor, context: Tensor | None = None, *, size: tuple[int, int]) -> Tensor:
         """tokens (b, t, h*w, c), context (b, m, context_dim), size (h, w) -> (b, t, h*w, c)."""
         x, h = tokens, self.norm1(tokens)
-        x, h = self.norm2.after(x, self.attn1(h.flatten(0, 1)).view_as(x))
+        x, h = _branches(*self.norm2.after(x, self.attn1(h.flatten(0, 1)).view_as(x)), context)
         x, h = self.norm3.after(x, self.attn2(h.flatten(1, 2), context).view_as(x))
         return x + self.ff(h)
 
@@ -85,6 +87,7 @@ class TemporalBlock(nn.Module):
         x, h = tokens, self.norm1(tokens)
         x, h = self.norm2.after(x, self.attn1.over_time(h, causal=self.causal))
         if self.cross:  # the frames of each position ask its sample's text
+            x, h = _branches(x, h, context)
             rows = h.transpose(1, 2)  # (b, h*w, t, c)
             update = self.attn2(rows.flatten(0, 1), context, causal=self.causal).view(rows.shape).transpose(1, 2)
         else:
@@ -128,7 +131,14 @@ class Transformer(AttentionLayer):
 
     def leave(self, x: Tensor, tokens: Tensor) -> Tensor:
         """Features and what the blocks made of their tokens -> the transformer's result, like x."""
+        x = for_branches(x, len(tokens))
         return x + self.proj_out(tokens).view(x.shape)
+
+
+def _branches(x: Tensor, h: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Tokens and their norm, with the rows of a context that has more."""
+    rows = len(x) if context is None else max(len(x), len(context))
+    return for_branches(x, rows), for_branches(h, rows)
 
 
 class ContextFreeAttention(AttentionLayer):

@@ -18,6 +18,7 @@ from lvdm.models.layers import (
     StageLayer,
     Upsample,
     conv,
+    for_branches,
     timestep_embedding,
     zero_init,
 )
@@ -86,13 +87,14 @@ class Stage(nn.ModuleList):
 
     def forward(self, x: Tensor, emb: Tensor, context: Tensor | None, recompute: bool) -> Tensor:
         for layer in cast(Iterable[StageLayer], self):
-            x = layer.step(x, emb, context, recompute)
+            x = layer.step(x, emb[: len(x)], context, recompute)  # fewer rows while branches of guidance are alike
         return x
 
 
 class VideoUNet(VideoBackbone):
     """The plan of a UNet, which subclasses complete by saying what their layers are made of."""
 
+    shares_branches = True
     extensible_block: ClassVar[type[nn.Module]]  # the class of those among its blocks that can be extended
     _rows: ClassVar[int]  # dimensions that convolution blocks normalise apart, see GroupNorm
 
@@ -234,15 +236,19 @@ class VideoUNet(VideoBackbone):
             raise ConfigError(f"the UNet needs a context of shape (batch, tokens, {width}), got {got}")
 
     def _run(self, x: Tensor, emb: Tensor, context: Tensor | None) -> Tensor:
-        """x (b, c, t, h, w), emb (b, emb_channels), context (b, m, context_dim) -> (b, out_channels, t, h, w)."""
+        """x (b, c, t, h, w), emb (b, emb_channels), context (rows, m, context_dim) -> (rows, out_channels, t, h, w).
+
+        rows: b, or a multiple of it, see `shares_branches`.
+        """
         self._check_size(x.shape)
         self._check_context(context)
         recompute = self.params.use_checkpoint
-        emb = self.activation(emb)  # every residual block begins with it
         context = None if context is None else context.to(self.dtype)
+        rows = len(x) if context is None else max(len(x), len(context))
+        emb = for_branches(self.activation(emb), rows)  # every residual block begins with it
         h, skips = x.to(self.dtype).permute(0, 2, 3, 4, 1).contiguous(), []  # (b, t, h, w, c)
         outer = self.params.num_res_blocks + 1  # stages of the outermost level, on either side
-        inner, places = self.inner, (x.shape[0], *x.shape[2:])
+        inner, places = self.inner, (rows, *x.shape[2:])
         whole = inner.whole or not inner.active
         for stage in self.input_blocks if whole else self.input_blocks[:outer]:
             h = stage(h, emb, context, recompute)
@@ -250,13 +256,19 @@ class VideoUNet(VideoBackbone):
         if whole:
             h = self.middle_block(h, emb, context, recompute)
             for stage in self.output_blocks[:-outer]:
-                h = stage(torch.cat([h, skips.pop()], dim=-1), emb, context, recompute)
+                h = stage(_joined(h, skips.pop()), emb, context, recompute)
             if inner.active:
                 inner.keep(h, places)
         else:
             h = inner.kept(places, h.dtype, h.device)
         for stage in self.output_blocks[-outer:]:
-            h = stage(torch.cat([h, skips.pop()], dim=-1), emb, context, recompute)
+            h = stage(_joined(h, skips.pop()), emb, context, recompute)
         norm, activation, last = self.out
         h = norm(h, silu=True) if isinstance(activation, nn.SiLU) else activation(norm(h))
-        return last(h).permute(0, 4, 1, 2, 3).to(x.dtype).contiguous()
+        return for_branches(last(h).permute(0, 4, 1, 2, 3).to(x.dtype).contiguous(), rows)
+
+
+def _joined(h: Tensor, skip: Tensor) -> Tensor:
+    """Features and those of the skip connection, which may have been made before branches of guidance parted."""
+    rows = max(len(h), len(skip))
+    return torch.cat([for_branches(h, rows), for_branches(skip, rows)], dim=-1)

@@ -1,8 +1,11 @@
 """What AICL adds to sampling is measured at tiny size: for references that are new, and for those that are kept."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from aicl import benchmarks
+from aicl.benchmark_parts import Subject, parts, run_parts
+from lvdm.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -12,3 +15,28 @@ def test_what_references_cost_by_how_new_they_are():
     [record] = benchmarks.overhead(*models, references=(2,), steps=2, device="cpu", repeats=1)
     assert record["references"] == 2 and all(record[name] > 0 for name in ("base_s", "aicl_s", "encode_s", "prism_s"))
     assert all(record[name].endswith("%") for name in ("added", "added_other_prompt", "added_other_seed"))
+
+
+def test_a_part_that_fails_is_written_down_and_the_others_run():
+    def broken():
+        yield {"ms": 1}
+        raise ConfigError("no such card:\nbuy one")
+
+    def crash():
+        raise RuntimeError("kernel")
+
+    records = list(run_parts({"a": broken, "b": crash, "c": lambda: [{"ms": 2}]}))
+    assert [(each["benchmark"], each.get("ms"), each.get("failed")) for each in records] == [
+        ("a", 1, None),
+        ("a", None, "no such card: buy one"),
+        ("b", None, "RuntimeError: kernel"),
+        ("c", 2, None),
+    ]
+
+
+def test_all_has_the_parts_that_can_be_measured(tmp_path):
+    subject = Subject(None, Path("a"), Path("b"), ["cpu"])
+    assert list(parts(subject)) == ["step", "clip", "batches", "overhead", "offload"]
+    more = replace(subject, devices=["cuda:0", "cuda:1"], clips=tmp_path, upstream=tmp_path)
+    added = ["step beside upstream", "devices", "train from files", "train from a cache", "strategies"]
+    assert list(parts(more))[5:] == added

@@ -124,7 +124,7 @@ def test_each_prompt_may_have_references_of_its_own(pipe):
 def test_guidance_of_references(pipe, monkeypatch):
     calls = []
     hook = pipe.integrated.register_forward_hook(
-        lambda module, args, kwargs, out: calls.append((len(args[0]), kwargs.get("references"))), with_kwargs=True
+        lambda module, args, kwargs, out: calls.append((len(args[2]), kwargs.get("references"))), with_kwargs=True
     )
     references = [pixels(0)]
     conditional = generate(pipe, references=references, guidance_scale=4.0)

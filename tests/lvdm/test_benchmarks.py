@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lvdm import benchmarks, speed
+from lvdm import benchmarks, speed, speed_devices
 from lvdm import config as configs
 from lvdm.errors import CheckpointError, ConfigError
 from tests.lvdm.published import model_config, tiny_checkpoint
@@ -59,20 +59,32 @@ class UNetModel(torch.nn.Module):
 """
 
 
-def test_upstream_is_timed_in_its_own_checkout(tmp_path, monkeypatch):
+def test_upstream_is_timed_in_its_own_checkout(tmp_path):
     package = tmp_path / "lvdm" / "modules" / "networks"
     package.mkdir(parents=True)
-    (package / "openaimodel3d.py").write_text(UPSTREAM_UNET)
-    on_cpu = Path(speed.UPSTREAM).read_text().replace(".cuda()", "").replace('"cuda"', '"cpu"')
-    on_cpu = on_cpu.replace("torch.cuda.synchronize()", "None").replace("torch.cuda.max_memory_allocated()", "0")
-    (tmp_path / "here").mkdir()
-    monkeypatch.setattr(speed, "UPSTREAM", tmp_path / "here" / "speed_upstream.py")
-    speed.UPSTREAM.write_text(on_cpu)
+    unet = package / "openaimodel3d.py"
+    unet.write_text(UPSTREAM_UNET)
     config = small_config()
-    assert speed.time_upstream(tmp_path, config, batch=2, calls=1)["ms"] > 0
-    (package / "openaimodel3d.py").rename(package / "other.py")
+    assert speed.time_upstream(tmp_path, config, batch=2, calls=1, device="cpu")["ms"] > 0
+    unet.write_text("import a_package_that_is_not_there\n")
+    with pytest.raises(ConfigError, match="needs the package a_package_that_is_not_there, which is not installed"):
+        speed.time_upstream(tmp_path, config, batch=2, device="cpu")
+    unet.rename(package / "other.py")
     with pytest.raises(ConfigError, match="give a checkout of LVDM or VideoCrafter"):
-        speed.time_upstream(tmp_path, config, batch=2)
+        speed.time_upstream(tmp_path, config, batch=2, device="cpu")
+    with pytest.raises(ConfigError, match="is no folder"):
+        speed.time_upstream(tmp_path / "nowhere", config, batch=2, device="cpu")
+
+
+def test_devices_are_compared_with_one(monkeypatch):
+    [alone] = speed_devices.devices(small_config(), ["cpu"], calls=1, steps=2)
+    assert alone["videos_per_minute"] > 0 and alone["of_linear"] == 1
+    monkeypatch.setattr(speed_devices, "_at_once", lambda config, names, *how: [1.0, 1.25][: len(names)])
+    records = list(speed_devices.devices(small_config(), ["cpu", "cpu"], batch=2, calls=5, steps=10))
+    assert [(each["devices"], each["videos_per_minute"], each["of_linear"]) for each in records] == [
+        (1, 60.0, 1.0),  # 2 videos of 10 steps, of which 5 take a second
+        (2, 96.0, 0.8),
+    ]
 
 
 def test_conversion_is_measured_and_compared(tmp_path):

@@ -23,9 +23,21 @@ def no_pipeline_of_diffusers(monkeypatch):
 
 def test_a_name_is_of_the_hub_only_where_the_disk_has_none(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "mine").mkdir()
     assert is_hub_id("someone/aicl-puppets") and is_hub_id("someone/aicl_v1.5")
-    for path in ("checkpoints/puppets", "nowhere", "a/b/c", "./a/b", "/a/b", "../b", Path("someone/model"), "a /b", ""):
+    for path in (
+        "mine/model",
+        "runs/not_trained",
+        "checkpoints/x",
+        "nowhere",
+        "a/b/c",
+        "./a/b",
+        "/a/b",
+        "../b",
+        Path("someone/model"),
+        "a /b",
+        "",
+    ):
         assert not is_hub_id(path), path
 
 

@@ -53,3 +53,11 @@ def test_where_triton_cannot_compile_pytorchs_kernels_are_used_and_a_sentence_sa
     kernels._capable.cache_clear()
     assert not kernels._capable(0)
     kernels._capable.cache_clear()
+
+
+def test_compiled_code_takes_whether_kernels_work_as_a_constant():
+    def marked(device):
+        """As PyTorch marks it."""
+
+    torch.compiler.assume_constant_result(marked)
+    assert vars(marked) and vars(marked).items() <= vars(kernels._compiles).items()

@@ -118,9 +118,19 @@ def test_temporal_attention_to_the_text(x, max_relative):
 def test_the_feed_forward_in_one_pass_is_the_plain_one_up_to_rounding(width):
     torch.manual_seed(0)
     layer, x = FeedForward(width), torch.randn(2, 3, 40, width)
-    assert not layers._in_one_pass(x, layer.proj_in)  # gradients are asked
+    assert not layers._plain_on_cpu(x, layer.proj_in.weight)  # gradients are asked
     expected = layer(x)
     with torch.no_grad():
-        assert layers._in_one_pass(x, layer.proj_in) == torch.backends.mkldnn.is_available()
+        assert layers._plain_on_cpu(x, layer.proj_in.weight) == torch.backends.mkldnn.is_available()
         torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-6)
         assert layer.double()(x.double()).dtype == torch.float64
+
+
+def test_doubling_with_its_convolution_is_one_of_four_taps_up_to_rounding():
+    torch.manual_seed(0)
+    layer, x = Upsample(8, learned=True), torch.randn(2, 3, 5, 4, 8)
+    expected = layer(x)  # with gradients: repeated pixels, then the convolution
+    with torch.no_grad():
+        found = layer(x)
+    assert found.shape == (2, 3, 10, 8, 8)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)

@@ -110,9 +110,10 @@ def test_guidance_one_computes_the_conditional_branch_only(pipes, monkeypatch):
     pipe, batches = pipes["tiny_lvdm"], []
     forward = pipe.components.unet.forward
 
-    def counted(x, *args, **kwargs):
-        batches.append(len(x))
-        return forward(x, *args, **kwargs)
+    def counted(x, timesteps, context, **kwargs):
+        assert len(x) == len(timesteps) == 1  # what comes before the context is computed once for both
+        batches.append(len(context))
+        return forward(x, timesteps, context, **kwargs)
 
     monkeypatch.setattr(pipe.components.unet, "forward", counted)
     run(pipe, guidance_scale=1.0)

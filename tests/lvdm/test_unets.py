@@ -184,6 +184,23 @@ def test_labels():
 
 
 @pytest.mark.parametrize("family", ["lvdm", "videocrafter"])
+def test_branches_of_guidance_share_what_comes_before_the_context(family):
+    unet = small(family)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        x, t = torch.randn(2, 4, 4, 4, 4), torch.tensor([3, 700])
+        context = torch.randn(6, 80, unet.params.context_dim)
+        seen = []
+        hooks = [block.register_forward_hook(lambda m, args, out: seen.append(len(out))) for block in unet.input_blocks]
+        found = unet(x, t, context)
+        for hook in hooks:
+            hook.remove()
+        expected = unet(x.repeat(3, 1, 1, 1, 1), t.repeat(3), context)
+    assert seen[0] == 2 and seen[-1] == 6  # the first convolution knows no context, the last stage does
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["lvdm", "videocrafter"])
 @torch.no_grad()
 def test_a_sample_does_not_depend_on_its_batch(family):
     unet = small(family, use_relative_position=True)

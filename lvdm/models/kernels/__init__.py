@@ -43,9 +43,13 @@ def differentiated(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in tensors)
 
 
-@torch.compiler.assume_constant_result  # compiled code neither looks inside nor asks again
 def _compiles(device: int) -> bool:
     return _capable(device)
+
+
+# Compiled code neither looks inside nor asks again: what torch.compiler.assume_constant_result sets. To call it would
+# import the compiler, which takes as long as half of torch, at every start.
+_compiles._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @cache
