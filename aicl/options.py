@@ -102,7 +102,7 @@ class ModelOptions(Options):
         for name in ("model", "base", "adapter"):
             path = getattr(self, name)
             if path is not None and not os.path.lexists(path) and (name == "adapter" or not is_hub_id(path)):
-                raise CheckpointError(f"there is no {path}: name another with --{name}")
+                raise CheckpointError(f"{path} does not exist: name another with --{name}")
 
 
 @dataclass(eq=False)

@@ -12,7 +12,7 @@ of the clips is kept apart, to count how many of them get the warning by mistake
 import argparse
 
 from aicl.cli import Parser, new_parser
-from aicl.clip_options import add_model, add_source, check_source, open_model, read_source
+from aicl.clip_options import add_model, add_source, check_source, model_options, open_model, read_source
 from lvdm.errors import CheckpointError, ConfigError
 
 
@@ -33,6 +33,7 @@ def parser() -> Parser:
 def main(args: argparse.Namespace) -> None:
     """Measure and write. Raises ConfigError, DataError or CheckpointError for what is missing or there already."""
     check_source(args)
+    model_options(args).check_places()
     if args.clips < 1:
         raise ConfigError(f"--clips is {args.clips}: it must be at least 1")
     import numpy as np

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aicl.cli import Parser, new_parser
-from aicl.clip_options import add_model, add_source, check_source, open_model, read_source
+from aicl.clip_options import add_model, add_source, check_source, model_options, open_model, read_source
 from lvdm.errors import DataError
 
 if TYPE_CHECKING:
@@ -52,6 +52,8 @@ def main(args: argparse.Namespace) -> None:
     if verbs_only and args.out.exists() and not args.overwrite:
         raise DataError(f"{args.out} exists already: choose another --out or add --overwrite")
     check_source(args)
+    if not verbs_only:
+        model_options(args).check_places()
     records = read_source(args, args.default_caption)
     if verbs_only:
         _index_verbs(args.out, records)

@@ -188,7 +188,7 @@ def test_lengths_that_differ_ask_for_a_choice(tmp_path):
         (["--frames", "0"], "frames is 0: it must be positive"),
         (["--fps", "-1"], "fps is -1: it must be positive"),
         (["--batch-size", "0"], "batch size is 0"),
-        (["--real", "nowhere"], "nowhere: is not a folder"),
+        (["--real", "nowhere"], "nowhere does not exist"),
         (["--metrics", "fcc"], "unknown key 'fcc' in --metrics: did you mean 'fc'"),
         (["--result", f"{__file__}/result.json"], "result.json: cannot be written .*choose another place"),
         (["--cache", __file__], "cannot be written .*choose another place"),
