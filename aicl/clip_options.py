@@ -25,11 +25,15 @@ def add_source(parser: argparse.ArgumentParser) -> None:
 
 
 def check_source(args: argparse.Namespace) -> None:
-    """Say what is wrong with the options of `add_source` before anything slow is imported. Raises UserError."""
+    """Say what is wrong with the options of `add_source` and `add_model` before anything slow is imported.
+
+    Raises UserError.
+    """
     if not args.source.exists():
         raise DataError(f"{args.source} does not exist: give a folder of videos, or a list of them")
     if args.batch_size < 1:
         raise ConfigError(f"--batch-size is {args.batch_size}: it must be at least 1")
+    model_options(args).check_places()
 
 
 def read_source(args: argparse.Namespace, default_caption: str | None = None) -> "list[ClipRecord]":

@@ -9,8 +9,9 @@ from aicl.options import SamplingOptions
 from lvdm import config as configs
 from lvdm.arguments import check_path
 from lvdm.checkpoints import find_file, find_model
-from lvdm.checkpoints.hub import download, is_hub_id
+from lvdm.checkpoints.hub import download
 from lvdm.errors import ConfigError
+from lvdm.outside import is_hub_id
 
 FOLDER_FILE = "aicl.yaml"
 ADAPTER_FILE = "adapter.safetensors"

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from lvdm import config as configs
-from lvdm.errors import ConfigError
+from lvdm.errors import CheckpointError, ConfigError
 from lvdm.options import GenerationOptions, Options, option
-from lvdm.outside import check_text
+from lvdm.outside import check_text, is_hub_id
 
 DEFAULT_MODEL = "checkpoints/puppets"
 
@@ -89,6 +89,20 @@ class ModelOptions(Options):
             raise ConfigError("--model, --base and --config each name a model: give one of them")
         if self.base is None and self.config is None:
             self.model = self.model or DEFAULT_MODEL
+
+    def check_places(self) -> None:
+        """Say at once that a file or folder is not there: what loads it takes seconds to import. Names of the Hub pass.
+
+        Raises CheckpointError.
+        """
+        if self.config is not None and not configs.find(self.config).is_file():
+            raise CheckpointError(f"there is no config {self.config}: name one with --config")
+        if self.model == DEFAULT_MODEL and not os.path.lexists(DEFAULT_MODEL):
+            raise CheckpointError(f"there is no model in {DEFAULT_MODEL}, the default: name one with --model or --base")
+        for name in ("model", "base", "adapter"):
+            path = getattr(self, name)
+            if path is not None and not os.path.lexists(path) and (name == "adapter" or not is_hub_id(path)):
+                raise CheckpointError(f"there is no {path}: name another with --{name}")
 
 
 @dataclass(eq=False)

@@ -14,6 +14,7 @@ from aicl.action_integration import ReferenceAttention
 from aicl.action_prism import ActionPrism
 from aicl.adapter import save_adapter
 from aicl.integrated_backbone import IntegratedBackbone
+from aicl.training_features import disturb_features
 from aicl.training_pairs import PairMaker, ReferenceSettings
 from lvdm.acceleration.regions import compile_regions
 from lvdm.diffusion import make_generators
@@ -59,13 +60,14 @@ class AICLModule(DiffusionModule):
 
     def losses(self, batch: Batch) -> Tensor:
         """Algorithm 1: the loss of each sample, (b,), whose mean the optimiser descends."""
-        batch = self.pairs(batch)
+        batch = self.pairs.leave_out_captions(self.pairs(batch))
         randomness = self.randomness(batch)
         target = self.encode_target(batch, randomness)  # (b, c, t, h, w)
         references = self.encode_references(batch)  # (b, k, c, t, h, w)
         target_text, reference_text = self.encode_captions(batch)  # (b, tokens, d), (b, k, tokens, d)
         R = self.prism(references, reference_text)  # eq. 4-6: (b, k * t, channels, h, w)
         timesteps, noise = self.draw_noise(batch, target, randomness)
+        R = disturb_features(R, self.pairs.settings, randomness)
         shown = self.integrated.reference_context(R, references.shape[3], self._weights(references, randomness))
         image = self.image_extras(batch, target)
         prediction = self.predict(batch, target, noise, timesteps, target_text, references=shown, **image)  # eq. 7

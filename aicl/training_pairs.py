@@ -5,6 +5,7 @@ device (puppets) `PairMaker`. Who changes the frames is `PairMaker` in both case
 clips that were changed when it was made.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -15,10 +16,20 @@ import torch
 
 from aicl.reference_retrieval import VerbIndex, VerbPairSampler
 from lvdm.config import from_mapping
-from lvdm.data import CachedChanges, Changed, ClipRecord, PairSampler, SelfPairConfig, change_clips, reference_seed
+from lvdm.data import (
+    CachedChanges,
+    Changed,
+    ClipRecord,
+    PairSampler,
+    SelfPairConfig,
+    change_clips,
+    motion_similarity,
+    reference_seed,
+)
 from lvdm.errors import ConfigError, DataError
 
 _STREAM = 15  # of the choice between kinds for data that is made on the device
+_CAPTIONS = 16  # of which captions are left out
 
 
 @dataclass(frozen=True)
@@ -37,6 +48,13 @@ class ReferenceSettings:
     a schedule like that of self_share, for a training that begins with weak changes and ends with strong ones. It does
     not reach what a cache holds.
     changes: see SelfPairConfig. cached_changes: how many changed versions of each cached crop a latent cache holds.
+    candidates: for "same_action", how many other clips of the action are read, of which the `count` are kept whose
+    motion is most like the target's (see lvdm.data.motion_similarity); None keeps those that are drawn.
+    captions: what the prism is told of a self-pair: the "target"'s caption, or the "given" one, where the data brings
+    references of its own (puppets) whose captions a self-pair may keep. caption_dropout: share of the samples whose
+    references have an empty caption. prompt_dropout: share of the samples whose own caption is empty to the base model,
+    so that R has to tell all that it can.
+    feature_noise, feature_dropout: what is done to R in training, see `aicl.training_features`.
     """
 
     count: int = 1
@@ -46,6 +64,12 @@ class ReferenceSettings:
     geometry: float | list[tuple[float, float]] = 1.0
     changes: SelfPairConfig = field(default_factory=SelfPairConfig)
     cached_changes: int = 4
+    candidates: int | None = None
+    captions: Literal["target", "given"] = "target"
+    caption_dropout: float = 0.0
+    prompt_dropout: float = 0.0
+    feature_noise: float = 0.0
+    feature_dropout: float = 0.0
 
     def __post_init__(self) -> None:
         if self.count < 1 or self.cached_changes < 1:
@@ -61,6 +85,15 @@ class ReferenceSettings:
             self.changes.with_geometry(factor)  # which says what is too strong
         if self.wrong_share and self.kind == "same_action":
             raise ConfigError("references.wrong_share needs references.kind = self or mixed")
+        if self.candidates is not None and (self.kind != "same_action" or self.candidates < self.count):
+            raise ConfigError(
+                "references.candidates needs references.kind = same_action, and a number of references.count or more"
+            )
+        for name in ("caption_dropout", "prompt_dropout", "feature_dropout"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ConfigError(f"references.{name} = {getattr(self, name)} is a share: choose a number in [0, 1)")
+        if not 0.0 <= self.feature_noise < math.inf:
+            raise ConfigError(f"references.feature_noise = {self.feature_noise}: choose a number of 0 or more")
 
     @classmethod
     def read(cls, section: Any) -> "ReferenceSettings":
@@ -70,6 +103,16 @@ class ReferenceSettings:
         """
         mapping = {} if section is None else {"count": section} if isinstance(section, int) else section
         return from_mapping(cls, mapping, where="references")
+
+    @property
+    def drawn(self) -> int:
+        """How many references of each sample are read."""
+        return self.count if self.candidates is None else self.candidates
+
+    @property
+    def empties_captions(self) -> bool:
+        """Whether some captions are left out."""
+        return self.caption_dropout > 0 or self.prompt_dropout > 0
 
     @property
     def changes_to_cache(self) -> CachedChanges | None:
@@ -128,7 +171,7 @@ class ReferenceSampler:
 def build_pair_sampler(settings: ReferenceSettings, records: Sequence[ClipRecord]) -> PairSampler:
     """The pair sampler that the settings describe. Raises DataError where the data has no such pairs."""
     if settings.kind == "same_action":
-        return VerbPairSampler(VerbIndex.of_records(records), settings.count)
+        return VerbPairSampler(VerbIndex.of_records(records), settings.drawn)
     return ReferenceSampler(settings, records)
 
 
@@ -138,7 +181,7 @@ def pairs_line(sampler: PairSampler, settings: ReferenceSettings) -> str:
         index = sampler.index
         usable = index.num_videos - sampler.unused
         return (
-            f"{len(index.counts())} actions; {usable} clips have {settings.count} others of their action, "
+            f"{len(index.counts())} actions; {usable} clips have {settings.drawn} others of their action, "
             f"{sampler.unused} have not and are never targets"
         )
     other = " or another clip of its action" if settings.kind == "mixed" else ""
@@ -159,7 +202,11 @@ class PairMaker:
         (b, k, 3, t, h, w), and for each of them, as lists of k, reference_changed (change it) or reference_wrong (it
         is none of this action: leave the clip as it is chosen). Without references the targets become self-pairs.
         """
-        if "frames" not in batch or batch.get("pairs_finished"):
+        if batch.get("pairs_finished"):
+            return batch
+        if self.settings.candidates is not None:
+            batch = _most_similar(batch, self.settings.count)
+        if "frames" not in batch:
             return batch
         b, seeds = len(batch["caption"]), batch["noise_seed"].tolist()
         if "references" in batch:
@@ -189,6 +236,23 @@ class PairMaker:
             batch["references"] = references.unflatten(0, (b, count))
         return batch | {"pairs_finished": True}
 
+    def leave_out_captions(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The batch with some captions emptied, as the settings say; each sample's by its own noise seed."""
+        if not self.settings.empties_captions:
+            return batch
+        draws = [
+            np.random.Generator(np.random.Philox(key=np.array([seed, _CAPTIONS], dtype=np.uint64))).random(2)
+            for seed in batch["noise_seed"].tolist()
+        ]
+        prompts = [u < self.settings.prompt_dropout for u, _ in draws]
+        texts = [u < self.settings.caption_dropout for _, u in draws]
+        return batch | {
+            "caption": ["" if drop else text for text, drop in zip(batch["caption"], prompts, strict=True)],
+            "reference_captions": [
+                [""] * len(row) if drop else row for row, drop in zip(batch["reference_captions"], texts, strict=True)
+            ],
+        }
+
     def _own(self, batch: dict[str, Any], count: int) -> list[list[bool]] | None:
         """Which references become self-pairs, (b, k); None where none does."""
         if self.settings.kind == "same_action":
@@ -209,7 +273,10 @@ class PairMaker:
         else:
             mask = torch.tensor(own, device=copies.device)[:, :, None, None, None, None]
             batch["references"] = torch.where(mask, copies, batch["references"])
-        texts = batch.get("reference_captions", [[""] * count] * len(own))
+        texts = batch.get("reference_captions")
+        if texts is not None and self.settings.captions == "given":
+            return
+        texts = texts or [[""] * count] * len(own)
         batch["reference_captions"] = [
             [caption if mine else text for mine, text in zip(row, given, strict=True)]
             for caption, row, given in zip(batch["caption"], own, texts, strict=True)
@@ -221,3 +288,22 @@ class PairMaker:
         if self.settings.kind != "self":
             wrong = [[False] * count] * len(own)
         return [[a or b for a, b in zip(mine, other, strict=True)] for mine, other in zip(own, wrong, strict=True)]
+
+
+def _most_similar(batch: dict[str, Any], count: int) -> dict[str, Any]:
+    """The batch with those `count` references of each sample whose motion is most like the target's."""
+    target, references = (
+        batch[name] if name in batch else batch[latents]
+        for name, latents in (("frames", "latent_mean"), ("references", "reference_latent_mean"))
+    )
+    if references.shape[1] <= count:
+        return batch
+    best = motion_similarity(target, references).topk(count, dim=1).indices  # (b, count)
+    rows = torch.arange(len(best), device=best.device)[:, None]
+    kept, numbers = dict(batch), best.tolist()
+    for name, value in batch.items():
+        if name.startswith("reference") and isinstance(value, torch.Tensor):
+            kept[name] = value[rows.to(value.device), best.to(value.device)]
+        elif name.startswith("reference"):
+            kept[name] = [[row[i] for i in chosen] for row, chosen in zip(value, numbers, strict=True)]
+    return kept

@@ -108,6 +108,11 @@ def build(recipe: Recipe) -> tuple[AICLModule, EndlessDataModule]:
             "references.geometry does nothing with data.cache, whose clips were changed when it was made: set it to 1, "
             "or data.cache to null"
         )
+    if data.cache and pairs.empties_captions:
+        raise ConfigError(
+            "references.caption_dropout and prompt_dropout do nothing with data.cache, which holds what texts became: "
+            "set both to 0, or data.cache to null"
+        )
     if data.cache and sections.base.path is not None:
         encoders = load_encoders(base_folder(sections.base.path), "cpu")  # in float32, whatever this run computes in
         check_encoders(data.cache, encoders.codec, encoders.text)

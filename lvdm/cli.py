@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from lvdm.errors import ConfigError, UserError
+from lvdm.errors import ConfigError, DataError, UserError
 
 if TYPE_CHECKING:
     import torch
@@ -23,6 +23,15 @@ def run(main: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def check_there(path: str | os.PathLike[str] | None, advice: str) -> None:
+    """Say at once that what an option names is not there: what reads it takes seconds to import. None is not given.
+
+    advice: what to do about it. Raises DataError.
+    """
+    if path is not None and not os.path.lexists(path):
+        raise DataError(f"{os.fspath(path)} does not exist: {advice}")
 
 
 def _one_sentence(message: Warning | str, category: type[Warning], *where: object, **line: object) -> str:

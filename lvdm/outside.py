@@ -9,6 +9,7 @@ import csv
 import json
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,7 @@ MAX_NODES = 100_000  # of a YAML file, aliases written out
 MAX_DIGITS = 18  # of a whole number: it fits into 64 bits
 MAX_NAME, MAX_PATH = 255, 4096  # bytes of a file's name and of a path, as file systems have it
 
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 _KINDS = {
     bool: "true or false",
     str: "a text",
@@ -290,6 +292,14 @@ def _csv_rows(path: str | os.PathLike[str], kind: Kind) -> Iterator[tuple[int, l
         except csv.Error as error:
             raise kind(f"{path}: line {line} has a quote that is not closed, or text behind one ({error})") from error
         yield line, row
+
+
+def is_hub_id(path: str | os.PathLike[str]) -> bool:
+    """Whether a name is OWNER/NAME of the Hugging Face Hub: one slash, and neither it nor its first half is a place on
+    this disk."""
+    if not isinstance(path, str) or not HUB_ID.fullmatch(path) or os.path.lexists(path):
+        return False
+    return not os.path.lexists(path.split("/")[0])
 
 
 def _check_header(header: list[str], columns: Sequence[str], path: object, kind: Kind) -> None:

@@ -1,4 +1,4 @@
-"""Rebuild the marked tables of docs/results*.md from docs/results/*.json, see `aicl.evaluation.page`.
+"""Rebuild the marked tables of the documentation from docs/results/*.json, see `aicl.evaluation.page`.
 
 python scripts/rebuild_results.py
 """
@@ -10,11 +10,12 @@ from lvdm import cli
 from lvdm.files import atomic_path
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
+PAGES = ("results.md", "results_tables.md", "action_library.md")
 
 
 def main() -> None:
     """Write the pages anew."""
-    for page in (DOCS / "results.md", DOCS / "results_tables.md"):
+    for page in (DOCS / name for name in PAGES):
         text = rebuild(page.read_text(encoding="utf-8"), DOCS / "results")
         with atomic_path(page) as temporary:
             temporary.write_text(text, encoding="utf-8")

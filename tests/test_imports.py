@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("lvdm", "aicl", "scripts", "tests")
 FILES = [ROOT / "setup.py", *sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))]
-MAX_LINES = 420
+MAX_LINES = 400
 FORBIDDEN = {  # what the modules of each package must not import, at any depth
     "lvdm": ("aicl", "scripts", "tests"),
     "lvdm.checkpoints": ("lvdm.training", "lvdm.data"),

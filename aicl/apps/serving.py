@@ -34,10 +34,11 @@ def serve_app(build: Callable[[], FastAPI], host: str, port: int, what: str) -> 
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(f"cannot listen on {host}:{port} ({reason}); choose another --host or --port") from error
-    port = listener.getsockname()[1]
-    app = build()
-    print(f"{what} http://{host}:{port} (Ctrl-C stops it)", flush=True)
-    # Open pages hold a connection that never ends by itself; that it is cut in the end is no error to report.
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2))
-    logging.getLogger("uvicorn.error").addFilter(lambda record: not server.should_exit)
-    server.run(sockets=[listener])
+    with listener:
+        port = listener.getsockname()[1]
+        app = build()
+        print(f"{what} http://{host}:{port} (Ctrl-C stops it)", flush=True)
+        # Open pages hold a connection that never ends by itself; that it is cut in the end is no error to report.
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2))
+        logging.getLogger("uvicorn.error").addFilter(lambda record: not server.should_exit)
+        server.run(sockets=[listener])

@@ -17,6 +17,7 @@ import os
 from tqdm import tqdm
 
 from aicl.cli import Parser, new_parser
+from aicl.options import ModelOptions
 from lvdm import cli
 from lvdm.config import from_mapping, load
 from lvdm.errors import ConfigError
@@ -46,6 +47,7 @@ def parser() -> Parser:
 
 def main(args: argparse.Namespace) -> None:
     """Encode what is not in the cache yet; processes of torchrun share the work. Raises ConfigError, DataError."""
+    ModelOptions(base=args.base).check_places()
     import torch
 
     from aicl.model_files import base_folder

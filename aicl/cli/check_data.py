@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from aicl.cli import Parser, new_parser
+from lvdm import cli
 from lvdm.config import from_mapping, load
 from lvdm.errors import ConfigError
 
@@ -38,6 +39,8 @@ def parser() -> Parser:
 
 def manifest(args: argparse.Namespace) -> "Manifest":
     """The data set that the options name. Raises ConfigError where they name none."""
+    for place in (args.path, args.captions):
+        cli.check_there(place, "give the folder of the videos, and the file of their captions if there is one")
     from lvdm.data import DataConfig, Manifest
     from lvdm.data.manifest import DataSchema
 
@@ -50,10 +53,12 @@ def manifest(args: argparse.Namespace) -> "Manifest":
 
 def main(args: argparse.Namespace) -> int:
     """Check the data set and write its report; status 1 if a video is broken."""
+    data = manifest(args)
+
     from lvdm.data import read_records
     from lvdm.data.checking import check_records
 
-    records = read_records(manifest(args))
+    records = read_records(data)
     with tqdm(total=len(records), unit="video") as bar:
 
         def progress(done: int, total: int, broken: int) -> None:

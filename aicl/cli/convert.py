@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aicl.cli import Parser, new_parser
+from lvdm.cli import check_there
 from lvdm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -46,6 +47,9 @@ def parser() -> Parser:
 
 def main(args: argparse.Namespace) -> None:
     """Convert the file. Raises CheckpointError or ConfigError for what does not fit, before anything is written."""
+    check_there(args.source, "give the published file, or a folder of DeepSpeed or diffusers")
+    check_there(args.config, "give the published YAML of this checkpoint, or a model config")
+    check_there(args.rest, "give a model folder for the parts that the source lacks")
     import torch
 
     from lvdm.checkpoints import convert_checkpoint

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aicl.cli import Parser, new_parser
+from lvdm.cli import check_there
 from lvdm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ def main(args: argparse.Namespace) -> None:
     """Serve the page until Ctrl-C. Raises ConfigError for options that cannot be, CheckpointError without a model."""
     if not (args.keep_hours > 0 and args.keep_gigabytes > 0):
         raise ConfigError("--keep-hours and --keep-gigabytes must be above 0")
+    check_there(args.models, "give a folder of models, such as those that aicl convert and aicl export write")
+    check_there(args.library, "make a library of clips with aicl index")
 
     from aicl.apps.serving import serve_app  # first: it says what is missing
     from aicl.apps.web_demo.app import build_app

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aicl.cli import Parser, new_parser
+from aicl.evaluation.preset_files import evaluator_section
 from lvdm import cli
 from lvdm.errors import ConfigError
 from lvdm.files import check_writable
@@ -68,6 +69,7 @@ def parser() -> Parser:
 
 def main(args: argparse.Namespace) -> None:
     """Measure a folder, copy it for VBench, or set results side by side."""
+    check_places(args)
     if args.command == "vbench":
         copy_for_vbench(args)
         return
@@ -80,6 +82,23 @@ def main(args: argparse.Namespace) -> None:
     title = args.title if args.command == "table" else f"Result of {args.videos}"
     table = Table(title, [(result.row, result) for result in results], [n for n in all_metrics() if n in known])
     print(latex(table) if args.command == "table" and args.latex else markdown(table))
+
+
+def check_places(args: argparse.Namespace) -> None:
+    """Say what is not there before anything slow is imported. Raises DataError, and ConfigError for a benchmark."""
+    if args.command == "table":
+        for path in args.results:
+            cli.check_there(path, "measure again, or correct the name")
+        return
+    cli.check_there(args.videos, "give a folder of videos")
+    cli.check_there(args.manifest, "give the .jsonl that lists the videos")
+    if args.command == "score":
+        cli.check_there(args.real, "give a folder of real videos")
+        weights = [args.i3d, args.videomae, args.classifier, *(args.clip_model or [])[-1:], *(args.flow or [])[-1:]]
+        for path in weights:
+            cli.check_there(path, "give the file or folder of the network's weights; none is ever fetched")
+        if args.benchmark:
+            evaluator_section(args.benchmark)
 
 
 def score(args: argparse.Namespace) -> "Result":
@@ -127,7 +146,6 @@ def copy_for_vbench(args: argparse.Namespace) -> None:
 def wanted(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     """The evaluators, as a preset's section describes them, and the names of the metrics that are asked for."""
     from aicl.evaluation.metric import all_metrics
-    from aicl.evaluation.presets import evaluator_section
 
     specs, names = evaluator_section(args.benchmark) if args.benchmark else ({}, [])
     specs = {"flow": {}, "tracks": {}} | specs

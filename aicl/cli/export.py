@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aicl.cli import Parser, new_parser
+from aicl.options import ModelOptions, SamplingOptions
+from lvdm.cli import check_there
 from lvdm.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
@@ -47,9 +49,12 @@ def parser() -> Parser:
 
 def main(args: argparse.Namespace) -> None:
     """Write the folder. Raises CheckpointError where a part is missing or the folder exists already."""
+    options = ModelOptions(base=args.base, adapter=args.adapter, device="cpu", dtype=args.dtype)
+    options.check_places()
+    for place in (args.calibrate, *args.evaluators):
+        check_there(place, "give a folder that is there, or leave it out")
     import torch
 
-    from aicl.options import ModelOptions, SamplingOptions
     from aicl.sampling_models import load_model
     from lvdm.checkpoints.folder import new_folder
     from lvdm.hashing import SUMS, write_sums
@@ -60,7 +65,7 @@ def main(args: argparse.Namespace) -> None:
 
     if args.calibrate and not args.adapter:
         raise ConfigError("--calibrate measures which references are usual for an adapter: give one with --adapter")
-    pipeline = load_model(ModelOptions(base=args.base, adapter=args.adapter, device="cpu", dtype=args.dtype))
+    pipeline = load_model(options)
     if args.calibrate:
         from tqdm.auto import tqdm
 

@@ -17,6 +17,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from aicl.cli import Parser, new_parser
+from aicl.evaluation.preset_files import check_data, preset_files
 from lvdm import cli
 from lvdm.config import shipped_configs
 from lvdm.errors import ConfigError
@@ -52,15 +53,18 @@ def parser() -> Parser:
 
 def main(args: argparse.Namespace) -> None:
     """Measure what a preset asks for, write its tables and draw its pictures."""
-    import torch
-
-    from aicl.evaluation.engine import Experiment
-    from aicl.evaluation.presets import load_preset, preset_files
-
     tables = [f"table_{TABLES[name]}" for name in args.table] + [f"experiment_{name}" for name in args.experiment]
     tables += map(str, args.preset)
     if not tables:
         raise ConfigError("say what to measure, with --table, --experiment or --preset")
+    asked = [preset_files(table, benchmark) for benchmark in args.benchmark for table in tables]
+    for files in asked:
+        check_data(files, args.overrides)
+    import torch
+
+    from aicl.evaluation.engine import Experiment
+    from aicl.evaluation.presets import load_preset
+
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     device = cli.device(args.device)
     if world_size > 1:  # only to wait for each other: work is shared through files
@@ -70,8 +74,7 @@ def main(args: argparse.Namespace) -> None:
         if world_size > 1:
             torch.distributed.barrier()
 
-    for benchmark, table in ((benchmark, table) for benchmark in args.benchmark for table in tables):
-        files = preset_files(table, benchmark)
+    for files in asked:
         name = f"{files[-1].stem}_{files[0].stem}"
         check_writable(args.out / f"{name}.md")
         experiment = Experiment(load_preset(files, args.overrides), args.out, device)

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from aicl.cli import Parser, new_parser
 from aicl.options import ModelOptions, Reference
 from aicl.sampling_jobs import Job, free_name, prepare, read_jobs
+from lvdm.cli import check_there
 from lvdm.errors import ConfigError
 from lvdm.options import add_arguments, read_options
 
@@ -79,6 +80,7 @@ def main(args: argparse.Namespace) -> None:
         return
     of_model = {field.name for field in dataclasses.fields(ModelOptions)}
     model = read_options(ModelOptions, {name: given.pop(name) for name in of_model & given.keys()}, "the command line")
+    model.check_places()
     prompts_file = given.pop("prompts_file", None)
     jobs = read_jobs(_job_options(given), prompts_file)
     rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -109,6 +111,7 @@ def repeat(given: dict[str, Any]) -> None:
     """Make the video of a record again. Raises ConfigError for other options, CheckpointError for other files."""
     if other := sorted(given.keys() - WITH_REPEAT):
         raise ConfigError(f"--repeat makes a video again as it was: leave --{other[0].replace('_', '-')} out")
+    check_there(given["repeat"], "give the JSON that lies beside a video")
 
     import torch
 

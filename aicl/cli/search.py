@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from aicl.cli import Parser, new_parser
 from aicl.cli.index import DEFAULT_LIBRARY
 from aicl.clip_options import add_model, model_options
+from lvdm.cli import check_there
 from lvdm.errors import ConfigError, VideoError
 
 if TYPE_CHECKING:
@@ -55,6 +56,10 @@ def main(args: argparse.Namespace) -> None:
         raise ConfigError(f"--sheet {args.sheet} must end in .png")
     if args.sheet is not None and args.sheet.exists() and not args.overwrite:
         raise VideoError(f"{args.sheet} exists already: choose another --sheet or add --overwrite")
+    check_there(args.library, f"make a library of clips with aicl index DATA --out {args.library}")
+    if args.by != "verbs":
+        model_options(args).check_places()
+
     from aicl.action_library import ActionLibrary
 
     library = ActionLibrary.open(args.library)

@@ -1,8 +1,9 @@
 """A preset from nothing to its tables: generate, look, estimate, write."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -41,6 +42,8 @@ class Experiment:
             self.evaluators = build_evaluators(specs if preset.rows else {}, self.device)
         except CheckpointError as error:
             raise CheckpointError(f"{error}; or leave its metrics out, with evaluators.NAME=null") from error
+        if preset.user_study is not None:
+            check_study(preset.user_study, [row.model for row in preset.rows if row.model is not None])
         self.videos = VideoStore(self.out / "videos")
         self.tables = [
             TableRun(preset, spec, self.evaluators, self.videos, self.out / "observations", self.device)
@@ -150,21 +153,26 @@ class Experiment:
         return [path for spec in self.preset.pictures for path in draw(self.tables[0], spec, self.out, name)]
 
 
+def check_study(report: str, models: Sequence[str]) -> None:
+    """Raise DataError for a file that is no report of `aicl user-study`, or one whose groups are none of the models."""
+    groups = {str(entry["group"]) for entry in _answers(report) if entry["group"] is not None}
+    if not groups & set(models):
+        raise DataError(
+            f"{report} has the groups {', '.join(sorted(groups)) or 'none'}, and the rows' models are "
+            f"{', '.join(dict.fromkeys(models))}: serve the study with --group and these names"
+        )
+
+
 def studied(report: str, row: Row) -> dict[str, Estimate]:
     """The shares of people who prefer a row, from a report of `aicl user-study`.
 
     Its groups are called like the rows' models; ours is the row with references. Raises DataError for no such report.
     """
-    try:
-        content = read_object(report, DataError)
-        groups = [entry for entry in content["results"] if entry["group"] == row.model]
-        found = {
-            _QUESTIONS.get(entry["question"], ""): Estimate(**entry["preference"])
-            for entry in groups
-            if entry["preference"]
-        }
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{report} is no report of aicl user-study: write one with `report --out`") from error
+    found = {
+        _QUESTIONS.get(entry["question"], ""): entry["preference"]
+        for entry in _answers(report)
+        if entry["group"] == row.model and entry["preference"] is not None
+    }
     if row.kind != "generated" or row.wrong:
         return {}
     return {name: e if row.references else _other(e) for name, e in found.items() if name in STUDIED}
@@ -179,3 +187,18 @@ def adapting(label: str, result: Result) -> str | None:
 def _other(ours: Estimate) -> Estimate:
     """The share of the other side of a forced choice."""
     return Estimate(1 - ours.value, 1 - ours.high, 1 - ours.low, ours.count, ours.method)
+
+
+def _answers(report: str) -> list[dict[str, Any]]:
+    """Question, group and preference (an Estimate or None) of each row of a report. Raises DataError for no report."""
+    try:
+        return [
+            {
+                "question": entry["question"],
+                "group": entry["group"],
+                "preference": Estimate(**entry["preference"]) if entry["preference"] else None,
+            }
+            for entry in read_object(report, DataError)["results"]
+        ]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{report} is no report of aicl user-study: write one with `report --out`") from error

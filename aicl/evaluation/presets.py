@@ -17,9 +17,6 @@ from aicl.evaluation.tables import columns_of
 from lvdm import config as configs
 from lvdm.errors import ConfigError
 
-TABLES = "tables"
-BENCHMARKS = "benchmarks"
-
 
 @dataclass
 class SetSpec:
@@ -123,46 +120,7 @@ class Preset:
         return self.metrics if spec.metrics is None else spec.metrics
 
 
-def preset_files(table: str, benchmark: str) -> list[Path]:
-    """The files that make the preset `table`, such as "table_1", on `benchmark`, such as "ucf101", or files of one's
-    own in place of either. Raises ConfigError for a benchmark or table that there is none of."""
-    folder = configs.shipped_configs()
-    own, rows = Path(benchmark), Path(table)
-    if not own.is_file():
-        configs.check_keys([benchmark], benchmark_names(), "the benchmarks")
-        own = folder / BENCHMARKS / f"{benchmark}.yaml"
-    if rows.is_file():
-        return [own, rows]
-    configs.check_keys([table], table_names(own.stem), f"the tables on {own.stem}")
-    found = [path for path in (folder / TABLES, folder / TABLES / own.stem) if (path / f"{table}.yaml").is_file()]
-    return [own, *(path / f"{table}.yaml" for path in found)]
-
-
-def benchmark_names() -> list[str]:
-    """The benchmarks that have a config."""
-    return sorted(path.stem for path in (configs.shipped_configs() / BENCHMARKS).glob("*.yaml"))
-
-
-def table_names(benchmark: str) -> list[str]:
-    """The tables and experiments that can be run on a benchmark."""
-    folder = configs.shipped_configs() / TABLES
-    return sorted({path.stem for place in (folder, folder / benchmark) for path in place.glob("*.yaml")})
-
-
 def load_preset(files: Sequence[str | os.PathLike[str]], overrides: Iterable[str] = ()) -> Preset:
     """Read a preset from its files. Raises ConfigError for keys and values that do not fit."""
     mapping: dict[str, Any] = configs.load(files, overrides, Preset)
     return configs.from_mapping(Preset, mapping, where=Path(files[-1]).name)
-
-
-def evaluator_section(benchmark: str) -> tuple[dict[str, Any], list[str]]:
-    """The sections `evaluators` and `metrics` of a benchmark's config, a shipped one or a file of one's own.
-
-    Raises ConfigError for a benchmark that there is none of.
-    """
-    place = Path(benchmark)
-    if not place.is_file():
-        configs.check_keys([benchmark], benchmark_names(), "the benchmarks")
-        place = configs.shipped_configs() / BENCHMARKS / f"{benchmark}.yaml"
-    mapping = configs.load(place)
-    return dict(mapping.get("evaluators") or {}), list(mapping.get("metrics") or ())

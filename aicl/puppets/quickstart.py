@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from aicl.cli import Parser, new_parser, parse, verb_module
+from aicl.puppets.unseen import UNSEEN
 from lvdm.errors import CheckpointError, ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]  # of a checkout, which holds the models
@@ -36,8 +37,6 @@ def parser() -> Parser:
 
 def main(args: argparse.Namespace) -> None:
     """Make the demo's files, in a checkout from wherever it is called. Raises CheckpointError, ConfigError."""
-    from aicl.puppets.actions import UNSEEN
-
     if args.action not in UNSEEN:
         raise ConfigError(f"--action {args.action} is none that the model never saw: choose from {', '.join(UNSEEN)}")
     if (ROOT / MODEL).is_dir():
@@ -48,7 +47,7 @@ def main(args: argparse.Namespace) -> None:
 
 def show(action: str, seed: int, model: Path, out: Path) -> None:
     """Make the demo's files in `out` with `model`, and say what they are."""
-    from aicl.puppets.actions import ACTIONS, INDEX, UNSEEN
+    from aicl.puppets.actions import ACTIONS, INDEX
     from aicl.puppets.captions import Description, caption
     from lvdm.video import probe, read_frames, write_video
 

@@ -1,23 +1,15 @@
 """Model folders on the Hugging Face Hub: what is loaded from there, and put there. Only safetensors, YAML and JSON."""
 
 import os
-import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from lvdm.bases.loading import INDEX, download_base
 from lvdm.errors import CheckpointError, UserError
+from lvdm.outside import HUB_ID
 
 FILES = ["*.safetensors", "*.safetensors.index.json", "*.yaml", "SHA256SUMS", "README.md"]
-_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
-
-
-def is_hub_id(path: str | os.PathLike[str]) -> bool:
-    """Whether a name is OWNER/NAME of the Hub: one slash, and neither it nor its first half is a place on this disk."""
-    if not isinstance(path, str) or not _ID.fullmatch(path) or os.path.lexists(path):
-        return False
-    return not os.path.lexists(path.split("/")[0])
 
 
 def download(
@@ -90,7 +82,7 @@ def upload(
     """
     from huggingface_hub import HfApi
 
-    if not isinstance(name, str) or not _ID.fullmatch(name):
+    if not isinstance(name, str) or not HUB_ID.fullmatch(name):
         raise CheckpointError(f"{name!r} is no name on the Hugging Face Hub: write OWNER/NAME")
     try:
         api = HfApi(token=token)

@@ -12,9 +12,10 @@ from typing import Any
 
 from lvdm import config as configs
 from lvdm.checkpoints.folder import CONFIG_FILE
-from lvdm.checkpoints.hub import download, is_hub_id
+from lvdm.checkpoints.hub import download
 from lvdm.errors import CheckpointError
 from lvdm.models.components import ModelConfig
+from lvdm.outside import is_hub_id
 
 STEP_FOLDER = re.compile(r"step_(\d{8,})")
 PIPELINE = "pipeline"  # where a checkpoint keeps a whole model

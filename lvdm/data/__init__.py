@@ -18,6 +18,7 @@ from lvdm.data.sampling import (
     uniform_sampler,
 )
 from lvdm.data.self_pairs import CachedChanges, SelfPairConfig, change_clips, reference_seed
+from lvdm.data.similar_motion import motion_similarity
 from lvdm.data.ucf101 import read_split, read_ucf101
 from lvdm.data.webvid import read_webvid
 
@@ -43,6 +44,7 @@ __all__ = [
     "change_clips",
     "collate",
     "fingerprint",
+    "motion_similarity",
     "read_clip",
     "read_folder",
     "read_records",

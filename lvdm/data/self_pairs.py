@@ -46,18 +46,18 @@ class SelfPairConfig:
     data.clip.augmentation.flip, which reads the clip itself mirrored.
     """
 
-    scale: float = 0.25
-    rotation: float = 10.0
-    aspect: float = 0.1
-    shift: float = 0.075
+    scale: float = 0.15
+    rotation: float = 6.0
+    aspect: float = 0.06
+    shift: float = 0.045
     crop: float = 0.0
-    colour: float = 0.5
-    convolution: float = 0.5
-    contrast: float = 0.5
-    brightness: float = 0.5
+    colour: float = 1.0
+    convolution: float = 1.0
+    contrast: float = 1.0
+    brightness: float = 1.0
     background: float = 0.0
-    start: float = 0.0
-    rate: float = 0.0
+    start: float = 0.05
+    rate: float = 0.1
     partial: float = 0.0
 
     def __post_init__(self) -> None:

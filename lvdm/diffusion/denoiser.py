@@ -63,16 +63,24 @@ class Denoiser:
         return Guided(self, [branch for branch, _ in used], [weight for _, weight in used], rescale)
 
     def loss(
-        self, prediction: Tensor, latents: Tensor, noise: Tensor, t: Tensor, weighting: Tensor | None = None
+        self,
+        prediction: Tensor,
+        latents: Tensor,
+        noise: Tensor,
+        t: Tensor,
+        weighting: Tensor | None = None,
+        places: Tensor | None = None,
     ) -> Tensor:
         """Mean squared error of a prediction for each sample (b,): eq. 9.
 
         prediction: what `predict` gave for the noisy latents; latents: clean, scaled (b, c, t, h, w); noise: standard
-        normal, same shape; t: (b,) int64; weighting: (b,) factors on the losses. The target is the noise or a velocity.
+        normal, same shape; t: (b,) int64; weighting: (b,) factors on the losses; places: (b, 1, t, h, w) factors on the
+        squared errors. The target is the noise or a velocity.
         """
         latents, noise = latents.float(), noise.float()
         target = self.schedule.target(latents, noise, t, self.prediction)
-        loss = (prediction - target).square().flatten(1).mean(1)
+        errors = (prediction - target).square()
+        loss = (errors if places is None else errors * places).flatten(1).mean(1)
         return loss if weighting is None else loss * weighting
 
     def predict(self, x: Tensor, t: Tensor, branches: Sequence[Condition]) -> Tensor:

@@ -17,6 +17,7 @@ from lvdm.training.graphs import Captured
 from lvdm.training.module import Batch, TrainingModule
 from lvdm.training.randomness import BatchRandomness
 from lvdm.training.settings import TrainingSettings
+from lvdm.training.weighting import motion_weights
 from lvdm.video import to_pixels
 
 
@@ -27,6 +28,7 @@ class DiffusionModule(TrainingModule):
     """
 
     captures = True
+    weighs_motion = True
     phases: ClassVar[dict[str, str]] = {"encode_target": "encode"}
 
     def __init__(
@@ -100,9 +102,11 @@ class DiffusionModule(TrainingModule):
         return self._denoiser.predict(noisy, timesteps, [Condition(context, fps, extras)])
 
     def squared_error(self, prediction: Tensor, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Eq. 9's squared error of each sample, (b,): the mean over its n predictions of `predict`."""
-        n = len(timesteps) // len(latents)
-        losses = self._denoiser.loss(prediction, repeat_rows(latents, n), noise, timesteps)
+        """Eq. 9's squared error of each sample, (b,): the mean over its n predictions of `predict`, all places of the
+        latents alike or weighted by how much moves there, as `training.motion_weight` says."""
+        n, weight = len(timesteps) // len(latents), self.settings.motion_weight
+        places = repeat_rows(motion_weights(latents, weight), n) if weight else None
+        losses = self._denoiser.loss(prediction, repeat_rows(latents, n), noise, timesteps, places=places)
         return losses.unflatten(0, (-1, n)).mean(1)
 
 

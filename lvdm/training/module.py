@@ -44,6 +44,7 @@ class TrainingModule(pl.LightningModule):
 
     captures: ClassVar[bool] = False  # whether `training.cuda_graphs` does something here
     drops_captions: ClassVar[bool] = False  # whether `training.caption_dropout` does
+    weighs_motion: ClassVar[bool] = False  # whether `training.motion_weight` does
     phases: ClassVar[dict[str, str]] = {}  # method -> phase of a step that its time belongs to, see `profile`
 
     def __init__(self, settings: TrainingSettings, trained: Mapping[str, nn.Module], frozen: Iterable[nn.Module] = ()):
@@ -56,6 +57,10 @@ class TrainingModule(pl.LightningModule):
             raise ConfigError(
                 "training.caption_dropout is for base models only, which learn their own unconditional branch with it: "
                 "set it to 0"
+            )
+        if settings.motion_weight and not self.weighs_motion:
+            raise ConfigError(
+                "training.motion_weight does nothing for this task, which trains no diffusion model: set it to 0"
             )
         self.settings = settings
         self.trained = nn.ModuleDict(trained)

@@ -72,6 +72,7 @@ class TrainingSettings:
 
     timesteps: Literal["uniform", "sqrt"] = "uniform"  # t = T u, or T sqrt(u), which prefers high noise
     timesteps_per_sample: int = 1  # with a noise each; the sample is read and encoded once for all of them
+    motion_weight: float = 0.0  # in [0, 1]: see lvdm.training.weighting
     noise: Literal["sample", "device"] = "sample"  # who draws the noise: see lvdm.training.randomness
     caption_dropout: float = 0.0  # share of the captions that are emptied, for classifier-free guidance
 
@@ -97,6 +98,8 @@ class TrainingSettings:
         check_at_least(
             self, 0, ("lr", "weight_decay", "warmup_steps", "min_lr_ratio", "max_minutes", "max_grad_norm"), "training"
         )
+        if not 0.0 <= self.motion_weight <= 1.0:
+            raise ConfigError(f"training.motion_weight = {self.motion_weight} is a share: choose a number in [0, 1]")
         parts = self.devices * self.nodes * self.gradient_accumulation_steps
         if self.batch_size % parts:
             raise ConfigError(

@@ -76,6 +76,49 @@ def test_no_verb_imports_anything_slow_before_its_options_are_read(verb):
     assert time.perf_counter() - start < 5  # a second on an idle machine; the check above is the exact one
 
 
+MISTAKES = (
+    "sample --prompt x --references missing.mp4",
+    "sample --prompt x --base checkpoints/missing",
+    "sample --prompt x --adapter missing",
+    "sample --repeat missing.json",
+    "train --config missing.yaml",
+    "reproduce --table I --benchmark ucf101 benchmark.path=missing",
+    "reproduce --table I --benchmark missing",
+    "evaluate score missing",
+    "evaluate score docs --i3d missing.pt",
+    "evaluate score docs --benchmark missing",
+    "evaluate table missing.json",
+    "evaluate vbench missing out",
+    "convert missing.ckpt out",
+    "export --base missing --out out",
+    "calibrate docs --model missing",
+    "check-data --kind folder --path missing",
+    "cache --config configs/aicl_lvdm.yaml --base missing --out out",
+    "index missing",
+    "search hammers --library missing",
+    "quickstart --action missing",
+    "demo --models missing",
+    "user-study serve out --ours missing --baseline missing",
+    "user-study report missing",
+)
+
+
+def test_what_is_not_there_is_said_before_anything_slow_is_imported():
+    code = f"""
+import contextlib, io, sys
+from aicl.cli import main
+for line in {MISTAKES!r}:
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            main(line.split())
+    except SystemExit as stop:
+        print(stop.code, "missing" in said.getvalue(), {HEAVY!r} & set(sys.modules), line)
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    assert ran.splitlines() == [f"2 True set() {line}" for line in MISTAKES]
+
+
 def test_settings_may_stand_before_and_after_options():
     args = parse("train", ["training.steps=1", "--config", "a.yaml", "run.name=b"])
     assert (args.config, args.overrides) == ("a.yaml", ["training.steps=1", "run.name=b"])

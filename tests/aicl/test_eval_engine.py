@@ -282,6 +282,9 @@ def test_a_study_fills_the_columns_of_what_people_say(models, experiment, tmp_pa
     assert (base.metrics["us_cc"].low, base.metrics["us_cc"].high) == (pytest.approx(0.1), 0.4)
     assert "us_fc" not in ours.metrics and "us_cc" not in wrong.metrics
     assert "75.0 [60.0, 90.0]" in asked.write("studied")
+    report.write_text(json.dumps({"results": [{"question": "uscc", **entry, "group": "LVDM"}]}))
+    with pytest.raises(DataError, match="has the groups LVDM, and the rows' models are tiny: serve the study with"):
+        Experiment(shown, experiment.out, "cpu")
     report.write_text("{}")
     with pytest.raises(DataError, match="no report of aicl user-study"):
         asked.result(asked.tables[0], asked.preset.rows[2])

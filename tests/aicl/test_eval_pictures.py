@@ -4,7 +4,8 @@ import pytest
 from PIL import Image
 
 from aicl.evaluation.engine import Experiment
-from aicl.evaluation.presets import load_preset, preset_files
+from aicl.evaluation.preset_files import preset_files
+from aicl.evaluation.presets import load_preset
 from tests.aicl.evaluation_models import FRAMES, save_tiny_evaluators, save_tiny_model
 
 

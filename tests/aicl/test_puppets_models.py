@@ -16,7 +16,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 CPU = ["training.batch_size=2", "training.compile=false", "training.cuda_graphs=false", "training.precision=float32",
        "training.accelerator=cpu", "data.workers=0", "data.programs=8", "data.frames=2"]  # fmt: skip
 RANDOM = ["model.autoencoder=null", "model.init_from=null", "model.init_what_fits=false"]
-MODELS = ["vc1", "vc2", "i2v", "128_16"]
+MODELS = ["vc1", "vc2", "i2v", "128_16", "hard"]
 
 
 def first_loss(file, *overrides, batches=None):
@@ -65,6 +65,19 @@ def test_references_that_mislead_or_tell_a_part_take_a_step(name, count):
     else:  # frames that are blank, or pictures of which one half is
         spread = pairs["references"].std(2)
         assert (spread.flatten(2).amin(2) < 1e-4).any()
+
+
+def test_the_probes_captions_tell_of_others_than_its_references_show():
+    batches, model = [], str(CONFIGS / "models/puppets.yaml")
+    overrides = ["base.path=null", f"base.config={model}", "training.motion_weight=0.5"]
+    losses, module = first_loss("self_pairs_probe.yaml", *overrides, batches=batches)
+    losses.mean().backward()
+    assert losses.isfinite().all() and all(p.grad is not None for p in module.trained.parameters())
+    [drawn] = batches
+    pairs = module.pairs(drawn)
+    assert pairs["references"].shape[:2] == (2, 2) and pairs["reference_captions"] == drawn["reference_captions"]
+    assert any(text != caption for row, caption in zip(pairs["reference_captions"], pairs["caption"]) for text in row)
+    assert not torch.allclose(pairs["references"], drawn["references"], atol=0.1)
 
 
 @pytest.mark.parametrize("name", ["i2v", "128_16"])

@@ -12,7 +12,7 @@ from aicl.cli import parse, reproduce
 from aicl.evaluation.results import read_result
 from lvdm.config import shipped_configs
 from tests.aicl.evaluation_models import save_tiny_model
-from tests.aicl.real_data import make_ucf101, make_webvid, save_tiny_real_evaluators
+from tests.aicl.real_data import make_folder, make_ucf101, make_webvid, save_tiny_real_evaluators
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 MODELS = {  # as the rows of tables call them: a config of configs/models, frames and their rate
@@ -53,7 +53,8 @@ def data(tmp_path_factory) -> dict[str, list[str]]:
     ucf101 = make_ucf101(root / "ucf101")
     webvid = [f"benchmark.path={videos}", f"benchmark.captions={table}", "benchmark.prompts=3"]
     webvid.append(f"benchmark.selection={root / 'selection.jsonl'}")
-    return {"ucf101": [f"benchmark.path={ucf101}"], "webvid": webvid}
+    folder = f"benchmark.path={make_folder(root / 'folder')}"
+    return {"ucf101": [f"benchmark.path={ucf101}"], "webvid": webvid, "folder": [folder]}
 
 
 @pytest.fixture(scope="module")
@@ -67,14 +68,14 @@ def run(out: Path, *arguments: str) -> None:
 
 
 def documented() -> list[list[str]]:
-    """Every `aicl reproduce` of the documentation that names the paper's data, without what it sets."""
+    """Every `aicl reproduce` of the documentation on the paper's data or one's own, without what it sets."""
     commands = []
     for page in ("evaluation.md", "reproduce.md"):
         text = (DOCS / page).read_text(encoding="utf-8").replace("\\\n", " ")
         for line in re.findall(r"^.*aicl reproduce .*$", text, re.M):
             words = shlex.split(line, comments=True)
             words = words[words.index("reproduce") + 1 :]
-            if "ucf101" in words or "webvid" in words:
+            if not {"ucf101", "webvid", "folder"}.isdisjoint(words):
                 commands.append([word for word in words if "=" not in word and word != "--save-videos"])
     return commands
 
@@ -96,7 +97,7 @@ def test_every_documented_command_makes_its_tables(out, overrides, data):
     assert {word for words in commands for word in words} >= shipped, "and every experiment"
     done = set()
     for words in commands:
-        for name in [name for name in ("ucf101", "webvid") if name in words]:
+        for name in [name for name in data if name in words]:
             places = [*overrides, *data[name]]
             for table in [word for word in words if word in reproduce.TABLES or word in shipped]:
                 if (name, table) in done:
@@ -138,6 +139,15 @@ def test_the_other_tables(out):
         and "(paper" not in fifth["2 references, the first until 0.75"]
     )
     assert not any("not run" in line for table in (second, third, fourth, fifth) for line in table.values())
+
+
+def test_videos_of_ones_own(out, overrides, data):
+    run(out, "--table", "III", "--benchmark", "folder", *overrides, *data["folder"], "videos=15")
+    fifth, text = rows_of(out / "table_5_folder.md"), (out / "table_5_folder.md").read_text(encoding="utf-8")
+    assert len(fifth) >= 7 and not any("not run" in line for line in fifth.values())
+    assert "folder, 8 prompts, 2 labels" in text and "KVD" in text and "FVD ↓" not in text
+    assert "(paper" not in text and "What the paper reports, Table V on WebVid" in text
+    assert "5 fastest, AICL" in rows_of(out / "table_3_folder.md")
 
 
 def test_experiments(out):

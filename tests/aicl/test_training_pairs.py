@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import aicl.tasks  # noqa: F401 (makes the tasks known)
+from aicl.training_features import disturb_features
 from aicl.training_pairs import PairMaker, ReferenceSettings, build_pair_sampler
 from aicl.training_task import AICLSections
 from lvdm import config as configs
@@ -14,6 +15,7 @@ from lvdm.data.manifest import DataConfig, read_records
 from lvdm.errors import ConfigError, DataError
 from lvdm.training import train
 from lvdm.training.diagnostics import read_history
+from lvdm.training.randomness import BatchRandomness
 from lvdm.training.settings import LoggingSettings, TrainingSettings
 from lvdm.training.tasks import config_schema
 from tests.aicl.test_training import aicl_config, build, save_base
@@ -73,9 +75,13 @@ def test_wrong_references_are_changed_like_right_ones():
         ({"count": 0}, "1 or more"),
         ({"self_share": 1.5}, r"in \[0, 1\]"),
         ({"self_share": [(5, 1.0), (5, 0.0)]}, "ascending"),
-        ({"geometry": [(0, 1.0), (9, 5.0)]}, "changes.scale = 1.25"),
+        ({"geometry": [(0, 1.0), (9, 10.0)]}, "changes.scale = 1.5"),
         ({"geometry": -0.5}, "0 or more"),
         ({"wrong_share": 0.1}, "needs references.kind"),
+        ({"candidates": 4, "kind": "self"}, "same_action"),
+        ({"candidates": 1, "count": 2}, "references.count or more"),
+        ({"prompt_dropout": 1.0}, r"references\.prompt_dropout = 1.0"),
+        ({"feature_noise": -1.0}, "0 or more"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(section, message):
@@ -125,7 +131,7 @@ def test_on_the_device_a_share_of_given_references_becomes_self_pairs():
 
 def test_geometry_follows_its_schedule_by_sample_number():
     """Nothing before its first point, all of it after its last one, and each clip by its own number."""
-    changes = SelfPairConfig(colour=0, convolution=0, contrast=0, brightness=0)
+    changes = SelfPairConfig(colour=0, convolution=0, contrast=0, brightness=0, start=0, rate=0)
     scheduled = PairMaker(ReferenceSettings(kind="self", geometry=[(1, 0.0), (2, 1.0)], changes=changes))
     batch = device_batch()
     batch["frames"] = torch.linspace(-0.9, 0.9, 8).expand(3, 3, 2, 8, 8)  # samples 0, 1 and 2
@@ -143,6 +149,74 @@ def test_on_the_device_references_that_do_not_belong_are_kept_but_changed():
     spread = made["references"].std((3, 4, 5)).amax((1, 2))
     assert spread[0] < 1e-3 < spread[1]  # a flat clip stays flat
     assert not torch.allclose(made["references"][0], batch["references"][0])
+
+
+def test_a_self_pair_may_keep_the_caption_that_came_with_a_reference():
+    settings = ReferenceSettings(kind="self", captions="given")
+    made = PairMaker(settings)(device_batch(1))
+    assert made["reference_captions"] == [["x"]] * 3 and made["references"].any()
+    assert PairMaker(settings)(device_batch())["reference_captions"] == [["a"], ["b"], ["c"]]
+
+
+def test_captions_are_left_out_by_their_shares_and_by_sample():
+    batch = {
+        "caption": ["a"] * 400,
+        "reference_captions": [["r", "s"]] * 400,
+        "noise_seed": torch.arange(400),
+    }
+    made = PairMaker(ReferenceSettings(prompt_dropout=0.2, caption_dropout=0.5)).leave_out_captions(batch)
+    prompts = np.array([text == "" for text in made["caption"]])
+    texts = np.array([row == ["", ""] for row in made["reference_captions"]])
+    assert 0.13 < prompts.mean() < 0.27 and 0.42 < texts.mean() < 0.58
+    assert 0.05 < (prompts & texts).mean() < 0.16  # independent of each other
+    alone = {name: value[7:9] for name, value in batch.items()}
+    again = PairMaker(ReferenceSettings(prompt_dropout=0.2, caption_dropout=0.5)).leave_out_captions(alone)
+    assert again["caption"] == made["caption"][7:9]
+    assert PairMaker(ReferenceSettings()).leave_out_captions(batch) is batch
+
+
+def test_the_candidate_that_moves_like_the_target_is_kept_whatever_it_looks_like():
+    def bar(row, column, down, level):
+        """A bar that moves from a place, in other colours."""
+        frames = torch.full((3, 8, 16, 16), level)
+        for t in range(8):
+            at = row + t if down else row
+            frames[:, t, at : at + 3, column + (0 if down else t) : column + 3] = -level
+        return frames
+
+    target = bar(1, 2, True, 0.2)[None]
+    others = [bar(1, 10, True, 0.9), bar(8, 2, False, 0.2), bar(2, 2, True, -0.8)]
+    candidates = torch.stack(others)[None]
+    batch = device_batch() | {"frames": target, "references": candidates, "caption": ["a"]}
+    batch |= {"reference_captions": [["0", "1", "2"]], "reference_fps": torch.tensor([[0.0, 1.0, 2.0]])}
+    made = PairMaker(ReferenceSettings(candidates=3))(batch)
+    assert made["reference_captions"] == [["2"]] and made["reference_fps"].tolist() == [[2.0]]
+    assert torch.equal(made["references"], candidates[:, 2:])
+    latents = {"latent_mean": target, "reference_latent_mean": candidates, "reference_captions": [["0", "1", "2"]]}
+    assert PairMaker(ReferenceSettings(candidates=3))(latents)["reference_captions"] == [["2"]]
+
+
+def test_r_is_disturbed_by_as_much_as_it_says():
+    R = torch.randn(64, 6, 8, 4, 4) * torch.arange(1.0, 9.0)[:, None, None]
+    numbers = BatchRandomness(range(64), "cpu")
+    assert torch.equal(disturb_features(R, ReferenceSettings(), numbers), R)
+    noise = disturb_features(R, ReferenceSettings(feature_noise=0.5), numbers) - R
+    torch.testing.assert_close(noise.std((0, 1, 3, 4)), torch.arange(1.0, 9.0) / 2, rtol=0.05, atol=0)
+    dropped = disturb_features(R, ReferenceSettings(feature_dropout=0.25), numbers)
+    share = (dropped == 0).flatten(3).all(3).all(1).float()  # whole channels of a sample
+    assert 0.18 < share.mean() < 0.32 and set(share.unique().tolist()) == {0.0, 1.0}
+    torch.testing.assert_close(
+        dropped[share[:, None].expand(-1, 6, -1) == 0], (R / 0.75)[share[:, None].expand(-1, 6, -1) == 0]
+    )
+
+
+def test_a_training_with_all_of_it_learns(tmp_path, clips):
+    references = {"prompt_dropout": 0.3, "caption_dropout": 0.3, "feature_noise": 0.1, "feature_dropout": 0.1}
+    config = self_config(tmp_path, references=references, training={"motion_weight": 0.5, "steps": 2})
+    assert train(config) == 0
+    config["data"]["cache"] = str(tmp_path / "cache")
+    with pytest.raises(ConfigError, match=r"prompt_dropout do nothing with data\.cache"):
+        build(config)
 
 
 def self_config(tmp_path, **sections):

@@ -6,9 +6,11 @@ from collections import Counter
 
 import pytest
 
-from aicl.apps.user_study import read_folders, read_manifest
+from aicl.apps.user_study import Pair, read_folders, read_manifest
 from aicl.apps.user_study.pairs import order, our_sides
-from lvdm.errors import DataError
+from aicl.cli import parse
+from aicl.cli.user_study import given_pairs
+from lvdm.errors import ConfigError, DataError
 from tests.aicl.study_samples import BASELINE, OURS, write_pairs, write_sample
 
 
@@ -146,3 +148,31 @@ def test_sides_cannot_be_guessed_from_the_pair_or_the_place():
         by_place.update(place for place, number in enumerate(numbers) if sides[number] == "left")
     for counts in (by_pair, by_place):
         assert all(abs(counts[key] - 250) < 45 for key in range(10))  # four standard deviations
+
+
+def test_several_folders_are_one_study_with_a_name_each(tmp_path):
+    for name in ("lvdm", "vc"):
+        for side in ("ours", "base"):
+            for number in range(3):
+                write_sample(tmp_path / name / side / f"{number}.mp4", number)
+                (tmp_path / name / side / f"{number}.txt").write_text(f"{name} {number}")
+
+    def served(*options: str) -> list[Pair]:
+        args = parse("user-study", ["serve", str(tmp_path / "study"), *options])
+        return given_pairs(args)
+
+    folders = {side: [str(tmp_path / name / side) for name in ("lvdm", "vc")] for side in ("ours", "base")}
+    sides = ["--ours", *folders["ours"], "--baseline", *folders["base"]]
+    pairs = served(*sides, "--group", "lvdm", "vc", "--pairs", "2")
+    assert [(pair.group, pair.prompt) for pair in pairs] == [
+        ("lvdm", "lvdm 0"), ("lvdm", "lvdm 1"), ("vc", "vc 0"), ("vc", "vc 1"),
+    ]  # fmt: skip
+    assert {pair.group for pair in served(*sides)} == {""}
+    for options, message in (
+        ([*sides, "--group", "lvdm"], "as many folders with --baseline, and names with --group"),
+        ([*sides[:-1]], "as many folders with --baseline"),
+        ([*sides, "--pairs", "0"], "--pairs is 0"),
+        ([*sides, "--captions", str(tmp_path / "lvdm" / "ours" / "0.txt")], "--captions belong to one folder"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            served(*options)

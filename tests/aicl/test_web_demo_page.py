@@ -11,7 +11,7 @@ from tests.aicl import visitors
 from tests.aicl.study_samples import write_sample
 from tests.aicl.visitors import EVENTS, JSON, ROOT, Server
 from tests.aicl.web_samples import PROMPT, write_models
-from tests.aicl.web_visitors import BINARY, CHROMIUM, BrowserVisitor, HttpVisitor, browser_is_there
+from tests.aicl.web_visitors import BINARY, CAMERA, CHROMIUM, BrowserVisitor, HttpVisitor, browser_is_there
 
 SECRET = b"7d20ab secret of the server's user"
 
@@ -50,7 +50,7 @@ def arrive(server) -> Iterator[Callable[..., HttpVisitor]]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", *CAMERA])
         yield lambda width=1280: BrowserVisitor(server, browser, width)
         browser.close()
 
@@ -113,6 +113,17 @@ def test_two_sessions_a_reload_in_mid_run_and_cancel(arrive):
     second.wait_for(lambda: len(second.videos()) == 1)
     for visitor in (first, second):
         visitor.close()
+
+
+def test_a_clip_of_the_camera_is_a_reference(arrive):
+    visitor = arrive()
+    visitor.record()
+    assert visitor.notice == "" and visitor.references() == 1
+    assert "webcam clip" in visitor.html() and "The frames that the prism reads" in visitor.html()
+    visitor.write(PROMPT, steps=1)
+    visitor.generate()
+    visitor.wait_for(lambda: len(visitor.videos()) == 3)
+    visitor.close()
 
 
 def test_the_page_fits_a_phone(arrive):

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,21 +32,20 @@ class Server:
         self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None, most: int = 10**6
     ) -> tuple[int, bytes]:
         """`body`: bytes as they are, or anything that JSON can hold. At most `most` bytes of the answer are read."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
         raw = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
-        connection.putrequest(method, path, skip_host="host" in (headers or {}))
-        for name, value in ((headers or {}) | ({} if raw is None else {"content-length": str(len(raw))})).items():
-            connection.putheader(name, value)
-        connection.endheaders()
-        try:
-            if raw:
-                connection.send(raw)
-        except (BrokenPipeError, ConnectionResetError):  # refused before all of it was sent
-            pass
-        answer = connection.getresponse()
-        content = answer.read(most)
-        self.headers = {name.lower(): value for name, value in answer.getheaders()}
-        connection.close()
+        with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)) as connection:
+            connection.putrequest(method, path, skip_host="host" in (headers or {}))
+            for name, value in ((headers or {}) | ({} if raw is None else {"content-length": str(len(raw))})).items():
+                connection.putheader(name, value)
+            connection.endheaders()
+            try:
+                if raw:
+                    connection.send(raw)
+            except (BrokenPipeError, ConnectionResetError):  # refused before all of it was sent
+                pass
+            with connection.getresponse() as answer:  # which has the socket where the server closes the connection
+                content = answer.read(most)
+                self.headers = {name.lower(): value for name, value in answer.getheaders()}
         self.answers.append(content)
         return answer.status, content
 
@@ -67,15 +66,18 @@ def serving(log: Path, *arguments: str, **environment: str) -> Iterator[Server]:
         process = subprocess.Popen(
             [sys.executable, *arguments], cwd=ROOT, env=variables, stdout=subprocess.PIPE, stderr=errors, text=True
         )
+    lines: queue.Queue[str] = queue.Queue()
+    reader = threading.Thread(target=lambda: [lines.put(line) for line in process.stdout], daemon=True)
+    reader.start()
     try:
-        lines: queue.Queue[str] = queue.Queue()
-        threading.Thread(target=lambda: [lines.put(line) for line in process.stdout], daemon=True).start()
         while not (found := re.search(r"http://127\.0\.0\.1:(\d+)", lines.get(timeout=120))):
             pass
         yield Server(int(found[1]))
     finally:
         process.send_signal(signal.SIGINT)
         process.wait(timeout=30)
+        reader.join(timeout=30)
+        process.stdout.close()
 
 
 def file_objects(path: str) -> list[Any]:

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import tempfile
 import time
 import urllib.parse
 from collections.abc import Callable
@@ -10,11 +11,15 @@ from html import unescape
 from pathlib import Path
 from typing import Any
 
+import av
+import numpy as np
+
 from tests.aicl.visitors import EVENTS, JSON, Server
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 BINARY = {"content-type": "application/octet-stream"}
 PATIENCE = 60.0  # seconds
+CAMERA = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")  # a picture that moves; allowed
 
 
 def browser_is_there() -> bool:
@@ -92,6 +97,19 @@ class HttpVisitor:
         status, answer = self.ask("POST", address, file.read_bytes(), BINARY)
         self.notice = "" if status == 200 else json.loads(answer)["error"]
         self.click("web-refresh")
+
+    def record(self) -> None:
+        """Send what a camera saw: WebM that says neither its length nor its rate, as a browser records it."""
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "webcam clip"
+            with av.open(str(file), "w", format="webm", options={"live": "1"}) as container:
+                stream = container.add_stream("libvpx", rate=20)
+                stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+                for number in range(60):
+                    frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 4 * number, np.uint8), format="rgb24")
+                    container.mux(stream.encode(frame))
+                container.mux(stream.encode())
+            self.upload(file)
 
     def references(self) -> int:
         """How many references are on the page."""
@@ -185,6 +203,13 @@ class BrowserVisitor(HttpVisitor):
         before = self.references()
         self.page.set_input_files("[data-upload=reference]", str(file))
         self.wait_for(lambda: self.references() > before or bool(self.notice))
+
+    def record(self) -> None:
+        before = self.references()
+        self.page.click("[data-do=webcam]")
+        self.page.click("dialog .web-start")
+        self.wait_for(lambda: self.references() > before or bool(self.notice))
+        assert self.page.locator("dialog").count() == 0
 
     @property  # type: ignore[override]
     def notice(self) -> str:

@@ -154,6 +154,9 @@ def test_loss_is_the_squared_error_of_each_sample(x, prediction, rescale_to):
     torch.testing.assert_close(loss, torch.stack(by_hand), check_dtype=False)
     weighted = denoiser.loss(predicted, x, noise, T, weighting=torch.tensor([0.0, 2.0]))
     torch.testing.assert_close(weighted, loss * torch.tensor([0.0, 2.0]))
+    first = torch.zeros_like(x[:, :1]).index_fill(2, torch.tensor([0]), float(x.shape[2]))  # the first frame alone
+    looked = denoiser.loss(predicted[:, :, :1], x[:, :, :1], noise[:, :, :1], T)
+    torch.testing.assert_close(denoiser.loss(predicted, x, noise, T, places=first), looked)
     weighted.sum().backward()
     assert unet.gain.grad.abs() > 0
 

@@ -6,8 +6,9 @@ import huggingface_hub
 import pytest
 from huggingface_hub.errors import EntryNotFoundError
 
-from lvdm.checkpoints.hub import download, is_hub_id, upload
+from lvdm.checkpoints.hub import download, upload
 from lvdm.errors import CheckpointError
+from lvdm.outside import is_hub_id
 
 
 @pytest.fixture(autouse=True)

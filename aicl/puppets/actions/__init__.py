@@ -7,13 +7,12 @@ from torch import Tensor
 from aicl.puppets.actions.table import ALL
 from aicl.puppets.motion import Action
 from aicl.puppets.skeleton import JOINT, PHASES, pose
+from aicl.puppets.unseen import UNSEEN as UNSEEN
 
 ACTIONS: tuple[Action, ...] = ALL
 NAMES = tuple(action.name for action in ACTIONS)
 INDEX = {name: index for index, name in enumerate(NAMES)}
 
-# Large, clearly visible movements, unlike the others, whose names are made of words that no training caption has.
-UNSEEN = ("hammer", "ladder", "jacks", "karate", "cartwheel", "row", "robot", "toe_touch", "sumo", "ski")
 UNSEEN_INDICES = tuple(INDEX[name] for name in UNSEEN)
 SEEN_INDICES = tuple(index for index in range(len(ACTIONS)) if index not in UNSEEN_INDICES)
 

@@ -1,0 +1,65 @@
+"""Which files of configs/ a preset is put together from, see `aicl.evaluation.presets`; quick to import."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from lvdm import config as configs
+from lvdm.cli import check_there
+
+TABLES = "tables"
+BENCHMARKS = "benchmarks"
+
+
+def preset_files(table: str, benchmark: str) -> list[Path]:
+    """The files that make the preset `table`, such as "table_1", on `benchmark`, such as "ucf101", or files of one's
+    own in place of either. Raises ConfigError for a benchmark or table that there is none of."""
+    folder = configs.shipped_configs()
+    own, rows = Path(benchmark), Path(table)
+    if not own.is_file():
+        configs.check_keys([benchmark], benchmark_names(), "the benchmarks")
+        own = folder / BENCHMARKS / f"{benchmark}.yaml"
+    if rows.is_file():
+        return [own, rows]
+    configs.check_keys([table], table_names(own.stem), f"the tables on {own.stem}")
+    found = [path for path in (folder / TABLES, folder / TABLES / own.stem) if (path / f"{table}.yaml").is_file()]
+    return [own, *(path / f"{table}.yaml" for path in found)]
+
+
+def benchmark_names() -> list[str]:
+    """The benchmarks that have a config."""
+    return sorted(path.stem for path in (configs.shipped_configs() / BENCHMARKS).glob("*.yaml"))
+
+
+def table_names(benchmark: str) -> list[str]:
+    """The tables and experiments that can be run on a benchmark."""
+    folder = configs.shipped_configs() / TABLES
+    return sorted({path.stem for place in (folder, folder / benchmark) for path in place.glob("*.yaml")})
+
+
+def evaluator_section(benchmark: str) -> tuple[dict[str, Any], list[str]]:
+    """The sections `evaluators` and `metrics` of a benchmark's config, a shipped one or a file of one's own.
+
+    Raises ConfigError for a benchmark that there is none of.
+    """
+    place = Path(benchmark)
+    if not place.is_file():
+        configs.check_keys([benchmark], benchmark_names(), "the benchmarks")
+        place = configs.shipped_configs() / BENCHMARKS / f"{benchmark}.yaml"
+    mapping = configs.load(place)
+    return dict(mapping.get("evaluators") or {}), list(mapping.get("metrics") or ())
+
+
+def check_data(files: Iterable[Path], overrides: Iterable[str]) -> None:
+    """Say at once that the data of a preset is not there; other settings are checked when it is read.
+
+    Raises DataError, and ConfigError for a damaged file.
+    """
+    data = configs.load(list(files)).get("benchmark") or {}
+    given = dict(each.partition("=")[::2] for each in overrides)
+    if "benchmark" in given or not isinstance(data, dict):
+        return
+    for name in ("path", "captions", "references", "reference_captions"):
+        path = given.get(f"benchmark.{name}", data.get(name))
+        if isinstance(path, str) and path not in ("null", ""):
+            check_there(path.strip("'\""), f"say where the data lies with benchmark.{name}=...")

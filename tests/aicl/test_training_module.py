@@ -1,0 +1,100 @@
+"""What a training of AICL measures and previews, and what its module keeps of what it was given."""
+
+from itertools import cycle
+
+import pytest
+import torch
+
+from aicl.adapter import read_adapter
+from aicl.training import AICLModule
+from aicl.training_pairs import PairMaker, ReferenceSettings
+from lvdm.pipeline import VideoPipeline
+from lvdm.training.randomness import BatchRandomness
+from lvdm.video import to_pixels
+from tests.aicl.test_training import aicl_config, build, save_base
+from tests.lvdm.training_runs import MODEL, ROOT, make_clips
+
+
+@pytest.fixture
+def clips(tmp_path):
+    save_base(MODEL, tmp_path / "base")
+    return make_clips(tmp_path / "clips")
+
+
+def test_the_gap_is_a_mean_over_eight_timesteps_at_least_spread_evenly(tmp_path, clips):
+    module, data = build(aicl_config(tmp_path, training={"batch_size": 3}))
+    batch, seen = next(iter(data.train_dataloader())), []
+    costs = cycle([2.0, 2.5])  # of the right references, then of wrong ones
+    module.losses = lambda given: seen.append(given) or torch.full((3,), next(costs))
+    assert module.diagnostics(batch) == {"reference_gap": 0.5, "reference_gap_percent": 25.0}
+    assert len(seen) == 2 * 3  # three rounds of three samples
+    for i, (right, wrong) in enumerate(zip(seen[::2], seen[1::2])):
+        torch.testing.assert_close(right["timestep_u"], (batch["timestep_u"] + i / 3) % 1.0)
+        assert torch.equal(right["timestep_u"], wrong["timestep_u"])
+        assert torch.equal(right["noise_seed"], batch["noise_seed"] + i)
+        assert torch.equal(wrong["references"], right["references"].roll(1, 0))
+        captions = right["reference_captions"]
+        assert wrong["reference_captions"] == [captions[-1], *captions[:-1]]
+
+
+def test_judged_is_what_was_measured_three_times_and_after_a_thousand_steps(tmp_path, clips):
+    module, _ = build(aicl_config(tmp_path))
+
+    def judged(*points):
+        return module.judge_diagnostics({"reference_gap_percent": list(points)})
+
+    assert judged((500, 0.0), (1000, 0.0)) is None
+    assert judged((1, 0.0), (500, 0.0), (999, 0.0)) is None
+    assert "after 1000 steps" in judged((1, 0.0), (500, 0.0), (1000, 0.0))
+    late = [(step, 0.0) for step in range(1000, 1300, 100)]
+    assert judged(*((step, 9.0) for step in range(100, 1000, 100)), *late) is not None  # the last five, by their median
+    assert judged(*late, *((step, 1.0) for step in (1300, 1400, 1500))) is None
+
+
+def test_a_single_reference_and_none_left_out_draw_no_weights(tmp_path, clips):
+    module, _ = build(aicl_config(tmp_path, reference_dropout=0.5))
+    randomness = BatchRandomness(range(4), "cpu")
+    assert module._weights(torch.empty(4, 1), randomness) is None
+    assert module._weights(torch.empty(4, 2), randomness).shape == (4, 2)
+    module.reference_dropout = 0.0
+    assert module._weights(torch.empty(4, 2), randomness) is None
+
+
+def test_the_module_keeps_its_pairs_and_a_base_without_training_modes(tmp_path):
+    make_clips(tmp_path / "clips")
+    module, _ = build(aicl_config(tmp_path, base={"config": MODEL}, references={"kind": "self", "count": 2}))
+    assert module.pairs.settings == ReferenceSettings(kind="self", count=2)
+    assert not any(part.training for part in module.pipeline.components.modules().values())
+    maker = PairMaker(ReferenceSettings(count=3))
+    given = AICLModule(module.pipeline, module.prism, module.integrated, module.settings, pairs=maker)
+    assert given.pairs is maker and given.reference_dropout == 0.0
+    module.export(tmp_path, {"step": 3})
+    assert read_adapter(tmp_path / "adapter.safetensors")[0].fps == 8  # the clips' rate
+    plain = AICLModule(module.pipeline, module.prism, module.integrated, module.settings)
+    assert plain.pairs.settings == ReferenceSettings()
+
+
+def test_a_preview_shows_the_batchs_first_frames_at_its_size_and_length(tmp_path, monkeypatch):
+    make_clips(tmp_path / "clips")
+    save_base(str(ROOT / "configs/models/tiny_videocrafter_i2v.yaml"), tmp_path / "base")
+    clip = {"num_frames": 2, "size": [32, 48], "fps": 8}
+    module, data = build(aicl_config(tmp_path, data={"clip": clip}, training={"preview_steps": 3}))
+    batch, told = next(iter(data.train_dataloader())), []
+    conditions = module.pipeline.conditions
+    module.pipeline.conditions = lambda *args, **options: told.append((args, options)) or conditions(*args, **options)
+    steps, sample = [], VideoPipeline.sample_latents
+    monkeypatch.setattr(
+        VideoPipeline,
+        "sample_latents",
+        lambda *args, **options: steps.append(options["num_inference_steps"]) or sample(*args, **options),
+    )
+    videos = module.preview(batch)
+    b = len(batch["caption"])
+    assert steps == [3, 3]
+    [((captions, image), options)] = told
+    assert captions == batch["caption"] and options == {"size": (32, 48), "num_frames": 2}
+    assert torch.equal(image, to_pixels(batch["frames"])[:, 0])
+    assert {name: video.shape for name, video in videos.items()} == dict.fromkeys(
+        ("reference", "base", "ours"), (b, 2, 32, 48, 3)
+    )
+    assert torch.equal(videos["ours"], videos["base"])  # what reads references starts at zero
