@@ -255,6 +255,7 @@ def ignore_hangups() -> None:
 
 def take_terminal(path: str) -> None:
     """Lead a session of its own whose terminal is `path`, the first that it opens."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # tests that run under nohup ignore it, and so do their children
     os.setsid()
     terminal = os.open(path, os.O_RDWR)
     for stream in range(3):
