@@ -90,10 +90,8 @@ def test_the_command(videos, tmp_path, capsys):
     assert "Traceback" not in err and "5/5" in err
     status, _, err = run_script(capsys, "--kind", "folder", "--path", tmp_path / "nowhere")
     assert status == 2
-    assert (
-        err
-        == f"error: {tmp_path / 'nowhere'} does not exist: give the folder of the videos, and the file of their captions if there is one\n"
-    )
+    hint = "give the folder of the videos, and the file of their captions if there is one"
+    assert err == f"error: {tmp_path / 'nowhere'} does not exist: {hint}\n"
 
 
 def test_a_full_disk_is_one_sentence_and_the_check_goes_on_once_there_is_room(videos, tmp_path, monkeypatch):
