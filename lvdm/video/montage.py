@@ -11,6 +11,7 @@ from lvdm.errors import VideoError
 from lvdm.video.pixels import resize_crop
 
 _GAP = 4  # pixels between neighbours, white
+_FINER = 4  # labels are drawn at this many times their size
 
 
 def side_by_side(videos: Sequence[Tensor], labels: Sequence[str] | None = None) -> Tensor:
@@ -71,12 +72,13 @@ def _label_height(height: int) -> int:
 
 def text_strip(text: str, width: int, height: int) -> Tensor:
     """Black on white, uint8 (height, width, 3); a text that is too long ends in dots."""
-    font = ImageFont.load_default(size=round(height * 0.75))
-    strip = Image.new("RGB", (width, height), "white")
+    # drawn large and scaled down: at 10 pixels a font is set in whole pixels, and the space between words is lost
+    font = ImageFont.load_default(size=round(height * 0.75) * _FINER)
+    strip = Image.new("L", (width * _FINER, height * _FINER), "white")
     draw = ImageDraw.Draw(strip)
     shown = text
-    while shown and draw.textlength(shown, font=font) > width - 4:
+    while shown and draw.textlength(shown, font=font) > (width - 4) * _FINER:
         text = text[:-1]
         shown = text + "..." if text else ""
-    draw.text((2, height / 2), shown, fill="black", font=font, anchor="lm")
-    return torch.from_numpy(np.array(strip))
+    draw.text((2 * _FINER, strip.height / 2), shown, fill="black", font=font, anchor="lm")
+    return torch.from_numpy(np.array(strip.reduce(_FINER).convert("RGB")))

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from lvdm.errors import UserError, VideoError
-from lvdm.video import contact_sheet, probe, read_animation, read_frames, side_by_side, write_video
+from lvdm.video import contact_sheet, probe, read_animation, read_frames, side_by_side, text_strip, write_video
 from tests.lvdm.videos import grey, pixels
 
 
@@ -123,6 +123,19 @@ def test_contact_sheet():
     strip = (sheet.height - 4) // 2 - 20
     assert [array[strip + 15, x, 0] for x in (20, 54, 88)] == [grey(0), grey(4), grey(8)]
     assert contact_sheet([pixels(2, 20, 30)]).size == (64, 20)
+
+
+@pytest.mark.parametrize("height", [14, 16, 21, 26])
+@pytest.mark.parametrize(("first", "second"), [("its", "features"), ("R", "of:"), ("in", "striped")])
+def test_words_of_a_label_stand_apart(first, second, height):
+    inked = [(text_strip(text, 120, height) < 200).any(2).any(0) for text in (first + second, f"{first} {second}")]
+    joined, apart = (max(map(len, _gaps(ink))) for ink in inked)
+    assert apart >= 2 and apart > joined
+
+
+def _gaps(ink):
+    """Columns without ink between those with it, as one string for each gap."""
+    return "".join("#" if column else "." for column in ink).strip(".").split("#")
 
 
 @pytest.mark.parametrize("name", ["a.webm", "a.webp"])
