@@ -13,7 +13,7 @@ from aicl.action_prism import PrismConfig
 from aicl.integration_variants import SpatialReferenceAttention, TokenReferenceAttention
 from aicl.reference_context import ReferenceContext
 from lvdm.errors import ConfigError
-from lvdm.models.backbone import ExtensibleBlock, Grid, VideoBackbone
+from lvdm.models.backbone import ExtensibleBlock, Frozen, Grid, VideoBackbone, WrappedBackbone, freeze, thaw
 
 ATTENTIONS: dict[str, type[ReferenceAttention]] = {
     "temporal": ReferenceAttention,
@@ -74,7 +74,7 @@ class BlockIntegration(nn.Module):
         return torch.cat([tokens[:start], selected, tokens[stop:]])
 
 
-class IntegratedBackbone(VideoBackbone):
+class IntegratedBackbone(WrappedBackbone):
     """A frozen backbone whose blocks read R; made by `integrate`. It is called like the backbone that it holds.
 
     The new layers live in `blocks` and act through forward hooks, so the backbone keeps its structure and its keys.
@@ -82,10 +82,8 @@ class IntegratedBackbone(VideoBackbone):
     """
 
     def __init__(self, backbone: VideoBackbone, config: IntegrationConfig) -> None:
-        super().__init__()
-        self.backbone, self.config, self._call = backbone, config, _Call()
-        self.family, self.prediction = backbone.family, backbone.prediction
-        self.latent_channels, self.repeated_blocks = backbone.latent_channels, backbone.repeated_blocks
+        super().__init__(backbone)
+        self.config, self._call = config, _Call()
         self.shares_branches = backbone.shares_branches
         targets = backbone.extensible_blocks()
         if not targets:
@@ -93,7 +91,7 @@ class IntegratedBackbone(VideoBackbone):
         self.layout = layout_of(backbone)
         self._added = {block.name.replace(".", "_"): BlockIntegration(block, config, self._call) for block in targets}
         self.blocks = nn.ModuleDict(self._added)
-        self._frozen: list[tuple[nn.Parameter, bool]] = []
+        self._frozen: Frozen = []
         self._hooks: list[RemovableHandle] = []
         self.patch()
 
@@ -158,8 +156,7 @@ class IntegratedBackbone(VideoBackbone):
             raise ConfigError(
                 "this model is already integrated: call unpatch() on the first integration before another"
             )
-        self._frozen = [(p, p.requires_grad) for p in self.backbone.parameters()]
-        self.backbone.requires_grad_(False)
+        self._frozen = freeze(self.backbone)
         self._hooks = [new.block.module.register_forward_hook(new.hook) for new in self._added.values()]
         self._hooks.append(self.backbone.register_forward_pre_hook(self._call.begin, with_kwargs=True))
 
@@ -167,23 +164,8 @@ class IntegratedBackbone(VideoBackbone):
         """Take the new layers off and give the backbone back as it was, `requires_grad` included."""
         for handle in self._hooks:
             handle.remove()
-        for parameter, trained in self._frozen:
-            parameter.requires_grad_(trained)
+        thaw(self._frozen)
         return self.backbone
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The base model's."""
-        return self.backbone.dtype
-
-    def extensible_blocks(self) -> Sequence[ExtensibleBlock]:
-        return self.backbone.extensible_blocks()
-
-    def check_input(self, shape: Sequence[int]) -> None:
-        self.backbone.check_input(shape)
-
-    def enable_gradient_checkpointing(self) -> None:
-        self.backbone.enable_gradient_checkpointing()
 
 
 def check_fit(prism: PrismConfig, integration: IntegrationConfig) -> None:

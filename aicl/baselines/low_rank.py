@@ -15,6 +15,7 @@ from torch import Generator, Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from aicl.baselines.attentions import unfuse
+from lvdm.models.backbone import freeze, thaw
 
 
 class LowRankUpdates(nn.Module):
@@ -107,13 +108,11 @@ class LowRankUpdates(nn.Module):
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
     """Inside, no parameter of `module` asks for a gradient; afterwards those do that did."""
-    before = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
-    module.requires_grad_(False)
+    before = freeze(module)
     try:
         yield
     finally:
-        for parameter, trained in before:
-            parameter.requires_grad_(trained)
+        thaw(before)
 
 
 def _nothing() -> None:

@@ -36,7 +36,7 @@ from lvdm.diffusion import make_generators
 from lvdm.errors import CheckpointError, ConfigError
 from lvdm.files import atomic_path
 from lvdm.models.attention import Attention, attend, attend_over_time
-from lvdm.models.backbone import ExtensibleBlock, VideoBackbone
+from lvdm.models.backbone import VideoBackbone, WrappedBackbone, freeze, thaw
 from lvdm.models.components import ModelConfig
 from lvdm.outside import checked_path, metadata_object, open_tensors
 
@@ -82,7 +82,7 @@ class _Call:
     count: int = 0
 
 
-class JointBackbone(VideoBackbone):
+class JointBackbone(WrappedBackbone):
     """A frozen UNet that is given references as further rows of its batch; it is called like the one that it holds.
 
     It acts through its attention layers' methods and through hooks, so the UNet keeps its structure and its keys, and
@@ -91,18 +91,15 @@ class JointBackbone(VideoBackbone):
     """
 
     def __init__(self, backbone: VideoBackbone, config: TokensConfig) -> None:
-        super().__init__()
-        self.backbone, self.config, self._call = backbone, config, _Call()
-        self.family, self.prediction = backbone.family, backbone.prediction
-        self.latent_channels, self.repeated_blocks = backbone.latent_channels, backbone.repeated_blocks
+        super().__init__(backbone)
+        self.config, self._call = config, _Call()
         self._joint = [(layer, kind) for kind in config.layers for layer in attentions(backbone, [kind]).values()]
         if any("forward" in layer.__dict__ or "over_time" in layer.__dict__ for layer, _ in self._joint):
             raise ConfigError(
                 "this model reads reference tokens already: call unpatch() on the first patch before another"
             )
         layers = linear_layers(attentions(backbone, config.layers))
-        self._frozen = [(parameter, parameter.requires_grad) for parameter in backbone.parameters()]
-        backbone.requires_grad_(False)
+        self._frozen = freeze(backbone)
         self.lora = LowRankUpdates(layers, config.rank, config.alpha, count=2)
         self.lora.attach(backbone)
         for layer, kind in self._joint:
@@ -199,20 +196,8 @@ class JointBackbone(VideoBackbone):
         self.lora.detach()
         for layer, kind in self._joint:
             layer.__dict__.pop("over_time" if kind == "temporal" else "forward", None)
-        for parameter, trained in self._frozen:
-            parameter.requires_grad_(trained)
+        thaw(self._frozen)
         return self.backbone
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The base model's."""
-        return self.backbone.dtype
-
-    def extensible_blocks(self) -> Sequence[ExtensibleBlock]:
-        return self.backbone.extensible_blocks()
-
-    def check_input(self, shape: Sequence[int]) -> None:
-        self.backbone.check_input(shape)
 
     def enable_gradient_checkpointing(self) -> None:
         """Raise ConfigError, see the class."""

@@ -177,6 +177,46 @@ class VideoBackbone(nn.Module, ABC):
         return next(parameter.dtype for parameter in self.parameters() if parameter.is_floating_point())
 
 
+Frozen = list[tuple[nn.Parameter, bool]]
+
+
+def freeze(module: nn.Module) -> Frozen:
+    """Let no parameter of `module` ask for a gradient; returns what `thaw` needs to undo that."""
+    before = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
+    module.requires_grad_(False)
+    return before
+
+
+def thaw(before: Frozen) -> None:
+    """Let those parameters ask for a gradient again that did before `freeze`."""
+    for parameter, trained in before:
+        parameter.requires_grad_(trained)
+
+
+class WrappedBackbone(VideoBackbone):
+    """A backbone that holds another one, `backbone`, and is called like it: what methods on top of one derive from."""
+
+    def __init__(self, backbone: VideoBackbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.family, self.prediction = backbone.family, backbone.prediction
+        self.latent_channels, self.repeated_blocks = backbone.latent_channels, backbone.repeated_blocks
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The held backbone's."""
+        return self.backbone.dtype
+
+    def extensible_blocks(self) -> Sequence[ExtensibleBlock]:
+        return self.backbone.extensible_blocks()
+
+    def check_input(self, shape: Sequence[int]) -> None:
+        self.backbone.check_input(shape)
+
+    def enable_gradient_checkpointing(self) -> None:
+        self.backbone.enable_gradient_checkpointing()
+
+
 BACKBONES: Registry[Callable[[Mapping[str, Any]], VideoBackbone]] = Registry(
     "backbone family", modules="lvdm.models.unet_"
 )
