@@ -25,6 +25,7 @@ from lvdm.data import (
     change_clips,
     motion_similarity,
     reference_seed,
+    sample_rng,
 )
 from lvdm.errors import ConfigError, DataError
 
@@ -240,10 +241,7 @@ class PairMaker:
         """The batch with some captions emptied, as the settings say; each sample's by its own noise seed."""
         if not self.settings.empties_captions:
             return batch
-        draws = [
-            np.random.Generator(np.random.Philox(key=np.array([seed, _CAPTIONS], dtype=np.uint64))).random(2)
-            for seed in batch["noise_seed"].tolist()
-        ]
+        draws = [sample_rng(seed, _CAPTIONS).random(2) for seed in batch["noise_seed"].tolist()]
         prompts = [u < self.settings.prompt_dropout for u, _ in draws]
         texts = [u < self.settings.caption_dropout for _, u in draws]
         return batch | {
@@ -260,7 +258,7 @@ class PairMaker:
         wrong = batch.get("reference_wrong", [[False] * count] * len(batch["caption"]))
         rows = []
         for number, seed, given in zip(batch["number"].tolist(), batch["noise_seed"].tolist(), wrong, strict=True):
-            rng = np.random.Generator(np.random.Philox(key=np.array([seed, _STREAM], dtype=np.uint64)))
+            rng = sample_rng(seed, _STREAM)
             share = self.settings.share_of_self_pairs(number)
             rows.append([bool(u < share) and not w for u, w in zip(rng.random(count), given, strict=True)])
         return rows

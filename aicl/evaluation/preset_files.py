@@ -15,15 +15,21 @@ def preset_files(table: str, benchmark: str) -> list[Path]:
     """The files that make the preset `table`, such as "table_1", on `benchmark`, such as "ucf101", or files of one's
     own in place of either. Raises ConfigError for a benchmark or table that there is none of."""
     folder = configs.shipped_configs()
-    own, rows = Path(benchmark), Path(table)
-    if not own.is_file():
-        configs.check_keys([benchmark], benchmark_names(), "the benchmarks")
-        own = folder / BENCHMARKS / f"{benchmark}.yaml"
+    own, rows = benchmark_file(benchmark), Path(table)
     if rows.is_file():
         return [own, rows]
     configs.check_keys([table], table_names(own.stem), f"the tables on {own.stem}")
     found = [path for path in (folder / TABLES, folder / TABLES / own.stem) if (path / f"{table}.yaml").is_file()]
     return [own, *(path / f"{table}.yaml" for path in found)]
+
+
+def benchmark_file(benchmark: str) -> Path:
+    """The config of a benchmark, a shipped one or a file of one's own. Raises ConfigError where there is none."""
+    own = Path(benchmark)
+    if own.is_file():
+        return own
+    configs.check_keys([benchmark], benchmark_names(), "the benchmarks")
+    return configs.shipped_configs() / BENCHMARKS / f"{benchmark}.yaml"
 
 
 def benchmark_names() -> list[str]:
@@ -42,11 +48,7 @@ def evaluator_section(benchmark: str) -> tuple[dict[str, Any], list[str]]:
 
     Raises ConfigError for a benchmark that there is none of.
     """
-    place = Path(benchmark)
-    if not place.is_file():
-        configs.check_keys([benchmark], benchmark_names(), "the benchmarks")
-        place = configs.shipped_configs() / BENCHMARKS / f"{benchmark}.yaml"
-    mapping = configs.load(place)
+    mapping = configs.load(benchmark_file(benchmark))
     return dict(mapping.get("evaluators") or {}), list(mapping.get("metrics") or ())
 
 

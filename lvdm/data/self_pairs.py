@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lvdm.data.sampling import sample_rng
 from lvdm.errors import ConfigError
 
 _STREAM = 14  # keeps these numbers apart from the others that are drawn from a sample's seed
@@ -137,15 +138,14 @@ def change_clips(
 
 def reference_seed(noise_seed: int, reference: int) -> int:
     """The seed of `change_clips` for reference number `reference` (0, 1, ...) of the sample with this noise seed."""
-    key = np.array([noise_seed, _STREAM + (reference << 32)], dtype=np.uint64)
-    return int(np.random.Generator(np.random.Philox(key=key)).integers(2**62))
+    return int(sample_rng(noise_seed, _STREAM + (reference << 32)).integers(2**62))
 
 
 def _draw(seeds: Sequence[int], geometry: Sequence[float] | None, device: torch.device) -> _Numbers:
     normals = 9 + 81 + sum(3 * cells * cells for cells in _GRIDS)
     rows = np.ones((len(seeds), _UNIFORMS + normals + 1), np.float32)
     for row, seed in zip(rows, seeds, strict=True):
-        rng = np.random.Generator(np.random.Philox(key=np.array([seed, _STREAM], dtype=np.uint64)))
+        rng = sample_rng(seed, _STREAM)
         row[:_UNIFORMS] = rng.random(_UNIFORMS)
         row[_UNIFORMS:-1] = rng.standard_normal(normals)
     if geometry is not None:
