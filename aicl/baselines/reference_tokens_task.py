@@ -1,4 +1,4 @@
-"""Task "reference_tokens": training the LoRAs that read a reference's tokens, on the data and pairs of an AICL training."""
+"""Task "reference_tokens": training the LoRAs that read a reference's tokens, on data and pairs of an AICL training."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -59,6 +59,7 @@ class DiffusersPipeline(VideoPipeline):
         image_encoder = getattr(pipe, "image_encoder", None)
         components.image_encoder = None if image_encoder is text.model else image_encoder
         super().__init__(components, config, Acceleration("none"))
+        self.acceleration.choice = "the network runs as diffusers has it"
         self._compiled = False
 
     @property
@@ -95,6 +96,7 @@ class DiffusersPipeline(VideoPipeline):
         if mode == "full" and not self._compiled:
             compile_regions(_bare(self.components.unet))
             self._compiled = True
+            self.acceleration.choice += ", its blocks compiled"
         return self
 
     def enable_vae_slicing(self, frames: int = 1) -> None:

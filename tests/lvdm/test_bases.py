@@ -168,6 +168,7 @@ def test_options_that_a_base_cannot_take_are_refused_in_one_sentence():
         svd("a person jumps", **(small | {"num_frames": 4}))
     with pytest.raises(ConfigError, match="choose auto, none or full"):
         wan.accelerate("graphs")
+    assert wan.acceleration.choice == "the network runs as diffusers has it"  # what `aicl sample` ends with
     with pytest.raises(ConfigError, match="class Linear is not known here: known are WanTransformer3DModel"):
         kind_of("Linear")
     with pytest.raises(ConfigError, match="image-to-video model: give it an image"):

@@ -241,7 +241,10 @@ def pipeline(name: str) -> Any:
         parts["transformer"] = network("HunyuanVideoTransformer3DModel")
     elif name.startswith("Mochi"):
         parts["scheduler"] = diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True)
-        parts |= {"transformer": network("MochiTransformer3DModel", in_channels=12), "force_zeros_for_empty_prompt": True}
+        parts |= {
+            "transformer": network("MochiTransformer3DModel", in_channels=12),
+            "force_zeros_for_empty_prompt": True,
+        }
     elif name == "AnimateDiffPipeline":
         parts["scheduler"] = diffusers.EulerDiscreteScheduler(**shifted)
         parts |= {"unet": network("UNetMotionModel"), "motion_adapter": None}
