@@ -104,6 +104,22 @@ def test_the_first_reference_leads(pipe, tmp_path):
         generate(pipe, first_reference_until=0.5)
 
 
+def test_an_adapter_may_have_a_guidance_scale_of_its_own_for_references(pipe, tmp_path):
+    shown, base = [pixels(0)], generate(pipe)
+    weak = generate(pipe, references=shown, guidance_scale=2.0)
+    assert not torch.equal(weak, generate(pipe, references=shown))
+    pipe.guidance_scale = 2.0
+    try:
+        assert torch.equal(generate(pipe, references=shown), weak) and torch.equal(generate(pipe), base)
+        pipe.save_pretrained(tmp_path / "model")
+    finally:
+        pipe.guidance_scale = None
+    loaded = AICLPipeline.from_pretrained(tmp_path / "model")
+    assert torch.equal(generate(loaded, references=shown), weak) and "guidance_scale=2.0" in repr(loaded)
+    loaded.load_adapter(tmp_path / "model" / "adapter.safetensors")
+    assert loaded.guidance_scale is None  # it went with the folder's own adapter
+
+
 def test_a_seed_is_a_video(pipe):
     references = [pixels(0), pixels(1)]
     one = generate(pipe, references=references, seed=3)
