@@ -5,8 +5,8 @@ A table follows a comment that says what it is made of:
     <!-- results: table_1_puppets-0; columns: cc fc fd_puppets/0 acc leakage! -->
 
 The results are NAME-0.json, NAME-1.json, ... in the folder of results, a row each, in order; NAME + OTHER has the rows
-of both. A column is a metric, with "!" without its interval, with "/N" in N decimals (1 by default). `rows: 0 2 3` takes
-some of the rows, by their places.
+of both. A column is a metric, with "!" without its interval, with "/N" in N decimals (1 by default). `rows: 0 2 3`
+takes some of the rows, by their places.
 """
 
 import re
@@ -17,7 +17,9 @@ from aicl.evaluation.results import Result, check_comparable, read_result
 from aicl.evaluation.tables import Column, columns_of, shown
 from lvdm.errors import DataError
 
-_MARK = re.compile(r"^<!-- results: (?P<name>\S+(?: \+ \S+)*); (?:rows: (?P<rows>[\d ]+); )?columns: (?P<columns>.+?) -->$")
+_MARK = re.compile(
+    r"^<!-- results: (?P<name>\S+(?: \+ \S+)*); (?:rows: (?P<rows>[\d ]+); )?columns: (?P<columns>.+?) -->$"
+)
 _ARROWS = {1: " ↑", -1: " ↓", 0: ""}
 
 

@@ -67,7 +67,9 @@ def read_model_config(folder: Path) -> ModelConfig:
     """The config of a model folder. Raises CheckpointError where there is none."""
     if not (folder / CONFIG_FILE).is_file():
         if is_part(folder):
-            raise CheckpointError(f"{folder} is one part of a model of diffusers: give {folder.parent}, which holds all")
+            raise CheckpointError(
+                f"{folder} is one part of a model of diffusers: give {folder.parent}, which holds all"
+            )
         make = "make one with aicl convert, or train one"
         raise CheckpointError(f"there is no model folder {folder} (no {CONFIG_FILE} in it): {make}")
     return ModelConfig.read(configs.load(folder / CONFIG_FILE), where=str(folder / CONFIG_FILE))

@@ -190,7 +190,7 @@ def test_folders_that_are_no_base_are_told(tmp_path):
     with pytest.raises(CheckpointError, match="cannot be read as a WanPipeline"):
         load_base(tmp_path)
     (tmp_path / "vae/config.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="vae is one part of a model of diffusers: give .*, which holds all"):
+    with pytest.raises(CheckpointError, match=r"vae is one part of a model of diffusers: give .*, which holds all"):
         load_pipeline(tmp_path / "vae")
 
 
