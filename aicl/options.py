@@ -75,6 +75,11 @@ class ModelOptions(Options):
     dtype: Literal["float32", "bfloat16", "float16"] | None = option(
         None, "of the weights (default: bfloat16 on a GPU, float32 on a CPU)", group="model"
     )
+    quantization: Literal["none", "fp8"] = option(
+        "none",
+        "fp8: compute wide linear layers in 8 bits, on GPUs that can; videos differ (default: none)",
+        group="model",
+    )
     attention: Literal["sdpa", "xformers", "reference"] = option("sdpa", "what computes attention", group="model")
     compile: Literal["auto", "none", "graphs", "full"] = option(
         "auto",

@@ -30,6 +30,7 @@ from lvdm.checkpoints.hub import upload
 from lvdm.errors import ConfigError, UserError
 from lvdm.inputs import ImageLike, check_prompts, sample_generators
 from lvdm.models.components import GenerationDefaults
+from lvdm.models.quantization import Quantization
 from lvdm.options import read_options, takes_options
 from lvdm.pipeline import VideoPipeline
 from lvdm.video import OutputType, check_output_type, convert_pixels
@@ -169,6 +170,11 @@ class AICLPipeline:
     def accelerate(self, mode: Mode = "auto", expected_steps: int | None = None) -> Self:
         """Choose how the UNet runs from now on, see `lvdm.acceleration`: auto, none, graphs or full."""
         self.base.accelerate(mode, expected_steps)
+        return self
+
+    def quantize(self, kind: Quantization = "fp8") -> "AICLPipeline":
+        """Compute the base model's wide linear layers in 8 bits from now on, see `VideoPipeline.quantize`."""
+        self.base.quantize(kind)
         return self
 
     @property

@@ -1,4 +1,4 @@
-"""Task "reference_tokens": training the LoRAs that read a reference's tokens, on the data of an AICL training."""
+"""Task "reference_tokens": training the LoRAs that read a reference's tokens, on data and pairs of an AICL training."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from aicl.baselines.reference_tokens import JointBackbone, ReferenceTokens, TokensConfig, save_tokens
 from aicl.model_files import ADAPTER_FILE
+from aicl.training_pairs import PairMaker, ReferenceSettings
 from aicl.training_task import AICLSections, build_base_pipeline
 from lvdm.data.datamodule import EndlessDataModule
 from lvdm.errors import ConfigError
@@ -21,12 +22,19 @@ from lvdm.training.tasks import DATA_MODULES, Recipe, build_data, register_task
 
 @dataclass
 class TokensSections:
-    """The config of task "reference_tokens": `base` as in task "aicl", data that brings references (data.references),
-    and `tokens`, see TokensConfig."""
+    """The config of task "reference_tokens": `base` and `references` as in task "aicl", data that is made as it is
+    needed (puppets), and `tokens`, see TokensConfig. The network is told no captions of references, but the target's.
+    """
 
     base: AICLSections.Base
     data: dict[str, Any]
+    references: Any = None
     tokens: TokensConfig = field(default_factory=TokensConfig)
+
+    @property
+    def pairs(self) -> ReferenceSettings:
+        """Section `references` in full. Raises ConfigError for what it cannot be."""
+        return ReferenceSettings.read(self.references)
 
 
 class ReferenceTokensModule(DiffusionModule):
@@ -34,7 +42,9 @@ class ReferenceTokensModule(DiffusionModule):
 
     phases: ClassVar[dict[str, str]] = DiffusionModule.phases | {"encode_references": "encode"}
 
-    def __init__(self, pipeline: VideoPipeline, joint: JointBackbone, settings: TrainingSettings) -> None:
+    def __init__(
+        self, pipeline: VideoPipeline, joint: JointBackbone, settings: TrainingSettings, pairs: PairMaker
+    ) -> None:
         for name in ("compile", "cuda_graphs"):
             if getattr(settings, name):
                 raise ConfigError(
@@ -43,9 +53,11 @@ class ReferenceTokensModule(DiffusionModule):
         pipeline.components.eval()
         super().__init__(pipeline, settings, joint, {"lora": joint.lora})
         self._joint = (joint,)  # in a tuple, since its LoRAs are registered already
+        self.pairs = pairs
 
     def losses(self, batch: Batch) -> Tensor:
         """The loss of each sample, (b,)."""
+        batch = self.pairs(batch)
         randomness = self.randomness(batch)
         target = self.encode_target(batch, randomness)
         with torch.no_grad():
@@ -71,15 +83,22 @@ class ReferenceTokensModule(DiffusionModule):
 def build(recipe: Recipe) -> tuple[ReferenceTokensModule, EndlessDataModule]:
     """Task "reference_tokens". Raises ConfigError for sections that do not fit together."""
     sections: TokensSections = recipe.parse(TokensSections)
-    if sections.data.get("kind") not in DATA_MODULES or not sections.data.get("references"):
+    pairs = sections.pairs
+    if sections.data.get("kind") not in DATA_MODULES or (pairs.kind != "self" and not sections.data.get("references")):
         raise ConfigError(
-            "task reference_tokens trains on data that brings its own references, such as puppets: set data.references"
+            "task reference_tokens trains on data that is made as it is needed, such as puppets: set data.kind, and "
+            "data.references unless references.kind is self"
+        )
+    if pairs.empties_captions or pairs.feature_noise or pairs.feature_dropout:
+        raise ConfigError(
+            "references.caption_dropout, prompt_dropout, feature_noise and feature_dropout are for task aicl: set "
+            "them to 0"
         )
     pipeline = build_base_pipeline(sections.base, recipe.training)
     if pipeline.takes_image:
         raise ConfigError("task reference_tokens is for text-to-video models, this one takes an image")
     torch.manual_seed(recipe.run.seed)  # the new layers start the same whatever was drawn for the base model
     joint = JointBackbone(pipeline.components.unet, sections.tokens)
-    module = ReferenceTokensModule(pipeline, joint, recipe.training)
+    module = ReferenceTokensModule(pipeline, joint, recipe.training, PairMaker(pairs))
     module.after = "measure it with: aicl reproduce --experiment baselines adapter.reference_tokens=RUN"
     return module, build_data(sections.data, recipe)

@@ -169,14 +169,15 @@ def _ltx(model: Any, call: Call) -> Tensor:
 
 
 def _mochi(model: Any, call: Call) -> Tensor:
+    # It counts from noise at 0 to data at 1000, and predicts x0 - noise, the velocity from noise to data.
     [output] = model(
         hidden_states=call.x,
         encoder_hidden_states=call.context,
-        timestep=call.times,
+        timestep=1000.0 - call.times,
         encoder_attention_mask=call.mask(),
         return_dict=False,
     )
-    return output
+    return -output
 
 
 def _hunyuan(model: Any, call: Call) -> Tensor:

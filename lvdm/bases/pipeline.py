@@ -13,7 +13,7 @@ from lvdm.bases.backbone import DiffusersBackbone
 from lvdm.bases.codec import DiffusersCodec, frames_that_fit
 from lvdm.bases.config import DiffusersConfig, DiffusersDefaults
 from lvdm.bases.images import IMAGES, ImageCondition
-from lvdm.bases.schedules import Steps, prediction_of, ready, schedule_of
+from lvdm.bases.schedules import Steps, equal_steps, mochi_steps, prediction_of, ready, schedule_of
 from lvdm.bases.text import DiffusersText
 from lvdm.diffusion import Condition, Denoiser
 from lvdm.diffusion.samplers import Callback
@@ -24,9 +24,10 @@ from lvdm.models.components import Components
 from lvdm.pipeline import VideoPipeline
 
 # Rates (1/s) at which videos are meant to be played, where a pipeline's call does not name one.
-_RATES = {"WanPipeline": 16, "WanImageToVideoPipeline": 16, "HunyuanVideoPipeline": 24}
+_RATES = {"WanPipeline": 16, "WanImageToVideoPipeline": 16, "HunyuanVideoPipeline": 24, "MochiPipeline": 30}
 _RATE = 8
-_GIVEN_SIGMAS = ("LTXPipeline", "HunyuanVideoPipeline")
+SIGMAS = {"LTXPipeline": equal_steps, "HunyuanVideoPipeline": equal_steps, "MochiPipeline": mochi_steps}
+"""Pipeline class -> the noise levels of so many steps that it gives its scheduler."""
 _UNSUPPORTED = {  # and what is supported of the same network
     "LTXImageToVideoPipeline": "LTXPipeline",
     "HunyuanVideoImageToVideoPipeline": "HunyuanVideoPipeline",
@@ -58,6 +59,7 @@ class DiffusersPipeline(VideoPipeline):
         image_encoder = getattr(pipe, "image_encoder", None)
         components.image_encoder = None if image_encoder is text.model else image_encoder
         super().__init__(components, config, Acceleration("none"))
+        self.acceleration.choice = "the network runs as diffusers has it"
         self._compiled = False
 
     @property
@@ -94,6 +96,7 @@ class DiffusersPipeline(VideoPipeline):
         if mode == "full" and not self._compiled:
             compile_regions(_bare(self.components.unet))
             self._compiled = True
+            self.acceleration.choice += ", its blocks compiled"
         return self
 
     def enable_vae_slicing(self, frames: int = 1) -> None:
@@ -179,16 +182,17 @@ class DiffusersPipeline(VideoPipeline):
         steps = num_inference_steps or self.config.defaults.num_inference_steps
         backbone = self.components.unet
         self.bring(backbone)
-        given = type(self.pipe).__name__ in _GIVEN_SIGMAS
-        scheduler = ready(self.pipe.scheduler, steps, _cells(x_T.shape), x_T.device, given)
+        sigmas = SIGMAS.get(type(self.pipe).__name__)
+        scheduler = ready(self.pipe.scheduler, steps, _cells(x_T.shape), x_T.device, sigmas)
         loop, watch = Steps(scheduler, generators, eta), FiniteWatch(callback)
         denoiser = Denoiser(backbone, self.components.schedule, backbone.prediction)
         guided = denoiser.guided(branches, weights)
         x = x_T.float() * getattr(scheduler, "init_noise_sigma", 1.0)
         for number, t in enumerate(scheduler.timesteps, start=1):
-            outputs = denoiser.output(loop.input(x, t), t.to(x.device).expand(len(x)), guided.branches)
+            told = loop.told(t).to(x.device)
+            outputs = denoiser.output(loop.input(x, t), told.expand(len(x)), guided.branches)
             x = loop.step(self._guided(outputs, guided.weights), t, x)
-            changed = watch(number, len(loop), round(float(t)), x)
+            changed = watch(number, len(loop), round(float(told)), x)
             x = x if changed is None else changed
         watch.finish()
         return x
@@ -269,7 +273,7 @@ def _defaults(pipe: Any, backbone: DiffusersBackbone, codec: DiffusersCodec) -> 
     """The defaults of the pipeline's own call, and of its networks' configs where that names none."""
     own = {name: parameter.default for name, parameter in inspect.signature(pipe.__call__).parameters.items()}
     config, factor = backbone.model.config, codec.factor
-    height, width = own.get("height"), own.get("width")
+    height, width = (own.get(name) or getattr(pipe, f"default_{name}", None) for name in ("height", "width"))
     if height is None or width is None:
         side = getattr(config, "sample_size", None)
         sides = side if isinstance(side, tuple | list) else (side, side)

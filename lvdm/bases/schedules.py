@@ -3,6 +3,7 @@
 import copy
 import inspect
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -34,8 +35,6 @@ def schedule_of(scheduler: Any, tokens: int) -> NoiseSchedule:
     Raises ConfigError for a scheduler that says nothing of the kind.
     """
     config = scheduler.config
-    if getattr(config, "invert_sigmas", False):
-        raise ConfigError(f"a {type(scheduler).__name__} of inverted noise levels is not supported")
     if _is_flow(scheduler):
         return FlowSchedule(_shift(config, tokens), config.num_train_timesteps)
     if getattr(config, "timestep_type", None) == "continuous":
@@ -47,30 +46,49 @@ def schedule_of(scheduler: Any, tokens: int) -> NoiseSchedule:
     return NoiseSchedule.from_alphas_cumprod(scheduler.alphas_cumprod.cpu())
 
 
-def ready(scheduler: Any, steps: int, tokens: int, device: torch.device, given_sigmas: bool) -> Any:
-    """A copy of a scheduler, set to so many steps. given_sigmas: noise levels from 1 down in equal steps, before the
-    shift, as LTX-Video's pipeline asks for. Raises ConfigError for a number of steps that the scheduler cannot make."""
+def equal_steps(steps: int) -> Any:
+    """Noise levels from 1 down in equal steps."""
+    return np.linspace(1.0, 1 / steps, steps)
+
+
+def mochi_steps(steps: int) -> Any:
+    """Noise levels of Mochi's pipeline: small equal steps at first, then growing ones."""
+    from diffusers.pipelines.mochi.pipeline_mochi import linear_quadratic_schedule
+
+    levels: Any = linear_quadratic_schedule
+    return np.array(levels(steps, 0.025))
+
+
+def ready(
+    scheduler: Any, steps: int, tokens: int, device: torch.device, sigmas: Callable[[int], Any] | None = None
+) -> Any:
+    """A copy of a scheduler, set to so many steps. sigmas: noise levels for a number of steps, before the shift, where
+    the pipeline gives them. Raises ConfigError for a number of steps that the scheduler cannot make."""
     scheduler = copy.deepcopy(scheduler)
     takes = inspect.signature(scheduler.set_timesteps).parameters
     options: dict[str, Any] = {"device": device}
-    if given_sigmas:
-        options["sigmas"] = np.linspace(1.0, 1 / steps, steps)
+    if sigmas is not None:
+        options["sigmas"] = sigmas(steps)
     else:
         options["num_inference_steps"] = steps
     if getattr(scheduler.config, "use_dynamic_shifting", False) and "mu" in takes:
         options["mu"] = _mu(scheduler.config, tokens)
     try:
         scheduler.set_timesteps(**options)
-    except ValueError as error:
+    except (ValueError, ZeroDivisionError) as error:
         raise ConfigError(f"num_inference_steps {steps}: {error}") from error
     return scheduler
 
 
 class Steps:
-    """One sampling with a scheduler of diffusers: what the network is given, and what becomes of its output."""
+    """One sampling with a scheduler of diffusers: what the network is given, and what becomes of its output.
+
+    A scheduler of inverted noise levels (Mochi's) counts from noise to data; what goes in and out here does not.
+    """
 
     def __init__(self, scheduler: Any, generators: Any, eta: float | None) -> None:
         self.scheduler = scheduler
+        self._inverted = bool(getattr(scheduler.config, "invert_sigmas", False))
         self._before: Tensor | None = None  # what CogVideoX's solver keeps of the step before, and its timestep
         self._previous: Tensor | None = None
         takes = inspect.signature(scheduler.step).parameters
@@ -88,8 +106,13 @@ class Steps:
         scale = getattr(self.scheduler, "scale_model_input", None)
         return x if scale is None else scale(x, t)
 
+    def told(self, t: Tensor) -> Tensor:
+        """What a backbone is told at the scheduler's timestep t."""
+        return self.scheduler.config.num_train_timesteps - t if self._inverted else t
+
     def step(self, output: Tensor, t: Tensor, x: Tensor) -> Tensor:
-        """Latents x (b, c, t, h, w) one step cleaner, by the network's output."""
+        """Latents x (b, c, t, h, w) one step cleaner, by the backbone's output."""
+        output = -output if self._inverted else output
         if type(self.scheduler).__name__ != "CogVideoXDPMScheduler":
             cleaner: Tensor = self.scheduler.step(output, t, x, **self._options)[0]
             return cleaner

@@ -68,6 +68,7 @@ PUBLISHED = {
         Published(
             "hunyuanvideo-13b", "HunyuanVideoTransformer3DModel", Compression(8, 4), "flow", 129, (720, 1280), 257, 4096
         ),
+        Published("mochi-1", "MochiTransformer3DModel", Compression(8, 6), "flow", 163, (480, 848), 256, 4096),
         Published("animatediff-1.5", "UNetMotionModel", Compression(8), "eps", 16, (512, 512), 77, 768, _SD15),
         Published(
             "modelscope-1.7b",
@@ -93,5 +94,5 @@ PUBLISHED = {
         ),
     )
 }
-"""Name -> network. The defaults of diffusers' classes are Wan 14B, CogVideoX-2b, LTX-Video 2B, HunyuanVideo
-and SVD themselves."""
+"""Name -> network. The defaults of diffusers' classes are Wan 14B, CogVideoX-2b, LTX-Video 2B, HunyuanVideo,
+Mochi and SVD themselves."""

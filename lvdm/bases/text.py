@@ -65,13 +65,14 @@ class DiffusersText(TextEncoder):
         for text in dict.fromkeys(texts):
             if text not in self._known:
                 context = self._encode(pipe, text, weight.device)
-                used = int(context.any(dim=-1).nonzero().max()) + 1  # rows behind the last one that is no padding
+                rows = context.any(dim=-1).nonzero()  # that are no padding; Mochi can be told that none is
+                used = int(rows.max()) + 1 if len(rows) else 0
                 self._known[text] = context[:used].clone(), len(context)
         found = [self._known[text] for text in texts]
         while len(self._known) > _REMEMBERED:
             self._known.popitem(last=False)
-        rows = [F.pad(context, (0, 0, 0, length - len(context))) for context, length in found]
-        return torch.stack(rows).to(weight)
+        padded = [F.pad(context, (0, 0, 0, length - len(context))) for context, length in found]
+        return torch.stack(padded).to(weight)
 
     def _encode(self, pipe: Any, text: str, device: torch.device) -> Tensor:
         """One prompt -> (tokens, width)."""

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from aicl.action_integration import IntegrationConfig
+from aicl.guidance import branches
 from aicl.integrated_backbone import IntegratedBackbone, integrate
+from lvdm.diffusion import Condition, Denoiser, NoiseSchedule
 from lvdm.errors import ConfigError
 from tests.aicl.tiny_models import FAMILIES, WIDTHS, randomise, tiny_unet, unet_inputs
 
@@ -281,3 +283,25 @@ def test_compiles_to_one_graph_for_training_and_two_for_sampling():
             for _ in range(3):  # the first step makes keys and values, the others read them
                 compiled(*inputs, references=[(slice(0, 2), memory)])
     assert len(graphs) == 3
+
+
+@pytest.mark.parametrize(("count", "scale"), [(1, 1.0), (3, 1.0), (3, 0.0)])
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_branches_that_share_what_precedes_the_prompt_are_those_computed_apart(family, count, scale):
+    integrated, (x, t, prompts) = tiny(family, feature_channels=4), unet_inputs()
+    memory = integrated.reference_context(features(frames=4 * count), 4, weights=[3, 2, 1][:count], scale=scale)
+    denoiser, rows = Denoiser(integrated, NoiseSchedule.scaled_linear()), []
+    integrated.backbone.input_blocks[0].register_forward_pre_hook(lambda stage, args: rows.append(len(args[0])))
+    for reference_guidance_scale in (None, 4.0):
+        conditions, _ = branches(Condition(prompts[:1]), Condition(prompts[1:]), memory, 7.5, reference_guidance_scale)
+        found = {}
+        for shares in (True, False):
+            integrated.shares_branches = shares
+            found[shares] = denoiser.predict(x, t, conditions)
+        torch.testing.assert_close(found[True], found[False], rtol=1e-5, atol=1e-5)
+        apart = torch.cat([denoiser.predict(x, t, [condition]) for condition in conditions])
+        torch.testing.assert_close(found[True], apart, rtol=1e-5, atol=1e-5)
+        text, read = denoiser.predict(x, t, [Condition(prompts[1:])]), found[True][-len(x) :]
+        assert torch.allclose(text, read, rtol=1e-5, atol=1e-5) == (scale == 0)
+    assert rows == [2, 4, 2, 2, 2, 2, 6, 2, 2, 2, 2]  # two samples: once for all branches, or for each

@@ -272,6 +272,20 @@ def test_what_does_not_fit_ends_in_a_sentence(models, tmp_path, row, message):
         Experiment(preset(models, rows=[{"label": "x", "model": "tiny", **row}], baseline=None), tmp_path, "cpu")
 
 
+@pytest.mark.parametrize(
+    ("references", "message"),
+    [
+        ({"kind": "same_action"}, "data.references unless references.kind is self"),
+        ({"kind": "self", "caption_dropout": 0.1}, "are for task aicl: set them to 0"),
+    ],
+)
+def test_reference_tokens_are_trained_on_the_pairs_that_their_config_names(models, tmp_path, references, message):
+    config = configs.load("configs/puppets/reference_tokens.yaml")  # of self-pairs, which the models here had
+    config["run"]["out"], config["base"]["path"], config["references"] = str(tmp_path), str(models / "base"), references
+    with pytest.raises(ConfigError, match=message):
+        train(config)
+
+
 def test_networks_without_known_layers_are_refused():
     with pytest.raises(ConfigError, match="baselines work on this library's UNets"):
         attentions(torch.nn.Linear(2, 2))

@@ -238,7 +238,7 @@ def test_a_video_transformer_is_trained_from_scratch_and_aicl_on_it(tmp_path):
         build_backbone("WanTransformer3DModel", {"ffn_dims": 32})
 
 
-@pytest.mark.parametrize("name", ["wan", "cogvideox", "ltx", "animatediff"])
+@pytest.mark.parametrize("name", ["wan", "cogvideox", "ltx", "hunyuanvideo", "mochi", "animatediff"])
 def test_published_sizes_are_those_of_the_page_and_shipped_trainings_fit_them(name, monkeypatch):
     published = next(each for key, each in PUBLISHED.items() if key.startswith(name))
     backbone = published.build()

@@ -11,7 +11,8 @@ from lvdm.bases.backbone import DiffusersBackbone
 from lvdm.bases.codec import frames_that_fit
 from lvdm.bases.kinds import kind_of
 from lvdm.bases.loading import load_base, wrap
-from lvdm.bases.schedules import schedule_of
+from lvdm.bases.pipeline import SIGMAS
+from lvdm.bases.schedules import Steps, ready, schedule_of
 from lvdm.checkpoints import find_model
 from lvdm.diffusion import Condition, Denoiser, DiffusionConfig, FlowSchedule, sample_ddim
 from lvdm.errors import CheckpointError, ConfigError, VideoError
@@ -108,21 +109,24 @@ def test_ddim_on_flow_matching_is_eulers_method_of_diffusers():
 
 
 @pytest.mark.parametrize(
-    "name", ["WanPipeline", "CogVideoXPipeline", "LTXPipeline", "HunyuanVideoPipeline", "StableVideoDiffusionPipeline"]
-)
+    "name",
+    [
+        "WanPipeline", "CogVideoXPipeline", "LTXPipeline", "HunyuanVideoPipeline", "MochiPipeline",
+        "StableVideoDiffusionPipeline",
+    ],
+)  # fmt: skip
 def test_training_sees_the_noise_levels_that_sampling_does(name):
     """At each of the scheduler's own steps: the same signal and noise in the network's input, told the same."""
     base = wrap(pipeline(name))
     frames, size = SIZES[name]
     base.prepare_training(frames, size)
     schedule, scheduler = base.components.schedule, base.pipe.scheduler
-    from lvdm.bases.schedules import ready
-
     tokens = 2 if name != "LTXPipeline" else 8
-    ready_scheduler = ready(scheduler, 5, tokens, torch.device("cpu"), name in ("LTXPipeline", "HunyuanVideoPipeline"))
+    ready_scheduler = ready(scheduler, 5, tokens, torch.device("cpu"), SIGMAS.get(name))
+    loop = Steps(ready_scheduler, None, None)
     told = torch.stack([schedule.told(torch.tensor([t]))[0] for t in range(len(schedule))]).double()
     for i, t in enumerate(ready_scheduler.timesteps[:-1]):
-        nearest = int((told - float(t)).abs().argmin())
+        nearest = int((told - float(loop.told(t))).abs().argmin())
         alpha, sigma = float(schedule.alphas[nearest]), float(schedule.sigmas[nearest])
         if name == "CogVideoXPipeline":
             right = float((1 - ready_scheduler.alphas_cumprod[int(t)]).sqrt())
@@ -131,6 +135,7 @@ def test_training_sees_the_noise_levels_that_sampling_does(name):
             right = level / (1 + level**2) ** 0.5
         else:
             right = float(ready_scheduler.sigmas[i])
+            right = 1 - right if name == "MochiPipeline" else right  # whose levels are those of the signal
         assert abs(sigma - right) < 0.02
         assert alpha == pytest.approx(1 - sigma if base.components.unet.prediction == "flow" else (1 - sigma**2) ** 0.5)
 
@@ -163,6 +168,7 @@ def test_options_that_a_base_cannot_take_are_refused_in_one_sentence():
         svd("a person jumps", **(small | {"num_frames": 4}))
     with pytest.raises(ConfigError, match="choose auto, none or full"):
         wan.accelerate("graphs")
+    assert wan.acceleration.choice == "the network runs as diffusers has it"  # what `aicl sample` ends with
     with pytest.raises(ConfigError, match="class Linear is not known here: known are WanTransformer3DModel"):
         kind_of("Linear")
     with pytest.raises(ConfigError, match="image-to-video model: give it an image"):

@@ -14,6 +14,7 @@ SIZES = {  # frames, (height, width), both small
     "CogVideoXImageToVideoPipeline": (9, (32, 32)),
     "LTXPipeline": (9, (64, 64)),
     "HunyuanVideoPipeline": (9, (32, 32)),
+    "MochiPipeline": (13, (32, 32)),
     "AnimateDiffPipeline": (4, (16, 16)),
     "TextToVideoSDPipeline": (4, (16, 16)),
     "StableVideoDiffusionPipeline": (4, (16, 16)),
@@ -184,6 +185,12 @@ def autoencoder(name: str) -> Any:
         return diffusers.AutoencoderKLHunyuanVideo(
             latent_channels=4, block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=2
         )
+    if name.startswith("Mochi"):
+        return diffusers.AutoencoderKLMochi(  # of 12 channels, which its pipeline expects
+            encoder_block_out_channels=(32, 32, 32, 32),
+            decoder_block_out_channels=(32, 32, 32, 32),
+            layers_per_block=(1, 1, 1, 1, 1),
+        )
     if name.startswith("LTX"):
         return diffusers.AutoencoderKLLTXVideo(
             latent_channels=8,
@@ -207,7 +214,7 @@ def pipeline(name: str) -> Any:
     torch.manual_seed(0)
     parts: dict[str, Any] = {"vae": autoencoder(name).eval()}
     if name != "StableVideoDiffusionPipeline":
-        kind = "umt5" if name.startswith("Wan") else "t5" if name.startswith(("Cog", "LTX")) else "clip"
+        kind = "umt5" if name.startswith("Wan") else "t5" if name.startswith(("Cog", "LTX", "Mochi")) else "clip"
         parts |= {"tokenizer": tokenizer(), "text_encoder": text_encoder(kind).eval()}
     if name.startswith("Hunyuan"):
         parts |= {"text_encoder": text_encoder("llama").eval(), "tokenizer_2": tokenizer()}
@@ -232,6 +239,12 @@ def pipeline(name: str) -> Any:
     elif name.startswith("Hunyuan"):
         parts["scheduler"] = diffusers.FlowMatchEulerDiscreteScheduler(shift=7.0)
         parts["transformer"] = network("HunyuanVideoTransformer3DModel")
+    elif name.startswith("Mochi"):
+        parts["scheduler"] = diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True)
+        parts |= {
+            "transformer": network("MochiTransformer3DModel", in_channels=12),
+            "force_zeros_for_empty_prompt": True,
+        }
     elif name == "AnimateDiffPipeline":
         parts["scheduler"] = diffusers.EulerDiscreteScheduler(**shifted)
         parts |= {"unet": network("UNetMotionModel"), "motion_adapter": None}
