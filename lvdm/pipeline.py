@@ -61,7 +61,7 @@ class VideoPipeline:
         self._texts = Recent[Tensor](KEPT_TEXTS)
         self._slice_size: int | None = None  # before slicing was asked for
 
-    def accelerate(self, mode: Mode = "auto", expected_steps: int | None = None) -> "VideoPipeline":
+    def accelerate(self, mode: Mode = "auto", expected_steps: int | None = None) -> Self:
         """Choose how the UNet runs from now on, see `lvdm.acceleration`: auto, none, graphs or full."""
         self.acceleration = Acceleration(mode, expected_steps)
         return self
@@ -103,7 +103,7 @@ class VideoPipeline:
         """Whether this is an image-to-video model."""
         return self.config.image is not None
 
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "VideoPipeline":
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
         """Move and cast every part in place."""
         self.components.to(device, dtype)
         self.offload = None if device is not None else self.offload

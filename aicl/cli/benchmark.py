@@ -313,8 +313,8 @@ def overhead(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 def profile(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Benchmark `profile`: one record, and its table on the screen."""
     import aicl.tasks  # noqa: F401 (makes the tasks known)
-    from lvdm.training import config_schema
     from lvdm.training.profile import profile_training
+    from lvdm.training.tasks import config_schema
 
     found = profile_training(configs.load(args.config, args.overrides, schema=config_schema()))
     print("\n".join(found.lines()))
