@@ -98,7 +98,7 @@ def strategies(
 ) -> Iterator[Record]:
     """`strategy: auto` beside the best by hand of a training on these clips: see `compare_strategies`."""
     import aicl.tasks  # noqa: F401 (makes the tasks known)
-    from lvdm.training import config_schema
+    from lvdm.training.tasks import config_schema
 
     changes = ["base.path=null", f"base.config={model}", "data.kind=folder", f"data.path={clips}"]
     changes += [f"data.captions={clips / 'captions.csv'}", "training.preview_every=null", *overrides]

@@ -65,7 +65,10 @@ class ModelOptions(Options):
         None, f"a folder with base model and adapter (default: {DEFAULT_MODEL})", group="model", metavar="FOLDER"
     )
     base: str | None = option(
-        None, "a folder of a base model alone, or a training run that wrote one", group="model", metavar="FOLDER"
+        None,
+        "a base model alone: its folder (ours, or one of diffusers), its name on the Hub, or a run that wrote one",
+        group="model",
+        metavar="FOLDER",
     )
     config: str | None = option(
         None, "a training config: its base model, and untrained layers without --adapter", group="model", metavar="FILE"
@@ -74,6 +77,11 @@ class ModelOptions(Options):
     device: str | None = option(None, "where to compute, such as cpu or cuda:1 (default: a GPU if any)", group="model")
     dtype: Literal["float32", "bfloat16", "float16"] | None = option(
         None, "of the weights (default: bfloat16 on a GPU, float32 on a CPU)", group="model"
+    )
+    quantization: Literal["none", "fp8"] = option(
+        "none",
+        "fp8: compute wide linear layers in 8 bits, on GPUs that can; videos differ (default: none)",
+        group="model",
     )
     attention: Literal["sdpa", "xformers", "reference"] = option("sdpa", "what computes attention", group="model")
     compile: Literal["auto", "none", "graphs", "full"] = option(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 from torch import Generator
@@ -31,6 +31,7 @@ from lvdm.checkpoints.hub import upload
 from lvdm.errors import ConfigError, UserError
 from lvdm.inputs import ImageLike, check_prompts, sample_generators
 from lvdm.models.components import GenerationDefaults
+from lvdm.models.quantization import Quantization
 from lvdm.options import read_options, takes_options
 from lvdm.pipeline import VideoPipeline
 from lvdm.video import OutputType, check_output_type, convert_pixels
@@ -74,7 +75,7 @@ class AICLPipeline:
         device: torch.device | str | None = None,
         torch_dtype: torch.dtype | None = None,
         **hub: Any,
-    ) -> "AICLPipeline":
+    ) -> Self:
         """Load a folder of `save_pretrained`, a plain model folder, the folder of a run that trained a base model, a
         folder of a diffusers pipeline, or the name of one on the Hugging Face Hub.
 
@@ -169,9 +170,14 @@ class AICLPipeline:
         """
         self.adapter_scale = SamplingOptions(scale=check_number(scale, "scale")).scale
 
-    def accelerate(self, mode: Mode = "auto", expected_steps: int | None = None) -> "AICLPipeline":
+    def accelerate(self, mode: Mode = "auto", expected_steps: int | None = None) -> Self:
         """Choose how the UNet runs from now on, see `lvdm.acceleration`: auto, none, graphs or full."""
         self.base.accelerate(mode, expected_steps)
+        return self
+
+    def quantize(self, kind: Quantization = "fp8") -> "AICLPipeline":
+        """Compute the base model's wide linear layers in 8 bits from now on, see `VideoPipeline.quantize`."""
+        self.base.quantize(kind)
         return self
 
     @property
@@ -224,9 +230,7 @@ class AICLPipeline:
         """How the UNet ran in the last call: what the mode "auto" of `accelerate` came to."""
         return self.base.acceleration.used(self._sampler().components.unet)
 
-    def to(
-        self, device: torch.device | str | torch.dtype | None = None, dtype: torch.dtype | None = None
-    ) -> "AICLPipeline":
+    def to(self, device: torch.device | str | torch.dtype | None = None, dtype: torch.dtype | None = None) -> Self:
         """Move and cast every part in place; either may be given alone, in any order."""
         if isinstance(device, torch.dtype):
             device, dtype = None, device

@@ -37,7 +37,7 @@ def load_model(options: ModelOptions) -> AICLPipeline:
         pipe = AICLPipeline.from_pretrained(path, adapter=options.adapter, device=at_first, torch_dtype=precision)
     if options.offload:
         pipe.enable_model_cpu_offload(place)
-    return pipe.accelerate(options.compile)
+    return pipe.quantize(options.quantization).accelerate(options.compile)
 
 
 def model_line(pipe: AICLPipeline, options: ModelOptions) -> str:

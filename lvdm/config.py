@@ -36,7 +36,7 @@ MAX_EXTENDS = 20  # files that extend each other in a row
 def load(
     path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     overrides: Iterable[str] = (),
-    schema: type | None = None,
+    schema: type | types.UnionType | None = None,
 ) -> dict[str, Any]:
     """Read a YAML file and everything it `extends`, apply overrides, resolve interpolations; return plain containers.
 
@@ -45,7 +45,8 @@ def load(
     `extends: other.yaml` (or a list of files, later ones winning) is relative to the file that says it. Mappings are
     merged key by key, lists and scalars are replaced. An override is `dotted.key=value`, its value written as in YAML;
     list items have numbers for keys (`channels.0=64`). Its key must already be in the file or, where `schema` (the
-    dataclass that will be built) is given, be one of its fields. A value `???` must be overridden.
+    dataclass that will be built) is given, be one of its fields, or anything beside them where that is `CLASS | dict`.
+    A value `???` must be overridden.
 
     Raises ConfigError for a missing or malformed file, a circular `extends`, an unknown key, a bad interpolation.
     """

@@ -31,6 +31,7 @@ from lvdm.finite import FiniteWatch, check_frames
 from lvdm.inputs import ImageLike, check_prompts, first_frames, sample_generators
 from lvdm.models.backbone import VideoBackbone
 from lvdm.models.components import Components, ModelConfig
+from lvdm.models.quantization import Quantization, quantize
 from lvdm.offload import Offload
 from lvdm.options import GenerationOptions, read_options, takes_options
 from lvdm.recent import Recent, weights_state
@@ -60,9 +61,16 @@ class VideoPipeline:
         self._texts = Recent[Tensor](KEPT_TEXTS)
         self._slice_size: int | None = None  # before slicing was asked for
 
-    def accelerate(self, mode: Mode = "auto", expected_steps: int | None = None) -> "VideoPipeline":
+    def accelerate(self, mode: Mode = "auto", expected_steps: int | None = None) -> Self:
         """Choose how the UNet runs from now on, see `lvdm.acceleration`: auto, none, graphs or full."""
         self.acceleration = Acceleration(mode, expected_steps)
+        return self
+
+    def quantize(self, kind: Quantization = "fp8") -> "VideoPipeline":
+        """Compute the UNet's wide linear layers in 8 bits ("fp8") from now on, for good, which changes results; "none"
+        does nothing. Raises ConfigError for a model or a GPU that cannot, see `lvdm.models.quantization`."""
+        if quantize(self.components.unet, kind, self.device):
+            self.acceleration.forget()
         return self
 
     @property
@@ -95,7 +103,7 @@ class VideoPipeline:
         """Whether this is an image-to-video model."""
         return self.config.image is not None
 
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "VideoPipeline":
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
         """Move and cast every part in place."""
         self.components.to(device, dtype)
         self.offload = None if device is not None else self.offload

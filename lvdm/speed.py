@@ -27,23 +27,31 @@ from lvdm.errors import ConfigError
 from lvdm.models import kernels
 from lvdm.models.components import ModelConfig, build_components
 from lvdm.models.layers import for_branches
+from lvdm.models.quantization import Quantization, quantize
 from lvdm.pipeline import VideoPipeline
 from lvdm.video import write_video
 
 PEAK = 790e12  # operations a second of a Hopper GPU on large bfloat16 products, which the floor is counted with
-CLOSE = 0.05  # how far bfloat16 may be from float32, as a share of the norm
+# How far results may be from float32, as a share of the norm: in bfloat16, and with some layers in 8 bits.
+CLOSE: dict[Quantization, float] = {"none": 0.05, "fp8": 0.2}
 UPSTREAM = Path(__file__).with_name("speed_upstream.py")
 
 
 def denoising_step(
-    config: ModelConfig, device: str, mode: Mode = "auto", batch: int = 2, upstream: Path | None = None, calls: int = 10
+    config: ModelConfig,
+    device: str,
+    mode: Mode = "auto",
+    batch: int = 2,
+    upstream: Path | None = None,
+    calls: int = 10,
+    quantization: Quantization = "none",
 ) -> Record:
     """A guided step of one video (a batch of 2): milliseconds as it is written and in `mode`, beside the floor.
 
     `error`: distance from our float32, as a share of its norm. `floor_ms`: operations over PEAK. `first_s`: the first
     call, in which kernels are made and graphs captured. `upstream`: a checkout of the code that the model descends
-    from, which is timed on the same input. Raises ConfigError where the numbers differ from float32 by more than CLOSE,
-    or upstream's code fails.
+    from, which is timed on the same input. `quantization`: of `ms` and `error`, and `plain_ms` is without.
+    Raises ConfigError where the numbers differ from float32 by more than CLOSE, or upstream's code fails.
     """
     inputs = _inputs(config, device, max(1, batch // 2))
     half = _dtype(device)
@@ -57,19 +65,23 @@ def denoising_step(
         inputs = _in_precision(inputs, half)
         with kernels.only():
             plain_ms = _milliseconds(unet, inputs, device, calls)
+        count = quantize(unet, quantization, torch.device(device))
         _forget_peak(device)
         network = Acceleration(mode).network(unet, steps=50)
         start = time.perf_counter()
         found = network(*inputs[:3], fps=inputs[3])
         error = ((found.double() - expected.double()).norm() / expected.double().norm()).item()
-        if not error < CLOSE:
-            raise ConfigError(f"the fast step is {error:.1%} from float32, where {CLOSE:.0%} are allowed: not timed")
+        if not error < CLOSE[quantization]:
+            allowed = f"{CLOSE[quantization]:.0%}"
+            raise ConfigError(f"the fast step is {error:.1%} from float32, where {allowed} are allowed: not timed")
         first = time.perf_counter() - start
         ms = _milliseconds(network, inputs, device, calls)
     tera = counter.get_total_flops() / 1e12
     floor = 1e15 * tera / PEAK
     shape = inputs[0].shape
     record: Record = {"frames": shape[2], "latents": f"{shape[3]}x{shape[4]}", "batch": batch, "compile": mode}
+    if count:
+        record |= {"quantization": quantization, "layers": count}
     record |= {"tflop": round(tera, 2), "floor_ms": round(floor, 1), "plain_ms": round(plain_ms, 1)}
     record |= {"ms": round(ms, 2), "of_floor": round(ms / floor, 2), "faster": round(plain_ms / ms, 2)}
     record |= {"error": f"{error:.1e}", "first_s": round(first, 1)}

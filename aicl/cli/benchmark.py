@@ -63,6 +63,9 @@ def parser() -> Parser:
 
     command = commands.add_parser("step", parents=[speed], help="a guided denoising step, beside its floor")
     command.add_argument("--upstream", type=Path, help="a checkout of LVDM or VideoCrafter, which is timed beside it")
+    command.add_argument(
+        "--quantization", default="none", choices=("none", "fp8"), help="compute wide linear layers in 8 bits"
+    )
     command.set_defaults(run=step, title="A denoising step")
 
     command = commands.add_parser("clip", parents=[speed], help="a prompt to an mp4 file")
@@ -184,7 +187,8 @@ def step(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     from lvdm import speed
 
     for name, config in model_configs(args):
-        yield {"model": name, **speed.denoising_step(config, args.device, args.compile, upstream=args.upstream)}
+        options = {"upstream": args.upstream, "quantization": args.quantization}
+        yield {"model": name, **speed.denoising_step(config, args.device, args.compile, **options)}
 
 
 def clip(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -309,8 +313,8 @@ def overhead(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 def profile(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Benchmark `profile`: one record, and its table on the screen."""
     import aicl.tasks  # noqa: F401 (makes the tasks known)
-    from lvdm.training import config_schema
     from lvdm.training.profile import profile_training
+    from lvdm.training.tasks import config_schema
 
     found = profile_training(configs.load(args.config, args.overrides, schema=config_schema()))
     print("\n".join(found.lines()))

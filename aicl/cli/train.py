@@ -14,6 +14,7 @@ import argparse
 
 from aicl.cli import Parser, new_parser
 from lvdm import config
+from lvdm.training.settings import Settings
 
 
 def parser() -> Parser:
@@ -32,10 +33,11 @@ def parser() -> Parser:
 
 def main(args: argparse.Namespace) -> int:
     """Run a training; its exit status says whether a signal ended it."""
-    if not config.find(args.config).is_file():
-        config.load(args.config)  # says so at once: what follows takes seconds to import
+    # The sections of every task are checked at once; the task's own take seconds to import.
+    Settings.read(config.load(args.config, args.overrides, schema=Settings | dict))
 
     import aicl.tasks  # noqa: F401 (makes the tasks known)
-    from lvdm.training import config_schema, train
+    from lvdm.training.run import train
+    from lvdm.training.tasks import config_schema
 
     return train(config.load(args.config, args.overrides, schema=config_schema()), resume=args.resume)

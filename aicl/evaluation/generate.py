@@ -105,7 +105,7 @@ class VideoStore:
                 bar.set_description(
                     f"generating '{source.row.label}' with {source.files.base.name}, seed {batch[0].seed}"
                 )
-                parts = (source.parts(), source.dtype, source.compile)
+                parts = (source.parts(), source.dtype, source.compile, source.row.quantization)
                 if place != (batch[0].path.parent, id(batch[0].benchmark)):
                     row.close()  # the row before gives the model back as it was
                     if parts != loaded:

@@ -40,7 +40,8 @@ def draw(run: TableRun, spec: PictureSpec, out: Path, name: str) -> list[Path]:
         if spec.kind == "features":
             sheet = generated_feature_sheet(pipe, sample.prompt, shown[index], seed=sample.seed)
         elif spec.kind == "motion_features":
-            labels = [f"{sample.words or sample.prompt}, {number}" for number in range(1, spec.references + 1)]
+            words = sample.words or sample.prompt
+            labels = [f"{words}, reference {number}" for number in range(1, spec.references + 1)]
             sheet = feature_sheet(pipe, shown[index], [sample.prompt] * spec.references, labels)
         else:
             words = sample.words or sample.prompt

@@ -19,6 +19,7 @@ from lvdm.checkpoints.folder import read_model_config
 from lvdm.errors import CheckpointError, ConfigError
 from lvdm.hashing import file_hash, files_hash, text_hash
 from lvdm.models.components import GenerationDefaults, ModelConfig
+from lvdm.models.quantization import Quantization
 
 VERSION = 1  # of how videos are made; raised when the same row comes to give other ones
 
@@ -36,7 +37,8 @@ class Row:
     alone ("bare").
     guidance_scale, reference_guidance_scale, first_reference_until, num_inference_steps: None is the model's own, with
     references the adapter's where its folder has one.
-    step_cache: steps from one whole call of the UNet to the next, see `lvdm.diffusion.step_cache`.
+    step_cache: steps from one whole call of the UNet to the next, see `lvdm.diffusion.step_cache`. quantization: of the
+    UNet's wide linear layers, see `lvdm.models.quantization`.
     method: how references are shown in place of AICL's adapter, see `aicl.evaluation.method`: its kind and settings.
     group: (i, n) keeps the i-th of n equal groups, by how much the references move, from slow (0) to fast.
     baseline: the row that it is compared with sample by sample. paper: the paper's label of it. only: the benchmarks
@@ -64,6 +66,7 @@ class Row:
     first_reference_until: float | None = None
     num_inference_steps: int | None = None
     step_cache: int = 1
+    quantization: Quantization = "none"
     method: dict[str, Any] | None = field(default=None, hash=False)
     group: tuple[int, int] | None = None
     baseline: str | None = None
@@ -88,8 +91,8 @@ class Row:
         """Raise ConfigError for what belongs to AICL's adapter, or to no method."""
         if self.kind != "generated" or self.references == 0:
             raise ConfigError(f"row '{self.label}': a method is for generated videos with references")
-        alone = {"reference_guidance_scale": None, "first_reference_until": None, "scale": 1.0, "step_cache": 1}
-        for name, default in alone.items():
+        alone: dict[str, Any] = {"reference_guidance_scale": None, "first_reference_until": None, "scale": 1.0}
+        for name, default in (alone | {"step_cache": 1, "quantization": "none"}).items():
             if getattr(self, name) != default:
                 raise ConfigError(f"row '{self.label}': {name} is a setting of AICL, not of a method: leave it out")
 
@@ -195,6 +198,8 @@ class Source:
             settings["first_reference_until"] = self.first_reference_until
         if row.step_cache != 1:
             settings["step_cache"] = row.step_cache
+        if row.quantization != "none":
+            settings["quantization"] = row.quantization
         if self.compile != "none":  # it rounds differently
             settings["compile"] = self.compile
         return settings
@@ -210,7 +215,7 @@ class Source:
         pipeline = AICLPipeline.from_pretrained(parts["base"], adapter=adapter, device=device, torch_dtype=self.dtype)
         pipeline.first_reference_until = self.files.first_reference_until
         pipeline.guidance_scale = self.files.guidance_scale
-        pipeline.accelerate(self.compile)
+        pipeline.quantize(self.row.quantization).accelerate(self.compile)
         return pipeline
 
 

@@ -3,7 +3,7 @@
 import inspect
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Generator, Tensor, nn
@@ -88,7 +88,7 @@ class DiffusersPipeline(VideoPipeline):
         """Write the folder as diffusers does."""
         self.pipe.save_pretrained(str(folder), safe_serialization=True)
 
-    def accelerate(self, mode: Mode = "auto", expected_steps: int | None = None) -> "DiffusersPipeline":
+    def accelerate(self, mode: Mode = "auto", expected_steps: int | None = None) -> Self:
         """auto and none: as diffusers runs it. full: its blocks are compiled, hooks stay alive. Raises ConfigError for
         graphs, which networks that copy from the host while they run cannot be captured into."""
         if mode == "graphs":

@@ -11,11 +11,12 @@ import torch
 from safetensors.torch import save_file
 
 from lvdm import config as configs
-from lvdm.bases.loading import is_base, load_base
+from lvdm.bases.loading import is_base, is_part, load_base
 from lvdm.checkpoints.strict import load_strict
 from lvdm.errors import CheckpointError
 from lvdm.files import temporary_folder
 from lvdm.models.components import Components, ModelConfig, build_components
+from lvdm.models.quantization import is_quantized
 from lvdm.outside import hinted, open_tensors, read_object
 from lvdm.pipeline import VideoPipeline
 
@@ -52,8 +53,10 @@ def save_pipeline(
     """Write a model as a folder that `load_pipeline` reads: appears at once, complete, or not at all.
 
     `states`: state dicts to write in place of those that some parts have now, by the names of `Components.modules`.
-    Raises CheckpointError where `folder` exists with content, or a part of the model is missing.
+    Raises CheckpointError where `folder` exists with content, or a part of the model is missing or in 8 bits.
     """
+    if any(is_quantized(module) for module in components.modules().values()):
+        raise CheckpointError("a model in 8 bits is for sampling: load it again without quantization, and save that")
     states = {part: module.state_dict() for part, module in components.modules().items()} | dict(states or {})
     if missing := expected_parts(config) - states.keys():
         raise CheckpointError(f"a model folder needs all parts; missing: {', '.join(sorted(missing))}")
@@ -66,6 +69,10 @@ def save_pipeline(
 def read_model_config(folder: Path) -> ModelConfig:
     """The config of a model folder. Raises CheckpointError where there is none."""
     if not (folder / CONFIG_FILE).is_file():
+        if is_part(folder):
+            raise CheckpointError(
+                f"{folder} is one part of a model of diffusers: give {folder.parent}, which holds all"
+            )
         make = "make one with aicl convert, or train one"
         raise CheckpointError(f"there is no model folder {folder} (no {CONFIG_FILE} in it): {make}")
     return ModelConfig.read(configs.load(folder / CONFIG_FILE), where=str(folder / CONFIG_FILE))

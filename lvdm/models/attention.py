@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lvdm.errors import ConfigError
-from lvdm.models import kernels
+from lvdm.models import fp8, kernels
 from lvdm.models.layers import own_precision
 
 Backend = Literal["sdpa", "xformers", "reference"]
@@ -286,7 +287,7 @@ class Attention(nn.Module):
         inner, context_dim = heads * head_dim, context_dim or dim
         self.heads = heads
         self.image_tokens = image_tokens
-        self._fused: Tensor | None = None
+        self._fused: Callable[[Tensor], Tensor] | None = None
         self.to_q = nn.Linear(dim, inner, bias=False)
         self.to_k = nn.Linear(context_dim, inner, bias=False)
         self.to_v = nn.Linear(context_dim, inner, bias=False)
@@ -329,12 +330,17 @@ class Attention(nn.Module):
 
         For self-attention that is not trained. The three weights become parts of one; their names stay.
         """
-        weights = [self.to_q.weight, self.to_k.weight, self.to_v.weight]
+        layers = [self.to_q, self.to_k, self.to_v]
+        weights = [layer.weight for layer in layers]
         if weights[0].shape[1] != weights[1].shape[1] or any(weight.requires_grad for weight in weights):
             return
-        self._fused = torch.cat([weight.data for weight in weights])
-        for weight, part in zip(weights, self._fused.chunk(3)):
+        if all(isinstance(layer, fp8.Float8Linear) for layer in layers):
+            self._fused = fp8.joined(cast(list[fp8.Float8Linear], layers))
+            return
+        whole = torch.cat([weight.data for weight in weights])
+        for weight, part in zip(weights, whole.chunk(3)):
             weight.data = part
+        self._fused = partial(F.linear, weight=whole)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Attention":
         self._fused = None
@@ -347,7 +353,7 @@ class Attention(nn.Module):
     def _projections(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, ...]:
         """Queries of x and keys and values of the context, by default of x: (..., dim) -> (..., heads, d)."""
         if context is None and self._fused is not None:
-            return tuple(self._heads(part) for part in F.linear(x, self._fused).chunk(3, dim=-1))
+            return tuple(self._heads(part) for part in self._fused(x).chunk(3, dim=-1))
         source = x if context is None else context
         return self._heads(self.to_q(x)), self._heads(self.to_k(source)), self._heads(self.to_v(source))
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, Self, cast
 
 import torch
 from torch import nn
@@ -119,7 +119,7 @@ class Components:
         }
         return {name: module for name, module in parts.items() if module is not None}
 
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Components":
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
         """Move and cast every part in place."""
         parts: tuple[nn.Module | None, ...] = (
             self.unet,
@@ -133,7 +133,7 @@ class Components:
                 module.to(device=device, dtype=dtype)
         return self
 
-    def eval(self) -> "Components":
+    def eval(self) -> Self:
         """Put every part into inference mode, without gradients."""
         for module in self.modules().values():
             module.eval().requires_grad_(False)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +55,7 @@ class EMA:
                 for parameter, value in zip(self._parameters(module), own):
                     parameter.copy_(value)
 
-    def to(self, device: torch.device | str) -> "EMA":
+    def to(self, device: torch.device | str) -> Self:
         self.averages = {name: average.to(device) for name, average in self.averages.items()}
         return self
 

@@ -240,8 +240,8 @@ class FeedForward(nn.Module):
         if kernels.enabled("geglu") and kernels.usable(x):
             from lvdm.models.kernels import products
 
-            if kernels.differentiated(x, self.proj_in.weight):
-                return self.proj_out(products.gated(self.proj_in(x)))
+            if kernels.differentiated(x, self.proj_in.weight) or not isinstance(self.proj_in, nn.Linear):
+                return self.proj_out(products.gated(self.proj_in(x)))  # with gradients, or of 8 bits
             if products.geglu_fits(x):
                 return self.proj_out(products.geglu(x.contiguous(), self.proj_in.weight, self.proj_in.bias))
         if _plain_on_cpu(x, self.proj_in.weight):

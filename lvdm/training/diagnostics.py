@@ -67,11 +67,19 @@ def read_history(path: Path, name: str) -> list[tuple[int, float]]:
     return points
 
 
-def draw_histories(path: Path, histories: Mapping[str, Sequence[tuple[int, float]]]) -> None:
-    """Draw the course of each number over the steps, one chart below the other, as a PNG."""
-    charts = [_chart(name, points) for name, points in histories.items() if points]
-    if not charts:
+def draw_histories(
+    path: Path, histories: Mapping[str, Sequence[tuple[int, float]]], *, one_scale: bool = False
+) -> None:
+    """Draw the course of each number over the steps, one chart below the other, as a PNG; what is empty is left out.
+
+    one_scale: all charts have the axes of the widest ranges, so that the courses of one number in several trainings can
+    be compared. Otherwise each chart has its own.
+    """
+    drawn = {name: points for name, points in histories.items() if points}
+    if not drawn:
         return
+    everything = [point for points in drawn.values() for point in points]
+    charts = [_chart(name, points, everything if one_scale else points) for name, points in drawn.items()]
     sheet = Image.new("RGB", (_SIZE[0], _SIZE[1] * len(charts)), "white")
     for row, chart in enumerate(charts):
         sheet.paste(chart, (0, row * _SIZE[1]))
@@ -79,14 +87,16 @@ def draw_histories(path: Path, histories: Mapping[str, Sequence[tuple[int, float
         sheet.save(temporary, format="PNG")
 
 
-def _chart(name: str, points: Sequence[tuple[int, float]]) -> Image.Image:
+def _chart(name: str, points: Sequence[tuple[int, float]], shown: Sequence[tuple[int, float]]) -> Image.Image:
+    """The course of one number, on axes that hold all points of `shown`."""
     width, height = (_SCALE * side for side in _SIZE)
     left, top, right, bottom = (_SCALE * side for side in _MARGIN)
     picture = Image.new("RGB", (width, height), "white")
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size=12 * _SCALE)
-    last = max(step for step, _ in points)
-    values = [value for _, value in points]
-    ticks = _ticks(min(0.0, *values), max(0.0, *values))
+    last = max(step for step, _ in shown)
+    least, most = (found(0.0, *(value for _, value in shown)) for found in (min, max))
+    pixel = (most - least) / (_SIZE[1] - _MARGIN[1] - _MARGIN[3])
+    ticks = _ticks(*(value if abs(value) > pixel else 0.0 for value in (least, most)))  # what is not seen needs no room
     low, high = ticks[0], ticks[-1]
 
     def place(step: float, value: float) -> tuple[float, float]:

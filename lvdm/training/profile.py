@@ -12,10 +12,9 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from torch.profiler import ProfilerActivity, profile
 
-from lvdm import config as configs
 from lvdm.training.module import training_module
 from lvdm.training.run import build_run, build_trainer, settle
-from lvdm.training.settings import RunSettings, TrainingSettings
+from lvdm.training.settings import Settings
 
 WARM_UP, MEASURED, TRACED = 3, 5, 2  # steps; measured twice: undisturbed, and waiting for the device between phases
 TOP = 15
@@ -56,8 +55,8 @@ class Profile:
 
 def profile_training(config: dict[str, Any]) -> Profile:
     """Train some steps as `train(config)` would, on one device and without writing anything, and time them."""
-    run = configs.from_mapping(RunSettings, config.get("run", {}), where="run")
-    settings = configs.from_mapping(TrainingSettings, config.get("training", {}), where="training")
+    sections = Settings.read(config)
+    run, settings = sections.run, sections.training
     settings = replace(settings, steps=WARM_UP + 2 * MEASURED + TRACED)
     settings = settle(config, run, settings)
     options, module, data = build_run(config, run, settings)

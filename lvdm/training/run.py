@@ -36,7 +36,7 @@ from lvdm.training.logs import CSVLog
 from lvdm.training.messages import Messages
 from lvdm.training.metrics import Meter
 from lvdm.training.module import TrainingModule
-from lvdm.training.settings import LoggingSettings, RunSettings, TrainingSettings
+from lvdm.training.settings import LoggingSettings, RunSettings, Settings, TrainingSettings
 from lvdm.training.strategy import build_strategy, first_process
 from lvdm.training.tasks import Recipe, build_task
 
@@ -67,26 +67,18 @@ def train(config: dict[str, Any], resume: str = "none") -> int:
     DiskError when the disk is full or cannot be written.
     """
     config = dict(config)
-    run = configs.from_mapping(RunSettings, config.get("run", {}), where="run")
-    settings = configs.from_mapping(TrainingSettings, config.get("training", {}), where="training")
-    reports = configs.from_mapping(LoggingSettings, config.get("logging", {}), where="logging")
-    folder = Path(run.out) / run.name
+    settings = Settings.read(config)
+    folder = Path(settings.run.out) / settings.run.name
     if resume not in ("none", "auto"):
         check_checkpoint(Path(resume))
     with locked(folder, "is training") if first_process() else nullcontext():
         with disk_errors(folder, then="then go on with --resume auto"), _silent_writers():
-            return _train(config, run, settings, reports, folder, resume)
+            return _train(config, settings, folder, resume)
 
 
-def _train(
-    config: dict[str, Any],
-    run: RunSettings,
-    settings: TrainingSettings,
-    reports: LoggingSettings,
-    folder: Path,
-    resume: str,
-) -> int:
-    """`train` with its sections parsed, in a folder that no other training has."""
+def _train(config: dict[str, Any], sections: Settings, folder: Path, resume: str) -> int:
+    """`train` with the common sections parsed, in a folder that no other training has."""
+    run, reports = sections.run, sections.logging
     damaged: list[Path] = []
     checkpoint = Path(resume) if resume not in ("none", "auto") else None
     if resume == "auto":
@@ -96,7 +88,7 @@ def _train(
     progress = read_progress(checkpoint) if checkpoint else Progress()
 
     _quieten()
-    settings = settle(config, run, settings)
+    settings = settle(config, run, sections.training)
     options, module, data = build_run(config, run, settings)
     if checkpoint:
         check_state(checkpoint, module)

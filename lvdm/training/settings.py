@@ -1,9 +1,10 @@
-"""What a training run can be told: the `run`, `training` and `logging` sections of its config."""
+"""What every training can be told: the `run`, `training` and `logging` sections of its config; quick to import."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
-from lvdm.config import check_at_least
+from lvdm.config import check_at_least, from_mapping
 from lvdm.errors import ConfigError
 
 DEEPSPEED = ("deepspeed_zero2_offload", "deepspeed_zero2", "deepspeed_zero3")
@@ -155,3 +156,21 @@ class LoggingSettings:
 
     def __post_init__(self) -> None:
         check_at_least(self, 1, ("every", "diagnostics"), "logging")
+
+
+@dataclass
+class Settings:
+    """The sections that the config of every task has."""
+
+    run: RunSettings
+    training: TrainingSettings
+    logging: LoggingSettings = field(default_factory=LoggingSettings)
+
+    @classmethod
+    def read(cls, config: Mapping[str, Any]) -> Self:
+        """From the config of a training, whose other sections its task reads. Raises ConfigError."""
+        return cls(
+            from_mapping(RunSettings, config.get("run", {}), where="run"),
+            from_mapping(TrainingSettings, config.get("training", {}), where="training"),
+            from_mapping(LoggingSettings, config.get("logging", {}), where="logging"),
+        )

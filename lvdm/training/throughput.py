@@ -10,11 +10,10 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 
-from lvdm import config as configs
 from lvdm.training.choice import GIB, choose, divisors
 from lvdm.training.module import training_module
 from lvdm.training.run import build_run, build_trainer
-from lvdm.training.settings import RunSettings, TrainingSettings
+from lvdm.training.settings import RunSettings, Settings, TrainingSettings
 
 WARM_UP, MEASURED = 2, 3  # optimiser steps
 SLACK = 1.3  # what reserved more memory than a limit by less than this may still run under it, with its blocks freed
@@ -52,7 +51,7 @@ def measure_throughput(config: dict[str, Any], settings: TrainingSettings) -> Th
 
     None where the GPU's memory, as far as PyTorch may have it, is not enough. What was used is free again afterwards.
     """
-    run = configs.from_mapping(RunSettings, config.get("run", {}), where="run")
+    run = Settings.read(config).run
     settings = replace(settings, steps=WARM_UP + MEASURED)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
@@ -92,8 +91,8 @@ def compare_strategies(config: dict[str, Any], limits: Sequence[float]) -> Itera
     runs under that limit. What was measured with more memory, and reserved less than the limit, is not measured again.
     A limit above the card's memory is the card. Without a GPU nothing limits, and only one micro-batch size is tried.
     """
-    run = configs.from_mapping(RunSettings, config.get("run", {}), where="run")
-    settings = configs.from_mapping(TrainingSettings, config.get("training", {}), where="training")
+    sections = Settings.read(config)
+    run, settings = sections.run, sections.training
     cuda = torch.cuda.is_available() and settings.accelerator != "cpu"
     total = torch.cuda.get_device_properties(0).total_memory / GIB if cuda else 0.0
     known: dict[int, Throughput | None] = {}

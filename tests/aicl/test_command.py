@@ -82,6 +82,8 @@ MISTAKES = (
     "sample --prompt x --adapter missing",
     "sample --repeat missing.json",
     "train --config missing.yaml",
+    "train --config configs/tiny/base.yaml training.missing=1",
+    "train --config configs/tiny/base.yaml run.name=missing/",
     "reproduce --table I --benchmark ucf101 benchmark.path=missing",
     "reproduce --table I --benchmark missing",
     "evaluate score missing",

@@ -18,6 +18,7 @@ from aicl.evaluation.results import read_result
 from aicl.evaluation.row import Row
 from lvdm import config as configs
 from lvdm.errors import ConfigError, DataError, VideoError
+from lvdm.models import quantization
 from lvdm.video.reading import read_frames
 from tests.aicl.evaluation_models import FRAMES, save_tiny_evaluators, save_tiny_model
 
@@ -326,3 +327,22 @@ def test_prompts_that_two_tables_share_do_not_cut_batches(models, tmp_path):
     assert sum(map(len, batches)) == len(unique) and len(batches) == 8
     for batch in batches:
         assert len({(made.path.parent, id(made.benchmark)) for made in batch}) == 1
+
+
+def test_a_row_in_8_bits_has_a_model_and_videos_of_its_own(models, tmp_path, monkeypatch):
+    monkeypatch.setattr(quantization, "WIDTH", 32)
+    rows = [{"label": "8 bits", "model": "tiny", "quantization": "fp8"}, {"label": "plain", "model": "tiny"}]
+
+    def videos(name: str, rows: list) -> dict[str, torch.Tensor]:
+        changes = {"rows": rows, "baseline": None, "seeds": [0], "videos": 2, "batch_size": 2}
+        run = Experiment(preset(models, **changes), tmp_path / name, "cpu")
+        made = run.tables[0].all_made()
+        run.videos.fill(made, run.device, batch_size=2)
+        return {each.source.row.label: read_lossless(each.path)[0] for each in made[::2]}
+
+    both, alone = videos("both", rows), videos("alone", rows[1:])
+    assert torch.equal(both["plain"], alone["plain"])
+    assert not torch.equal(both["plain"], both["8 bits"])
+    method = {"kind": "lora"}
+    with pytest.raises(ConfigError, match="quantization is a setting of AICL, not of a method"):
+        Row("learned", model="tiny", adapter="tiny", references=1, method=method, quantization="fp8")

@@ -3,13 +3,15 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from aicl.evaluation.page import marked, rebuild, table
 from aicl.evaluation.results import Protocol, Result, write_result
 from aicl.evaluation.statistics import Estimate
 from lvdm.errors import ConfigError, DataError
-from scripts.rebuild_results import PAGES
+from scripts.rebuild_results import CHARTS, PAGES, draw_gaps
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
@@ -36,6 +38,10 @@ def test_a_page_is_rebuilt_from_its_results(tmp_path):
     assert text.endswith("\n\nText | with a bar\n\n| other | table |\n") and "old" not in text
     assert rebuild(text, tmp_path) == text and marked(text) == ["t-0"]
     assert [line.split(" |")[0] for line in table("t-0", "2 0", "acc", tmp_path)[2:]] == ["| row 10", "| row 0"]
+    write(tmp_path, "u-0", 2, 0.5)
+    both = "<!-- results: u-0 + t-0; rows: 0 3; columns: acc! -->"
+    assert rebuild(both, tmp_path).split("\n")[3:] == ["| row 2 | 50.0 |", "| row 10 | 35.0 |"]
+    assert marked(both) == ["u-0", "t-0"]
 
 
 def test_what_cannot_be_rebuilt_is_said(tmp_path):
@@ -61,3 +67,14 @@ def test_the_tables_of_our_pages_are_those_of_the_tracked_results():
         shown |= set(marked(page))
     tracked = {re.sub(r"-\d+$", "", path.stem) for path in (DOCS / "results").glob("*.json")}
     assert tracked == shown, "every tracked result stands in a page, and nothing else"
+
+
+@pytest.mark.parametrize("name", CHARTS)
+def test_the_charts_of_our_pages_are_drawn_of_the_tracked_numbers(name, tmp_path):
+    draw_gaps(DOCS / "figures" / f"{name}.csv", tmp_path / "x.png")
+    anew, tracked = (
+        np.asarray(Image.open(path).convert("L"), dtype=float)
+        for path in (tmp_path / "x.png", DOCS / "figures" / f"{name}.png")
+    )
+    assert anew.shape == tracked.shape
+    assert np.abs(anew - tracked).mean() < 0.5, "letters may look a little different with another Pillow, courses not"

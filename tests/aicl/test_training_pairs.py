@@ -6,7 +6,7 @@ import torch
 
 import aicl.tasks  # noqa: F401 (makes the tasks known)
 from aicl.training_features import disturb_features
-from aicl.training_pairs import PairMaker, ReferenceSettings, build_pair_sampler
+from aicl.training_pairs import PairMaker, ReferenceSettings, build_pair_sampler, pairs_line
 from aicl.training_task import AICLSections
 from lvdm import config as configs
 from lvdm.data import CachedChanges, Changed, ClipCache, ClipConfig, ClipRecord, SelfPairConfig, cache_settings
@@ -49,6 +49,8 @@ def test_a_single_video_trains():
     assert drawn(ReferenceSettings(kind="self"), 3, records=records) == [[0, Changed(0)]] * 3
     with pytest.raises(DataError, match=r"references\.kind = self"):
         build_pair_sampler(ReferenceSettings(), records)
+    with pytest.raises(DataError, match="the data has only one"):
+        build_pair_sampler(ReferenceSettings(kind="self", wrong_share=0.1), records)
 
 
 def test_mixed_pairs_follow_their_schedule():
@@ -62,11 +64,33 @@ def test_mixed_pairs_follow_their_schedule():
     assert 0.4 < np.mean([isinstance(pair[1], Changed) for pair in half if pair[0] < 3]) < 0.6
 
 
+def test_each_reference_of_a_sample_is_chosen_for_itself():
+    half = drawn(ReferenceSettings(kind="mixed", count=2, self_share=0.5))
+    assert {(isinstance(a, Changed), isinstance(b, Changed)) for target, a, b in half if target < 3} == {
+        (True, True), (True, False), (False, True), (False, False)
+    }  # fmt: skip
+    others = drawn(ReferenceSettings(kind="mixed", count=2, self_share=0.0))
+    assert all({a, b} == {0, 1, 2} - {target} for target, a, b in others if target < 3)
+
+
+def test_all_candidates_are_drawn():
+    settings = ReferenceSettings(candidates=2)
+    assert all({a, b} == {0, 1, 2} - {target} for target, a, b in drawn(settings))
+    sampler = build_pair_sampler(settings, RECORDS)
+    assert "3 clips have 2 others of their action, 1 have not" in pairs_line(sampler, settings)
+    with pytest.raises(DataError, match="indexed for 4 videos, the data set has 5"):
+        build_pair_sampler(ReferenceSettings(kind="self"), RECORDS)(np.random.default_rng(0), [*RECORDS, RECORDS[0]])
+
+
 def test_wrong_references_are_changed_like_right_ones():
     samples = drawn(ReferenceSettings(kind="self", wrong_share=0.25), 400)
     wrong = [reference.index != target for target, reference in samples]
     assert 0.18 < np.mean(wrong) < 0.32
     assert all(isinstance(reference, Changed) for _, reference in samples)
+    always = drawn(ReferenceSettings(kind="self", wrong_share=1.0))
+    assert {(target, reference.index) for target, reference in always} == {
+        (a, b) for a in range(4) for b in range(4) if a != b
+    }
 
 
 @pytest.mark.parametrize(
@@ -88,6 +112,8 @@ def test_settings_that_cannot_work_are_refused(section, message):
     with pytest.raises(ConfigError, match=message):
         ReferenceSettings.read(section)
     assert ReferenceSettings.read(3).count == 3 and ReferenceSettings.read(None).kind == "same_action"
+    assert ReferenceSettings(count=2, candidates=2).drawn == 2
+    assert ReferenceSettings(kind="mixed").changes_to_cache and ReferenceSettings().changes_to_cache is None
 
 
 def device_batch(count=None, number=0):
@@ -121,9 +147,9 @@ def test_on_the_device_a_share_of_given_references_becomes_self_pairs():
     batch = device_batch(2, number=100)
     late = PairMaker(settings)(batch)
     assert torch.equal(late["references"], batch["references"]) and late["reference_captions"] == [["x", "x"]] * 3
-    early = PairMaker(settings)(device_batch(2))
+    early = PairMaker(settings)(device_batch(2, number=4))
     own = [[text != "x" for text in texts] for texts in early["reference_captions"]]
-    assert any(map(any, own))
+    assert any(map(any, own)) and not all(map(all, own))
     for i, row in enumerate(own):
         for j, mine in enumerate(row):
             assert early["references"][i, j].any() == mine
@@ -151,6 +177,18 @@ def test_on_the_device_references_that_do_not_belong_are_kept_but_changed():
     assert not torch.allclose(made["references"][0], batch["references"][0])
 
 
+def test_references_that_were_chosen_with_the_sample_are_changed_as_it_says():
+    batch = device_batch(1) | {"reference_changed": [[False], [True], [False]]}
+    batch["references"] = batch["frames"][[1, 2, 0], None]  # none of them the target's
+    made = PairMaker(ReferenceSettings(kind="mixed"))(batch)
+    kept = [torch.equal(a, b) for a, b in zip(made["references"], batch["references"])]
+    assert kept == [True, False, True] and made["reference_captions"] == [["x"]] * 3
+    assert PairMaker(ReferenceSettings(kind="self"))(made) is made  # once is enough
+    own = device_batch() | {"references": batch["frames"][:, None], "reference_changed": [[True]] * 3}
+    anew = PairMaker(ReferenceSettings(kind="self"))(device_batch())["references"]
+    assert torch.equal(PairMaker(ReferenceSettings(kind="self"))(own)["references"], anew)
+
+
 def test_a_self_pair_may_keep_the_caption_that_came_with_a_reference():
     settings = ReferenceSettings(kind="self", captions="given")
     made = PairMaker(settings)(device_batch(1))
@@ -173,6 +211,10 @@ def test_captions_are_left_out_by_their_shares_and_by_sample():
     again = PairMaker(ReferenceSettings(prompt_dropout=0.2, caption_dropout=0.5)).leave_out_captions(alone)
     assert again["caption"] == made["caption"][7:9]
     assert PairMaker(ReferenceSettings()).leave_out_captions(batch) is batch
+    half = PairMaker(ReferenceSettings(kind="mixed", prompt_dropout=0.5))
+    prompts = np.array([text == "" for text in half.leave_out_captions(batch)["caption"]])
+    own = np.array(half._own(batch | {"number": torch.zeros(400, dtype=torch.int64)}, 1))[:, 0]
+    assert 0.42 < prompts.mean() < 0.58 and 0.42 < own.mean() < 0.58 and 0.42 < (prompts == own).mean() < 0.58
 
 
 def test_the_candidate_that_moves_like_the_target_is_kept_whatever_it_looks_like():

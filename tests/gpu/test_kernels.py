@@ -10,14 +10,19 @@ from aicl.action_integration import IntegrationConfig
 from aicl.integrated_backbone import integrate
 from lvdm.acceleration import Acceleration, Replayed, compile_regions
 from lvdm.diffusion.step_cache import StepCache
-from lvdm.models import kernels
+from lvdm.models import kernels, quantization
 from lvdm.models.attention import Attention
 from lvdm.models.backbone import build_backbone
+from lvdm.models.fp8 import Float8Linear
 from lvdm.models.layers import FeedForward, GroupNorm, LayerNorm, TemporalConv, add_biased
 from tests.aicl.tiny_models import SMALLEST
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 CLOSE = 2e-2  # of the norm, in bfloat16
+in_8_bits = pytest.mark.skipif(
+    torch.cuda.is_available() and torch.cuda.get_device_capability() < quantization.CAPABILITY,
+    reason="needs products of 8-bit floating point",
+)
 LVDM = SMALLEST | {
     "model_channels": 64,
     "num_head_channels": 32,
@@ -174,3 +179,32 @@ def test_graphs_with_a_step_cache_compute_what_the_network_does():
         found = [replayed(*inputs(torch.bfloat16, seed)) for seed in range(6)]
         for one, other in zip(found, expected, strict=True):
             assert distance(one, other) < 1e-3
+
+
+@in_8_bits
+@pytest.mark.parametrize("fused", [True, False])
+@torch.no_grad()
+def test_layers_in_8_bits_are_their_definition(fused):
+    torch.manual_seed(0)
+    layer, x = nn.Linear(128, 256).cuda().bfloat16(), torch.randn(3, 40, 128, device="cuda").bfloat16()
+    eight = Float8Linear.of(layer)
+    with kernels.only(*(["fp8"] if fused else [])):
+        found = eight(x).cpu()
+    assert distance(found, copy.deepcopy(eight).cpu().float()(x.cpu().float())) < 1e-2  # the plain form on a CPU
+    assert 2e-2 < distance(found, layer(x).cpu()) < 6e-2
+
+
+@in_8_bits
+@pytest.mark.parametrize("mode", ["none", "graphs", "full"])
+@torch.no_grad()
+def test_networks_in_8_bits_run_in_every_mode(mode, monkeypatch):
+    monkeypatch.setattr(quantization, "WIDTH", 64)
+    unet = build("lvdm", LVDM)
+    with kernels.only():
+        exact = unet(*inputs(torch.float32))
+    assert quantization.quantize(unet.bfloat16(), "fp8", torch.device("cuda")) > 20
+    plain = copy.deepcopy(unet).cpu()(*(each.cpu() for each in inputs(torch.bfloat16)))
+    allowed = 1.3 * distance(plain, exact.cpu())  # what the plain form on a CPU loses
+    network = Acceleration(mode).network(unet, steps=50)
+    for _ in range(2):
+        assert 0.02 < distance(network(*inputs(torch.bfloat16)), exact) < allowed < 0.2

@@ -28,6 +28,21 @@ def test_any_course_is_drawn(tmp_path, points):
     assert (pixels[..., 2] > pixels[..., 0] + 60).sum() > 5  # the line is blue
 
 
+def test_charts_on_one_scale_have_the_axes_of_the_widest(tmp_path):
+    """A course with a tenth of another's steps and values fills its own axes, and a tenth of the shared ones."""
+    long, short = ([(factor * i, 1.0 * factor * i) for i in range(11)] for factor in (10, 1))
+    extents = []
+    for one_scale in (False, True):
+        draw_histories(tmp_path / "x.png", {"long": long, "short": short}, one_scale=one_scale)
+        with Image.open(tmp_path / "x.png") as drawn:
+            pixels = np.asarray(drawn.convert("RGB")).astype(int)
+        lines = (pixels[..., 2] > pixels[..., 0] + 60).reshape(2, 280, 640)
+        extents.append([(np.ptp(line.any(0).nonzero()[0]), np.ptp(line.any(1).nonzero()[0])) for line in lines])
+    (long_own, short_own), (long_shared, short_shared) = extents
+    assert long_own == short_own == long_shared
+    assert all(0.08 < some / every < 0.15 for some, every in zip(short_shared, long_shared))
+
+
 @pytest.mark.parametrize(("low", "high"), [(0, 0.025), (-3, 40), (0, 1), (-0.001, 0), (0, 0)])
 def test_ticks_are_round_and_enclose_what_is_drawn(low, high):
     ticks = _ticks(low, high)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 HALF = (torch.bfloat16, torch.float16)
-NAMES = ("group_norm", "layer_norm", "temporal_attention", "geglu", "temporal_conv", "sums", "rotary")
+NAMES = ("group_norm", "layer_norm", "temporal_attention", "geglu", "temporal_conv", "sums", "rotary", "fp8")
 _enabled = set(NAMES)
 
 
