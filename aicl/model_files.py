@@ -21,7 +21,8 @@ ADAPTER_FILE = "adapter.safetensors"
 class FolderConfig:
     """`aicl.yaml` of a model folder: where the base model and the adapter lie, relative to it.
 
-    first_reference_until: the default of `SamplingOptions.first_reference_until`, which belongs to an adapter.
+    first_reference_until, guidance_scale: defaults of these options of `SamplingOptions` that belong to an adapter, so
+    the second one is for videos with references; None is the base model's own.
     """
 
     OLD_NAMES: ClassVar[dict[str, str]] = {"lead": "first_reference_until"}
@@ -29,9 +30,15 @@ class FolderConfig:
     base: str = "base"
     adapter: str = ADAPTER_FILE
     first_reference_until: float = 0.0
+    guidance_scale: float | None = None
 
     def __post_init__(self) -> None:
-        SamplingOptions(first_reference_until=self.first_reference_until)  # checks its range
+        SamplingOptions(first_reference_until=self.first_reference_until, guidance_scale=self.guidance_scale)  # checks
+
+    def content(self) -> dict[str, Any]:
+        """What stands in the file: without a guidance_scale where there is none, which earlier versions do not know."""
+        content: dict[str, Any] = configs.to_mapping(self)
+        return {name: value for name, value in content.items() if value is not None}
 
     @classmethod
     def read(cls, folder: Path) -> "FolderConfig | None":
@@ -46,11 +53,12 @@ class FolderConfig:
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """The folder of a base model, the file of an adapter if there is one, and the default that goes with it."""
+    """The folder of a base model, the file of an adapter if there is one, and the defaults that go with it."""
 
     base: Path
     adapter: Path | None = None
     first_reference_until: float = 0.0
+    guidance_scale: float | None = None
 
 
 def find_model_files(path: str | os.PathLike[str], adapter: str | os.PathLike[str] | None = None) -> ModelFiles:
@@ -65,7 +73,8 @@ def find_model_files(path: str | os.PathLike[str], adapter: str | os.PathLike[st
         return ModelFiles(find_model(path), own)
     if own is not None:
         return ModelFiles(find_model(Path(path) / folder.base), own)
-    return ModelFiles(find_model(Path(path) / folder.base), Path(path) / folder.adapter, folder.first_reference_until)
+    base = find_model(Path(path) / folder.base)
+    return ModelFiles(base, Path(path) / folder.adapter, folder.first_reference_until, folder.guidance_scale)
 
 
 def fetch_model_files(

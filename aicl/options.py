@@ -65,7 +65,10 @@ class ModelOptions(Options):
         None, f"a folder with base model and adapter (default: {DEFAULT_MODEL})", group="model", metavar="FOLDER"
     )
     base: str | None = option(
-        None, "a folder of a base model alone, or a training run that wrote one", group="model", metavar="FOLDER"
+        None,
+        "a base model alone: its folder (ours, or one of diffusers), its name on the Hub, or a run that wrote one",
+        group="model",
+        metavar="FOLDER",
     )
     config: str | None = option(
         None, "a training config: its base model, and untrained layers without --adapter", group="model", metavar="FILE"

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self, cast
@@ -41,7 +42,8 @@ class AICLPipeline:
 
     `base` is lvdm's pipeline and stays usable: called directly, it reads no references.
     `files`: where the model was loaded from, None if it was put together from parts.
-    `first_reference_until`: the default of that option, which belongs to an adapter: a folder may bring one.
+    `first_reference_until`, `guidance_scale`: defaults of these options with references, which belong to an adapter: a
+    folder may bring them. Without a guidance_scale of its own, references have the base model's.
     `timings`: seconds of the last call's phases, in order: text, references (reading and encoding the videos), prism,
     first_step (of sampling; it makes the keys and values of R), sampling (all other steps), decode.
     `reference_checks`: how far the references of the last call were from those usual for the adapter, see `domain`, for
@@ -91,6 +93,7 @@ class AICLPipeline:
         if files.adapter is not None:
             pipeline.load_adapter(files.adapter)
         pipeline.files, pipeline.first_reference_until = files, files.first_reference_until
+        pipeline.guidance_scale = files.guidance_scale
         return pipeline
 
     def load_adapter(self, path: str | os.PathLike[str]) -> AdapterInfo:
@@ -127,14 +130,14 @@ class AICLPipeline:
         Raises CheckpointError if `folder` has content already, ConfigError if there is no adapter to save.
         """
         adapter = self._reading()
-        pointer = FolderConfig(first_reference_until=self.first_reference_until)
+        pointer = FolderConfig(first_reference_until=self.first_reference_until, guidance_scale=self.guidance_scale)
         if base is not None:
             pointer.base = str(Path(base).resolve())
         with new_folder(folder) as temporary:
             if base is None:
                 self.base.save(temporary / pointer.base)
             adapter.save(temporary / pointer.adapter)
-            configs.save(temporary / FOLDER_FILE, configs.to_mapping(pointer))
+            configs.save(temporary / FOLDER_FILE, pointer.content())
 
     def push_to_hub(
         self,
@@ -203,8 +206,14 @@ class AICLPipeline:
 
     @property
     def defaults(self) -> GenerationDefaults:
-        """What a call uses where it says nothing: the base model's, at the rate that the adapter was trained at."""
+        """What a call without references uses where it says nothing: the base model's, at the adapter's frame rate."""
         return at_adapter_rate(self.base.config.defaults, self.info)
+
+    def defaults_with(self, references: bool) -> GenerationDefaults:
+        """What a call uses where it says nothing: `defaults`, with references at the adapter's guidance_scale."""
+        if not references or self.guidance_scale is None:
+            return self.defaults
+        return replace(self.defaults, guidance_scale=self.guidance_scale)
 
     @property
     def device(self) -> torch.device:
@@ -247,7 +256,7 @@ class AICLPipeline:
         self.base.disable_vae_slicing()
 
     def __repr__(self) -> str:
-        config, defaults = self.base.config, self.defaults
+        config, defaults = self.base.config, self.defaults_with(references=self._adapter is not None)
         image = "image-to-video" if self.base.takes_image else "text-to-video"
         where = "" if self.files is None else f" from {self.files.base}"
         lines = [
@@ -286,12 +295,12 @@ class AICLPipeline:
 
         Raises UserError for arguments that the model cannot take, and files that cannot be read.
         """
-        given = read_options(SamplingOptions, options)
-        settings = SamplingOptions(**given.filled(self.defaults))
-        prompts, (num_frames, size) = check_prompts(prompt), settings.clip()
+        given, prompts = read_options(SamplingOptions, options), check_prompts(prompt)
+        rows = reference_rows(references, len(prompts))
+        settings = SamplingOptions(**given.filled(self.defaults_with(references=bool(rows))))
+        num_frames, size = settings.clip()
         check_output_type(output_type)
         check_step_callback(callback_on_step_end)
-        rows = reference_rows(references, len(prompts))
         if not rows and {given.reference_guidance_scale, given.first_reference_until, given.reference_fps} != {None}:
             raise ConfigError("options of references mean nothing without references: give some")
         clock = Clock(self.device)
@@ -378,3 +387,4 @@ class AICLPipeline:
         """Take an adapter or none, without any default of another's."""
         self.base.acceleration.forget()  # what was captured with another adapter, or none
         self._adapter, self.first_reference_until = adapter, 0.0
+        self.guidance_scale: float | None = None

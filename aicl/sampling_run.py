@@ -68,7 +68,7 @@ def generate_samples(
 
 def filled_options(pipe: AICLPipeline, job: Job) -> SamplingOptions:
     """The job's options with the model's defaults in place of None."""
-    options = SamplingOptions(**job.sampling().filled(pipe.defaults))
+    options = SamplingOptions(**job.sampling().filled(pipe.defaults_with(references=bool(job.references))))
     if job.references:
         if options.first_reference_until is None:
             options.first_reference_until = pipe.first_reference_until

@@ -40,6 +40,7 @@ class LowRankUpdates(nn.Module):
         self._refuse: Callable[[], None] = _nothing
         self._rows: tuple[Tensor, Tensor | None] | None = None
         self._batch = 0
+        self._backbone: tuple[nn.Module, ...] = ()  # not registered either
         self.down, self.up = nn.ParameterDict(), nn.ParameterDict()
         sources: Sequence[Generator | None] = generators or [None] * count
         for name, layer in self._layers.items():
@@ -64,8 +65,11 @@ class LowRankUpdates(nn.Module):
         self._rows = index.clamp(min=0), (index >= 0).float() if min(rows) < 0 else None
 
     def attach(self, backbone: nn.Module) -> None:
-        """Act on the layers, which are `backbone`'s, until `detach`."""
+        """Act on the layers, which are `backbone`'s, until `detach`. Branches of guidance share no rows meanwhile, so
+        that every layer sees as many samples as the backbone is called with."""
         self._refuse = unfuse(backbone)
+        backbone.__dict__["shares_branches"] = False
+        self._backbone = (backbone,)
         self._attached = [
             layer.register_forward_hook(partial(self._hook, _key(n))) for n, layer in self._layers.items()
         ]
@@ -76,7 +80,9 @@ class LowRankUpdates(nn.Module):
         for handle in self._attached:
             handle.remove()
         self._refuse()
-        self._attached, self._rows, self._refuse = [], None, _nothing
+        for backbone in self._backbone:
+            backbone.__dict__.pop("shares_branches", None)  # as its class says
+        self._attached, self._rows, self._refuse, self._backbone = [], None, _nothing, ()
 
     @contextmanager
     def applied(self, backbone: nn.Module, rows: Sequence[int] | None = None) -> Iterator[None]:

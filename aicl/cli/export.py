@@ -37,6 +37,12 @@ def parser() -> Parser:
         help="the model's default of this option of `aicl sample` (default: 0)",
     )
     parser.add_argument(
+        "--guidance-scale",
+        type=float,
+        metavar="NUMBER",
+        help="the model's default of this option for videos with references (default: the base model's)",
+    )
+    parser.add_argument(
         "--calibrate",
         metavar="FOLDER",
         help="captioned videos like those of the training: say of each reference how unlike it is (see aicl calibrate)",
@@ -59,7 +65,7 @@ def main(args: argparse.Namespace) -> None:
     from lvdm.checkpoints.folder import new_folder
     from lvdm.hashing import SUMS, write_sums
 
-    SamplingOptions(first_reference_until=args.first_reference_until)  # checks its range
+    SamplingOptions(first_reference_until=args.first_reference_until, guidance_scale=args.guidance_scale)  # checks
     dtype = getattr(torch, args.dtype)
     evaluators = {name: folder for run in args.evaluators for name, folder in find_evaluators(run).items()}
 
@@ -81,7 +87,7 @@ def main(args: argparse.Namespace) -> None:
     with new_folder(args.out) as whole:
         model = whole / "model"  # a folder of its own while it is written
         if args.adapter:
-            pipeline.first_reference_until = args.first_reference_until
+            pipeline.first_reference_until, pipeline.guidance_scale = args.first_reference_until, args.guidance_scale
             pipeline.save_pretrained(model)
         else:
             pipeline.base.save(model)

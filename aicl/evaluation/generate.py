@@ -95,7 +95,10 @@ class VideoStore:
             pipeline, loaded, pending = None, None, list[Future[None]]()
             maker: Maker | None = None
             place = None  # of the row that `maker` makes
+            generated = 0
             for batch in mine:
+                if all(made.path.is_file() for made in batch):  # by now: another program works in this folder, too
+                    continue
                 source = batch[0].source
                 if rank == 0:
                     clock.row(f"'{source.row.label}', seed {batch[0].seed}")
@@ -123,10 +126,11 @@ class VideoStore:
                 pending = [writers.submit(write_lossless, made.path, pixels, fps) for made, pixels in left]
                 bar.update(len(left))
                 clock.done(len(left))
+                generated += len(left)
             for waiting in pending:
                 waiting.result()
             clock.row(None)
-        return work
+        return generated
 
 
 @contextmanager
@@ -179,14 +183,14 @@ def make(pipeline: AICLPipeline, source: Source, benchmark: Benchmark, samples: 
         given = [Reference(video, text) for video, text in zip(shown, captions)]
         options["references"] = [given[i : i + row.references] for i in range(0, len(given), row.references)]
         options |= {"reference_guidance_scale": row.reference_guidance_scale, "scale": row.scale}
-        options["first_reference_until"] = row.first_reference_until
+        options["first_reference_until"] = source.first_reference_until
     if base.takes_image:
         options["image"] = [video[0] for video in shown_pixels(pipeline, benchmark, targets)]
     return pipeline(
         [sample.prompt for sample in samples],
         seed=[sample.seed for sample in samples],
         num_inference_steps=row.num_inference_steps,
-        guidance_scale=row.guidance_scale,
+        guidance_scale=source.guidance_scale,
         step_cache=row.step_cache,
         progress=False,
         **options,

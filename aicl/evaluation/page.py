@@ -4,8 +4,9 @@ A table follows a comment that says what it is made of:
 
     <!-- results: table_1_puppets-0; columns: cc fc fd_puppets/0 acc leakage! -->
 
-The results are NAME-0.json, NAME-1.json, ... in the folder of results, a row each, in order. A column is a metric, with
-"!" without its interval, with "/N" in N decimals (1 by default). `rows: 0 2 3` takes some of the rows.
+The results are NAME-0.json, NAME-1.json, ... in the folder of results, a row each, in order; NAME + OTHER has the rows
+of both. A column is a metric, with "!" without its interval, with "/N" in N decimals (1 by default). `rows: 0 2 3`
+takes some of the rows, by their places.
 """
 
 import re
@@ -16,7 +17,9 @@ from aicl.evaluation.results import Result, check_comparable, read_result
 from aicl.evaluation.tables import Column, columns_of, shown
 from lvdm.errors import DataError
 
-_MARK = re.compile(r"^<!-- results: (?P<name>\S+); (?:rows: (?P<rows>[\d ]+); )?columns: (?P<columns>.+?) -->$")
+_MARK = re.compile(
+    r"^<!-- results: (?P<name>\S+(?: \+ \S+)*); (?:rows: (?P<rows>[\d ]+); )?columns: (?P<columns>.+?) -->$"
+)
 _ARROWS = {1: " ↑", -1: " ↓", 0: ""}
 
 
@@ -27,12 +30,12 @@ def rebuild(text: str, folder: Path) -> str:
 
 def marked(text: str) -> list[str]:
     """The names of the results that a page's tables are made of."""
-    return [match["name"] for line in text.split("\n") if (match := _MARK.match(line))]
+    return [name for line in text.split("\n") if (m := _MARK.match(line)) for name in m["name"].split(" + ")]
 
 
 def table(name: str, rows: str | None, columns: str, folder: Path) -> list[str]:
-    """The lines of one table. Raises DataError as `rebuild`."""
-    results = results_of(name, folder)
+    """The lines of one table, of the results that a mark names. Raises DataError as `rebuild`."""
+    results = [result for part in name.split(" + ") for result in results_of(part, folder)]
     if rows is not None:
         chosen = [int(number) for number in rows.split()]
         if len(results) <= max(chosen):

@@ -35,7 +35,8 @@ class Row:
     `wrong` ones do another action. chosen_by: they are chosen from a library in this way, one of the benchmark's, and
     may show anything; None: they show the sample's action. reference_captions: the prompt, their own, or the action
     alone ("bare").
-    guidance_scale, reference_guidance_scale, first_reference_until, num_inference_steps: None is the model's own.
+    guidance_scale, reference_guidance_scale, first_reference_until, num_inference_steps: None is the model's own, with
+    references the adapter's where its folder has one.
     step_cache: steps from one whole call of the UNet to the next, see `lvdm.diffusion.step_cache`. quantization: of the
     UNet's wide linear layers, see `lvdm.models.quantization`.
     method: how references are shown in place of AICL's adapter, see `aicl.evaluation.method`: its kind and settings.
@@ -160,6 +161,21 @@ class Source:
         adapter = self.parts().get("adapter") if self.method is None else None
         return at_adapter_rate(self.config.defaults, None if adapter is None else read_adapter_info(adapter))
 
+    @property
+    def guidance_scale(self) -> float:
+        """The row's, with references that an adapter reads the folder's own, else the base model's."""
+        if self.row.guidance_scale is not None:
+            return self.row.guidance_scale
+        if self.row.references and self.method is None and self.files.guidance_scale is not None:
+            return self.files.guidance_scale
+        return self.config.defaults.guidance_scale
+
+    @property
+    def first_reference_until(self) -> float:
+        """The row's, else the adapter's."""
+        until = self.row.first_reference_until
+        return self.files.first_reference_until if until is None else until
+
     def takes_target(self) -> bool:
         """Whether the videos depend on a real clip: an image-to-video model's, or those through the autoencoder."""
         return self.row.kind == "autoencoder" or self.config.image is not None
@@ -170,7 +186,7 @@ class Source:
         settings = {name: getattr(row, name) for name in ("kind", "references", "reference_captions", "scale")}
         settings["dtype"] = str(self.dtype).removeprefix("torch.")
         if row.kind == "generated":
-            settings["guidance_scale"] = own.guidance_scale if row.guidance_scale is None else row.guidance_scale
+            settings["guidance_scale"] = self.guidance_scale
             settings["reference_guidance_scale"] = row.reference_guidance_scale
             settings["num_inference_steps"] = (
                 own.num_inference_steps if row.num_inference_steps is None else row.num_inference_steps
@@ -179,8 +195,7 @@ class Source:
             settings["method"] = {"kind": (row.method or {}).get("kind"), **configs.to_mapping(self.method)}
             settings["pool"] = self.pool
         elif row.references > 1:
-            until = self.files.first_reference_until if row.first_reference_until is None else row.first_reference_until
-            settings["first_reference_until"] = until
+            settings["first_reference_until"] = self.first_reference_until
         if row.step_cache != 1:
             settings["step_cache"] = row.step_cache
         if row.quantization != "none":
@@ -199,6 +214,7 @@ class Source:
         adapter = parts.get("adapter") if self.method is None else None  # a method's file is none of AICL's
         pipeline = AICLPipeline.from_pretrained(parts["base"], adapter=adapter, device=device, torch_dtype=self.dtype)
         pipeline.first_reference_until = self.files.first_reference_until
+        pipeline.guidance_scale = self.files.guidance_scale
         pipeline.quantize(self.row.quantization).accelerate(self.compile)
         return pipeline
 

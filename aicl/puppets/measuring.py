@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from aicl.evaluation.evaluators.clip import CLIP
@@ -15,6 +16,18 @@ from aicl.puppets.evaluators import load_evaluator
 from lvdm.checkpoints.resolve import find_export
 from lvdm.errors import DataError
 from lvdm.hashing import file_hash
+
+
+def reduced(frames: Tensor, size: int) -> Tensor:
+    """Frames (b, 3, t, h, w), where they are larger, as means of areas: (b, 3, t, size, size), nearly as drawn there.
+
+    Smaller ones are returned as they are, since nothing that a network was trained on is as soft as they would become.
+    """
+    b, _, t, h, w = frames.shape
+    if min(h, w) < size or h == w == size:
+        return frames
+    images = F.interpolate(frames.transpose(1, 2).flatten(0, 1), size=(size, size), mode="area")
+    return images.unflatten(0, (b, t)).transpose(1, 2)
 
 
 class PuppetClassifierEvaluator:
@@ -35,8 +48,8 @@ class PuppetClassifierEvaluator:
 
     @torch.no_grad()
     def observe(self, frames: Tensor) -> dict[str, Tensor]:
-        """Frames (b, 3, t, h, w) in [-1, 1], of the size that it was made for."""
-        prediction = self.model(frames.to(self.device, torch.float32))
+        """Frames (b, 3, t, h, w) in [-1, 1], of the size that it was made for or larger."""
+        prediction = self.model(reduced(frames.to(self.device, torch.float32), self.model.config.size))
         return {"logits": prediction.action, "looks": prediction.looks, "features": prediction.features}
 
     def index(self, labels: Sequence[str]) -> Tensor:
@@ -62,7 +75,8 @@ class PuppetCLIPEvaluator(CLIP):
 
     @torch.no_grad()
     def encode_frames(self, frames: Tensor) -> Tensor:
-        """Frames in [-1, 1], (b, 3, t, h, w), of the size that it was made for -> unit vectors (b, t, d), float32."""
+        """Frames (b, 3, t, h, w) in [-1, 1], of the size that it was made for or larger -> unit vectors (b, t, d)."""
         weight = self.model.model.positional_embedding
-        features: Tensor = self.model.encode_frames(frames.to(weight.device, weight.dtype))
+        shown = reduced(frames.to(weight.device, weight.dtype), self.model.config.size)
+        features: Tensor = self.model.encode_frames(shown)
         return features.float()

@@ -18,6 +18,11 @@ def is_base(folder: str | os.PathLike[str]) -> bool:
     return (Path(folder) / INDEX).is_file()
 
 
+def is_part(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder is one part of a pipeline of diffusers, in its place."""
+    return is_base(Path(folder).parent) and (Path(folder) / "config.json").is_file()
+
+
 def download_base(name: str, **options: Any) -> Path:
     """The folder of a pipeline OWNER/NAME of the Hub, of which diffusers fetches what it needs; options: its own.
 
@@ -48,6 +53,9 @@ def load_base(
     found: Any = getattr(diffusers, name, None)
     if not (isinstance(found, type) and issubclass(found, diffusers.DiffusionPipeline)):
         raise ConfigError(f"{folder} holds a {name}, which diffusers {diffusers.__version__} does not have: update it")
+    parts = {part: value for part, value in index.items() if isinstance(value, list) and value and value[0]}
+    if gone := [part for part in parts if not (Path(folder) / part).is_dir()]:
+        raise CheckpointError(f"{folder} is a {name} without its {' and '.join(gone)}: fetch or copy the whole folder")
     reader: Any = found  # its methods have no annotations
     options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}
     try:

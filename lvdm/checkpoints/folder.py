@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from lvdm import config as configs
-from lvdm.bases.loading import is_base, load_base
+from lvdm.bases.loading import is_base, is_part, load_base
 from lvdm.checkpoints.strict import load_strict
 from lvdm.errors import CheckpointError
 from lvdm.files import temporary_folder
@@ -69,6 +69,10 @@ def save_pipeline(
 def read_model_config(folder: Path) -> ModelConfig:
     """The config of a model folder. Raises CheckpointError where there is none."""
     if not (folder / CONFIG_FILE).is_file():
+        if is_part(folder):
+            raise CheckpointError(
+                f"{folder} is one part of a model of diffusers: give {folder.parent}, which holds all"
+            )
         make = "make one with aicl convert, or train one"
         raise CheckpointError(f"there is no model folder {folder} (no {CONFIG_FILE} in it): {make}")
     return ModelConfig.read(configs.load(folder / CONFIG_FILE), where=str(folder / CONFIG_FILE))

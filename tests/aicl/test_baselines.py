@@ -19,6 +19,7 @@ from aicl.evaluation.presets import Preset
 from aicl.evaluation.results import read_result
 from aicl.pipeline import AICLPipeline
 from lvdm import config as configs
+from lvdm.diffusion import Condition, Denoiser, NoiseSchedule
 from lvdm.errors import CheckpointError, ConfigError
 from lvdm.training import train
 from tests.aicl.evaluation_models import FRAMES, save_tiny_model
@@ -53,6 +54,8 @@ def test_each_sample_has_its_own_lora(family):
     with both.applied(unet, [1, -1, 0]):
         mixed = unet(x, t, context)
         guided = unet(*(each.repeat(2, *[1] * (each.ndim - 1)) for each in (x, t, context)))
+        branches = [Condition(context), Condition(context)]  # as samplers call it, which may share rows between them
+        sampled = Denoiser(unet, NoiseSchedule.scaled_linear()).output(x, t, branches)
     for row, chosen in ((0, 1), (2, 0)):
         alone = loras(unet, count=1)
         alone.load_state_dict({name: value[chosen : chosen + 1] for name, value in both.state_dict().items()})
@@ -62,6 +65,8 @@ def test_each_sample_has_its_own_lora(family):
         assert (one[0] - base[row]).abs().mean() > 0.05
     torch.testing.assert_close(mixed[1], base[1], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(guided, mixed.repeat(2, 1, 1, 1, 1), atol=1e-4, rtol=1e-4)  # two branches
+    torch.testing.assert_close(sampled, guided, atol=1e-4, rtol=1e-4)
+    assert unet.shares_branches
     assert_untouched(unet, before)
 
 

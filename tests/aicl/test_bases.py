@@ -9,7 +9,7 @@ import torch
 import aicl.tasks  # noqa: F401 (makes the tasks known)
 from aicl.action_integration import IntegrationConfig
 from aicl.action_prism import build_prism
-from aicl.adapter import load_adapter
+from aicl.adapter import load_adapter, save_adapter
 from aicl.base_defaults import read_integration_config, read_prism_config
 from aicl.base_tables import row
 from aicl.integrated_backbone import integrate
@@ -166,7 +166,7 @@ def references(count: int = 3) -> list[Reference]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_pipeline_reads_references_and_without_them_is_the_base(name):
+def test_a_pipeline_reads_references_and_without_them_is_the_base(name, tmp_path):
     base = wrap(pipeline(name))
     frames, (height, width) = SIZES[name]
     prism = build_prism(read_prism_config({**SMALL, "out_channels": 6}, base))
@@ -185,8 +185,12 @@ def test_a_pipeline_reads_references_and_without_them_is_the_base(name):
     first = pipe("a person jumps", references=references(), first_reference_until=1.0, **options)
     alone = pipe("a person jumps", references=references(1), **options)
     assert (first.int() - alone.int()).abs().max() <= 1  # the prism rounds otherwise for three references than for one
+    save_adapter(tmp_path / "adapter.safetensors", prism, blocks)
     pipe.remove_adapter()
     assert torch.equal(pipe("a person jumps", **options), plain)
+    assert pipe.load_adapter(tmp_path / "adapter.safetensors").family == base.components.unet.family
+    assert torch.equal(pipe("a person jumps", references=references(), **options), shown)
+    pipe.remove_adapter()
 
 
 def test_a_folder_of_diffusers_trains_samples_and_keeps_its_adapter_apart(folder, tmp_path):

@@ -1,6 +1,7 @@
 """The whole path of a table on the CPU, with small random models of the puppet world."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -120,6 +121,9 @@ def test_only_what_is_lost_is_made_again(models, experiment, tmp_path):
     experiment.tables[0]._observed.clear()
     experiment.tables[0].observations.refresh()
     assert experiment.write("again") == text
+    gone.unlink()  # and comes back while others wait for their turn: another program works in the folder, too
+    back = {"say": lambda _: gone.write_bytes(before)}
+    assert run.videos.fill(run.made(run.rows[2]), run.device, batch_size=5, **back) == 0
 
 
 def pixels_of(content: bytes, folder: Path) -> torch.Tensor:
@@ -176,6 +180,12 @@ def test_rows_that_say_the_same_share_videos(models, experiment):
     assert {run.videos.place(run.source(row)) for row in spelt} == {run.videos.place(own)}
     other = [Row("x", model="tiny", num_inference_steps=3), Row("x", model="tiny", guidance_scale=1.5)]
     assert len({run.videos.place(run.source(row)) for row in other} | {run.videos.place(own)}) == 3
+    # an adapter's folder may say how strongly references guide, and the base model's rows stay as they were
+    shown, plain = (run.source(run.rows[i]) for i in (3, 2))
+    for source, guidance in ((shown, 3.0), (plain, plain.config.defaults.guidance_scale)):
+        told = replace(source, files=replace(source.files, guidance_scale=3.0))
+        assert told.settings()["guidance_scale"] == guidance and source.files.guidance_scale is None
+        assert (run.videos.place(told) == run.videos.place(source)) == (source is plain)
     # with one reference, or read all alike, the first is not read apart
     shown = {"model": "tiny", "adapter": "tiny"}
     places = [

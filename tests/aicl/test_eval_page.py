@@ -38,6 +38,10 @@ def test_a_page_is_rebuilt_from_its_results(tmp_path):
     assert text.endswith("\n\nText | with a bar\n\n| other | table |\n") and "old" not in text
     assert rebuild(text, tmp_path) == text and marked(text) == ["t-0"]
     assert [line.split(" |")[0] for line in table("t-0", "2 0", "acc", tmp_path)[2:]] == ["| row 10", "| row 0"]
+    write(tmp_path, "u-0", 2, 0.5)
+    both = "<!-- results: u-0 + t-0; rows: 0 3; columns: acc! -->"
+    assert rebuild(both, tmp_path).split("\n")[3:] == ["| row 2 | 50.0 |", "| row 10 | 35.0 |"]
+    assert marked(both) == ["u-0", "t-0"]
 
 
 def test_what_cannot_be_rebuilt_is_said(tmp_path):

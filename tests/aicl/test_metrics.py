@@ -14,13 +14,14 @@ from aicl.evaluation.metrics.accuracy import top1
 from aicl.evaluation.metrics.cc import clip_consistency
 from aicl.evaluation.metrics.clip_i import clip_i
 from aicl.evaluation.metrics.fc import frame_consistency
+from aicl.evaluation.metrics.first_frame import first_frame
 from aicl.evaluation.metrics.motion_fidelity import motion_fidelity
 from aicl.evaluation.tables import columns_of
 from lvdm.errors import ConfigError, DataError
 
 PEERS = {"motion_fidelity", "motion_fidelity_other", "action_score", "action_score_other", "kvd", "kvd_videomae"}
 FIELD = {"cc", "fc", "fc_all", "fvd", "fvd_videomae", "acc", "ten_way_acc", "n_way_acc", "reference_acc"}
-OURS = {"dynamic_degree", "motion_similarity", "motion_similarity_other", "clip_i", "clip_i_other"}
+OURS = {"dynamic_degree", "motion_similarity", "motion_similarity_other", "clip_i", "clip_i_other", "first_frame"}
 
 
 class Names:
@@ -110,7 +111,7 @@ def test_a_static_video_has_the_highest_frame_consistency(name):
 
 def test_which_way_is_better_and_what_is_a_percentage():
     more = {"cc", "fc", "fc_all", "acc", "ten_way_acc", "n_way_acc", "motion_fidelity", "motion_similarity"}
-    more, less = more | {"action_score"}, {"fvd", "fvd_videomae", "kvd", "kvd_videomae"}
+    more, less = more | {"action_score", "first_frame"}, {"fvd", "fvd_videomae", "kvd", "kvd_videomae"}
     shares = {"acc", "ten_way_acc", "n_way_acc", "reference_acc"}
     for name in FIELD | PEERS | OURS:
         metric = get_metric(name)
@@ -257,6 +258,16 @@ def test_clip_i_finds_copies():
     assert abs(float((own - others).mean())) < 20
     with pytest.raises(DataError, match="two or more"):
         clip_i(references[:1], references[:1])
+
+
+def test_the_first_frame_is_compared_with_the_image_alone():
+    videos, clips = torch.stack([at(0, 90), at(30, 0)]), torch.stack([at(60, 0, 0), at(30, 90, 90)])
+    assert first_frame(videos, clips).tolist() == pytest.approx([50.0, 100.0])
+    observed = Observed({"clip.frames": videos}, target={"clip.frames": clips})
+    assert values("first_frame", observed) == pytest.approx([50.0, 100.0])
+    [(text, value)] = get_metric("first_frame").lines(observed).items()  # cos 30 and cos 30 of the other one's image
+    assert "another" in text and value == pytest.approx(100 * 3**0.5 / 2)
+    assert get_metric("first_frame").missing(Observed({"clip.frames": videos})) == ["target"]
 
 
 def test_others_are_averaged_over_the_references_that_differ():

@@ -30,14 +30,15 @@ def folder(tmp_path):
     """A folder of save_pretrained."""
     touch(tmp_path / "model/base/config.yaml")
     touch(tmp_path / "model/adapter.safetensors")
-    (tmp_path / "model" / FOLDER_FILE).write_text("first_reference_until: 0.5\n")
+    (tmp_path / "model" / FOLDER_FILE).write_text("first_reference_until: 0.5\nguidance_scale: 3\n")
     return tmp_path / "model"
 
 
 def test_a_folder_of_ours_brings_its_adapter_and_its_default(folder):
     found = find_model_files(folder)
     assert (found.base, found.adapter) == (folder / "base", folder / "adapter.safetensors")
-    assert found.first_reference_until == 0.5 and base_folder(folder) == folder / "base"
+    assert (found.first_reference_until, found.guidance_scale) == (0.5, 3.0)
+    assert base_folder(folder) == folder / "base"
 
 
 def test_another_adapter_replaces_both(folder, tmp_path):
@@ -47,7 +48,7 @@ def test_another_adapter_replaces_both(folder, tmp_path):
     assert find_model_files(folder, other).adapter == other
     for place in (tmp_path / "trained", newest.parent, newest):
         found = find_model_files(folder, place)
-        assert found.adapter == newest and found.first_reference_until == 0
+        assert found.adapter == newest and (found.first_reference_until, found.guidance_scale) == (0, None)
 
 
 def test_a_run_its_checkpoint_and_its_folder_mean_the_same_base(run):

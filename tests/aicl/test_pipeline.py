@@ -76,34 +76,6 @@ def test_references_act_and_scale_zero_is_the_base(pipe):
     assert torch.equal(pipe.base(PROMPT, **QUICK), base)
 
 
-def test_the_first_reference_leads(pipe, tmp_path):
-    first, both = [pixels(0)], [pixels(0), pixels(1)]
-    alike, alone = generate(pipe, references=both), generate(pipe, references=first)
-    half = generate(pipe, references=both, first_reference_until=0.5)
-    assert torch.equal(generate(pipe, references=both, first_reference_until=0), alike)
-    assert (
-        generate(pipe, references=both, first_reference_until=1).int() - alone.int()
-    ).abs().max() <= 1  # R of one is made of two
-    assert not torch.equal(half, alike) and not torch.equal(half, alone)
-    assert torch.equal(generate(pipe, references=first, first_reference_until=0.5), alone)
-
-    pipe.first_reference_until = 0.5
-    try:
-        pipe.save_pretrained(tmp_path / "model")
-        assert torch.equal(generate(pipe, references=both), half)
-    finally:
-        pipe.first_reference_until = 0.0
-    loaded = AICLPipeline.from_pretrained(tmp_path / "model")
-    assert loaded.first_reference_until == 0.5 and torch.equal(generate(loaded, references=both), half)
-    other = AICLPipeline.from_pretrained(tmp_path / "model", adapter=tmp_path / "model" / "adapter.safetensors")
-    assert other.first_reference_until == 0  # it goes with the folder's own adapter
-
-    with pytest.raises(ConfigError, match=r"first_reference_until is 1\.5: it must be from 0 to 1"):
-        generate(pipe, references=both, first_reference_until=1.5)
-    with pytest.raises(ConfigError, match="without references"):
-        generate(pipe, first_reference_until=0.5)
-
-
 def test_a_seed_is_a_video(pipe):
     references = [pixels(0), pixels(1)]
     one = generate(pipe, references=references, seed=3)

@@ -14,7 +14,7 @@ from aicl.puppets.programs import program_bank
 from aicl.puppets.renderer import render
 from aicl.puppets.samples import PuppetData, draw_samples
 from aicl.puppets.scene_parameters import looks
-from lvdm.errors import CheckpointError, DataError
+from lvdm.errors import CheckpointError, ConfigError, DataError
 
 FRAMES = 8
 SEEN = torch.tensor([[0, 1, 2], [3, 3, 3]])  # what a classifier sees of two videos
@@ -80,6 +80,16 @@ def test_the_classifier_sees_actions_looks_and_features(evaluators, clips):
     ]
     with pytest.raises(DataError, match="no action 'flying'"):
         evaluators["classifier"].index(["flying"])
+
+
+def test_larger_pictures_are_seen_as_if_they_were_drawn_small(evaluators, clips):
+    large = render(draw_samples(PuppetData(), 0, 0, 2).targets, program_bank(0, 0), 128, FRAMES)
+    for name, part in (("classifier", "features"), ("clip", "frames")):
+        seen, other = (evaluators[name].observe(frames)[part] for frames in (large, clips[2:4]))
+        drawn = evaluators[name].observe(clips[:2])[part]
+        assert (seen - drawn).norm() < 0.2 * (other - drawn).norm()
+        with pytest.raises(ConfigError):
+            evaluators[name].observe(clips[:2, ..., :32, :32])
 
 
 def test_a_static_video_has_the_highest_frame_consistency(evaluators, clips):

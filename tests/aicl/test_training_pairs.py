@@ -279,19 +279,24 @@ def test_one_clip_without_a_caption_trains(tmp_path, clips):
     assert len(losses(tmp_path / "runs" / "aicl")) == 4
 
 
-def test_a_cache_of_changed_clips_gives_what_files_give(tmp_path, clips):
-    config = self_config(tmp_path)
-    config["data"]["clip"]["augmentation"] = {"random_crop": True, "cached_crops": 2}
-    data = DataConfig(kind="folder", path=str(clips), clip=ClipConfig(2, (16, 16), 8, None))
+def make_cache(tmp_path, config, changes):
+    """A latent cache of the folder of clips for this training, which is told of it; returns what is in it."""
+    data = DataConfig(kind="folder", path=str(tmp_path / "clips"), clip=ClipConfig(2, (16, 16), 8, None))
     clip = build(config)[1].dataset.config
     records, encoders = read_records(data), load_encoders(tmp_path / "base", "cpu")
-    changes = CachedChanges(SelfPairConfig(**CHANGES), 3)
     settings = cache_settings(clip, 0, changes) | encoder_settings(encoders.codec, encoders.text, "float32")
     cache = ClipCache.create(tmp_path / "cache", settings)
     assert cache_clips(cache, records, clip, 0, encoders.codec, changes=changes) == 0
     cache_texts(cache, [record.caption for record in records], encoders.text)
-
     config["data"]["cache"] = str(tmp_path / "cache")
+    return cache, records
+
+
+def test_a_cache_of_changed_clips_gives_what_files_give(tmp_path, clips):
+    config = self_config(tmp_path)
+    config["data"]["clip"]["augmentation"] = {"random_crop": True, "cached_crops": 2}
+    changes = CachedChanges(SelfPairConfig(**CHANGES), 3)
+    cache, records = make_cache(tmp_path, config, changes)
     with pytest.raises(ConfigError, match="changes"):
         build(config)  # four versions of each crop are the default
     config["references"]["cached_changes"] = 3
@@ -311,16 +316,22 @@ def test_a_cache_of_changed_clips_gives_what_files_give(tmp_path, clips):
 
 
 @pytest.mark.parametrize("model", ["tiny_lvdm", "tiny_videocrafter", "tiny_videocrafter_i2v"])
-def test_every_base_takes_a_step_with_self_pairs(tmp_path, model):
+def test_every_base_takes_a_step_with_self_pairs_from_files_and_from_a_cache(tmp_path, model):
     make_clips(tmp_path / "clips", 2)
     save_base(MODEL.replace("tiny_lvdm", model), tmp_path / "base")
-    module, data = build(self_config(tmp_path))
-    randomise(module.trained, seed=0)
-    batch = next(iter(data.train_dataloader()))
-    loss = module.losses(batch)
-    loss.mean().backward()
-    assert loss.isfinite().all() and all(p.grad is not None for p in module.trained.parameters())
-    assert "reference_gap" in module.diagnostics(batch)
+    config = self_config(tmp_path, references={"cached_changes": 2})
+    for cached in (False, True):
+        if cached:
+            config["data"]["clip"]["augmentation"] = {"cached_crops": 1}
+            make_cache(tmp_path, config, CachedChanges(SelfPairConfig(**CHANGES), 2))
+        module, data = build(config)
+        randomise(module.trained, seed=0)
+        batch = next(iter(data.train_dataloader()))
+        assert ("reference_latent_mean" in batch) == cached
+        loss = module.losses(batch)
+        loss.mean().backward()
+        assert loss.isfinite().all() and all(p.grad is not None for p in module.trained.parameters())
+        assert "reference_gap" in module.diagnostics(batch)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])

@@ -13,7 +13,7 @@ from lvdm.bases.kinds import kind_of
 from lvdm.bases.loading import load_base, wrap
 from lvdm.bases.pipeline import SIGMAS
 from lvdm.bases.schedules import Steps, ready, schedule_of
-from lvdm.checkpoints import find_model
+from lvdm.checkpoints import find_model, load_pipeline
 from lvdm.diffusion import Condition, Denoiser, DiffusionConfig, FlowSchedule, sample_ddim
 from lvdm.errors import CheckpointError, ConfigError, VideoError
 from lvdm.models.backbone import Compression
@@ -184,8 +184,14 @@ def test_folders_that_are_no_base_are_told(tmp_path):
     (tmp_path / "model_index.json").write_text(
         '{"_class_name": "WanPipeline", "vae": ["diffusers", "AutoencoderKLWan"]}'
     )
+    with pytest.raises(CheckpointError, match="is a WanPipeline without its vae: fetch or copy the whole folder"):
+        load_base(tmp_path)
+    (tmp_path / "vae").mkdir()
     with pytest.raises(CheckpointError, match="cannot be read as a WanPipeline"):
         load_base(tmp_path)
+    (tmp_path / "vae/config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"vae is one part of a model of diffusers: give .*, which holds all"):
+        load_pipeline(tmp_path / "vae")
 
 
 def test_a_pipeline_of_the_hub_is_fetched_as_diffusers_does(tmp_path, monkeypatch):

@@ -23,7 +23,7 @@ EXAMPLES = "examples"  # the folder of clips beside a model
 class ModelCard:
     """A model folder: what it takes, what it makes, and which words it knows.
 
-    name: how a command line names it.
+    name: how a command line names it. guidance_scale: the default with references.
     """
 
     name: str
@@ -32,6 +32,7 @@ class ModelCard:
     reads_references: bool
     defaults: GenerationDefaults
     first_reference_until: float
+    guidance_scale: float
     text: TextConfig
 
     @property
@@ -68,6 +69,7 @@ def read_card(path: Path) -> ModelCard:
         reads_references=info is not None,
         defaults=at_adapter_rate(config.defaults, info),
         first_reference_until=files.first_reference_until,
+        guidance_scale=files.guidance_scale or config.defaults.guidance_scale,
         text=config.text,
     )
 
