@@ -41,7 +41,7 @@ def _check_lvdm() -> None:
     )
 
 
-# As in lvdm.models, from which it cannot come: nothing of lvdm is imported before it is known to be ours.
+# As in lvdm.lazy, from which it cannot come: nothing of lvdm is imported before it is known to be ours.
 def __getattr__(name: str) -> Any:
     if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

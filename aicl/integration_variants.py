@@ -76,4 +76,5 @@ class TokenReferenceAttention(ReferenceAttention):
         return k, v
 
     def pooled(self, features: Tensor, size: tuple[int, int]) -> Tensor:
+        """R (b, m, channels, 1, tokens) -> (b, m, tokens, channels): tokens are not averaged."""
         return rearrange(features, "b m c 1 n -> b m n c")

@@ -175,7 +175,7 @@ class AICLPipeline:
         self.base.accelerate(mode, expected_steps)
         return self
 
-    def quantize(self, kind: Quantization = "fp8") -> "AICLPipeline":
+    def quantize(self, kind: Quantization = "fp8") -> Self:
         """Compute the base model's wide linear layers in 8 bits from now on, see `VideoPipeline.quantize`."""
         self.base.quantize(kind)
         return self

@@ -123,6 +123,7 @@ class TextQueryPrism(VariantPrism):
         return self.centred(self.run(self.output, answers))  # (n, t, 1 or m, channels)
 
     def places(self, s: int, h: int, w: int) -> tuple[int, int]:
+        """R's height and width: one row of as many answers as there are."""
         return 1, s
 
 

@@ -63,6 +63,7 @@ def doubtful(word: str) -> bool:
 
 @lru_cache(maxsize=65536)
 def is_adverb(word: str) -> bool:
+    """It is an adverb and nothing else, such as "quickly"; words in -ly that no dictionary has count."""
     if word in lists.ADVERBS or (word.endswith("ly") and len(word) > 4 and "NOUN" not in getAllLemmas(word)):
         return True
     return set(getAllLemmas(word)) == {"ADV"} and word not in lists.PREPOSITIONS | lists.CONJUNCTIONS
@@ -70,11 +71,13 @@ def is_adverb(word: str) -> bool:
 
 @lru_cache(maxsize=65536)
 def is_adjective(word: str) -> bool:
+    """It may be an adjective, and names nobody: "old", not "adult"."""
     return "ADJ" in getAllLemmas(word) and not animate(word)
 
 
 @lru_cache(maxsize=65536)
 def may_be_noun(word: str) -> bool:
+    """It is a noun, perhaps among other things, or in no dictionary, and no determiner."""
     return (unknown(word) or "NOUN" in getAllLemmas(word)) and word not in DETERMINERS
 
 
@@ -84,6 +87,7 @@ def unknown(word: str) -> bool:
 
 
 def is_plural(word: str) -> bool:
+    """A noun's plural in -s: "dogs", but neither "glass" nor "people"."""
     if unknown(word):
         return word.endswith("s") and not word.endswith(("ss", "us", "is"))
     return word.endswith("s") and word not in getAllLemmas(word).get("NOUN", (word,))

@@ -217,7 +217,7 @@ def _check_override(key: str, value: Any, kind: Any, where: str) -> None:
         if isinstance(value, list):
             if not (part.isascii() and part.isdigit() and len(part) < 9) or int(part) >= len(value):
                 raise ConfigError(f"{where} has items 0..{len(value) - 1}, but an override names '{part}'")
-            value, kind = value[int(part)], None
+            value, kind = value[int(part)], _item(kind)
             continue
         present, allowed = value if isinstance(value, Mapping) else {}, _fields(kind)
         if part not in present and part not in allowed and _is_free(kind):
@@ -232,6 +232,12 @@ def _fields(kind: Any) -> dict[str, Any]:
         if dataclasses.is_dataclass(option):
             return typing.get_type_hints(option)
     return {}
+
+
+def _item(kind: Any) -> Any:
+    """What the items of the list are that `kind` is or may be; None for anything else."""
+    lists = [option for option in (kind, *typing.get_args(kind)) if typing.get_origin(option) is list]
+    return typing.get_args(lists[0])[0] if lists else None
 
 
 def _renamed(kind: Any) -> Mapping[str, str]:

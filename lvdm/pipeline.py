@@ -66,7 +66,7 @@ class VideoPipeline:
         self.acceleration = Acceleration(mode, expected_steps)
         return self
 
-    def quantize(self, kind: Quantization = "fp8") -> "VideoPipeline":
+    def quantize(self, kind: Quantization = "fp8") -> Self:
         """Compute the UNet's wide linear layers in 8 bits ("fp8") from now on, for good, which changes results; "none"
         does nothing. Raises ConfigError for a model or a GPU that cannot, see `lvdm.models.quantization`."""
         if quantize(self.components.unet, kind, self.device):

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from aicl.baselines.attentions import attentions, unfuse
 from aicl.baselines.low_rank import frozen
 from aicl.baselines.shown import check_text_to_video, references_of
-from aicl.evaluation.benchmark import Sample
 from aicl.evaluation.method import METHODS, Maker, Work
+from aicl.evaluation.sample import Sample
 from lvdm.config import check_at_least
 from lvdm.diffusion import Condition, Denoiser, Guided, make_generators, sample_ddim
 from lvdm.errors import ConfigError

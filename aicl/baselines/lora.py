@@ -23,8 +23,8 @@ from tqdm import tqdm
 from aicl.baselines.attentions import attentions, linear_layers
 from aicl.baselines.low_rank import LowRankUpdates, frozen
 from aicl.baselines.shown import check_text_to_video, latents_of
-from aicl.evaluation.benchmark import Clip, Sample
 from aicl.evaluation.method import ADAPTATION_FILE, METHODS, Maker, Work
+from aicl.evaluation.sample import Clip, Sample
 from lvdm.checkpoints import check_entries
 from lvdm.checkpoints.integrity import HASH_KEY, check_hash, check_values, tensors_hash
 from lvdm.config import check_at_least

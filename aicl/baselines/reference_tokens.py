@@ -26,8 +26,8 @@ from aicl.adapter import Fingerprint
 from aicl.baselines.attentions import attentions, linear_layers, project
 from aicl.baselines.low_rank import LowRankUpdates
 from aicl.baselines.shown import check_text_to_video, references_of
-from aicl.evaluation.benchmark import Sample
 from aicl.evaluation.method import METHODS, Maker, Work
+from aicl.evaluation.sample import Sample
 from lvdm import config as configs
 from lvdm.checkpoints import check_entries
 from lvdm.checkpoints.integrity import HASH_KEY, check_hash, check_values, tensors_hash

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from aicl.evaluation.benchmark import Clip, Sample
 from aicl.evaluation.generate import shown_pixels
 from aicl.evaluation.method import Work
+from aicl.evaluation.sample import Clip, Sample
 from lvdm.errors import ConfigError
 from lvdm.models.components import ModelConfig
 from lvdm.video import to_frames

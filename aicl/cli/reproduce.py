@@ -18,6 +18,7 @@ from pathlib import Path
 
 from aicl.cli import Parser, new_parser
 from aicl.evaluation.preset_files import check_data, preset_files
+from aicl.evaluation.presets import load_preset, read_preset
 from lvdm import cli
 from lvdm.config import shipped_configs
 from lvdm.errors import ConfigError
@@ -59,11 +60,10 @@ def main(args: argparse.Namespace) -> None:
         raise ConfigError("say what to measure, with --table, --experiment or --preset")
     asked = [preset_files(table, benchmark) for benchmark in args.benchmark for table in tables]
     for files in asked:
-        check_data(files, args.overrides)
+        check_data(read_preset(files, args.overrides))
     import torch
 
     from aicl.evaluation.engine import Experiment
-    from aicl.evaluation.presets import load_preset
 
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     device = cli.device(args.device)

@@ -11,55 +11,19 @@ import os
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from aicl.evaluation.sample import Clip, Sample
 from lvdm.config import check_keys
 from lvdm.errors import ConfigError, VideoError
 from lvdm.hashing import file_hash
 from lvdm.video import load_clip, probe, to_pixels
 
-MAX_REFERENCES = 3
 _READERS = 8  # threads
-
-
-@dataclass(frozen=True)
-class Clip:
-    """A real clip. key: names it within its benchmark. path: its file; or drawn: what the benchmark draws it from.
-
-    caption: its own; bare: of its action alone, where that is known.
-    """
-
-    key: str
-    caption: str
-    label: str | None = None
-    bare: str | None = None
-    path: Path | None = None
-    drawn: Any = field(default=None, compare=False, repr=False)
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One video to make. seed: of its noise. label: the class of the action, where the benchmark has classes.
-
-    references: MAX_REFERENCES independent clips of the same action; wrong: as many of one other action, or none.
-    chosen: way of choosing -> as many clips, chosen from a library by the prompt or an example; they may show anything.
-    target: a real clip that does what the prompt says; an image-to-video model gets its first frame.
-    """
-
-    number: int
-    seed: int
-    prompt: str
-    label: str | None
-    references: tuple[Clip, ...]
-    wrong: tuple[Clip, ...] = ()
-    target: Clip | None = None
-    words: str = ""  # those of the prompt that name the action, for maps of the attention to them
-    chosen: Mapping[str, tuple[Clip, ...]] = field(default_factory=dict, hash=False)
 
 
 class Benchmark(Protocol):

@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from aicl.evaluation.benchmark import Benchmark, Clip, Sample
+from aicl.evaluation.benchmark import Benchmark
 from aicl.evaluation.lossless import ENDING, write_lossless
 from aicl.evaluation.method import Maker, Work
-from aicl.evaluation.row import Hashes, Source, reference_captions, sample_key
+from aicl.evaluation.sample import Clip, Sample
+from aicl.evaluation.source import Hashes, Source, reference_captions, sample_key
 from aicl.options import Reference
 from aicl.pipeline import AICLPipeline
 from aicl.reference_videos import read_pixels

@@ -11,7 +11,8 @@ from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
-from aicl.evaluation.benchmark import Benchmark, Clip, Sample
+from aicl.evaluation.benchmark import Benchmark
+from aicl.evaluation.sample import Clip, Sample
 from aicl.extensions import load_extensions
 from aicl.pipeline import AICLPipeline
 from lvdm import config as configs

@@ -18,10 +18,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from aicl.evaluation.benchmark import Benchmark, Clip
+from aicl.evaluation.benchmark import Benchmark
 from aicl.evaluation.generate import Estimate
 from aicl.evaluation.lossless import read_lossless
 from aicl.evaluation.metric import Evaluator, TextEvaluator
+from aicl.evaluation.sample import Clip
 from lvdm.errors import DataError, VideoError
 from lvdm.files import atomic_path
 from lvdm.hashing import file_hash, text_hash

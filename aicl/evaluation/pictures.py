@@ -6,11 +6,11 @@ from pathlib import Path
 from torch import Tensor
 from tqdm import tqdm
 
-from aicl.evaluation.benchmark import Sample
 from aicl.evaluation.figures import attention_sheet, feature_sheet, generated_feature_sheet, sample_sheet, sample_video
 from aicl.evaluation.generate import shown_pixels
 from aicl.evaluation.presets import PictureSpec
 from aicl.evaluation.row import Row
+from aicl.evaluation.sample import Sample
 from aicl.evaluation.table_run import TableRun
 from aicl.pipeline import AICLPipeline
 from lvdm.errors import ConfigError

@@ -1,6 +1,6 @@
 """Which files of configs/ a preset is put together from, see `aicl.evaluation.presets`; quick to import."""
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,16 +52,11 @@ def evaluator_section(benchmark: str) -> tuple[dict[str, Any], list[str]]:
     return dict(mapping.get("evaluators") or {}), list(mapping.get("metrics") or ())
 
 
-def check_data(files: Iterable[Path], overrides: Iterable[str]) -> None:
-    """Say at once that the data of a preset is not there; other settings are checked when it is read.
-
-    Raises DataError, and ConfigError for a damaged file.
-    """
-    data = configs.load(list(files)).get("benchmark") or {}
-    given = dict(each.partition("=")[::2] for each in overrides)
-    if "benchmark" in given or not isinstance(data, dict):
+def check_data(preset: Mapping[str, Any]) -> None:
+    """Say at once that the data of a preset, a mapping, is not there. Raises DataError."""
+    data = preset.get("benchmark")
+    if not isinstance(data, Mapping):
         return
     for name in ("path", "captions", "references", "reference_captions"):
-        path = given.get(f"benchmark.{name}", data.get(name))
-        if isinstance(path, str) and path not in ("null", ""):
-            check_there(path.strip("'\""), f"say where the data lies with benchmark.{name}=...")
+        if isinstance(path := data.get(name), str) and path:
+            check_there(path, f"say where the data lies with benchmark.{name}=...")

@@ -2,7 +2,7 @@
 
 A preset is put together from files of configs/: benchmarks/NAME.yaml (the data, the evaluators, where models lie),
 tables/TABLE.yaml (the rows) and, where there is one, tables/NAME/TABLE.yaml (what is special about this table there).
-Later ones win, and key=value wins over all.
+Later ones win, and key=value wins over all. Quick to import, so that a misspelt key is refused at once.
 """
 
 import os
@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from aicl.evaluation.benchmark import MAX_REFERENCES
 from aicl.evaluation.row import Row
-from aicl.evaluation.tables import columns_of
+from aicl.evaluation.sample import MAX_REFERENCES
 from lvdm import config as configs
 from lvdm.errors import ConfigError
 
@@ -86,6 +85,8 @@ class Preset:
     allow_few: bool = False
 
     def __post_init__(self) -> None:
+        from aicl.evaluation.tables import columns_of  # which imports the metrics
+
         kind = self.benchmark.get("kind")
         self.rows = [row for row in self.rows if row.only is None or kind in row.only]
         labels = [row.label for row in self.rows]
@@ -122,5 +123,9 @@ class Preset:
 
 def load_preset(files: Sequence[str | os.PathLike[str]], overrides: Iterable[str] = ()) -> Preset:
     """Read a preset from its files. Raises ConfigError for keys and values that do not fit."""
-    mapping: dict[str, Any] = configs.load(files, overrides, Preset)
-    return configs.from_mapping(Preset, mapping, where=Path(files[-1]).name)
+    return configs.from_mapping(Preset, read_preset(files, overrides), where=Path(files[-1]).name)
+
+
+def read_preset(files: Sequence[str | os.PathLike[str]], overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """A preset as a mapping, in which each key of `overrides` is known. Raises ConfigError for one that is not."""
+    return configs.load(files, overrides, Preset)

@@ -11,13 +11,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from aicl.evaluation.benchmark import Benchmark, Clip
+from aicl.evaluation.benchmark import Benchmark
 from aicl.evaluation.estimates import describe, estimate, estimates_by_seed, lines_beside, own_rates, shares_by_label
 from aicl.evaluation.evaluators.classifier import plain_label
 from aicl.evaluation.generated import Generated
 from aicl.evaluation.metric import Evaluator, Metric, Observed, TextEvaluator
 from aicl.evaluation.observe import ObservationStore, View, look, look_at_texts, texts_seen
 from aicl.evaluation.results import Protocol, Result
+from aicl.evaluation.sample import Clip
 from lvdm.errors import ConfigError, DataError, VideoError
 from lvdm.hashing import file_hash, text_hash
 from lvdm.video import ShortRule, load_clip, probe, to_pixels

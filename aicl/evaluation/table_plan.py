@@ -6,13 +6,15 @@ from pathlib import Path
 
 import torch
 
-from aicl.evaluation.benchmark import Sample, build_benchmark
+from aicl.evaluation.benchmark import build_benchmark
 from aicl.evaluation.generate import Made, VideoStore
 from aicl.evaluation.method import build_method
 from aicl.evaluation.metric import Evaluator, Metric, get_metric, get_metrics
 from aicl.evaluation.observe import ObservationStore, check_comparable_length
 from aicl.evaluation.presets import Preset, SetSpec
-from aicl.evaluation.row import Row, Source, reference_captions
+from aicl.evaluation.row import Row
+from aicl.evaluation.sample import Sample
+from aicl.evaluation.source import Source, reference_captions
 from aicl.evaluation.tables import STUDIED
 from aicl.model_files import find_model_files
 from lvdm.errors import CheckpointError, ConfigError, VideoError

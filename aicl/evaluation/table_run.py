@@ -8,7 +8,6 @@ from typing import cast
 
 from torch import Tensor
 
-from aicl.evaluation.benchmark import Clip
 from aicl.evaluation.estimates import (
     describe,
     estimate,
@@ -23,6 +22,7 @@ from aicl.evaluation.metric import Classifier, Metric, Observed, TextEvaluator, 
 from aicl.evaluation.observe import View, generated_view, look, look_at_texts, texts_seen
 from aicl.evaluation.results import Protocol, Result
 from aicl.evaluation.row import Row
+from aicl.evaluation.sample import Clip
 from aicl.evaluation.statistics import Estimate
 from aicl.evaluation.table_plan import SPEED, TablePlan
 from lvdm import config as configs

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from aicl.evaluation.benchmark import MAX_REFERENCES, Clip, Sample
+from aicl.evaluation.sample import MAX_REFERENCES, Clip, Sample
 from aicl.pseudo_words import gerund
 from aicl.puppets.actions import ACTIONS
 from aicl.puppets.captions import caption, describe

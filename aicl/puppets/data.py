@@ -110,6 +110,7 @@ class PuppetConfig:
 
     @property
     def action_indices(self) -> tuple[int, ...]:
+        """The actions to draw from, as indices of `ACTIONS`."""
         return {"seen": SEEN_INDICES, "unseen": UNSEEN_INDICES, "all": tuple(range(len(ACTIONS)))}[self.actions]
 
 

@@ -54,7 +54,7 @@ def show(action: str, seed: int, model: Path, out: Path) -> None:
     start = time.perf_counter()
     prompt = caption(Description(ACTIONS[INDEX[action]].phrase, **PERSON))
     shown = reference_clips(action, model)
-    files = ["--refs", *map(str, shown), "--compare", "--out", str(out / "aicl.mp4")]
+    files = ["--references", *map(str, shown), "--compare", "--out", str(out / "aicl.mp4")]
     call("sample", "--model", str(model), "--prompt", prompt, *files, "--seed", str(seed))
     compared = out / "aicl-compare.mp4"
     info = probe(compared)
@@ -66,8 +66,8 @@ def show(action: str, seed: int, model: Path, out: Path) -> None:
     other = caption(Description(ACTIONS[INDEX[action]].phrase, "yellow", "black", "purple", height="tall"))
     print("\nWhat to try next:")
     print(f"  {command('quickstart', '--action', next(name for name in UNSEEN if name != action))}")
-    print(f"  {command('sample', '--prompt', other, '--refs', *map(str, shown))}")
-    print(f"  {command('sample', '--prompt', other, '--refs', 'YOUR_VIDEO.mp4', '--compare')}")
+    print(f"  {command('sample', '--prompt', other, '--references', *map(str, shown))}")
+    print(f"  {command('sample', '--prompt', other, '--references', 'YOUR_VIDEO.mp4', '--compare')}")
     print("  README.md: your own data, larger models, training")
 
 

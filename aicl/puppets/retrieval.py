@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from aicl.evaluation.benchmark import MAX_REFERENCES, Clip, Sample
+from aicl.evaluation.sample import MAX_REFERENCES, Clip, Sample
 from aicl.puppets.samples import PuppetData, draw_samples
 from aicl.reference_retrieval import VerbIndex
 from lvdm.config import check_at_least

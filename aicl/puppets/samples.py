@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from aicl.evaluation.benchmark import MAX_REFERENCES
+from aicl.evaluation.sample import MAX_REFERENCES
 from aicl.puppets.actions import ACTIONS, SEEN_INDICES, UNSEEN_INDICES
 from aicl.puppets.captions import Wording, caption, describe, made_up, random_wording
 from aicl.puppets.scene_parameters import FIELDS, draw_scene_parameters, uniforms

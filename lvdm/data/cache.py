@@ -115,9 +115,11 @@ class ClipCache:
         return path.exists() or path.with_suffix(_BROKEN).exists()
 
     def has_text(self, caption: str) -> bool:
+        """Whether the features of this caption are cached."""
         return self._text_path(caption).exists()
 
     def write_clip(self, key: str, cached_crop: int, clip: CachedClip) -> None:
+        """Store one crop of the video that is known as `key`; its latents in float32."""
         tensors = {"mean": clip.mean.float(), "std": clip.std.float(), "first_frame": clip.first_frame}
         _write(
             self._clip_path(key, cached_crop),

@@ -85,6 +85,7 @@ class DiagonalGaussian:
 
     @property
     def std(self) -> Tensor:
+        """The standard deviation of each entry, in the mean's shape."""
         return torch.exp(0.5 * self.logvar)
 
     def sample(self, generator: torch.Generator | Sequence[torch.Generator] | None = None) -> Tensor:
@@ -252,6 +253,8 @@ class Middle(nn.Module):
 
 
 class ResnetBlock(nn.Module):
+    """Two normalised convolutions beside a skip connection. (n, channels, h, w) -> (n, out_channels, h, w)."""
+
     def __init__(self, channels: int, out_channels: int, dropout: float) -> None:
         super().__init__()
         self.norm1 = Norm(channels)

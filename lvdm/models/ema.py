@@ -56,6 +56,7 @@ class EMA:
                     parameter.copy_(value)
 
     def to(self, device: torch.device | str) -> Self:
+        """Move the averages to `device`, in place."""
         self.averages = {name: average.to(device) for name, average in self.averages.items()}
         return self
 

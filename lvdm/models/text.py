@@ -70,6 +70,7 @@ class TextConfig:
         return cls(width, layers, heads, context_length, tokenizer=tokenizer)
 
     def build_tokenizer(self) -> CLIPTokenizer | WordTokenizer:
+        """CLIP's tokenizer, or one of the config's own words. Raises ConfigError for a file of them that is none."""
         if self.tokenizer == "clip":
             return CLIPTokenizer(self.context_length, self.pad)
         return WordTokenizer(self.tokenizer, self.context_length)

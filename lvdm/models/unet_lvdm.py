@@ -59,6 +59,7 @@ class LVDMParams(UNetParams):
 
     @property
     def max_relative(self) -> int | None:
+        """The most frames that relative positions tell apart; None without such positions."""
         return self.temporal_length if self.use_relative_position else None
 
     def heads(self, channels: int) -> tuple[int, int]:

@@ -102,6 +102,7 @@ class Stopwatch(Callback):
         self._trace().stop()
 
     def result(self) -> Profile:
+        """What was timed, once training has ended."""
         kernels = []
         for event in self._trace().key_averages():
             microseconds = event.self_device_time_total if self._cuda else event.self_cpu_time_total

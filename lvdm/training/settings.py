@@ -135,6 +135,7 @@ class TrainingSettings:
 
     @property
     def uses_deepspeed(self) -> bool:
+        """Whether the strategy is one of DeepSpeed's."""
         return self.strategy in DEEPSPEED
 
     @property

@@ -86,6 +86,8 @@ MISTAKES = (
     "train --config configs/tiny/base.yaml run.name=missing/",
     "reproduce --table I --benchmark ucf101 benchmark.path=missing",
     "reproduce --table I --benchmark missing",
+    "reproduce --table I missing=1",
+    "reproduce --table I rows.0.missing=1",
     "evaluate score missing",
     "evaluate score docs --i3d missing.pt",
     "evaluate score docs --benchmark missing",

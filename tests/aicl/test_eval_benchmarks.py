@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from aicl.evaluation.benchmark import MAX_REFERENCES, build_benchmark
+from aicl.evaluation.benchmark import build_benchmark
 from aicl.evaluation.benchmarks.webvid import choose, trained_verbs
+from aicl.evaluation.sample import MAX_REFERENCES
 from aicl.verbs import verbs
 from lvdm.errors import ConfigError, DataError
 from lvdm.video import write_video

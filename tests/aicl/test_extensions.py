@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from aicl.evaluation.benchmark import Clip as BenchmarkClip
-from aicl.evaluation.benchmark import FileBenchmark, Sample, build_benchmark, register_benchmark
+from aicl.evaluation.benchmark import FileBenchmark, build_benchmark, register_benchmark
 from aicl.evaluation.engine import Experiment
 from aicl.evaluation.metric import Metric, Observed, get_metric, register
 from aicl.evaluation.presets import Preset
+from aicl.evaluation.sample import Clip as BenchmarkClip
+from aicl.evaluation.sample import Sample
 from lvdm import config as configs
 from lvdm.errors import ConfigError
 from lvdm.video import write_video

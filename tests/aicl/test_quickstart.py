@@ -47,7 +47,7 @@ def test_shipped_models_and_clips_are_used_and_only_its_folder_is_replaced(demo,
         return capsys.readouterr().out
 
     printed = run("--action", "ladder")
-    assert f"--refs {model}/examples/clip_00001.mp4 {model}/examples/clip_00011.mp4" in printed
+    assert f"--references {model}/examples/clip_00001.mp4 {model}/examples/clip_00011.mp4" in printed
     assert not (out / "old.mp4").exists() and (out.parent / "mine.mp4").exists()
     check_files(out, frames=4)
     proposed = next(line for line in printed.split("What to try next:")[1].splitlines() if "aicl sample" in line)

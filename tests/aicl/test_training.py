@@ -234,6 +234,8 @@ def test_training_starts_from_an_adapter_of_the_same_sizes_alone(tmp_path, clips
     for section, setting in (("prism", {"mlp_ratio": 2}), ("integration", {"spatial_positions": "none"})):
         with pytest.raises(CheckpointError, match=f"another {next(iter(setting))} of prism or integration"):
             build(aicl_config(tmp_path, init_from=start, **{section: setting}))
+    with pytest.raises(ConfigError, match="make them equal"):
+        build(aicl_config(tmp_path, integration={"feature_channels": 8}))
 
 
 def test_image_to_video_trains(tmp_path, clips):

@@ -211,7 +211,7 @@ def test_references_are_chosen_by_their_action_with_the_reason_and_at_most_four(
     with pytest.raises(DataError, match="at most 4 references"):
         uploads.accept_video(session, place, name)
     last = session.slots[-1]
-    session.lead(last.id)
+    session.put_first(last.id)
     session.caption(last.id, " a boat ")
     assert service.sessions.of("0" * 22).slots[0] == dataclasses.replace(last, caption="a boat")
 

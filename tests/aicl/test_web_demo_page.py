@@ -211,7 +211,7 @@ def test_what_is_chosen_is_what_the_page_can_choose(server, secrets):
         {"do": "example", "model": 9}, {"do": "example", "number": secrets[0]}, {"do": "remove", "id": secrets[0]},
         {"do": "prompt", "text": {"path": secrets[0], "meta": {"_type": "gradio.FileData"}}}, {"do": "prompt"},
         {"do": "verb", "text": "fly"}, {"do": "verb", "text": "x" * 4000}, {"do": "caption", "id": "x", "text": "a"},
-        {"do": "show", "id": "../../.."}, {"do": "lead", "id": 5}, {"do": "prompt", "text": "\ud800"},
+        {"do": "show", "id": "../../.."}, {"do": "first", "id": 5}, {"do": "prompt", "text": "\ud800"},
     ):  # fmt: skip
         assert refused(server, "POST", "/choose", body, JSON | {"cookie": visitor.cookie}), body
     assert visitor.references() == 0

@@ -26,6 +26,7 @@ class Run:
     compile: bool = False
     out: Path | None = None
     seeds: list[int] = field(default_factory=list)
+    rows: list[Optimiser] = field(default_factory=list)
     size: int | list[int] = 64
     preview: Optimiser | None = None
     unet: dict = field(default_factory=dict)
@@ -88,6 +89,11 @@ def test_a_schema_allows_keys_that_the_file_leaves_at_their_defaults(tmp_path):
     assert (
         error(config.load, path, ["preview.kid=1"], schema=Run) == "unknown key 'kid' in preview: did you mean 'kind'?"
     )
+    path = write(tmp_path, "rows.yaml", "name: a\nrows: [{lr: 0.1}]\noptimiser: {lr: 0.1}\n")
+    assert config.load(path, ["rows.0.kind=sgd"], schema=Run)["rows"] == [{"lr": 0.1, "kind": "sgd"}]
+    assert "did you mean 'kind'?" in error(config.load, path, ["rows.0.kid=1"], schema=Run)
+    assert config.load(path, ["other.key=1"], schema=Run | dict)["other"] == {"key": 1}
+    assert "did you mean 'kind'?" in error(config.load, path, ["optimiser.kid=1"], schema=Run | dict)
     assert error(config.load, path, ["emma=1"], schema=Run) == f"unknown key 'emma' in {path}: did you mean 'ema'?"
 
 

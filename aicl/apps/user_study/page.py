@@ -18,6 +18,7 @@ def head() -> str:
 
 
 def welcome(total: int, ties: bool) -> str:
+    """What an evaluator reads before the first of `total` pairs; ties: whether "no difference" is an answer."""
     down = ", <kbd>↓</kbd> no difference" if ties else ""
     return f"""<div class="study-text"><h1>Which video is better?</h1>
 <p>You will see {total} pairs of short videos, each pair made from the same text. Two questions about each pair:
@@ -50,12 +51,14 @@ tabindex="-1" aria-label="{side.capitalize()} video"></video><figcaption>{side.c
 
 
 def thanks(view: View) -> str:
+    """What an evaluator reads after the last pair."""
     return f"""<div class="study-text"><h1>Thank you!</h1>
 <p>All {view.total} pairs are answered and saved. You can close this page.</p>
 <p>If you want to change an answer later, come back with this link. Your code: <b>{escape(view.code)}</b></p></div>"""
 
 
 def notice(text: str) -> str:
+    """A sentence about what went wrong, nothing for an empty one."""
     return f'<p class="study-notice" role="alert">{escape(text)}</p>' if text else ""
 
 

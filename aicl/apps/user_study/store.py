@@ -146,6 +146,7 @@ class Store:
             return Evaluator(cast(int, row.lastrowid), code, created)  # an INSERT has one
 
     def find_evaluator(self, code: str) -> Evaluator | None:
+        """Who has this code, in any case and with spaces around it; None for nobody."""
         with self._connect() as database:
             row = database.execute("SELECT * FROM evaluators WHERE code = ?", (code.strip().lower(),)).fetchone()
         return Evaluator(**row) if row else None
@@ -183,6 +184,7 @@ class Store:
         return self._all(Answer, "SELECT * FROM history ORDER BY rowid")
 
     def evaluators(self) -> list[Evaluator]:
+        """Everyone who ever joined, by number."""
         return self._all(Evaluator, "SELECT * FROM evaluators ORDER BY number")
 
     def _all(self, kind: type[T], query: str) -> list[T]:

@@ -30,10 +30,12 @@ class View:
 
     @property
     def complete(self) -> bool:
+        """Whether all questions about this pair are answered."""
         return len(self.answers) == len(QUESTIONS)
 
     @property
     def finished(self) -> bool:
+        """Whether all questions about all pairs are answered."""
         return self.answered == self.total
 
 
@@ -46,6 +48,7 @@ class Study:
 
     @property
     def total(self) -> int:
+        """How many pairs the study has."""
         return len(self.store.pairs)
 
     def join(self) -> View:
@@ -96,10 +99,12 @@ class Study:
 
 
 def database_path(folder: str | os.PathLike[str]) -> Path:
+    """Where a study keeps its answers."""
     return Path(folder) / "study.sqlite"
 
 
 def videos_path(folder: str | os.PathLike[str]) -> Path:
+    """Where a study keeps its copies of the videos."""
     return Path(folder) / "videos"
 
 

@@ -117,7 +117,7 @@ def _choose(service: Service, session: Session, asked: dict[str, Any]) -> None:
         "prompt": lambda: service.retrieve(session, model or 0, text or "", "your prompt"),
         "verb": lambda: service.retrieve(session, model or 0, f"a person is about to {text}", "what you asked for"),
         "remove": lambda: session.remove(id or ""),
-        "lead": lambda: session.lead(id or ""),
+        "first": lambda: session.put_first(id or ""),
         "caption": lambda: session.caption(id or "", text or ""),
         "show": lambda: service.show(session, id or ""),
     }

@@ -59,7 +59,7 @@ def build_blocks(service: Service) -> gr.Blocks:
                 with gr.Accordion("How the references are read", open=False):
                     scale = gr.Slider(0, 2, 1, step=0.05, label="Adapter strength", info="0 is the base model alone")
                     own = gr.Number(label="Reference guidance scale", minimum=0, maximum=20, step=0.5, info=_OWN)
-                    until = gr.Slider(0, 1, 0, step=0.05, label="The first reference leads", info=_UNTIL)
+                    until = gr.Slider(0, 1, 0, step=0.05, label="The first reference alone", info=_UNTIL)
             with gr.Column(min_width=340, scale=6):
                 with gr.Row():
                     go = gr.Button("Generate", variant="primary", elem_id="web-go", min_width=160)

@@ -101,7 +101,7 @@
     prompt: (button) => choose(button, { do: "prompt", text: promptText() }),
     verb: (button) => choose(button, { do: "verb", text: button.closest(".web-gallery").querySelector("select").value }),
     remove: (button) => choose(button, { do: "remove", id: button.dataset.id }),
-    lead: (button) => choose(button, { do: "lead", id: button.dataset.id }),
+    first: (button) => choose(button, { do: "first", id: button.dataset.id }),
     show: (button) => choose(button, { do: "show", id: button.dataset.id }),
     webcam: (button) => record(button),
     pause: (button) => { paused = !paused; button.textContent = paused ? "Play" : "Pause"; },

@@ -172,10 +172,10 @@ def history(tasks: Sequence[Task], shown: str | None) -> str:
 
 def _slot(slot: Slot, model: int, first: bool, several: bool) -> str:
     address = f"reference/{slot.id}/{model}/"
-    lead = ""
+    place = ""
     if several:
-        lead = '<b class="web-lead">leads</b>' if first else (
-            f'<button type="button" data-do="lead" data-id="{slot.id}">Let it lead</button>'
+        place = '<b class="web-first">first</b>' if first else (
+            f'<button type="button" data-do="first" data-id="{slot.id}">Put it first</button>'
         )  # fmt: skip
     video = _VIDEO.format(src=address + "clip", label="Reference")
     return f"""<div class="web-slot"><div class="web-slot-video">{video}</div><div class="web-slot-text">
@@ -183,7 +183,7 @@ def _slot(slot: Slot, model: int, first: bool, several: bool) -> str:
 <input type="text" data-caption="{slot.id}" maxlength="300" value="{escape(slot.caption or "")}"
 placeholder="What it shows (empty: the prompt)" aria-label="What this reference shows">
 <details><summary>The frames that the prism reads</summary><img src="{address}sheet" alt="All frames" loading="lazy">
-</details><div class="web-buttons">{lead}
+</details><div class="web-buttons">{place}
 <button type="button" data-do="remove" data-id="{slot.id}">Remove</button></div></div></div>"""
 
 

@@ -76,7 +76,7 @@ class Session:
 
     @property
     def slots(self) -> list[Slot]:
-        """The references whose files are still there, in order; the first one leads."""
+        """The references whose files are still there, in order."""
         with self._lock:
             return [slot for slot in self._choices.slots if Path(slot.path).is_file()]
 
@@ -106,13 +106,13 @@ class Session:
             self._save()
 
     def remove(self, id: str) -> None:
-        """Take a reference out. Raises DataError for one that is not there, as `lead` and `caption` do."""
+        """Take a reference out. Raises DataError for one that is not there, as `put_first` and `caption` do."""
         with self._lock:
             slot = self._slot(id)
             self._choices.slots = [each for each in self.slots if each.id != slot.id]
             self._save()
 
-    def lead(self, id: str) -> None:
+    def put_first(self, id: str) -> None:
         """Make a reference the first one."""
         with self._lock:
             slot = self._slot(id)

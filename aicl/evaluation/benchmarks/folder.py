@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from aicl.evaluation.benchmark import MAX_REFERENCES, Clip, FileBenchmark, Sample, register_benchmark
+from aicl.evaluation.benchmark import FileBenchmark, register_benchmark
+from aicl.evaluation.sample import MAX_REFERENCES, Clip, Sample
 from aicl.reference_retrieval import VerbIndex
 from lvdm.data import ClipRecord, read_folder, sample_rng
 from lvdm.errors import DataError

@@ -14,7 +14,8 @@ from typing import Literal
 import numpy as np
 import torch
 
-from aicl.evaluation.benchmark import MAX_REFERENCES, Clip, FileBenchmark, Sample, register_benchmark
+from aicl.evaluation.benchmark import FileBenchmark, register_benchmark
+from aicl.evaluation.sample import MAX_REFERENCES, Clip, Sample
 from aicl.pseudo_words import gerund, made_up_phrase
 from lvdm.data import ClipRecord, read_split, read_ucf101, sample_rng
 from lvdm.data.ucf101 import ACTIONS, SUBJECTS

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from aicl.evaluation.benchmark import MAX_REFERENCES, Clip, FileBenchmark, Sample, register_benchmark
+from aicl.evaluation.benchmark import FileBenchmark, register_benchmark
+from aicl.evaluation.sample import MAX_REFERENCES, Clip, Sample
 from aicl.reference_retrieval import VerbIndex
 from aicl.verbs import verbs
 from lvdm.data import ClipRecord, read_split, read_webvid, sample_rng

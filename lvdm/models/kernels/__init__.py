@@ -30,6 +30,7 @@ def only(*names: str) -> Iterator[None]:
 
 
 def enabled(name: str) -> bool:
+    """Whether the kernel of this name is used, see `only`."""
     return name in _enabled
 
 
