@@ -4,9 +4,10 @@ Neither choice changes what is learned: `batch_size` counts the samples of a ste
 """
 
 import gc
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -26,11 +27,12 @@ OPTIMISER, GRADIENT, BUCKET = 8, 4, 4  # bytes for each trained value: Adam's tw
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one device: at rest, trained values, and what each sample of a micro-batch adds."""
+    """Bytes on one device: at rest, trained values, and what each sample of a micro-batch adds; seconds of a pass."""
 
     rest: int
     values: int
     sample: int
+    seconds: float = 0.0
 
     def needed(self, samples: int, devices: int) -> int:
         """By a step of micro-batches of so many samples, with the optimiser on the device."""
@@ -38,8 +40,16 @@ class Memory:
         return self.rest + each * self.values + samples * self.sample
 
 
-def choose(settings: TrainingSettings, build: Build) -> tuple[TrainingSettings, str]:
-    """The settings with a strategy, micro-batches and gradient checkpointing in place of "auto", and a sentence on it.
+class Choice(NamedTuple):
+    """The settings that were chosen, a sentence on them, and the seconds of a pass of one sample, 0 if not timed."""
+
+    settings: TrainingSettings
+    sentence: str
+    sample_s: float = 0.0
+
+
+def choose(settings: TrainingSettings, build: Build) -> Choice:
+    """The settings with a strategy, micro-batches and gradient checkpointing in place of "auto".
 
     In order: everything in memory, activations recomputed, fewer samples at once, and at last the optimiser's averages
     in the CPU's memory. `build` makes the module and its data, which are thrown away again.
@@ -49,14 +59,14 @@ def choose(settings: TrainingSettings, build: Build) -> tuple[TrainingSettings, 
     plain = replace(settings, strategy="ddp" if devices > 1 else "single")
     device = training_device(settings)
     if device.type != "cuda":
-        return plain, f"strategy auto: {plain.strategy} on the CPU, as nothing else runs there"
+        return Choice(plain, f"strategy auto: {plain.strategy} on the CPU, as nothing else runs there")
     limit = torch.cuda.get_device_properties(device).total_memory * torch.cuda.get_per_process_memory_fraction(device)
     allowed = int(SHARE * limit)
     share = settings.batch_size // devices
     for checkpointing in (False, True):
         if settings.gradient_checkpointing and not checkpointing:
             continue  # asked for
-        memory = measure(replace(plain, gradient_checkpointing=checkpointing), build, device)
+        memory = measure(replace(plain, gradient_checkpointing=checkpointing, cuda_graphs=False), build, device)
         if memory is None:
             continue
         fitting = [n for n in divisors(share) if memory.needed(n, devices) <= allowed]
@@ -71,12 +81,14 @@ def choose(settings: TrainingSettings, build: Build) -> tuple[TrainingSettings, 
         need = memory.needed(fitting[0], devices) / GIB
         sentence = f"{chosen.strategy}, {what} a device, {kept}, the optimiser on the GPU"
         sample = f"{memory.sample / GIB:.2f} a sample"
-        return chosen, f"strategy auto: {sentence}: about {need:.1f} of {limit / GIB:.1f} GiB, {sample}"
+        sentence = f"strategy auto: {sentence}: about {need:.1f} of {limit / GIB:.1f} GiB, {sample}"
+        return Choice(chosen, sentence, memory.seconds)
     offload = replace(settings, strategy="deepspeed_zero2_offload", gradient_checkpointing=True, cuda_graphs=False)
     offload = replace(offload, gradient_accumulation_steps=share)
-    return offload, (
+    return Choice(
+        offload,
         "strategy auto: deepspeed_zero2_offload, one sample at a time, activations recomputed: "
-        f"with the optimiser's averages on the GPU too, {limit / GIB:.1f} GiB are not enough"
+        f"with the optimiser's averages on the GPU too, {limit / GIB:.1f} GiB are not enough",
     )
 
 
@@ -85,7 +97,7 @@ def measure(settings: TrainingSettings, build: Build, device: torch.device) -> M
     alone = replace(settings, strategy="single", devices=1, nodes=1, batch_size=1, gradient_accumulation_steps=1)
     module, data = build(replace(alone, compile=False, cuda_graphs=False))
     try:
-        return _measure(module, data, device, DTYPES[settings.precision])
+        return _measure(module, data, device)
     except torch.OutOfMemoryError:
         return None
     finally:
@@ -94,27 +106,39 @@ def measure(settings: TrainingSettings, build: Build, device: torch.device) -> M
         torch.cuda.empty_cache()
 
 
-def _measure(module: TrainingModule, data: EndlessDataModule, device: torch.device, dtype: torch.dtype) -> Memory:
+def _measure(module: TrainingModule, data: EndlessDataModule, device: torch.device) -> Memory:
+    batch = data.prepare(first_batch(module, data, device))
+    rest = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+
+    def run() -> None:
+        with module.autocast():
+            loss = module.losses(batch).float().mean()
+        if not loss.requires_grad:
+            raise ConfigError("nothing in this training is trained: check the config")
+        loss.backward()
+        torch.cuda.synchronize(device)
+
+    run()
+    values = sum(parameter.numel() for parameter in module.trained.parameters() if parameter.requires_grad)
+    peak = torch.cuda.max_memory_allocated(device)
+    began = time.perf_counter()
+    run()  # once more: the first pass chose and compiled kernels
+    return Memory(rest, values, max(0, peak - rest - GRADIENT * values), time.perf_counter() - began)
+
+
+def first_batch(module: TrainingModule, data: EndlessDataModule, device: torch.device) -> Any:
+    """The first batch of a training, on its device; the module is placed there as a training would."""
     module.to(device)
-    for frozen in module._frozen:
-        place_frozen(frozen, device, dtype)
-        prepare(frozen)
+    for frozen in module.frozen:
+        place_frozen(frozen, device, DTYPES[module.settings.precision])
+        if device.type == "cuda":
+            prepare(frozen)
     module.trained.train()
     data.workers = 0
     batch: Any = next(iter(data.train_dataloader()))
     batch = data.on_before_batch_transfer(batch, 0)
-    batch = module.transfer_batch_to_device(batch, device, 0)
-    batch = data.prepare(batch)
-    rest = torch.cuda.memory_allocated(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    with module.autocast():
-        loss = module.losses(batch).float().mean()
-    if not loss.requires_grad:
-        raise ConfigError("nothing in this training is trained: check the config")
-    loss.backward()
-    values = sum(parameter.numel() for parameter in module.trained.parameters() if parameter.requires_grad)
-    peak = torch.cuda.max_memory_allocated(device)
-    return Memory(rest, values, max(0, peak - rest - GRADIENT * values))
+    return module.transfer_batch_to_device(batch, device, 0)
 
 
 def divisors(count: int) -> list[int]:

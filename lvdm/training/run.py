@@ -30,14 +30,14 @@ from lvdm.training.checkpoints import (
     newest_whole,
     read_progress,
 )
-from lvdm.training.choice import choose
 from lvdm.training.diagnostics import Diagnostics
 from lvdm.training.logs import CSVLog
 from lvdm.training.messages import Messages
 from lvdm.training.metrics import Meter
 from lvdm.training.module import TrainingModule
 from lvdm.training.settings import LoggingSettings, RunSettings, Settings, TrainingSettings
-from lvdm.training.strategy import build_strategy, first_process
+from lvdm.training.settling import DECISION, decide, recall, record
+from lvdm.training.strategy import allow_tf32, build_strategy, first_process
 from lvdm.training.tasks import Recipe, build_task
 
 # What may differ when a run is resumed: it changes how long, how fast and how verbosely it trains, not what it learns.
@@ -58,7 +58,8 @@ def train(config: dict[str, Any], resume: str = "none") -> int:
     config: plain mapping with the sections run, training, logging and those of the task. resume: "none" starts a new
     run, "auto" continues the run of that name if it has a checkpoint, a path continues from that checkpoint.
 
-    Files go to `run.out`/`run.name`: config.yaml, metrics.csv, tensorboard/, previews/, checkpoints/.
+    Files go to `run.out`/`run.name`: config.yaml, metrics.csv, tensorboard/, previews/, checkpoints/, and what
+    `strategy: auto` chose as strategy.json, which a run that goes on keeps to.
     A training has its folder to itself; a second one in it is refused while the first lives. A damaged checkpoint is
     passed over, with a warning, for the one before it.
 
@@ -88,7 +89,7 @@ def _train(config: dict[str, Any], sections: Settings, folder: Path, resume: str
     progress = read_progress(checkpoint) if checkpoint else Progress()
 
     _quieten()
-    settings = settle(config, run, sections.training)
+    settings = settle(config, run, sections.training, progress, folder / DECISION)
     options, module, data = build_run(config, run, settings)
     if checkpoint:
         check_state(checkpoint, module)
@@ -97,6 +98,8 @@ def _train(config: dict[str, Any], sections: Settings, folder: Path, resume: str
         make_folder(folder)
         clear_up(folder / "checkpoints", damaged)
         configs.save(folder / "config.yaml", config)
+        if sections.training.strategy == "auto":
+            record(folder / DECISION, config, sections.training, settings)
     loggers = _loggers(reports, run, folder, progress)
     meter = Meter(settings, reports, progress)
     checkpoints = Checkpoints(settings, progress, meter, folder / "checkpoints")
@@ -111,12 +114,25 @@ def _train(config: dict[str, Any], sections: Settings, folder: Path, resume: str
     return 0 if checkpoints.stopped_by is None else 128 + checkpoints.stopped_by
 
 
-def settle(config: dict[str, Any], run: RunSettings, settings: TrainingSettings) -> TrainingSettings:
-    """The settings with what `training.strategy: auto` chooses, which is printed; others as they are."""
+def settle(
+    config: dict[str, Any],
+    run: RunSettings,
+    settings: TrainingSettings,
+    progress: Progress | None = None,
+    known: Path | None = None,
+) -> TrainingSettings:
+    """The settings with what `training.strategy: auto` chooses, which is printed; others as they are.
+
+    progress: of a run that goes on. known: where it was recorded what was chosen before, see `recall`.
+    """
     if settings.strategy != "auto":
         return settings
     build_strategy(replace(settings, strategy="ddp"))  # which says what is missing, before anything is tried
-    chosen, sentence = choose(settings, lambda trial: build_run(config, run, trial)[1:])
+    chosen = recall(known, config, settings) if known is not None else None
+    if chosen is not None:
+        rank_zero_info(f"strategy auto: as chosen before and recorded in {known}")
+        return chosen
+    chosen, sentence = decide(config, settings, lambda each: build_run(config, run, each)[1:], progress or Progress())
     rank_zero_info(sentence)
     return chosen
 
@@ -134,9 +150,7 @@ def build_run(
 
 def build_trainer(settings: TrainingSettings, options: dict[str, Any], **others: Any) -> pl.Trainer:
     """Lightning's trainer for these settings; `options` are those of `build_strategy`, others are passed on."""
-    gpu = options["accelerator"] == "gpu"
-    if gpu and settings.precision != "float32":
-        torch.set_float32_matmul_precision("high")  # what stays in float32 may use TF32
+    allow_tf32(settings, options["accelerator"] == "gpu")
     return pl.Trainer(
         **options,
         max_steps=settings.steps,

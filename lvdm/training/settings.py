@@ -68,8 +68,9 @@ class TrainingSettings:
     precision: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     gradient_checkpointing: bool = False  # recompute activations in the backward pass instead of storing them
     attention: Literal["sdpa", "xformers", "reference"] = "sdpa"  # see lvdm.models.attention.set_backend
-    compile: bool = False  # torch.compile the blocks of the networks, see lvdm.acceleration.regions
-    cuda_graphs: bool = False  # launch the kernels of a step at once, see lvdm.training.graphs
+    # These two are off where they are null, but with strategy auto, which tries them: see lvdm.training.trials.
+    compile: bool | None = None  # torch.compile the blocks of the networks, see lvdm.acceleration.regions
+    cuda_graphs: bool | None = None  # launch the kernels of a step at once, see lvdm.training.graphs
 
     timesteps: Literal["uniform", "sqrt"] = "uniform"  # t = T u, or T sqrt(u), which prefers high noise
     timesteps_per_sample: int = 1  # with a noise each; the sample is read and encoded once for all of them

@@ -55,6 +55,12 @@ def training_device(settings: TrainingSettings) -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
 
 
+def allow_tf32(settings: TrainingSettings, gpu: bool) -> None:
+    """Let what stays in float32 in mixed precision use TF32 on a GPU."""
+    if gpu and settings.precision != "float32":
+        torch.set_float32_matmul_precision("high")
+
+
 def first_process() -> bool:
     """Whether this is the first of the processes of one training, which writes its files.
 

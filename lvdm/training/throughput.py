@@ -10,10 +10,13 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 
-from lvdm.training.choice import GIB, choose, divisors
+from lvdm.training.checkpoints import Progress
+from lvdm.training.choice import GIB, divisors
 from lvdm.training.module import training_module
 from lvdm.training.run import build_run, build_trainer
 from lvdm.training.settings import RunSettings, Settings, TrainingSettings
+from lvdm.training.settling import decide
+from lvdm.training.trials import Way, ways
 
 WARM_UP, MEASURED = 2, 3  # optimiser steps
 SLACK = 1.3  # what reserved more memory than a limit by less than this may still run under it, with its blocks freed
@@ -76,7 +79,7 @@ def _fit(config: dict[str, Any], run: RunSettings, settings: TrainingSettings, p
 
 def by_hand(settings: TrainingSettings) -> list[TrainingSettings]:
     """What someone could try on one device: each size of micro-batches, with activations kept and recomputed."""
-    plain = replace(settings, strategy="single", devices=1, nodes=1, cuda_graphs=False)
+    plain = replace(settings, strategy="single", devices=1, nodes=1, compile=False, cuda_graphs=False)
     return [
         replace(plain, gradient_checkpointing=recompute, gradient_accumulation_steps=count)
         for recompute in (False, True)
@@ -85,8 +88,9 @@ def by_hand(settings: TrainingSettings) -> list[TrainingSettings]:
 
 
 def compare_strategies(config: dict[str, Any], limits: Sequence[float]) -> Iterator[dict[str, Any]]:
-    """What `strategy: auto` chooses where PyTorch may reserve so many GiB of the card, beside the best `by_hand`.
+    """What `strategy: auto` chooses where PyTorch may reserve so many GiB of the card, beside the best by hand.
 
+    By hand: each division of a step (`by_hand`), then each way of launching the fastest of them (`ways`).
     A record for each limit, the largest first. `of_best`: the choice's samples a second over those of the fastest that
     runs under that limit. `tried`: all that were measured and run, the fastest first. What was measured with more
     memory, and reserved less than the limit, is not measured again. A limit above the card's memory is the card.
@@ -96,55 +100,82 @@ def compare_strategies(config: dict[str, Any], limits: Sequence[float]) -> Itera
     run, settings = sections.run, sections.training
     cuda = torch.cuda.is_available() and settings.accelerator != "cpu"
     total = torch.cuda.get_device_properties(0).total_memory / GIB if cuda else 0.0
-    known: dict[int, Throughput | None] = {}
-    candidates = by_hand(settings) if cuda else by_hand(settings)[:1]
+    known = _Known(config)
+    divisions = by_hand(settings) if cuda else by_hand(settings)[:1]
     try:
         for limit in sorted(limits, reverse=True):
             if cuda:
                 torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total))
-            chosen, sentence = choose(
-                replace(settings, strategy="auto"), lambda trial: build_run(config, run, trial)[1:]
+            chosen, sentence = decide(
+                config,
+                replace(settings, strategy="auto"),
+                lambda trial: build_run(config, run, trial)[1:],
+                Progress(),
             )
-            for i, candidate in enumerate(candidates):
-                before = known.get(i)
-                fits = before is not None and before.peak_gib <= limit
-                hopeless = i in known and (before is None or before.peak_gib > SLACK * limit)
-                if not fits:
-                    known[i] = None if hopeless else measure_throughput(config, candidate)
-            found = {i: speed for i, speed in known.items() if speed is not None}
-            mine = next((known[i] for i, each in enumerate(candidates) if _same(each, chosen)), None)
-            if mine is None:  # something that nobody would try by hand, such as the optimiser on the CPU
-                mine = measure_throughput(config, chosen)
+            found = known.measure(divisions, limit)
+            if found:
+                best = max(found, key=lambda each: found[each].samples_per_s)
+                open_ = replace(known.settings[best], compile=settings.compile, cuda_graphs=settings.cuda_graphs)
+                found |= known.measure([way.applied(open_) for way in ways(open_)], limit)
+            mine = found.get(_in_words(chosen)) or known.measure([chosen], limit).get(_in_words(chosen))
             record: dict[str, Any] = {"limit_gib": limit, "card_gib": round(total, 1), "auto": _in_words(chosen)}
             record["estimate"] = sentence.partition("about ")[2] or sentence
             record["samples_per_s"] = "out of memory" if mine is None else round(mine.samples_per_s, 3)
             record["peak_gib"] = 0.0 if mine is None else round(mine.peak_gib, 2)
             if found:
-                best = max(found, key=lambda i: found[i].samples_per_s)
-                record["best"], record["best_samples_per_s"] = (
-                    _in_words(candidates[best]),
-                    round(found[best].samples_per_s, 3),
-                )
-                tried = sorted(found, key=lambda i: -found[i].samples_per_s)
+                tried = sorted(found, key=lambda each: -found[each].samples_per_s)
+                best_speed = found[tried[0]].samples_per_s
+                record |= {"best": tried[0], "best_samples_per_s": round(best_speed, 3)}
                 record["tried"] = "; ".join(
-                    f"{_in_words(candidates[i])}: {found[i].samples_per_s:.2f}/s in {found[i].peak_gib:.1f} GiB"
-                    for i in tried
+                    f"{each}: {found[each].samples_per_s:.2f}/s in {found[each].peak_gib:.1f} GiB" for each in tried
                 )
                 if mine is not None:
-                    record["of_best"] = round(mine.samples_per_s / found[best].samples_per_s, 3)
+                    record["of_best"] = round(mine.samples_per_s / best_speed, 3)
+            if known.failed:
+                record["failed"] = "; ".join(f"{each}: {reason}" for each, reason in known.failed.items())
             yield record
     finally:
         if cuda:
             torch.cuda.set_per_process_memory_fraction(1.0)
 
 
-def _same(one: TrainingSettings, other: TrainingSettings) -> bool:
-    """Whether they divide a step alike."""
-    names = ("strategy", "gradient_checkpointing", "gradient_accumulation_steps", "cuda_graphs", "devices")
-    return all(getattr(one, name) == getattr(other, name) for name in names)
+class _Known:
+    """What was measured so far of one config's training, by the settings in words."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config = config
+        self.settings: dict[str, TrainingSettings] = {}
+        self.failed: dict[str, str] = {}  # what raised something else than a lack of memory
+        self._speeds: dict[str, Throughput | None] = {}
+
+    def measure(self, candidates: Sequence[TrainingSettings], limit: float) -> dict[str, Throughput]:
+        """Those of the candidates that run within `limit` GiB, which PyTorch is held to."""
+        found = {}
+        for candidate in candidates:
+            name = _in_words(candidate)
+            self.settings[name], before = candidate, self._speeds.get(name)
+            hopeless = name in self._speeds and (before is None or before.peak_gib > SLACK * limit)
+            if before is None or before.peak_gib > limit:
+                before = None if hopeless else self._try(name)
+                self._speeds[name] = before
+            if before is not None:
+                found[name] = before
+        return found
+
+    def _try(self, name: str) -> Throughput | None:
+        settings = self.settings[name]
+        try:
+            return measure_throughput(self.config, settings)
+        except Exception as error:
+            if not (settings.compile or settings.cuda_graphs):
+                raise
+            self.failed[name] = str(error).partition("\n")[0][:200]
+            return None
 
 
 def _in_words(settings: TrainingSettings) -> str:
     kept = "recomputed" if settings.gradient_checkpointing else "kept"
     count, each = settings.gradient_accumulation_steps, settings.micro_batch
-    return f"{settings.strategy}, {f'{count} times ' if count > 1 else ''}{each}, activations {kept}"
+    way = str(Way(bool(settings.compile), bool(settings.cuda_graphs)))
+    division = f"{settings.strategy}, {f'{count} times ' if count > 1 else ''}{each}, activations {kept}"
+    return division if way == "plain" else f"{division}, {way}"

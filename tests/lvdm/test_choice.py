@@ -48,7 +48,7 @@ def gpu(monkeypatch):
 def test_the_fastest_that_fits(gpu, gib, devices, strategy, accumulated, recomputed):
     gpu(gib)
     settings = TrainingSettings(steps=1, batch_size=6, strategy="auto", devices=devices)
-    chosen, sentence = choose(settings, build=None)
+    chosen, sentence, _ = choose(settings, build=None)
     assert chosen.strategy == strategy
     assert (chosen.gradient_accumulation_steps, chosen.gradient_checkpointing) == (accumulated, recomputed)
     assert (chosen.batch_size, chosen.devices, chosen.lr) == (6, devices, settings.lr)
@@ -57,7 +57,7 @@ def test_the_fastest_that_fits(gpu, gib, devices, strategy, accumulated, recompu
 
 def test_a_limit_of_the_allocator_is_the_memory_that_there_is(gpu):
     gpu(12, share=0.25)
-    chosen, sentence = choose(TrainingSettings(steps=1, batch_size=6, strategy="auto"), build=None)
+    chosen, sentence, _ = choose(TrainingSettings(steps=1, batch_size=6, strategy="auto"), build=None)
     assert chosen.gradient_accumulation_steps == 2 and chosen.gradient_checkpointing
     assert "about 8.8 of 12.0 GiB" in sentence
 

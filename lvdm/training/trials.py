@@ -1,0 +1,195 @@
+"""How the steps of a training are launched fastest, found by timing some steps of each way there is.
+
+Plainly, with compiled blocks (`lvdm.acceleration.regions`), as CUDA graphs (`lvdm.training.graphs`), or both: what is
+learned stays the same but for rounding. Each way is timed in a process of its own, `python -m lvdm.training.trials`,
+since a capture that fails may leave CUDA in a state in which nothing works any more: whatever becomes of a trial, the
+training goes on without that way.
+"""
+
+import gc
+import importlib
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from lvdm import config as configs
+from lvdm.models.backbone import BACKBONES
+from lvdm.training.choice import Build, first_batch
+from lvdm.training.optim import build_optimizer
+from lvdm.training.settings import Settings, TrainingSettings
+from lvdm.training.strategy import allow_tf32, training_device
+from lvdm.training.tasks import DATA_MODULES, TASKS
+
+LONG = 600.0  # seconds: what trains for less is not worth trials, which take a minute or two
+LIMIT = 300.0  # seconds that one trial may take, all of its process
+WARM_UP, MEASURED = 3, 4  # micro-batches
+_RESULT = "trial: "  # how the line of a trial's process begins that has the result
+
+
+class TrialError(Exception):
+    """A way did not work, with the reason."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Seconds of a micro-batch with an optimiser step, and seconds that the first ones took beyond that."""
+
+    step_s: float
+    start_s: float
+
+
+@dataclass(frozen=True)
+class Way:
+    """How steps are launched."""
+
+    compile: bool
+    cuda_graphs: bool
+
+    def applied(self, settings: TrainingSettings) -> TrainingSettings:
+        """The settings with this way."""
+        return replace(settings, compile=self.compile, cuda_graphs=self.cuda_graphs)
+
+    def __str__(self) -> str:
+        names = [name for name, used in (("compiled", self.compile), ("CUDA graphs", self.cuda_graphs)) if used]
+        return " with ".join(names) or "plain"
+
+
+def ways(settings: TrainingSettings) -> list[Way]:
+    """What `training.compile` and `training.cuda_graphs` leave open, null being open, the plainest first.
+
+    Graphs go together with neither recomputed activations nor several micro-batches, and nothing is tried with
+    DeepSpeed or on a CPU.
+    """
+    open_ = training_device(settings).type == "cuda" and not settings.uses_deepspeed
+    graphs = open_ and not settings.gradient_checkpointing and settings.gradient_accumulation_steps == 1
+    compiling = [False, True] if settings.compile is None and open_ else [bool(settings.compile)]
+    capturing = [False, True] if settings.cuda_graphs is None and graphs else [bool(settings.cuda_graphs)]
+    return [Way(one, other) for other in capturing for one in compiling]
+
+
+def fastest(
+    settings: TrainingSettings,
+    time_way: Callable[[TrainingSettings], Trial],
+    steps: int,
+    seconds: float = float("inf"),
+) -> tuple[TrainingSettings, str]:
+    """The settings with the way that ends a training of so many steps, or so many seconds, first; and a sentence on it.
+
+    What a way takes before its first step at full pace counts. Ways for which `time_way` raises TrialError are named in
+    the sentence. The sentence is empty where there is nothing to choose from.
+    """
+    first, *others = ways(settings)
+    if not others:
+        return first.applied(settings), ""
+    found: dict[Way, Trial] = {}
+    failed: list[str] = []
+    batches = float(steps * settings.gradient_accumulation_steps)
+    for way in (first, *others):
+        try:
+            found[way] = time_way(way.applied(settings))
+        except TrialError as error:
+            failed.append(f"{way} left out, {error}")
+        if way == first and first in found:
+            batches = min(batches, seconds / found[first].step_s)
+            if batches * found[first].step_s < LONG:
+                minutes = batches * found[first].step_s / 60
+                return first.applied(settings), f"steps {first}: {minutes:.1f} minutes are too few to try other ways"
+    if not found:
+        return first.applied(settings), f"steps {first}: {'; '.join(failed)}"
+    order = sorted(found, key=lambda way: found[way].start_s + batches * found[way].step_s)
+    samples = settings.micro_batch * settings.devices * settings.nodes
+    paces = [
+        f"{way} {samples / found[way].step_s:.2f} samples/s, {max(0.0, found[way].start_s):.0f} s at the start"
+        for way in order
+    ]
+    return order[0].applied(settings), f"steps {order[0]}, in a trial " + "; ".join(paces + failed)
+
+
+def time_apart(config: dict[str, Any], settings: TrainingSettings, limit: float = LIMIT) -> Trial:
+    """`time_steps` of the training of a config with these settings, in a process of its own.
+
+    Raises TrialError with a reason of one line where that fails in any way, or takes more than `limit` seconds.
+    """
+    entries = [*TASKS.values(), *DATA_MODULES.values(), *BACKBONES.values()]
+    modules = {getattr(entry, "build", entry).__module__ for entry in entries}
+    order = {"config": config, "training": configs.to_mapping(settings), "modules": sorted(modules)}
+    if training_device(settings).type == "cuda":
+        order["share"] = torch.cuda.get_per_process_memory_fraction()
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", __name__],
+            input=json.dumps(order, default=str),
+            capture_output=True,
+            text=True,
+            timeout=limit,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise TrialError(f"its trial took more than {limit:.0f} s") from error
+    except OSError as error:
+        raise TrialError(f"its trial could not be started ({error})") from error
+    for line in done.stdout.splitlines():
+        if line.startswith(_RESULT):
+            return Trial(**json.loads(line.removeprefix(_RESULT)))
+    errors = re.findall(r"^[\w.]*(?:Error|Exception|Exit)\w*: (.+)$", done.stderr, re.MULTILINE)
+    raise TrialError(errors[-1][:200] if errors else f"its trial ended with status {done.returncode}")
+
+
+def time_steps(settings: TrainingSettings, build: Build) -> Trial:
+    """Time some micro-batches of one device, each with an optimiser step, on the first batch again and again."""
+    alone = replace(
+        settings,
+        strategy="single",
+        devices=1,
+        nodes=1,
+        batch_size=settings.micro_batch,
+        gradient_accumulation_steps=1,
+    )
+    device = training_device(settings)
+    module, data = build(alone)
+    data.compiled = bool(settings.compile)
+    batch = first_batch(module, data, device)
+    optimizer = build_optimizer(module.trained.parameters(), alone, device)
+
+    def run(count: int) -> float:
+        began = time.perf_counter()
+        for _ in range(count):
+            with module.autocast():
+                loss = module.losses(data.prepare(dict(batch))).float().mean()
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - began
+
+    start = run(WARM_UP)
+    gc.collect()
+    step = run(MEASURED) / MEASURED
+    return Trial(step, start - WARM_UP * step)
+
+
+def _main() -> None:
+    """The process of one trial: the order as JSON on stdin, the result as a line on stdout."""
+    order = json.load(sys.stdin)
+    for name in order["modules"]:
+        importlib.import_module(name)
+    from lvdm.training.run import build_run  # which imports this module
+
+    run = Settings.read(order["config"]).run
+    settings = configs.from_mapping(TrainingSettings, order["training"], where="training")
+    if "share" in order:
+        torch.cuda.set_per_process_memory_fraction(order["share"])
+    allow_tf32(settings, training_device(settings).type == "cuda")
+    trial = time_steps(settings, lambda each: build_run(order["config"], run, each)[1:])
+    print(f"{_RESULT}{json.dumps({'step_s': trial.step_s, 'start_s': trial.start_s})}", flush=True)
+
+
+if __name__ == "__main__":
+    _main()
