@@ -45,9 +45,12 @@ def for_branches(x: Tensor, rows: int) -> Tensor:
 
 
 def checkpointed(module: nn.Module, enabled: bool, *args: Any, **kwargs: Any) -> Tensor:
-    """Call the module; if enabled and gradients are recorded, recompute its activations in the backward pass."""
+    """Call the module; if enabled and gradients are recorded, recompute its activations in the backward pass.
+
+    A module that is not in training draws no random numbers, so their state is neither kept nor set for it.
+    """
     if enabled and torch.is_grad_enabled():
-        return checkpoint(module, *args, use_reentrant=False, **kwargs)
+        return checkpoint(module, *args, use_reentrant=False, preserve_rng_state=module.training, **kwargs)
     return module(*args, **kwargs)
 
 

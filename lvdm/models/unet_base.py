@@ -192,9 +192,12 @@ class VideoUNet(VideoBackbone):
 
     def enable_gradient_checkpointing(self) -> None:
         self.params.use_checkpoint = True
-        for module in self.modules():
-            if isinstance(module, Transformer):
-                module.use_checkpoint = True
+        transformers = [module for module in self.modules() if isinstance(module, Transformer)]
+        for module in transformers:
+            module.use_checkpoint = True
+        if transformers and len(transformers[-1].blocks) == 1:
+            # The backward pass begins with this block: what it dropped would be recomputed at once.
+            transformers[-1].use_checkpoint = False
 
     def _stages(self) -> Iterator[tuple[str, nn.Module, int]]:
         """(name, stage, level) in order of computation; level l has 1/2^l of the latents' height and width."""

@@ -69,12 +69,20 @@ class DiffusionModule(TrainingModule):
 
     def encode_text(self, captions: Sequence[str], first_frames: Tensor, cached: Tensor | None = None) -> Tensor:
         """What the backbone is conditioned on, (n, tokens, d): texts, and first frames (n, 3, h, w) where it takes
-        images. `cached` holds the features of the captions if they were computed before."""
-        context = self.pipeline.encode_prompt(captions) if cached is None else cached
+        images. `cached` holds the features of the captions if they were computed before; else each is encoded once."""
+        context = self._encode_distinct(captions) if cached is None else cached
         if self.pipeline.takes_image:
             image = self.pipeline.encode_image(first_frames)
             context = torch.cat([context, image.to(context.dtype)], dim=1)
         return context
+
+    def _encode_distinct(self, captions: Sequence[str]) -> Tensor:
+        """Of a clip and of its changed copies the captions are the same."""
+        distinct = list(dict.fromkeys(captions))
+        context = self.pipeline.encode_prompt(distinct)
+        if len(distinct) == len(captions):
+            return context
+        return torch.stack([context[distinct.index(caption)] for caption in captions])
 
     def draw_noise(self, batch: Batch, latents: Tensor, randomness: BatchRandomness) -> tuple[Tensor, Tensor]:
         """Timesteps (b * n,) and standard normal noise (b * n, c, t, h, w), those of a sample one after another.

@@ -97,7 +97,8 @@ def measure(settings: TrainingSettings, build: Build, device: torch.device) -> M
     alone = replace(settings, strategy="single", devices=1, nodes=1, batch_size=1, gradient_accumulation_steps=1)
     module, data = build(replace(alone, compile=False, cuda_graphs=False))
     try:
-        return _measure(module, data, device)
+        with torch.cuda.device(device):  # which Triton launches its kernels on
+            return _measure(module, data, device)
     except torch.OutOfMemoryError:
         return None
     finally:

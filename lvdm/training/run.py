@@ -15,6 +15,7 @@ from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_info
 
 from lvdm import config as configs
+from lvdm.acceleration import keep_kernels
 from lvdm.checkpoints import list_checkpoints
 from lvdm.data.datamodule import EndlessDataModule
 from lvdm.errors import ConfigError
@@ -143,6 +144,8 @@ def build_run(
     """What `train` needs before anything is written: the options of `build_strategy`, the module and its data."""
     options = build_strategy(settings)  # first, since it may refuse
     set_backend(settings.attention)
+    if settings.compile:
+        keep_kernels()  # so that what a trial compiled is there when training begins, or goes on
     torch.manual_seed(run.seed)
     sections = {name: value for name, value in config.items() if name not in ("run", "training", "logging")}
     return options, *build_task(Recipe(run, settings, sections))

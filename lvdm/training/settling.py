@@ -8,7 +8,6 @@ import torch
 from pytorch_lightning.utilities import rank_zero_info
 
 from lvdm import config as configs
-from lvdm.acceleration import keep_kernels
 from lvdm.errors import ConfigError
 from lvdm.files import write_json
 from lvdm.training.checkpoints import Progress
@@ -39,7 +38,6 @@ def decide(
     share = settings.batch_size // (settings.devices * settings.nodes)
     if not others or min(seconds, steps * share * sample_s) < LONG:
         return first.applied(chosen), sentence
-    keep_kernels()  # so that what trials compile is there when training begins
     rank_zero_info(
         f"timing how steps are launched fastest, a minute or two each: {first}, {', '.join(map(str, others))}"
     )

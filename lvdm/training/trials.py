@@ -104,12 +104,11 @@ def fastest(
     if not found:
         return first.applied(settings), f"steps {first}: {'; '.join(failed)}"
     order = sorted(found, key=lambda way: found[way].start_s + batches * found[way].step_s)
-    samples = settings.micro_batch * settings.devices * settings.nodes
     paces = [
-        f"{way} {samples / found[way].step_s:.2f} samples/s, {max(0.0, found[way].start_s):.0f} s at the start"
+        f"{way} {settings.micro_batch / found[way].step_s:.2f} samples/s, {max(0.0, found[way].start_s):.0f} s at the start"
         for way in order
     ]
-    return order[0].applied(settings), f"steps {order[0]}, in a trial " + "; ".join(paces + failed)
+    return order[0].applied(settings), f"steps {order[0]}, in a trial on one device " + "; ".join(paces + failed)
 
 
 def time_apart(config: dict[str, Any], settings: TrainingSettings, limit: float = LIMIT) -> Trial:
@@ -120,8 +119,9 @@ def time_apart(config: dict[str, Any], settings: TrainingSettings, limit: float 
     entries = [*TASKS.values(), *DATA_MODULES.values(), *BACKBONES.values()]
     modules = {getattr(entry, "build", entry).__module__ for entry in entries}
     order = {"config": config, "training": configs.to_mapping(settings), "modules": sorted(modules)}
-    if training_device(settings).type == "cuda":
-        order["share"] = torch.cuda.get_per_process_memory_fraction()
+    device = training_device(settings)
+    if device.type == "cuda":
+        order["share"] = torch.cuda.get_per_process_memory_fraction(device)
     try:
         done = subprocess.run(
             [sys.executable, "-m", __name__],
@@ -184,9 +184,11 @@ def _main() -> None:
 
     run = Settings.read(order["config"]).run
     settings = configs.from_mapping(TrainingSettings, order["training"], where="training")
-    if "share" in order:
-        torch.cuda.set_per_process_memory_fraction(order["share"])
-    allow_tf32(settings, training_device(settings).type == "cuda")
+    device = training_device(settings)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.cuda.set_per_process_memory_fraction(order["share"], device)
+    allow_tf32(settings, device.type == "cuda")
     trial = time_steps(settings, lambda each: build_run(order["config"], run, each)[1:])
     print(f"{_RESULT}{json.dumps({'step_s': trial.step_s, 'start_s': trial.start_s})}", flush=True)
 

@@ -38,6 +38,18 @@ def test_the_gap_is_a_mean_over_eight_timesteps_at_least_spread_evenly(tmp_path,
         assert wrong["reference_captions"] == [captions[-1], *captions[:-1]]
 
 
+def test_a_caption_is_encoded_once_a_batch(tmp_path, clips):
+    module, _ = build(aicl_config(tmp_path))
+    first = torch.zeros(4, 3, 16, 16)
+    captions = ["a person jumps", "blue", "a person jumps", "a person jumps"]
+    asked, text = [], module.pipeline.components.text
+    text.register_forward_pre_hook(lambda _, args: asked.append(len(args[0])))
+    with torch.no_grad():
+        found = module.encode_text(captions, first)
+        assert asked == [2] and torch.equal(found[0], found[2]) and torch.equal(found[0], found[3])
+        torch.testing.assert_close(found, text.encode(captions))
+
+
 def test_judged_is_what_was_measured_three_times_and_after_a_thousand_steps(tmp_path, clips):
     module, _ = build(aicl_config(tmp_path))
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from lvdm.models import layers
 from lvdm.models.layers import Downsample, FeedForward, GroupNorm, Upsample, conv, timestep_embedding
@@ -134,3 +135,17 @@ def test_doubling_with_its_convolution_is_one_of_four_taps_up_to_rounding():
         found = layer(x)
     assert found.shape == (2, 3, 10, 8, 8)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_recomputed_draws_the_same_dropout():
+    torch.manual_seed(0)
+    layer, x = nn.Sequential(nn.Linear(8, 64), nn.Dropout(0.5)), torch.randn(4, 8, requires_grad=True)
+    y = layers.checkpointed(layer, True, x)
+    torch.rand(3)  # numbers drawn meanwhile
+    (gradient,) = torch.autograd.grad(y.sum(), x)
+    kept = (y != 0).to(y.dtype) * 2
+    torch.testing.assert_close(gradient, kept @ layer[0].weight)
+    state = torch.get_rng_state()
+    layers.checkpointed(layer.eval(), True, x).sum().backward()
+    torch.testing.assert_close(x.grad, layer[0].weight.sum(0).expand(4, 8))
+    assert torch.equal(torch.get_rng_state(), state)

@@ -66,7 +66,7 @@ def test_the_way_that_ends_first(gpu, steps, seconds, way):
     time_way, made = clock(plain=(1.0, 0.0), compiled=(0.5, 400.0))
     chosen, sentence = fastest(asked(gradient_checkpointing=True), time_way, steps, seconds)
     assert (chosen.compile, chosen.cuda_graphs) == (way.compile, way.cuda_graphs) and made == [PLAIN, COMPILED]
-    assert sentence.startswith(f"steps {way}, in a trial {way} ")
+    assert sentence.startswith(f"steps {way}, in a trial on one device {way} ")
     assert "plain 6.00 samples/s, 0 s at the start" in sentence
     assert "compiled 12.00 samples/s, 400 s at the start" in sentence
 
@@ -105,7 +105,6 @@ def test_micro_batches_count(gpu):
 def test_trials_are_made_where_they_can_pay(gpu, monkeypatch, settings, progress, tried):
     chosen = asked(**settings)
     monkeypatch.setattr(settling, "choose", lambda *_: Choice(chosen, "strategy auto: fits", 1.0))
-    monkeypatch.setattr(settling, "keep_kernels", lambda: None)
     time_way, made = clock(plain=(1.0, 0.0), compiled=(0.5, 9.0))
     monkeypatch.setattr(settling, "time_apart", lambda config, each: time_way(each))
     found, sentence = decide({}, replace(chosen, strategy="auto"), None, progress)

@@ -4,6 +4,8 @@ import torch
 from lvdm.checkpoints import convert_unet
 from lvdm.errors import ConfigError
 from lvdm.models import SpatioTemporalBlock, TemporalBlock, attention, build_backbone
+from lvdm.models.resblocks import ResBlock
+from lvdm.models.transformers import Transformer
 from tests.aicl.tiny_models import SMALLEST
 from tests.parity import rebuild
 
@@ -85,6 +87,25 @@ def test_every_option_runs_and_trains(options):
     for name, gradient in zip(dict(unet.named_parameters()), results[0][1:]):
         assert gradient.abs().max() > 0, name
     torch.testing.assert_close(results[0], results[1])
+
+
+@pytest.mark.parametrize("family", ["lvdm", "videocrafter"])
+def test_all_blocks_but_the_last_are_recomputed_and_gradients_stay(family):
+    unet, calls, results = small(family), [], []
+    blocks = [block for module in unet.modules() if isinstance(module, Transformer) for block in module.blocks]
+    resblocks = [module for module in unet.modules() if isinstance(module, ResBlock)]
+    for unit in [*blocks, *resblocks]:
+        unit.register_forward_pre_hook(lambda module, args: calls.append(module))
+    for _ in range(2):
+        calls.clear()
+        unet.zero_grad()
+        y = run(unet)
+        y.square().mean().backward()
+        results.append([y, *(parameter.grad for parameter in unet.parameters())])
+        unet.enable_gradient_checkpointing()
+    assert calls.count(blocks[-1]) == 1
+    assert {calls.count(unit) for unit in [*blocks[:-1], *resblocks]} == {2}
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
 
 
 @pytest.mark.parametrize("family", ["lvdm", "videocrafter"])
