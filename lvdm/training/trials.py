@@ -105,8 +105,8 @@ def fastest(
         return first.applied(settings), f"steps {first}: {'; '.join(failed)}"
     order = sorted(found, key=lambda way: found[way].start_s + batches * found[way].step_s)
     paces = [
-        f"{way} {settings.micro_batch / found[way].step_s:.2f} samples/s, {max(0.0, found[way].start_s):.0f} s at the start"
-        for way in order
+        f"{way} {settings.micro_batch / trial.step_s:.2f} samples/s, {max(0.0, trial.start_s):.0f} s at the start"
+        for way, trial in ((way, found[way]) for way in order)
     ]
     return order[0].applied(settings), f"steps {order[0]}, in a trial on one device " + "; ".join(paces + failed)
 
