@@ -8,6 +8,7 @@ import torch
 from aicl.adapter import read_adapter
 from aicl.training import AICLModule
 from aicl.training_pairs import PairMaker, ReferenceSettings
+from lvdm.errors import ConfigError
 from lvdm.pipeline import VideoPipeline
 from lvdm.training.randomness import BatchRandomness
 from lvdm.video import to_pixels
@@ -72,6 +73,45 @@ def test_the_module_keeps_its_pairs_and_a_base_without_training_modes(tmp_path):
     assert read_adapter(tmp_path / "adapter.safetensors")[0].fps == 8  # the clips' rate
     plain = AICLModule(module.pipeline, module.prism, module.integrated, module.settings)
     assert plain.pairs.settings == ReferenceSettings()
+
+
+PUPPETS = {"kind": "puppets", "size": 16, "frames": 2}
+CACHE = {"cache": "a cache"}
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"reference_dropout": 1.0}, r"choose a number in \[0, 1\)"),
+        ({"base": {"path": "a model", "config": MODEL}}, "not both or neither"),
+        ({"data": CACHE, "references": {"kind": "self", "geometry": 0.5}}, "geometry does nothing with data.cache"),
+        ({"data": CACHE, "references": {"caption_dropout": 0.1}}, "caption_dropout and prompt_dropout do nothing"),
+        ({"data": PUPPETS, "references": 2}, "brings its own references"),
+        ({"data": PUPPETS, "references": {"kind": "same_action"}}, "brings its own references"),
+        ({"data": PUPPETS, "references": {"kind": "self", "wrong_share": 0.1}}, "brings its own references"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(tmp_path, clips, sections, message):
+    with pytest.raises(ConfigError, match=message):
+        build(aicl_config(tmp_path, **sections))
+
+
+def test_what_models_of_diffusers_cannot_is_refused(tmp_path, clips, monkeypatch):
+    monkeypatch.setattr(VideoPipeline, "supports_cuda_graphs", False)
+    monkeypatch.setattr(VideoPipeline, "supports_latent_cache", False)
+    with pytest.raises(ConfigError, match="captures this library's own networks only"):
+        build(aicl_config(tmp_path, training={"cuda_graphs": True}))
+    with pytest.raises(ConfigError, match="holds latents of this library's own models"):
+        build(aicl_config(tmp_path, data=CACHE))
+
+
+def test_new_layers_follow_the_run_s_seed(tmp_path, clips):
+    config, found = aicl_config(tmp_path), []
+    for seed in (0, 0, 1):
+        config["run"]["seed"] = seed
+        module, _ = build(config)
+        found.append(torch.cat([value.flatten() for value in module.trained.state_dict().values()]))
+    assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
 
 
 def test_a_preview_shows_the_batchs_first_frames_at_its_size_and_length(tmp_path, monkeypatch):
