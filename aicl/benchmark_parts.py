@@ -15,6 +15,7 @@ from lvdm import speed, speed_devices
 from lvdm.benchmarks import Record
 from lvdm.errors import UserError
 from lvdm.models.components import ModelConfig
+from lvdm.models.quantization import has_fp8
 from lvdm.training.throughput import compare_strategies
 
 Part = Callable[[], Iterable[Record]]
@@ -47,10 +48,13 @@ def parts(subject: Subject) -> dict[str, Part]:
     found: dict[str, Part] = {
         "step": lambda: [speed.denoising_step(config, device)],
         "clip": lambda: [speed.clip(config, device, steps=min(25, steps))],
+        "clip with a step cache": lambda: [speed.clip(config, device, steps=min(25, steps), step_cache=2)],
         "batches": lambda: speed.batches(config, device, sizes=(1, 2, 4)),
         "overhead": lambda: overhead(subject.training, subject.model, (1, 3), steps, device, repeats=1),
         "offload": lambda: [speed.offloaded(config, device, steps=min(4, steps))],
     }
+    if torch.device(device).type == "cuda" and has_fp8(torch.device(device)):
+        found["step with fp8"] = lambda: [speed.denoising_step(config, device, quantization="fp8")]
     if subject.upstream is not None:
         found["step beside upstream"] = lambda: [speed.denoising_step(config, device, upstream=subject.upstream)]
     if len(subject.devices) > 1:

@@ -132,12 +132,20 @@ def _upstream_defaults(config: ModelConfig) -> dict[str, int]:
 
 
 def clip(
-    config: ModelConfig, device: str, mode: Mode = "auto", steps: int = 25, sampler: str = "dpmpp_2m", clips: int = 4
+    config: ModelConfig,
+    device: str,
+    mode: Mode = "auto",
+    steps: int = 25,
+    sampler: str = "dpmpp_2m",
+    clips: int = 4,
+    step_cache: int = 1,
+    quantization: Quantization = "none",
 ) -> Record:
     """A model from its folder, and a prompt to an mp4 file: seconds of loading, of the first video and of the next.
 
     Of the next, the fastest, also by phase. The folder was written just before, so the system has it in its cache of
-    files: `load_s` is what is left of loading where the disk is no limit. `size_gb`: of the folder.
+    files: `load_s` is what is left of loading where the disk is no limit. `size_gb`: of the folder. A model that was
+    distilled with guidance has one branch, as when it samples. step_cache: see `lvdm.diffusion.step_cache`.
     """
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "model"
@@ -149,10 +157,12 @@ def clip(
         _forget_peak(device)
         size = sum(path.stat().st_size for path in model.iterdir())
         with clock("load_s"):
-            pipe = load_pipeline(model, device, _dtype(device)).accelerate(mode)
+            pipe = load_pipeline(model, device, _dtype(device)).quantize(quantization).accelerate(mode)
         image = np.full((*config.defaults.size, 3), 127, np.uint8) if pipe.takes_image else None
-        records = [_clip(pipe, image, Path(folder) / f"{n}.mp4", steps, sampler, n, device) for n in range(clips)]
-    record: Record = {"steps": steps, "sampler": sampler, "compile": mode, "size_gb": round(size / GB, 2)}
+        options = {"num_inference_steps": steps, "sampler": sampler, "step_cache": step_cache}
+        records = [_clip(pipe, image, Path(folder) / f"{n}.mp4", options, n, device) for n in range(clips)]
+    record: Record = {"steps": steps, "sampler": sampler, "step_cache": step_cache, "quantization": quantization}
+    record |= {"compile": mode, "size_gb": round(size / GB, 2)}
     record |= {**clock.seconds, "first_s": records[0]["all_s"]}
     record |= min(records[1:], key=lambda each: float(each["all_s"]))
     if torch.device(device).type == "cuda":
@@ -161,7 +171,7 @@ def clip(
 
 
 def _clip(
-    pipe: VideoPipeline, image: Any, path: Path, steps: int, sampler: str, seed: int, device: str
+    pipe: VideoPipeline, image: Any, path: Path, options: dict[str, Any], seed: int, device: str
 ) -> dict[str, float]:
     """Generate a video as a call of the pipeline does, and write it: seconds of each phase, and of all."""
     clock, defaults = Clock(device), pipe.config.defaults
@@ -170,9 +180,11 @@ def _clip(
     with clock("text_s"):
         positive, negative = pipe.conditions(["a corgi runs"], image)
     with clock("sample_s"):
-        weights = [1 - defaults.guidance_scale, defaults.guidance_scale]
-        options: dict[str, Any] = {"num_inference_steps": steps, "sampler": sampler, "generators": generators}
-        latents = pipe.sample_latents([negative, positive], weights, pipe.initial_noise(generators), **options)
+        branches, weights = [negative, positive], [1 - defaults.guidance_scale, defaults.guidance_scale]
+        if pipe.tell_guidance(defaults.guidance_scale):
+            branches, weights = [positive], [1.0]
+        noise = pipe.initial_noise(generators)
+        latents = pipe.sample_latents(branches, weights, noise, generators=generators, **options)
     with clock("decode_s"):
         pixels = pipe.decode(latents)
     with clock("write_s"):

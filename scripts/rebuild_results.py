@@ -14,7 +14,7 @@ from lvdm import cli
 from lvdm.files import atomic_path
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-PAGES = ("results.md", "results_tables.md", "action_library.md", "base_models.md", "baselines.md")
+PAGES = ("results.md", "results_tables.md", "action_library.md", "base_models.md", "baselines.md", "benchmarks.md")
 CHARTS = ("reference_gap", "table2_gap")
 
 

@@ -6,6 +6,7 @@ examples:
   aicl benchmark step                           # a denoising step of every full-size model, beside its floor
   aicl benchmark step --model videocrafter2_t2v_512 --upstream ~/VideoCrafter --out step.json
   aicl benchmark clip                           # a prompt to an mp4 file
+  aicl benchmark clip --model t2v_turbo_v2 --steps 8 --sampler lcm
   aicl benchmark batches --model lvdm_t2v_256   # videos a minute and memory at several batch sizes
   aicl benchmark devices --devices cuda:0 cuda:1   # videos a minute of one GPU, and of several at once
   aicl benchmark offload                        # a video within 8 GiB of the GPU's memory
@@ -61,15 +62,22 @@ def parser() -> Parser:
     speed.add_argument("--device", default="cuda")
     speed.add_argument("--compile", default="auto", choices=("auto", "none", "graphs", "full"))
 
-    command = commands.add_parser("step", parents=[speed], help="a guided denoising step, beside its floor")
-    command.add_argument("--upstream", type=Path, help="a checkout of LVDM or VideoCrafter, which is timed beside it")
-    command.add_argument(
+    quantization = Parser(add_help=False)
+    quantization.add_argument(
         "--quantization", default="none", choices=("none", "fp8"), help="compute wide linear layers in 8 bits"
     )
+    command = commands.add_parser(
+        "step", parents=[speed, quantization], help="a guided denoising step, beside its floor"
+    )
+    command.add_argument("--upstream", type=Path, help="a checkout of LVDM or VideoCrafter, which is timed beside it")
     command.set_defaults(run=step, title="A denoising step")
 
-    command = commands.add_parser("clip", parents=[speed], help="a prompt to an mp4 file")
+    command = commands.add_parser("clip", parents=[speed, quantization], help="a prompt to an mp4 file")
     command.add_argument("--steps", type=int, default=25)
+    command.add_argument("--sampler", default="dpmpp_2m", help="default: %(default)s; lcm for t2v_turbo_v2")
+    command.add_argument(
+        "--step-cache", type=int, default=1, metavar="N", help="compute the whole UNet at every Nth step"
+    )
     command.set_defaults(run=clip, title="A clip")
 
     command = commands.add_parser("batches", parents=[speed], help="videos a minute at several batch sizes")
@@ -196,7 +204,8 @@ def clip(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     from lvdm import speed
 
     for name, config in model_configs(args):
-        yield {"model": name, **speed.clip(config, args.device, args.compile, args.steps)}
+        options = {"sampler": args.sampler, "step_cache": args.step_cache, "quantization": args.quantization}
+        yield {"model": name, **speed.clip(config, args.device, args.compile, args.steps, **options)}
 
 
 def batches(args: argparse.Namespace) -> Iterator[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 examples:
   aicl quickstart
-  aicl quickstart --action cartwheel --seed 3
+  aicl quickstart --action hammer --seed 3
 
 Uses the models in checkpoints/puppets. The folder outputs/demo is made anew each time.
 """

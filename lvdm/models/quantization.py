@@ -72,11 +72,17 @@ def _is_wide(layer: nn.Linear) -> bool:
     return min(sizes) >= WIDTH and not any(size % MULTIPLE for size in sizes)
 
 
+def has_fp8(device: torch.device) -> bool:
+    """Whether it is a GPU that has products of e4m3."""
+    nvidia = device.type == "cuda" and torch.version.hip is None and torch.cuda.is_available()
+    return nvidia and torch.cuda.get_device_capability(device) >= CAPABILITY
+
+
 def _check_device(device: torch.device, dtype: torch.dtype) -> None:
     """Raise ConfigError for a GPU that has no products of e4m3, or does not give results of this type."""
     if device.type == "cpu":
         return
-    if device.type != "cuda" or torch.version.hip is not None or torch.cuda.get_device_capability(device) < CAPABILITY:
+    if not has_fp8(device):
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         raise ConfigError(
             f"quantization fp8 needs an NVIDIA GPU of the generations Ada, Hopper or later (compute capability "

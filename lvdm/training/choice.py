@@ -3,6 +3,7 @@
 Neither choice changes what is learned: `batch_size` counts the samples of a step however they are divided.
 """
 
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -49,8 +50,8 @@ def choose(settings: TrainingSettings, build: Build) -> tuple[TrainingSettings, 
     device = training_device(settings)
     if device.type != "cuda":
         return plain, f"strategy auto: {plain.strategy} on the CPU, as nothing else runs there"
-    total = torch.cuda.get_device_properties(device).total_memory
-    allowed = int(SHARE * total * torch.cuda.get_per_process_memory_fraction(device))
+    limit = torch.cuda.get_device_properties(device).total_memory * torch.cuda.get_per_process_memory_fraction(device)
+    allowed = int(SHARE * limit)
     share = settings.batch_size // devices
     for checkpointing in (False, True):
         if settings.gradient_checkpointing and not checkpointing:
@@ -70,12 +71,12 @@ def choose(settings: TrainingSettings, build: Build) -> tuple[TrainingSettings, 
         need = memory.needed(fitting[0], devices) / GIB
         sentence = f"{chosen.strategy}, {what} a device, {kept}, the optimiser on the GPU"
         sample = f"{memory.sample / GIB:.2f} a sample"
-        return chosen, f"strategy auto: {sentence}: about {need:.1f} of {total / GIB:.1f} GiB, {sample}"
+        return chosen, f"strategy auto: {sentence}: about {need:.1f} of {limit / GIB:.1f} GiB, {sample}"
     offload = replace(settings, strategy="deepspeed_zero2_offload", gradient_checkpointing=True, cuda_graphs=False)
     offload = replace(offload, gradient_accumulation_steps=share)
     return offload, (
         "strategy auto: deepspeed_zero2_offload, one sample at a time, activations recomputed: "
-        f"with the optimiser's averages on the GPU too, {total / GIB:.1f} GiB are not enough"
+        f"with the optimiser's averages on the GPU too, {limit / GIB:.1f} GiB are not enough"
     )
 
 
@@ -89,6 +90,7 @@ def measure(settings: TrainingSettings, build: Build, device: torch.device) -> M
         return None
     finally:
         del module, data
+        gc.collect()  # they hold each other, and what they leave would count as memory at rest the next time
         torch.cuda.empty_cache()
 
 

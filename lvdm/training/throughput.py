@@ -88,8 +88,9 @@ def compare_strategies(config: dict[str, Any], limits: Sequence[float]) -> Itera
     """What `strategy: auto` chooses where PyTorch may reserve so many GiB of the card, beside the best `by_hand`.
 
     A record for each limit, the largest first. `of_best`: the choice's samples a second over those of the fastest that
-    runs under that limit. What was measured with more memory, and reserved less than the limit, is not measured again.
-    A limit above the card's memory is the card. Without a GPU nothing limits, and only one micro-batch size is tried.
+    runs under that limit. `tried`: all that were measured and run, the fastest first. What was measured with more
+    memory, and reserved less than the limit, is not measured again. A limit above the card's memory is the card.
+    Without a GPU nothing limits, and only one micro-batch size is tried.
     """
     sections = Settings.read(config)
     run, settings = sections.run, sections.training
@@ -123,6 +124,11 @@ def compare_strategies(config: dict[str, Any], limits: Sequence[float]) -> Itera
                 record["best"], record["best_samples_per_s"] = (
                     _in_words(candidates[best]),
                     round(found[best].samples_per_s, 3),
+                )
+                tried = sorted(found, key=lambda i: -found[i].samples_per_s)
+                record["tried"] = "; ".join(
+                    f"{_in_words(candidates[i])}: {found[i].samples_per_s:.2f}/s in {found[i].peak_gib:.1f} GiB"
+                    for i in tried
                 )
                 if mine is not None:
                     record["of_best"] = round(mine.samples_per_s / found[best].samples_per_s, 3)

@@ -36,7 +36,7 @@ def test_a_part_that_fails_is_written_down_and_the_others_run():
 
 def test_all_has_the_parts_that_can_be_measured(tmp_path):
     subject = Subject(None, Path("a"), Path("b"), ["cpu"])
-    assert list(parts(subject)) == ["step", "clip", "batches", "overhead", "offload"]
+    assert list(parts(subject)) == ["step", "clip", "clip with a step cache", "batches", "overhead", "offload"]
     more = replace(subject, devices=["cuda:0", "cuda:1"], clips=tmp_path, upstream=tmp_path)
     added = ["step beside upstream", "devices", "train from files", "train from a cache", "strategies"]
-    assert list(parts(more))[5:] == added
+    assert list(parts(more))[6:] == added

@@ -39,10 +39,20 @@ def test_a_step_is_compared_with_float32_before_it_is_timed(monkeypatch):
         speed.denoising_step(config, "cpu", calls=1)
 
 
-def test_clips_and_batches_are_timed():
+def test_clips_and_batches_are_timed(monkeypatch):
     config = small_config()
     record = speed.clip(config, "cpu", steps=2, clips=2)
     assert all(record[name] > 0 for name in ("load_s", "first_s", "text_s", "sample_s", "decode_s", "write_s", "all_s"))
+    distilled = model_config("tiny_videocrafter")
+    distilled = replace(distilled, unet=distilled.unet | ONE_LEVEL | {"time_cond_proj_dim": 16})
+    rows, sample = [], speed.VideoPipeline.sample_latents
+    monkeypatch.setattr(
+        speed.VideoPipeline,
+        "sample_latents",
+        lambda self, branches, *rest, **options: rows.append(len(branches)) or sample(self, branches, *rest, **options),
+    )
+    record = speed.clip(distilled, "cpu", steps=2, sampler="lcm", clips=2, step_cache=2)
+    assert record["all_s"] > 0 and record["step_cache"] == 2 and rows == [1, 1]  # guidance is told, not computed
     assert speed.offloaded(config, "cpu", steps=2)["next_s"] > 0
     assert [record["videos"] for record in speed.batches(config, "cpu", sizes=(1, 2))] == [1, 2]
 

@@ -16,13 +16,14 @@ KEPT, RECOMPUTED = Memory(2 * GIB, GIB // 16, 6 * GIB), Memory(2 * GIB, GIB // 1
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """A GPU of so many GiB; a pass that keeps activations takes KEPT there, one that recomputes them RECOMPUTED."""
+    """A GPU of so many GiB, or that share of a larger one; a pass that keeps activations takes KEPT there, one that
+    recomputes them RECOMPUTED."""
 
-    def make(gib):
+    def make(gib, share=1.0):
         monkeypatch.setattr(choice, "training_device", lambda settings: torch.device("cuda"))
-        properties = SimpleNamespace(total_memory=int(gib * GIB))
+        properties = SimpleNamespace(total_memory=int(gib / share * GIB))
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
-        monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda device: 1.0)
+        monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda device: share)
 
         def measure(settings, build, device):
             memory = RECOMPUTED if settings.gradient_checkpointing else KEPT
@@ -52,6 +53,13 @@ def test_the_fastest_that_fits(gpu, gib, devices, strategy, accumulated, recompu
     assert (chosen.gradient_accumulation_steps, chosen.gradient_checkpointing) == (accumulated, recomputed)
     assert (chosen.batch_size, chosen.devices, chosen.lr) == (6, devices, settings.lr)
     assert sentence.startswith("strategy auto: ") and f"{gib:.1f} GiB" in sentence and strategy in sentence
+
+
+def test_a_limit_of_the_allocator_is_the_memory_that_there_is(gpu):
+    gpu(12, share=0.25)
+    chosen, sentence = choose(TrainingSettings(steps=1, batch_size=6, strategy="auto"), build=None)
+    assert chosen.gradient_accumulation_steps == 2 and chosen.gradient_checkpointing
+    assert "about 8.8 of 12.0 GiB" in sentence
 
 
 def test_checkpointing_that_was_asked_for_stays(gpu):

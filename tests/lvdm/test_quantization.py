@@ -97,6 +97,7 @@ def test_what_cannot_be_in_8_bits_is_refused(monkeypatch, tmp_path):
     with pytest.raises(ConfigError, match="unknown quantization 'int8': choose from none, fp8"):
         quantize(unet, "int8", CPU)
     monkeypatch.setattr(quantization, "WIDTH", 64)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     with pytest.raises(ConfigError, match=r"compute capability 8\.9\), and NVIDIA A100 has no products of 8-bit"):

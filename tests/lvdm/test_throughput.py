@@ -45,6 +45,8 @@ def test_the_choice_is_compared_with_the_fastest_that_runs_under_each_limit(card
         (20, 6, 7),
     ]
     assert [each["of_best"] for each in records] == [0.6, 0.857]
+    assert records[1]["tried"].startswith("single, 2, activations recomputed: 7.00/s in ")
+    assert [each["tried"].count("; ") for each in records] == [3, 1]
     assert records[1]["best"] == "single, 2, activations recomputed"
     assert "2 times 1" in records[0]["auto"] and records[0]["estimate"] == "10 of 80 GiB"
     # under 20 GiB: 40 is hopeless, 22 is tried again, 18 and 10 stand

@@ -69,7 +69,7 @@ def read_card(path: Path) -> ModelCard:
         reads_references=info is not None,
         defaults=at_adapter_rate(config.defaults, info),
         first_reference_until=files.first_reference_until,
-        guidance_scale=files.guidance_scale or config.defaults.guidance_scale,
+        guidance_scale=config.defaults.guidance_scale if files.guidance_scale is None else files.guidance_scale,
         text=config.text,
     )
 

@@ -15,8 +15,9 @@ VALUES = 4096  # of a program, at least one row
 
 @triton.jit
 def _quantize_rows(
-    x, out, scales, rows, k: tl.constexpr, largest, smallest, block_m: tl.constexpr, block_k: tl.constexpr
-):
+    x, out, scales, rows, k: tl.constexpr, largest: tl.constexpr, smallest: tl.constexpr,
+    block_m: tl.constexpr, block_k: tl.constexpr,
+):  # fmt: skip
     """x (rows, k) -> out, the same over scales (rows,)."""
     row, column = tl.program_id(0) * block_m + tl.arange(0, block_m), tl.arange(0, block_k)
     inside = (row < rows)[:, None] & (column < k)[None, :]
@@ -33,7 +34,9 @@ def _run(x: Tensor, wrap: Any = lambda kernel: kernel) -> tuple[Tensor, Tensor]:
     block_m = max(1, VALUES // block_k)
     out, scales = x.new_empty(rows, k, dtype=torch.float8_e4m3fn), x.new_empty(rows, 1, dtype=torch.float32)
     blocks = {"block_m": block_m, "block_k": block_k, "num_warps": 8 if block_k > 1024 else 4}
-    wrap(_quantize_rows)[(triton.cdiv(rows, block_m),)](x, out, scales, rows, k, LARGEST, SMALLEST, **blocks)
+    grid, constants = (triton.cdiv(rows, block_m),), {"largest": LARGEST, "smallest": SMALLEST}
+    # Constants, since compiled code passes numbers in double precision, which has no rounding to 8 bits.
+    wrap(_quantize_rows)[grid](x, out, scales, rows, k=k, **constants, **blocks)
     return out, scales
 
 
