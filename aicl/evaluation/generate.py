@@ -231,7 +231,9 @@ class Estimate:
             self._row = name, self._count, monotonic()
 
     def done(self, count: int) -> None:
-        """Another `count` are done."""
+        """Another `count` are done; none where another program made them meanwhile."""
+        if not count:
+            return
         self._count += count
         if not self._first:
             self._first, self._start = self._count, monotonic()

@@ -8,9 +8,11 @@ import torch
 from aicl.adapter import read_adapter
 from aicl.training import AICLModule
 from aicl.training_pairs import PairMaker, ReferenceSettings
+from aicl.training_task import AICLSections, build_base_pipeline, prism_config
 from lvdm.errors import ConfigError
 from lvdm.pipeline import VideoPipeline
 from lvdm.training.randomness import BatchRandomness
+from lvdm.training.settings import TrainingSettings
 from lvdm.video import to_pixels
 from tests.aicl.test_training import aicl_config, build, save_base
 from tests.lvdm.training_runs import MODEL, ROOT, make_clips
@@ -75,7 +77,8 @@ def test_a_single_reference_and_none_left_out_draw_no_weights(tmp_path, clips):
 
 def test_the_module_keeps_its_pairs_and_a_base_without_training_modes(tmp_path):
     make_clips(tmp_path / "clips")
-    module, _ = build(aicl_config(tmp_path, base={"config": MODEL}, references={"kind": "self", "count": 2}))
+    module, data = build(aicl_config(tmp_path, base={"config": MODEL}, references={"kind": "self", "count": 2}))
+    assert data.about.endswith("; each clip is shown itself, changed")
     assert module.pairs.settings == ReferenceSettings(kind="self", count=2)
     assert not any(part.training for part in module.pipeline.components.modules().values())
     maker = PairMaker(ReferenceSettings(count=3))
@@ -85,6 +88,8 @@ def test_the_module_keeps_its_pairs_and_a_base_without_training_modes(tmp_path):
     assert read_adapter(tmp_path / "adapter.safetensors")[0].fps == 8  # the clips' rate
     plain = AICLModule(module.pipeline, module.prism, module.integrated, module.settings)
     assert plain.pairs.settings == ReferenceSettings()
+    own = [prism_config(section, module.pipeline, module.settings) for section in ({}, {"use_checkpoint": True})]
+    assert [each.use_checkpoint for each in own] == [False, True]  # that of the training, unless the section says it
 
 
 PUPPETS = {"kind": "puppets", "size": 16, "frames": 2}
@@ -98,7 +103,7 @@ CACHE = {"cache": "a cache"}
         ({"base": {"path": "a model", "config": MODEL}}, "not both or neither"),
         ({"data": CACHE, "references": {"kind": "self", "geometry": 0.5}}, "geometry does nothing with data.cache"),
         ({"data": CACHE, "references": {"caption_dropout": 0.1}}, "caption_dropout and prompt_dropout do nothing"),
-        ({"data": PUPPETS, "references": 2}, "brings its own references"),
+        ({"data": {**PUPPETS, "references": 1}, "references": 2}, "brings its own references"),
         ({"data": PUPPETS, "references": {"kind": "same_action"}}, "brings its own references"),
         ({"data": PUPPETS, "references": {"kind": "self", "wrong_share": 0.1}}, "brings its own references"),
     ],
@@ -124,6 +129,12 @@ def test_new_layers_follow_the_run_s_seed(tmp_path, clips):
         module, _ = build(config)
         found.append(torch.cat([value.flatten() for value in module.trained.state_dict().values()]))
     assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
+
+
+def test_the_base_model_has_the_precision_of_the_run(tmp_path, clips):
+    settings = TrainingSettings(steps=1, batch_size=1, accelerator="cpu", precision="bfloat16")
+    for base in (AICLSections.Base(path=str(tmp_path / "base")), AICLSections.Base(config=MODEL)):
+        assert build_base_pipeline(base, settings).components.unet.dtype == torch.bfloat16
 
 
 def test_a_preview_shows_the_batchs_first_frames_at_its_size_and_length(tmp_path, monkeypatch):
