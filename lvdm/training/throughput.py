@@ -115,7 +115,8 @@ def compare_strategies(config: dict[str, Any], limits: Sequence[float]) -> Itera
             found = known.measure(divisions, limit)
             if found:
                 best = max(found, key=lambda each: found[each].samples_per_s)
-                open_ = replace(known.settings[best], compile=settings.compile, cuda_graphs=settings.cuda_graphs)
+                graphs = None if settings.cuda_graphs else settings.cuda_graphs  # asked for, they may not fit the best
+                open_ = replace(known.settings[best], compile=settings.compile, cuda_graphs=graphs)
                 found |= known.measure([way.applied(open_) for way in ways(open_)], limit)
             mine = found.get(_in_words(chosen)) or known.measure([chosen], limit).get(_in_words(chosen))
             record: dict[str, Any] = {"limit_gib": limit, "card_gib": round(total, 1), "auto": _in_words(chosen)}

@@ -43,7 +43,7 @@ def test_the_choice_is_compared_with_the_fastest_that_runs_under_each_limit(card
         return by_hand(settings)[3], "strategy auto: about 10 of 80 GiB"
 
     monkeypatch.setattr(throughput, "decide", cautious)
-    config = {"run": {"name": "a", "task": "base"}, "training": {"steps": 1, "batch_size": 2}}
+    config = {"run": {"name": "a", "task": "base"}, "training": {"steps": 1, "batch_size": 2, "cuda_graphs": True}}
     records = list(compare_strategies(config, [20, 80]))
     assert [(each["limit_gib"], each["samples_per_s"], each["best_samples_per_s"]) for each in records] == [
         (80, 6, 15),
