@@ -16,7 +16,7 @@ def construct(name: str, params: Mapping[str, Any], where: str) -> Any:
     try:
         import diffusers
     except ImportError as error:
-        raise ConfigError(f'{name} needs the extra "diffusers": pip install "aicl[diffusers]"') from error
+        raise ConfigError(f'{name} needs the extra "diffusers": pip install -e ".[diffusers]"') from error
     cls: Any = getattr(diffusers, name)
     known = list(inspect.signature(cls.__init__).parameters)[1:]
     for unknown in (key for key in params if key not in known):

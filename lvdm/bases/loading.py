@@ -10,7 +10,7 @@ from lvdm.errors import CheckpointError, ConfigError
 from lvdm.outside import read_object
 
 INDEX = "model_index.json"
-_INSTALL = 'needs the extra "diffusers": pip install "aicl[diffusers]"'
+_INSTALL = 'needs the extra "diffusers": pip install -e ".[diffusers]"'
 
 
 def is_base(folder: str | os.PathLike[str]) -> bool:
