@@ -60,7 +60,7 @@ def linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None)
     if kernels.enabled("fp8") and kernels.usable(x):
         from lvdm.models.kernels.fp8 import quantize_rows as fused
 
-        rounded, factor = fused(rows)
+        rounded, factor = fused(rows.contiguous())
     else:
         rounded, factor = quantize_rows(rows)
     y = torch._scaled_mm(rounded, own.t(), factor, scale.t(), bias=bias, out_dtype=torch.bfloat16, use_fast_accum=True)
