@@ -21,7 +21,7 @@ from lvdm.errors import CheckpointError, ConfigError
 from lvdm.hashing import file_hash, files_hash, text_hash
 from lvdm.models.components import GenerationDefaults, ModelConfig
 
-VERSION = 1  # of how videos are made; raised when the same row comes to give other ones
+VERSION = 2  # of how videos are made; raised when the same row comes to give other ones
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,8 @@ class Source:
         row, own = self.row, self.config.defaults
         settings = {name: getattr(row, name) for name in ("kind", "references", "reference_captions", "scale")}
         settings["dtype"] = str(self.dtype).removeprefix("torch.")
+        # what a folder's videos are made with is the same for all of them, which references of a sample are shown, too
+        settings |= {name: getattr(row, name) for name in ("wrong", "chosen_by") if getattr(row, name)}
         if row.kind == "generated":
             settings["guidance_scale"] = self.guidance_scale
             settings["reference_guidance_scale"] = row.reference_guidance_scale

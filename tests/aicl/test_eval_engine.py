@@ -204,6 +204,22 @@ def test_rows_that_say_the_same_share_videos(models, experiment):
     assert places[0] == places[1] and places[2] == places[3] and len(set(places)) == 3
 
 
+def test_rows_that_differ_only_in_their_references_each_show_their_own(models, tmp_path):
+    row = {"model": "tiny", "adapter": "tiny", "references": 1}
+    both = [row | {"label": "right"}, row | {"label": "wrong", "wrong": True}]
+    made = {}
+    for name, rows in {"together": both, "turned": both[::-1], "alone": both[1:]}.items():
+        changes = {"rows": rows, "baseline": None, "metrics": ["acc"], "seeds": [0], "batch_size": 3}
+        (table,) = (run := Experiment(preset(models, **changes), tmp_path / name, "cpu")).tables
+        run.videos.fill(videos := table.all_made(), run.device, batch_size=3)
+        for each in videos:
+            made.setdefault((each.source.row.label, each.sample.number), []).append(read_lossless(each.path)[0])
+    for (label, sample), videos in made.items():
+        assert all(torch.equal(videos[0], other) for other in videos[1:]), f"{label} of {sample}"
+    samples = {sample for _, sample in made}
+    assert all(not torch.equal(made["right", each][0], made["wrong", each][0]) for each in samples)
+
+
 def test_saved_videos_are_what_other_programs_read(models, experiment):
     experiment.run(save_videos="table")
     folders = sorted((experiment.out / "exported" / "table").iterdir())
