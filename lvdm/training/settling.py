@@ -14,7 +14,7 @@ from lvdm.training.checkpoints import Progress
 from lvdm.training.choice import Build, choose
 from lvdm.training.settings import TrainingSettings
 from lvdm.training.strategy import training_device
-from lvdm.training.trials import LONG, fastest, time_apart, ways
+from lvdm.training.trials import LONG, SHARE, fastest, time_apart, ways
 
 DECISION = "strategy.json"  # in the folder of a run
 CHOSEN = ("strategy", "gradient_accumulation_steps", "gradient_checkpointing", "compile", "cuda_graphs")
@@ -39,9 +39,10 @@ def decide(
     if not others or min(seconds, steps * share * sample_s) < LONG:
         return first.applied(chosen), sentence
     rank_zero_info(
-        f"timing how steps are launched fastest, a minute or two each: {first}, {', '.join(map(str, others))}"
+        f"timing how steps are launched fastest, for at most {SHARE:.0%} of the training's time: "
+        f"{first}, {', '.join(map(str, others))}"
     )
-    chosen, how = fastest(chosen, lambda each: time_apart(config, each), steps, seconds)
+    chosen, how = fastest(chosen, lambda each, limit: time_apart(config, each, limit), steps, seconds)
     return chosen, f"{sentence}; {how}"
 
 

@@ -27,7 +27,9 @@ from lvdm.training.settings import Settings, TrainingSettings
 from lvdm.training.strategy import allow_tf32, training_device
 from lvdm.training.tasks import DATA_MODULES, TASKS
 
-LONG = 600.0  # seconds: what trains for less is not worth trials, which take a minute or two
+SHARE = 0.05  # of a training's time: what trials after the plain one may take together
+LEAST = 60.0  # seconds: no trial is begun with less
+LONG = LEAST / SHARE  # seconds: what trains for less has no time for any
 LIMIT = 300.0  # seconds that one trial may take, all of its process
 WARM_UP, MEASURED = 3, 4  # micro-batches
 _RESULT = "trial: "  # how the line of a trial's process begins that has the result
@@ -62,7 +64,7 @@ class Way:
 
 
 def ways(settings: TrainingSettings) -> list[Way]:
-    """What `training.compile` and `training.cuda_graphs` leave open, null being open, the plainest first.
+    """What `training.compile` and `training.cuda_graphs` leave open, null being open, that which starts soonest first.
 
     Graphs go together with neither recomputed activations nor several micro-batches, and nothing is tried with
     DeepSpeed or on a CPU.
@@ -71,19 +73,21 @@ def ways(settings: TrainingSettings) -> list[Way]:
     graphs = open_ and not settings.gradient_checkpointing and settings.gradient_accumulation_steps == 1
     compiling = [False, True] if settings.compile is None and open_ else [bool(settings.compile)]
     capturing = [False, True] if settings.cuda_graphs is None and graphs else [bool(settings.cuda_graphs)]
-    return [Way(one, other) for other in capturing for one in compiling]
+    return [Way(one, other) for one in compiling for other in capturing]
 
 
 def fastest(
     settings: TrainingSettings,
-    time_way: Callable[[TrainingSettings], Trial],
+    time_way: Callable[[TrainingSettings, float], Trial],
     steps: int,
     seconds: float = float("inf"),
 ) -> tuple[TrainingSettings, str]:
     """The settings with the way that ends a training of so many steps, or so many seconds, first; and a sentence on it.
 
-    What a way takes before its first step at full pace counts. Ways for which `time_way` raises TrialError are named in
-    the sentence. The sentence is empty where there is nothing to choose from.
+    What a way takes before its first step at full pace counts. `time_way` gets the settings and the seconds that it may
+    take: at most LIMIT, and after the plain way no more than what is left of SHARE of the training. Ways for which it
+    raises TrialError, or for which less than LEAST seconds are left, are named in the sentence. The sentence is empty
+    where there is nothing to choose from.
     """
     first, *others = ways(settings)
     if not others:
@@ -91,14 +95,20 @@ def fastest(
     found: dict[Way, Trial] = {}
     failed: list[str] = []
     batches = float(steps * settings.gradient_accumulation_steps)
+    allowed = 2 * LIMIT  # what is left of it; without the plain way's pace, for a training of unknown length
     for way in (first, *others):
+        began = time.monotonic()
         try:
-            found[way] = time_way(way.applied(settings))
+            if allowed < LEAST:
+                raise TrialError(f"trials have had their {SHARE:.0%} of the training's time")
+            found[way] = time_way(way.applied(settings), min(LIMIT, allowed))
         except TrialError as error:
             failed.append(f"{way} left out, {error}")
+        allowed -= time.monotonic() - began
         if way == first and first in found:
             batches = min(batches, seconds / found[first].step_s)
-            if batches * found[first].step_s < LONG:
+            allowed = SHARE * batches * found[first].step_s
+            if allowed < LEAST:
                 minutes = batches * found[first].step_s / 60
                 return first.applied(settings), f"steps {first}: {minutes:.1f} minutes are too few to try other ways"
     if not found:
@@ -111,7 +121,7 @@ def fastest(
     return order[0].applied(settings), f"steps {order[0]}, in a trial on one device " + "; ".join(paces + failed)
 
 
-def time_apart(config: dict[str, Any], settings: TrainingSettings, limit: float = LIMIT) -> Trial:
+def time_apart(config: dict[str, Any], settings: TrainingSettings, limit: float) -> Trial:
     """`time_steps` of the training of a config with these settings, in a process of its own.
 
     Raises TrialError with a reason of one line where that fails in any way, or takes more than `limit` seconds.

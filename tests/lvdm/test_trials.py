@@ -32,7 +32,7 @@ def clock(**seconds):
     """(seconds of a step, seconds at the start) by way; a way that is not there fails. And the ways that were timed."""
     made = []
 
-    def time_way(settings):
+    def time_way(settings, limit):
         way = Way(settings.compile, settings.cuda_graphs)
         made.append(way)
         if str(way) not in seconds:
@@ -43,7 +43,7 @@ def clock(**seconds):
 
 
 def test_what_the_settings_leave_open(gpu, monkeypatch):
-    assert ways(asked()) == [PLAIN, COMPILED, GRAPHS, BOTH]
+    assert ways(asked()) == [PLAIN, GRAPHS, COMPILED, BOTH]
     assert ways(asked(gradient_checkpointing=True)) == [PLAIN, COMPILED]
     assert ways(asked(gradient_accumulation_steps=2)) == [PLAIN, COMPILED]
     assert ways(asked(compile=False)) == [PLAIN, GRAPHS]
@@ -57,18 +57,18 @@ def test_what_the_settings_leave_open(gpu, monkeypatch):
 @pytest.mark.parametrize(
     ("steps", "seconds", "way"),
     [
-        (10_000, float("inf"), COMPILED),  # 5,100 s against 10,000
-        (700, 650.0, PLAIN),  # 650 steps: 650 s against 325 and 400 of compiling
-        (1_000, float("inf"), COMPILED),  # 900 s against 1,000
+        (10_000, float("inf"), COMPILED),  # 5,700 s against 10,000
+        (1_400, 1_300.0, PLAIN),  # 1,300 steps: 1,300 s against 650 and 700 of compiling
+        (1_500, float("inf"), COMPILED),  # 1,450 s against 1,500
     ],
 )
 def test_the_way_that_ends_first(gpu, steps, seconds, way):
-    time_way, made = clock(plain=(1.0, 0.0), compiled=(0.5, 400.0))
+    time_way, made = clock(plain=(1.0, 0.0), compiled=(0.5, 700.0))
     chosen, sentence = fastest(asked(gradient_checkpointing=True), time_way, steps, seconds)
     assert (chosen.compile, chosen.cuda_graphs) == (way.compile, way.cuda_graphs) and made == [PLAIN, COMPILED]
     assert sentence.startswith(f"steps {way}, in a trial on one device {way} ")
     assert "plain 6.00 samples/s, 0 s at the start" in sentence
-    assert "compiled 12.00 samples/s, 400 s at the start" in sentence
+    assert "compiled 12.00 samples/s, 700 s at the start" in sentence
 
 
 def test_a_way_that_fails_is_named_and_left_out(gpu):
@@ -81,13 +81,33 @@ def test_a_way_that_fails_is_named_and_left_out(gpu):
 
 def test_a_short_training_is_launched_plainly(gpu):
     time_way, made = clock(plain=(0.5, 0.0), compiled=(0.1, 0.0))
-    chosen, sentence = fastest(asked(), time_way, 1000)
-    assert not chosen.compile and made == [PLAIN] and "8.3 minutes are too few" in sentence
+    chosen, sentence = fastest(asked(), time_way, 2000)
+    assert not chosen.compile and made == [PLAIN] and "16.7 minutes are too few" in sentence
+
+
+def test_trials_together_take_a_small_share_of_the_training(gpu, monkeypatch):
+    now, limits = [0.0], []
+    monkeypatch.setattr(trials.time, "monotonic", lambda: now[0])
+
+    def time_way(settings, limit):
+        limits.append(limit)
+        took = 20.0 if len(limits) == 1 else 210.0
+        now[0] += min(took, limit)
+        if took > limit:
+            raise TrialError(f"its trial took more than {limit:.0f} s")
+        return Trial(1.0 - 0.1 * len(limits), 0.0)
+
+    chosen, sentence = fastest(asked(), time_way, 10_000)  # of 9,000 s: 450 s for three ways
+    assert limits == pytest.approx([300, 300, 240]) and chosen.compile and not chosen.cuda_graphs
+    assert sentence.endswith("compiled with CUDA graphs left out, trials have had their 5% of the training's time")
+    limits.clear()
+    sentence = fastest(asked(), time_way, 2_000)[1]  # of 1,800 s: 90 s
+    assert limits == pytest.approx([300, 90]) and "compiled left out, its trial took more than 90 s" in sentence
 
 
 def test_micro_batches_count(gpu):
     time_way, _ = clock(plain=(0.5, 0.0), compiled=(0.1, 0.0))
-    chosen, sentence = fastest(asked(gradient_accumulation_steps=2), time_way, 1000)
+    chosen, sentence = fastest(asked(gradient_accumulation_steps=2), time_way, 2000)
     assert chosen.compile and "plain 6.00 samples/s" in sentence
 
 
@@ -95,10 +115,10 @@ def test_micro_batches_count(gpu):
     ("settings", "progress", "tried"),
     [
         ({}, Progress(), True),
-        ({"steps": 80}, Progress(), False),  # 480 samples of at most a second
+        ({"steps": 180}, Progress(), False),  # 1,080 samples of at most a second
         ({}, Progress(step=9_950), False),
-        ({"max_minutes": 20}, Progress(), True),
-        ({"max_minutes": 20}, Progress(seconds=900), False),
+        ({"max_minutes": 40}, Progress(), True),
+        ({"max_minutes": 40}, Progress(seconds=1500), False),
         ({"compile": True, "cuda_graphs": False}, Progress(), False),
     ],
 )
@@ -106,7 +126,7 @@ def test_trials_are_made_where_they_can_pay(gpu, monkeypatch, settings, progress
     chosen = asked(**settings)
     monkeypatch.setattr(settling, "choose", lambda *_: Choice(chosen, "strategy auto: fits", 1.0))
     time_way, made = clock(plain=(1.0, 0.0), compiled=(0.5, 9.0))
-    monkeypatch.setattr(settling, "time_apart", lambda config, each: time_way(each))
+    monkeypatch.setattr(settling, "time_apart", lambda config, each, limit: time_way(each, limit))
     found, sentence = decide({}, replace(chosen, strategy="auto"), None, progress)
     assert bool(made) == tried and found.compile == (tried or settings.get("compile", False))
     assert sentence.startswith("strategy auto: fits; steps compiled") if tried else sentence == "strategy auto: fits"
@@ -138,7 +158,7 @@ def test_trials_in_processes_of_their_own(tmp_path):
     make_clips(tmp_path / "clips", count=2)
     config = tiny_config(tmp_path, "base", model={"config": MODEL})
     settings = TrainingSettings(**config["training"])
-    trial = time_apart(config, replace(settings, gradient_accumulation_steps=2))
+    trial = time_apart(config, replace(settings, gradient_accumulation_steps=2), limit=300)
     assert 0 < trial.step_s < 60
     assert not (tmp_path / "runs").exists()
     with pytest.raises(TrialError, match="took more than 0 s"):
@@ -156,5 +176,5 @@ def test_why_a_trial_failed_is_one_line(monkeypatch, stderr, reason):
     done = subprocess.CompletedProcess([], -11, stdout="trial\n", stderr=stderr)
     monkeypatch.setattr(trials.subprocess, "run", lambda *args, **options: done)
     with pytest.raises(TrialError) as failure:
-        time_apart({}, asked())
+        time_apart({}, asked(), limit=300)
     assert str(failure.value) == reason
