@@ -6,6 +6,7 @@ motion. A row's LoRA of an action learns from every reference that the row shows
 no other method sees more of it. It needs to be trained again for each action; the seconds are kept beside the videos.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -115,6 +116,11 @@ class LoRA:
             {name: torch.cat([part.state_dict()[name] for part in parts]) for name in lora.state_dict()}
         )
         curve = torch.cat(losses, dim=1)  # (steps, actions)
+        if broken := [name for name, loss in zip(names, curve[-1].tolist()) if not math.isfinite(loss)]:
+            raise ConfigError(
+                f"the LoRA of {', '.join(broken)} has a loss that is no number, at a learning rate of {self.lr:g}: "
+                "lower `lr` of the row's method"
+            )
         tenth = max(1, self.steps // 10)
         counts, at_once = sorted(map(len, clips.values())), min(self.at_once, len(names))
         write_json(

@@ -45,10 +45,10 @@ class Acceleration:
         """What to call in place of `unet` for a sampling of so many steps."""
         parameters = list(unet.parameters())
         if self.mode == "none" or not parameters or parameters[0].device.type != "cuda":
-            self.choice = "the UNet runs as it is written"
+            self.choice = "the network runs as it is written"
             return unet
         if any(parameter.requires_grad for parameter in parameters):
-            self.choice = "the UNet runs as it is written, since it is being trained"
+            self.choice = "the network runs as it is written, since it is being trained"
             return unet
         place = tuple(parameter.data_ptr() for parameter in parameters)
         if self._ready.get(id(unet), (None,))[0] != place:

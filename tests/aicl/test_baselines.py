@@ -253,6 +253,15 @@ def test_rows_of_a_table_are_made_by_baselines(models, tmp_path):
     assert json.loads((gone.parent / "adaptation.json").read_text()) == kept
 
 
+def test_a_lora_that_diverges_is_named_and_not_kept(models, tmp_path):
+    row = {"label": "lora", "model": "tiny", "references": 1, "reference_captions": "own"}
+    row["method"] = {"kind": "lora", "steps": 3, "batch_size": 1, "lr": 1e30}
+    experiment = Experiment(preset(models, rows=[row], baseline=None), tmp_path, "cpu")
+    with pytest.raises(ConfigError, match=r"the LoRA of .+ is no number, at a learning rate of 1e\+30: lower"):
+        experiment.run()
+    assert not [*tmp_path.rglob("*.safetensors"), *tmp_path.rglob("adaptation.json")]
+
+
 def test_what_a_lora_learns_from_is_part_of_its_videos_key(models, tmp_path):
     rows = [{"model": "tiny", **row} for row in ROWS[:2]]
     own = {"benchmark": {"kind": "puppets", "size": SIZE, "frames": FRAMES}, "rows": rows, "baseline": None}
