@@ -29,6 +29,7 @@ from aicl.pipeline import AICLPipeline
 from aicl.reference_videos import read_pixels
 from lvdm.errors import ConfigError
 from lvdm.files import write_json
+from lvdm.finite import check_frames
 from lvdm.video import to_frames, to_pixels
 
 _WRITERS = 8  # threads: encoding a batch of small videos takes longer than the wait for the next one
@@ -172,7 +173,7 @@ def make(pipeline: AICLPipeline, source: Source, benchmark: Benchmark, samples: 
         raise ConfigError(f"row '{row.label}' needs a real clip of every sample, which {benchmark} does not have")
     if row.kind == "autoencoder":
         pixels, _ = benchmark.load(targets)
-        return to_pixels(base.components.codec.reconstruct(to_frames(pixels).to(base.device))).cpu()
+        return to_pixels(check_frames(base.components.codec.reconstruct(to_frames(pixels).to(base.device)))).cpu()
     options: dict[str, Any] = {}
     if row.references:
         if any(len(row.shown(sample)) < row.references for sample in samples):

@@ -161,6 +161,7 @@ def test_a_folder_of_ones_own(tmp_path):
         assert {clip.label for clip in sample.references} == {sample.label} != {clip.label for clip in sample.wrong}
     apart = build_benchmark(options | {"references": str(tmp_path)}, "cpu")  # the same folder: never itself
     assert all(sample.target.path not in {c.path for c in sample.references} for sample in apart.samples(0, 0, 17))
+    assert str(apart) == f"{tmp_path.name}, 17 prompts, 2 labels, shown videos of {tmp_path.name}"
     rows += [row.replace("a person is", "now they are") for row in rows[1:9]]
     table = tmp_path / "several.csv"
     for lines in (rows, [row.rpartition(",")[0] for row in rows]):  # by labels, and by eq. 8

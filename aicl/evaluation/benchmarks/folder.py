@@ -40,6 +40,7 @@ class FolderBenchmark(FileBenchmark):
     ) -> None:
         super().__init__(device, frames, fps, size)
         self._name = name or Path(path).name
+        self._shown_name = "" if references is None else f", shown videos of {Path(references).name}"
         records = read_folder(path, captions)
         if references is None:
             self._asked, shown = _in_turn(records)
@@ -54,7 +55,7 @@ class FolderBenchmark(FileBenchmark):
 
     def __str__(self) -> str:
         kind = f"{len(self.pool)} labels" if self.pool else "references by eq. 8"
-        return f"{self._name}, {len(self._asked)} prompts, {kind}"
+        return f"{self._name}, {len(self._asked)} prompts, {kind}{self._shown_name}"
 
     def samples(self, seed: int, start: int, stop: int) -> list[Sample]:
         """See `Benchmark`; after the last prompt comes the first again, with other references and noise."""
