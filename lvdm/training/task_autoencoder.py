@@ -1,9 +1,13 @@
-"""Task "autoencoder": the autoencoder of a model config, trained from scratch."""
+"""Task "autoencoder": the autoencoder of a model config, trained from scratch or from another training's weights."""
 
 from dataclasses import dataclass, field
 from typing import Any
 
-from lvdm.checkpoints import read_model
+import torch
+
+from lvdm.checkpoints import find_export, load_strict, read_model
+from lvdm.checkpoints.folder import read_part
+from lvdm.checkpoints.resolve import PIPELINE
 from lvdm.data.datamodule import EndlessDataModule
 from lvdm.models.components import build_components
 from lvdm.training.autoencoder import AutoencoderModule, ReconstructionLoss
@@ -13,11 +17,13 @@ from lvdm.training.tasks import Recipe, build_data, register_task
 
 @dataclass
 class AutoencoderSections:
-    """`model.config` names or holds a model config, of which the autoencoder is trained."""
+    """`model.config` names or holds a model config, of which the autoencoder is trained; `model.init_from`: the run or
+    model folder of one like it, to start from its weights, such as one that saw short clips."""
 
     @dataclass
     class Model:
         config: str | dict[str, Any]
+        init_from: str | None = None
 
     model: Model
     data: dict[str, Any]
@@ -26,9 +32,13 @@ class AutoencoderSections:
 
 @register_task("autoencoder", AutoencoderSections)
 def build(recipe: Recipe) -> tuple[TrainingModule, EndlessDataModule]:
-    """Task "autoencoder"."""
+    """Task "autoencoder". Raises CheckpointError where `model.init_from` is missing, damaged or of other sizes."""
     sections: AutoencoderSections = recipe.parse(AutoencoderSections)
     config = read_model(sections.model.config)
     codec = build_components(config, parts=["codec"]).codec
+    if (start := sections.model.init_from) is not None:
+        folder = find_export(start, "autoencoder.safetensors", inside=PIPELINE)
+        state = read_part(folder, "autoencoder", dtype=torch.float32)
+        load_strict(codec.autoencoder, state, f"the entries of autoencoder in {folder} and those of model.config")
     module = AutoencoderModule(codec, config.autoencoder, recipe.training, sections.reconstruction)
     return module, build_data(sections.data, recipe)

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
-from safetensors.torch import load_file
+import torch
 
 from lvdm import config as configs
-from lvdm.checkpoints import find_export, find_model, read_model
-from lvdm.checkpoints.folder import read_model_config
+from lvdm.checkpoints import find_export, find_model, load_strict, read_model
+from lvdm.checkpoints.folder import read_model_config, read_part
 from lvdm.checkpoints.resolve import PIPELINE
 from lvdm.data.caching import check_encoders
 from lvdm.data.datamodule import EndlessDataModule
@@ -63,7 +63,8 @@ def build(recipe: Recipe) -> tuple[TrainingModule, EndlessDataModule]:
         config = configs.from_mapping(ModelConfig, configs.to_mapping(config) | trained)
     components = build_components(config)
     if folder is not None:
-        components.codec.autoencoder.load_state_dict(load_file(folder / "autoencoder.safetensors"))
+        state = read_part(folder, "autoencoder", dtype=torch.float32)
+        load_strict(components.codec.autoencoder, state, f"the entries of autoencoder in {folder} and its description")
     if sections.model.init_from is not None:
         start = initialise_what_fits if sections.model.init_what_fits else initialise
         start(components, find_model(sections.model.init_from))

@@ -66,6 +66,22 @@ def test_an_autoencoder_learns_and_a_base_model_is_built_on_it(tmp_path, clips):
     assert all(torch.equal(value, trained[name]) for name, value in codec.autoencoder.state_dict().items())
 
 
+def test_an_autoencoder_goes_on_from_another_ones_weights(tmp_path, clips):
+    assert train(autoencoder_config(tmp_path, training={"steps": 6, "lr": 3e-3, "checkpoint_every": 6})) == 0
+    run = tmp_path / "runs/autoencoder"
+    more = autoencoder_config(tmp_path, run={"name": "more"}, training={"steps": 2})
+    more["model"]["init_from"] = str(run)
+    assert train(more) == 0
+    first, second = (
+        [float(loss) for loss in losses(tmp_path / "runs" / name).values()] for name in ("autoencoder", "more")
+    )
+    assert second[0] < 0.9 * first[0]
+    file = run / "checkpoints/step_00000006/autoencoder.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match=r"autoencoder\.safetensors"):
+        train(more | {"run": more["run"] | {"name": "damaged"}})
+
+
 def test_a_base_model_starts_from_stored_weights_in_half_precision_and_in_parts(tmp_path, clips):
     """All that is trained, in the full precision of training; not the autoencoder, which need not be there."""
     first = base_module(base_config(tmp_path))
