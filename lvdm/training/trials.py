@@ -110,7 +110,9 @@ def fastest(
             length = batches * found[first].step_s
             budget = min(budget, SHARE * length)
             if budget - (time.monotonic() - began) < LEAST:
-                return first.applied(settings), f"steps {first}: {length / 60:.1f} minutes are too few to try other ways"
+                return first.applied(
+                    settings
+                ), f"steps {first}: {length / 60:.1f} minutes are too few to try other ways"
     if not found:
         return first.applied(settings), f"steps {first}: {'; '.join(failed)}"
     order = sorted(found, key=lambda way: found[way].start_s + batches * found[way].step_s)
