@@ -47,6 +47,8 @@ class AttentionGuidance:
 
     trained: ClassVar[bool] = False
     pooled: ClassVar[bool] = False
+    several: ClassVar[bool] = False
+    captioned: ClassVar[bool] = True
 
     energy: Literal["attention", "features"] = "attention"
     strength: float = 0.1

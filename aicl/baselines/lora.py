@@ -52,6 +52,8 @@ class LoRA:
 
     trained: ClassVar[bool] = False
     pooled: ClassVar[bool] = True
+    several: ClassVar[bool] = True
+    captioned: ClassVar[bool] = True
 
     layers: list[str] = field(default_factory=lambda: ["temporal"])
     rank: int = 16

@@ -258,6 +258,8 @@ class ReferenceTokensMethod:
 
     trained: ClassVar[bool] = True
     pooled: ClassVar[bool] = False
+    several: ClassVar[bool] = True
+    captioned: ClassVar[bool] = False
 
     def check(self, config: ModelConfig, sample: Sample) -> None:
         """Raise ConfigError for an image-to-video model."""

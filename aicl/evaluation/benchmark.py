@@ -66,6 +66,11 @@ class Benchmark(Protocol):
         ...
 
 
+def read_as(benchmark: Benchmark) -> str:
+    """In words, which frames of a video are compared, and at what size (height, width)."""
+    return f"{benchmark.frames} frames at {benchmark.fps:g} a second from the middle, {benchmark.size}"
+
+
 class FileBenchmark:
     """What benchmarks of video files have in common. Clips are taken from the middle, scaled to cover and cropped.
 

@@ -1,6 +1,7 @@
 """A preset from nothing to its tables: generate, look, estimate, write."""
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -97,17 +98,22 @@ class Experiment:
     def write(self, name: str) -> str:
         """Write a JSON for each row that was run, and all tables as NAME.md and NAME.tex; returns the Markdown."""
         shown: dict[str, list[str]] = {"md": [], "tex": []}
+        written: set[Path] = set()
         for number, run in enumerate(self.tables):
             results = [(row.label, self.result(run, row)) for row in run.rows]
             for index, (_, result) in enumerate(results):
                 path = self.out / "results" / f"{name}-{number}-{index}.json"
                 if result is not None:
                     write_result(path, result)
-                else:
-                    path.unlink(missing_ok=True)  # of a row that stood here before
+                    written.add(path)
             table = self.table(run, results)
             shown["md"].append(markdown(table))
             shown["tex"].append(latex(table))
+        for path in (self.out / "results").glob(
+            "*.json"
+        ):  # of rows that stood here before: pages take all that there are
+            if path not in written and re.fullmatch(rf"{re.escape(name)}-\d+-\d+", path.stem):
+                path.unlink()
         shown["md"] += self._apart()
         for ending, texts in shown.items():
             with atomic_path(self.out / f"{name}.{ending}") as temporary:
@@ -118,7 +124,12 @@ class Experiment:
         """A row's estimates, with what people say of it."""
         result = run.result(row)
         if result is not None and self.preset.user_study is not None:
-            result.metrics |= studied(self.preset.user_study, row)
+            side = _side(row)
+            if sum(_side(other) == side for other in self.preset.rows) == 1:
+                result.metrics |= studied(self.preset.user_study, row)
+            elif side is not None:
+                why = f"of several rows of {row.model}, the study does not say which people saw"
+                result.missing |= {name: why for name in self.preset.measured(run.spec) if name in STUDIED}
         return result
 
     def table(self, run: TableRun, results: list[tuple[str, Result | None]]) -> Table:
@@ -182,6 +193,11 @@ def adapting(label: str, result: Result) -> str | None:
     """What a row's method did before it made videos, in words; None for rows without a method that says so."""
     about = result.model.get("adaptation")
     return f"{label}: {about['summary']}" if isinstance(about, dict) and "summary" in about else None
+
+
+def _side(row: Row) -> tuple[str | None, bool] | None:
+    """What a study knows of a row: its model, and whether it is the one with references; None: it is never in one."""
+    return None if row.kind != "generated" or row.wrong else (row.model, row.references > 0)
 
 
 def _other(ours: Estimate) -> Estimate:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from aicl.evaluation.benchmark import Benchmark
+from aicl.evaluation.benchmark import Benchmark, read_as
 from aicl.evaluation.lossless import ENDING, write_lossless
 from aicl.evaluation.method import Maker, Work
 from aicl.evaluation.sample import Clip, Sample
@@ -29,6 +29,7 @@ from aicl.pipeline import AICLPipeline
 from aicl.reference_videos import read_pixels
 from lvdm.errors import ConfigError
 from lvdm.files import write_json
+from lvdm.finite import check_frames
 from lvdm.video import to_frames, to_pixels
 
 _WRITERS = 8  # threads: encoding a batch of small videos takes longer than the wait for the next one
@@ -60,7 +61,8 @@ class VideoStore:
     def videos(self, source: Source, benchmark: Benchmark, seed: int, samples: Sequence[Sample]) -> list[Made]:
         """Where the videos of these samples are, or will be."""
         folder, with_target = self.place(source), source.takes_target()
-        keys = [sample_key(source.row, sample, benchmark.content, with_target)[:_KEY] for sample in samples]
+        reading = read_as(benchmark)
+        keys = [sample_key(source.row, sample, benchmark.content, with_target, reading)[:_KEY] for sample in samples]
         return [Made(folder / f"{key}{ENDING}", source, benchmark, seed, sample) for key, sample in zip(keys, samples)]
 
     def fill(
@@ -120,7 +122,8 @@ class VideoStore:
                 # the whole batch, whatever is there of it: one of another size would round otherwise
                 made_now = zip(batch, maker([made.sample for made in batch]))
                 left = [(made, pixels) for made, pixels in made_now if not made.path.is_file()]
-                fps = pipeline.defaults.save_fps
+                coded = source.row.kind == "autoencoder"  # clips as they are compared, at that rate
+                fps = batch[0].benchmark.fps if coded else pipeline.defaults.save_fps
                 for waiting in pending:  # the batch before: not more than one is kept in memory
                     waiting.result()
                 _describe(batch[0].path.parent, source, self.hashes)
@@ -170,7 +173,7 @@ def make(pipeline: AICLPipeline, source: Source, benchmark: Benchmark, samples: 
         raise ConfigError(f"row '{row.label}' needs a real clip of every sample, which {benchmark} does not have")
     if row.kind == "autoencoder":
         pixels, _ = benchmark.load(targets)
-        return to_pixels(base.components.codec.reconstruct(to_frames(pixels).to(base.device))).cpu()
+        return to_pixels(check_frames(base.components.codec.reconstruct(to_frames(pixels).to(base.device)))).cpu()
     options: dict[str, Any] = {}
     if row.references:
         if any(len(row.shown(sample)) < row.references for sample in samples):

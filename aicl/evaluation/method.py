@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Protocol
 from torch import Tensor
 
 from aicl.evaluation.benchmark import Benchmark
+from aicl.evaluation.row import Row
 from aicl.evaluation.sample import Clip, Sample
 from aicl.extensions import load_extensions
 from aicl.pipeline import AICLPipeline
@@ -50,11 +51,14 @@ class Method(Protocol):
     """A dataclass of settings that makes videos of samples.
 
     trained: whether the row's `adapter` names a file that it reads. pooled: whether a video depends on the references
-    of all samples of its row, not on those of its own sample alone.
+    of all samples of its row, not on those of its own sample alone. several: whether it reads more than one reference
+    of a sample. captioned: whether it reads captions of references other than the prompt.
     """
 
     trained: ClassVar[bool]
     pooled: ClassVar[bool]
+    several: ClassVar[bool]
+    captioned: ClassVar[bool]
 
     def check(self, config: ModelConfig, sample: Sample) -> None:
         """Raise ConfigError for a base model or samples that it cannot work with."""
@@ -67,6 +71,16 @@ class Method(Protocol):
 
 METHODS: Registry[type[Any]] = Registry("method")
 """By the name in `method.kind` of a row: a dataclass that is a `Method`."""
+
+
+def check_row(method: Method, row: Row) -> None:
+    """Raise ConfigError for references or captions of a row that its method would not read."""
+    if row.references > 1 and not method.several:
+        raise ConfigError(f"this method reads one reference and the row shows {row.references}: set references to 1")
+    if row.reference_captions != "prompt" and not method.captioned:
+        raise ConfigError(
+            f"this method reads references under the prompt: leave reference_captions ({row.reference_captions}) out"
+        )
 
 
 def build_method(section: Mapping[str, Any]) -> Method:

@@ -25,6 +25,7 @@ from aicl.evaluation.metric import Evaluator, TextEvaluator
 from aicl.evaluation.sample import Clip
 from lvdm.errors import DataError, VideoError
 from lvdm.files import atomic_path
+from lvdm.finite import is_finite
 from lvdm.hashing import file_hash, text_hash
 from lvdm.video import frame_indices, resize_crop, to_frames
 
@@ -64,7 +65,11 @@ class ObservationStore:
         return {content for content in contents if content not in known}
 
     def add(self, evaluator: Evaluator, contents: Sequence[str], seen: Mapping[str, Tensor], kind: str = "") -> None:
-        """Keep what was seen of these contents, tensors (n, ...)."""
+        """Keep what was seen of these contents, tensors (n, ...). Raises DataError where a value is not finite."""
+        if broken := [name for name, value in seen.items() if not is_finite(value)]:
+            raise DataError(
+                f"{evaluator.name} sees {broken[0]} that are not finite: look at the videos, and get its weights again"
+            )
         place = self._place(evaluator, kind)
         path = place / f"{text_hash(contents)[:24]}.safetensors"
         tensors = {name: value.detach().cpu().contiguous() for name, value in seen.items()}

@@ -133,12 +133,15 @@ class Source:
         return pipeline
 
 
-def sample_key(row: Row, sample: Sample, content: Callable[[Clip], str], with_target: bool) -> str:
+def sample_key(row: Row, sample: Sample, content: Callable[[Clip], str], with_target: bool, reading: str) -> str:
     """A hash of all that a video depends on apart from its source: prompt, noise, what is shown, with its captions.
 
     content: says what a clip holds. with_target: whether the sample's own real clip enters, see `Source.takes_target`.
+    reading: which of its frames are compared, and at what size: those that an autoencoder's row encodes.
     """
-    what: dict[str, Any] = {} if row.kind == "autoencoder" else {"seed": sample.seed, "prompt": sample.prompt}
+    what: dict[str, Any] = {"seed": sample.seed, "prompt": sample.prompt}
+    if row.kind == "autoencoder":
+        what = {"reading": reading}
     if row.references:
         what["references"] = [content(clip) for clip in row.shown(sample)]
         if row.reference_captions != "prompt":

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from aicl.evaluation.benchmark import build_benchmark
+from aicl.evaluation.benchmark import build_benchmark, read_as
 from aicl.evaluation.generate import Made, VideoStore
-from aicl.evaluation.method import build_method
+from aicl.evaluation.method import build_method, check_row
 from aicl.evaluation.metric import Evaluator, Metric, get_metric, get_metrics
 from aicl.evaluation.observe import ObservationStore, check_comparable_length
 from aicl.evaluation.presets import Preset, SetSpec
@@ -42,8 +42,7 @@ class TablePlan:
         self.videos = videos
         self.benchmark = build_benchmark({**preset.benchmark, **spec.benchmark}, device)
         auto = "bfloat16" if device.type == "cuda" else "float32"
-        reading = f"{self.benchmark.frames} frames at {self.benchmark.fps:g} a second from the middle"
-        self.observations = ObservationStore(observations, f"{reading}, {self.benchmark.size}")
+        self.observations = ObservationStore(observations, read_as(self.benchmark))
         self.dtype: torch.dtype = getattr(torch, auto if preset.precision == "auto" else preset.precision)
         self._samples: dict[int, list[Sample]] = {}
         self._sources: dict[Row, Source | None] = {}
@@ -163,6 +162,8 @@ class TablePlan:
                 return f"{self.benchmark} has no real clip of each sample"
             if source.method is not None:
                 source.method.check(source.config, first)
+            if source.method is not None:
+                check_row(source.method, row)
             if row.kind == "generated":
                 defaults = source.defaults
                 check_comparable_length(defaults.num_frames, defaults.save_fps, self.benchmark)

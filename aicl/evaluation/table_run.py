@@ -196,6 +196,12 @@ class TableRun(TablePlan):
         missing = {m.name: f"no evaluators.{min(m.roles() - self.evaluators.keys())} is given" for m in self.asked
                    if not m.roles() <= self.evaluators.keys()}  # fmt: skip
         missing |= {m.name: f"{self.benchmark} has no {lacks[0]}" for m in self.metrics if (lacks := m.missing(whole))}
+        own = self._compared_with_themselves(row)
+        missing |= {
+            m.name: "for rows of real clips, which would be compared with themselves"
+            for m in self.metrics
+            if m.context() & own
+        }
         metrics = [metric for metric in self.metrics if metric.name not in missing]
         baseline, differences = self._differences(row, whole, metrics)
         contents = [v.content for seed in self.preset.seeds for v in self._side(row, seed, "videos") or ()]
@@ -218,6 +224,14 @@ class TableRun(TablePlan):
             videos=text_hash(contents),
         )
 
+    def _compared_with_themselves(self, row: Row) -> set[str]:
+        """The kinds of context, see metric.CONTEXT, that hold the very clips which a row of real ones is made of."""
+        if row.kind == "generated":
+            return set()
+        clips = {self.benchmark.content(s.target) for n in self.preset.seeds for s in self.samples(n) if s.target}
+        shared = not clips.isdisjoint(self.benchmark.content(clip) for clip in self._real())
+        return {"target", "real"} if shared else {"target"}
+
     def _differences(
         self, row: Row, whole: Observed, metrics: Sequence[Metric]
     ) -> tuple[str | None, dict[str, Estimate]]:
@@ -225,6 +239,8 @@ class TableRun(TablePlan):
         label = row.baseline or self.preset.baseline
         other = next((other for other in self.rows if other.label == label), None)
         if other is None or other is row or {row.kind, other.kind} != {"generated"} or row.group != other.group:
+            return None, {}
+        if row.group is not None and row.wrong != other.wrong:  # groups by other references hold other samples
             return None, {}
         if self.obstacle(other) is not None:
             return None, {}

@@ -134,8 +134,14 @@ def _remarks(table: Table) -> list[str]:
     texts = list(table.notes)
     if not results:
         return texts
-    lines = {text: value for result in reversed(results) for text, value in result.lines.items()}
-    texts += [f"{text}: {value:.2f}" for text, value in lines.items()]
+    lines: dict[str, dict[str, str]] = {}
+    for result in results:
+        for text, value in result.lines.items():
+            lines.setdefault(text, {})[result.row] = f"{value:.2f}"
+    for text, values in lines.items():  # most are the same for all rows that have them
+        several = len(set(values.values())) > 1
+        said = [f"{value} ({row})" for row, value in values.items()] if several else list(values.values())[:1]
+        texts.append(f"{text}: {', '.join(said)}")
     protocol = results[0].protocol
     height, width = protocol.size
     pace = f"at {protocol.fps:g} a second" if protocol.fps else f"{protocol.stride:g} apart"

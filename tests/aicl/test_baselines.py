@@ -286,6 +286,21 @@ def test_what_does_not_fit_ends_in_a_sentence(models, tmp_path, row, message):
         Experiment(preset(models, rows=[{"label": "x", "model": "tiny", **row}], baseline=None), tmp_path, "cpu")
 
 
+def test_what_a_method_would_not_read_is_not_run(models, tmp_path):
+    rows = [
+        ROWS[1] | {"references": 2},
+        ROWS[4] | {"reference_captions": "own"},
+        ROWS[0] | {"references": 2},
+        ROWS[1] | {"label": "captioned", "reference_captions": "own"},
+    ]
+    rows = [{"model": "tiny", **row} for row in rows]
+    (run,) = Experiment(preset(models, rows=rows, baseline=None), tmp_path, "cpu").tables
+    reasons = [run.obstacle(row) for row in run.rows]
+    assert "reads one reference and the row shows 2" in reasons[0]
+    assert "reads references under the prompt: leave reference_captions (own) out" in reasons[1]
+    assert reasons[2:] == [None, None]
+
+
 @pytest.mark.parametrize(
     ("references", "message"),
     [

@@ -161,6 +161,15 @@ def test_a_folder_of_ones_own(tmp_path):
         assert {clip.label for clip in sample.references} == {sample.label} != {clip.label for clip in sample.wrong}
     apart = build_benchmark(options | {"references": str(tmp_path)}, "cpu")  # the same folder: never itself
     assert all(sample.target.path not in {c.path for c in sample.references} for sample in apart.samples(0, 0, 17))
+    assert str(apart) == f"{tmp_path.name}, 17 prompts, 2 labels, shown videos of {tmp_path.name}"
+    rows += [row.replace("a person is", "now they are") for row in rows[1:9]]
+    table = tmp_path / "several.csv"
+    for lines in (rows, [row.rpartition(",")[0] for row in rows]):  # by labels, and by eq. 8
+        table.write_text("\n".join(lines))
+        several = build_benchmark(options | {"references": str(tmp_path), "reference_captions": str(table)}, "cpu")
+        for sample in several.samples(0, 0, 8):  # whatever it is called, a clip is shown once
+            for clips in (sample.references, sample.wrong):
+                assert len({clip.path for clip in clips}) == MAX_REFERENCES
     with pytest.raises(DataError, match="has 8 real videos, 9 are wanted"):
         benchmark.real(9)
     pixels, rates = benchmark.load(benchmark.real(2))

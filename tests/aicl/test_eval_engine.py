@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from aicl.evaluation.engine import Experiment
 from aicl.evaluation.generate import Estimate, _batches
 from aicl.evaluation.generated import read_generated
 from aicl.evaluation.lossless import read_lossless, write_lossless
+from aicl.evaluation.observe import ObservationStore
 from aicl.evaluation.presets import Preset
 from aicl.evaluation.results import read_result
 from aicl.evaluation.row import Row
@@ -83,9 +85,11 @@ def test_a_table_from_nothing_and_again_from_what_is_stored(models, experiment):
     assert experiment.run() == (0, 0)
     out = experiment.out
     (out / "results").mkdir()
-    (out / "results" / "table-0-5.json").write_text("of a row that was run once")
+    for stale in ("table-0-5", "table-0-9", "table-1-0", "table-old-0-9"):
+        (out / "results" / f"{stale}.json").write_text("of a row that was run once")
     text = experiment.write("table")
-    assert not (out / "results" / "table-0-5.json").exists()
+    left = sorted(path.stem for path in (out / "results").iterdir())  # all of a name are taken into a page
+    assert left == [*(f"table-0-{number}" for number in range(5)), "table-old-0-9"]
     assert text == (out / "table.md").read_text(encoding="utf-8")
     rows = {line.split(" | ")[0].removeprefix("| "): line for line in text.splitlines() if line.startswith("| ")}
     assert rows["other"].count("not run") == len(METRICS)
@@ -251,6 +255,23 @@ def test_speed_groups_divide_the_samples(models, experiment):
     assert slow[:3].max() <= fast[:2].min() and slow[3:].max() <= fast[2:].min()  # within each seed
 
 
+def test_groups_by_other_references_are_not_compared_sample_by_sample(models, experiment):
+    rows = [row | {"group": [0, 2]} for row in (ROWS[2], ROWS[4])]
+    run = Experiment(preset(models, rows=rows, metrics=["dynamic_degree"]), experiment.out, "cpu")
+    assert run.run()[0] == 0
+    result = run.result(run.tables[0], run.preset.rows[1])
+    assert result.metrics["dynamic_degree"].count == 6 and not result.differences and result.baseline is None
+
+
+def test_an_evaluator_that_sees_no_numbers_is_an_error(tmp_path):
+    seen = {"logits": torch.tensor([[0.0, 1.0], [float("nan"), 2.0]])}  # argmax would name a class all the same
+    evaluator = SimpleNamespace(role="classifier", name="a classifier", hash="", version=1)
+    store = ObservationStore(tmp_path, "all frames")
+    with pytest.raises(DataError, match="a classifier sees logits that are not finite"):
+        store.add(evaluator, ["a", "b"], seen)
+    assert store.missing(evaluator, ["a", "b"]) == {"a", "b"}
+
+
 def test_too_few_videos_are_refused_before_the_work(models, tmp_path):
     for change, message in (({"seeds": [0]}, "9 videos or more a row.* got 5 and 20"), ({"real": 8}, "got 10 and 8")):
         with pytest.raises(ConfigError, match=message):
@@ -318,6 +339,12 @@ def test_a_study_fills_the_columns_of_what_people_say(models, experiment, tmp_pa
     assert (base.metrics["us_cc"].low, base.metrics["us_cc"].high) == (pytest.approx(0.1), 0.4)
     assert "us_fc" not in ours.metrics and "us_cc" not in wrong.metrics
     assert "75.0 [60.0, 90.0]" in asked.write("studied")
+    # which of two rows with references people saw, nobody knows
+    rows = [*ROWS[2:4], ROWS[3] | {"label": "as ours", "scale": 1.0}]
+    two = Experiment(replace(shown, rows=[configs.from_mapping(Row, row) for row in rows]), experiment.out, "cpu")
+    base, *ours = (two.result(two.tables[0], row) for row in two.preset.rows)
+    assert "us_cc" in base.metrics and not any("us_cc" in each.metrics for each in ours)
+    assert "us_cc is left out: of several rows of tiny, the study does not say" in two.write("two")
     report.write_text(json.dumps({"results": [{"question": "uscc", **entry, "group": "LVDM"}]}))
     with pytest.raises(DataError, match="has the groups LVDM, and the rows' models are tiny, nowhere: serve the study"):
         Experiment(shown, experiment.out, "cpu")

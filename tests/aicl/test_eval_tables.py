@@ -97,3 +97,10 @@ def test_latex_escapes_what_latex_would_read():
     text = latex(Table("50% & more", [("a_b", result())], ["acc"]))
     assert r"a\_b & 50.0 [40.0, 60.0] \\" in text and r"50\% \& more" in text and r"ACC \% $\uparrow$" in text
     assert text.count("{tabular}") == 2 and "puppets \\& more" in text
+
+
+def test_a_line_that_differs_between_rows_says_whose_it_is():
+    first, second = result("base"), result("ours")
+    first.lines, second.lines = {"chance": 10.0, "another image": 71.0}, {"chance": 10.0, "another image": 64.5}
+    text = markdown(Table("t", [("base", first), ("ours", second)], ["acc"]))
+    assert "- chance: 10.00\n" in text and "- another image: 71.00 (base), 64.50 (ours)\n" in text

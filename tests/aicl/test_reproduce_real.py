@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from aicl.cli import parse, reproduce
-from aicl.evaluation.results import read_result
+from aicl.evaluation.results import Result, read_result
 from lvdm.config import shipped_configs
 from tests.aicl.evaluation_models import save_tiny_model
 from tests.aicl.real_data import make_folder, make_ucf101, make_webvid, save_tiny_real_evaluators
@@ -162,6 +162,24 @@ def test_experiments(out):
     pictures = sorted(path.name for path in out.glob("experiment_*.png"))
     assert any("attention" in name for name in pictures) and any("features" in name for name in pictures)
     assert all(Image.open(out / name).size[0] > 32 for name in pictures)
+
+
+def test_real_clips_are_never_compared_with_themselves(out, overrides, data, tmp_path):
+    table = tmp_path / "real.yaml"
+    table.write_text("title: T\nrows: [{label: real, kind: real}, {label: coded, kind: autoencoder, model: vc}]\n")
+
+    def measured(size: int) -> list[Result]:
+        places = [*overrides, *data["ucf101"], "videos=3", f"benchmark.size=[{size},{size}]"]
+        run(out, "--preset", str(table), "--benchmark", "ucf101", *places)
+        return [read_result(out / "results" / f"real_ucf101-0-{row}.json") for row in (0, 1)]
+
+    rows = measured(32)
+    for row in rows:  # their clips are real ones of the set, and the sample's own
+        assert row.metrics.keys() >= {"cc", "acc", "motion_similarity"}
+        assert row.missing.keys() >= {"fvd", "kvd", "action_score"} and "with themselves" in row.missing["fvd"]
+    assert rows[1].rates["generated"] == [8.0]  # as it was encoded, not as the model's own videos
+    smaller = measured(24)
+    assert smaller[1].videos != rows[1].videos and smaller[0].videos == rows[0].videos
 
 
 def test_nothing_is_done_twice(out, overrides, data, capsys):

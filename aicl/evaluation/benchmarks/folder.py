@@ -40,6 +40,7 @@ class FolderBenchmark(FileBenchmark):
     ) -> None:
         super().__init__(device, frames, fps, size)
         self._name = name or Path(path).name
+        self._shown_name = "" if references is None else f", shown videos of {Path(references).name}"
         records = read_folder(path, captions)
         if references is None:
             self._asked, shown = _in_turn(records)
@@ -50,11 +51,11 @@ class FolderBenchmark(FileBenchmark):
         if self._labelled:
             self.pool = tuple(sorted(str(record) for record in {record.label for record in self._asked}))
         self._shown = shown
-        self._index = VerbIndex([record.caption for record in shown])
+        self._index = VerbIndex.of_records(shown)
 
     def __str__(self) -> str:
         kind = f"{len(self.pool)} labels" if self.pool else "references by eq. 8"
-        return f"{self._name}, {len(self._asked)} prompts, {kind}"
+        return f"{self._name}, {len(self._asked)} prompts, {kind}{self._shown_name}"
 
     def samples(self, seed: int, start: int, stop: int) -> list[Sample]:
         """See `Benchmark`; after the last prompt comes the first again, with other references and noise."""
@@ -75,12 +76,12 @@ class FolderBenchmark(FileBenchmark):
         itself = {i for i, other in enumerate(self._shown) if other.path == record.path}
         if self._labelled:
             own = [i for i, other in enumerate(self._shown) if other.label == record.label and i not in itself]
-            if len(own) < MAX_REFERENCES:
+            if (count := len({self._shown[i].key for i in own})) < MAX_REFERENCES:
                 raise DataError(
-                    f"{self._name} has {len(own)} references of '{record.label}', {MAX_REFERENCES} are needed: add "
+                    f"{self._name} has {count} references of '{record.label}', {MAX_REFERENCES} are needed: add "
                     "videos, or give a folder of references with benchmark.references=..."
                 )
-            chosen = [own[i] for i in rng.permutation(len(own))[:MAX_REFERENCES]]
+            chosen = self._different(rng, own)
         else:
             found = self._index.select(record.caption, MAX_REFERENCES, draw, exclude=itself)
             chosen = [choice.index for choice in found]
@@ -98,11 +99,17 @@ class FolderBenchmark(FileBenchmark):
             elif not own & set(self._index.verbs[i]):
                 for verb in self._index.verbs[i][:1]:
                     groups[verb].append(i)
-        names = sorted(name for name, members in groups.items() if len(members) >= MAX_REFERENCES)
+        videos = {name: {self._shown[i].key for i in members} for name, members in groups.items()}
+        names = sorted(name for name, keys in videos.items() if len(keys) >= MAX_REFERENCES)
         if not names:
             return ()
-        members = groups[names[int(rng.integers(len(names)))]]
-        return tuple(_clip(self._shown[members[i]]) for i in rng.permutation(len(members))[:MAX_REFERENCES])
+        chosen = self._different(rng, groups[names[int(rng.integers(len(names)))]])
+        return tuple(_clip(self._shown[i]) for i in chosen)
+
+    def _different(self, rng: np.random.Generator, numbers: list[int]) -> list[int]:
+        """MAX_REFERENCES of these records, drawn, of as many videos: one may have several captions."""
+        drawn = [numbers[i] for i in rng.permutation(len(numbers))]
+        return list({self._shown[i].key: i for i in reversed(drawn)}.values())[::-1][:MAX_REFERENCES]
 
 
 def _in_turn(records: list[ClipRecord]) -> tuple[list[ClipRecord], list[ClipRecord]]:
