@@ -32,10 +32,20 @@ class Counter(Callback):
     def __init__(self, settings: TrainingSettings, progress: Progress):
         self.settings, self.progress = settings, progress
         self._clock = 0.0
+        self._begun = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._clock = time.monotonic()
         training_module(pl_module).progress = self._share
+        self._begun = False
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
+        if not self._begun:
+            # Lightning counts micro-batches over the whole run to know where a step ends. Of a run that goes on with
+            # another number of them in a step that count is no use: a step always begins where a run does.
+            done = trainer.fit_loop.epoch_loop.batch_progress.current
+            done.ready, done.started, done.processed, done.completed = 1, 0, 0, 0
+        self._begun = True
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any, **kwargs: Any) -> None:
         if trainer.global_step == self.progress.step:  # an accumulated micro-batch

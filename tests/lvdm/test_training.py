@@ -175,6 +175,22 @@ def test_a_batch_gives_the_same_losses_however_it_is_split(tmp_path, clips):
         assert float(whole[step]) == pytest.approx(float(parts[step]), rel=1e-4)
 
 
+def test_a_run_goes_on_with_the_same_samples_in_each_step_when_it_is_split_otherwise(tmp_path, clips):
+    """As `strategy: auto` may split it on another card: a step always begins with its own first sample."""
+
+    def run(name, steps, accumulate, resume="none"):
+        settings = {"batch_size": 4, "gradient_accumulation_steps": accumulate, "steps": steps}
+        train(base_config(tmp_path, run={"name": name}, training=settings), resume)
+        return losses(tmp_path / "runs" / name)
+
+    whole = run("whole", 3, 1)
+    run("changed", 1, 1)
+    changed = run("changed", 3, 4, "auto")
+    assert whole.keys() == changed.keys() == {1, 2, 3}
+    for step in whole:
+        assert float(changed[step]) == pytest.approx(float(whole[step]), rel=1e-4)
+
+
 class Broken(AutoencoderModule):
     """Its loss of sample 9 is not a number (step 5 of batch 2); from step 8 on losses are a thousandfold."""
 
