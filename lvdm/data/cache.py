@@ -11,9 +11,9 @@ are encoded at once).
     clips/ab/abcd...broken    in place of a video that cannot be read: why, as JSON
     text/ab/abcd...           one for each caption: context
 
-Each file carries the checksum of its tensors and whose they are (the video's key and the cached crop, or the caption),
-verified whenever it is read, and appears whole or not at all: writing can be interrupted and continued, also by several
-processes. Caches of any age have both, but for the marks of broken videos, which used to be a line of text.
+Each file carries the checksum of its tensors and whose they are (the video's key, its size in bytes and the cached crop,
+or the caption), verified whenever it is read, and appears whole or not at all: writing can be interrupted and continued, also by several
+processes. Caches of any age have both, but for the sizes and the marks of broken videos, which used to be a line of text.
 """
 
 import hashlib
@@ -37,18 +37,29 @@ from lvdm.outside import check_text, checked, checked_path, hinted, parse_json, 
 _FORMAT = 1
 _BROKEN = ".broken"
 _FILL_IN = "run aicl cache again, which fills in what is missing"
+_REMAKE = "run aicl cache --verify, which makes anew what changed, or give each set of videos a cache of its own"
 _REPAIR = "run aicl cache --verify, which makes damaged ones anew"
 
 
 @dataclass(frozen=True)
 class CachedClip:
     """Posterior of the scaled latents, mean and std float32 (c, t, h, w); the clip's rate (1/s); its first frame as
-    uint8 (h, w, 3), which image-to-video models need."""
+    uint8 (h, w, 3), which image-to-video models need; the size in bytes of the video file that it was made of, None in
+    caches that do not say."""
 
     mean: Tensor
     std: Tensor
     fps: float
     first_frame: Tensor
+    source: int | None = None
+
+
+def file_size(path: str | os.PathLike[str], otherwise: int | None = None) -> int | None:
+    """The size of a file in bytes; `otherwise` where it is not at hand."""
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return otherwise
 
 
 def fingerprint(module: nn.Module, *settings: Any) -> str:
@@ -121,11 +132,9 @@ class ClipCache:
     def write_clip(self, key: str, cached_crop: int, clip: CachedClip) -> None:
         """Store one crop of the video that is known as `key`; its latents in float32."""
         tensors = {"mean": clip.mean.float(), "std": clip.std.float(), "first_frame": clip.first_frame}
-        _write(
-            self._clip_path(key, cached_crop),
-            tensors,
-            {"key": key, "cached_crop": str(cached_crop), "fps": repr(clip.fps)},
-        )
+        about = {"key": key, "cached_crop": str(cached_crop), "fps": repr(clip.fps)}
+        about |= {} if clip.source is None else {"source": str(clip.source)}
+        _write(self._clip_path(key, cached_crop), tensors, about)
 
     def write_broken(self, key: str, cached_crop: int, reason: str) -> None:
         """Record that the video cannot be read, so that it is neither tried again nor taken for not yet cached."""
@@ -136,30 +145,43 @@ class ClipCache:
         """Store the features (tokens, d) of a caption, in their own precision."""
         _write(self._text_path(caption), {"context": context}, {"caption": caption})
 
-    def read_clip(self, key: str, cached_crop: int) -> CachedClip:
+    def read_clip(self, key: str, cached_crop: int, video: Path | None = None) -> CachedClip:
         """Raises VideoError if the video was broken, or the entry is damaged or another clip's, DataError if it is not
-        there."""
+        there.
+
+        video: the file of this key, where it is at hand: DataError if the entry was made of one of another size, which
+        is another video under the same name.
+        """
         path = self._clip_path(key, cached_crop)
         mark = path.with_suffix(_BROKEN)
         if mark.exists():
             raise VideoError(_read_mark(mark, key, cached_crop))
-        return _read_clip(path, key, cached_crop)
+        return self._read_clip_of(video, path, key, cached_crop)
 
     def read_text(self, caption: str) -> Tensor:
         """The features (tokens, d) of a caption. Raises VideoError if damaged or another's, DataError if not there."""
         return _read_text(self._text_path(caption), caption)
 
-    def remove_damaged_clip(self, key: str, cached_crop: int) -> bool:
-        """Verify an entry and remove it if it is damaged or another clip's, so that it is made again; True if so."""
+    def remove_damaged_clip(self, key: str, cached_crop: int, video: Path | None = None) -> bool:
+        """Verify an entry and remove it if it is damaged, another clip's or of another file than `video`, so that it is
+        made again; True if so."""
         path = self._clip_path(key, cached_crop)
         mark = path.with_suffix(_BROKEN)
         wrong_mark = _remove_damaged(mark, lambda: _read_mark(mark, key, cached_crop))
-        return _remove_damaged(path, lambda: _read_clip(path, key, cached_crop)) or wrong_mark
+        return _remove_damaged(path, lambda: self._read_clip_of(video, path, key, cached_crop)) or wrong_mark
 
     def remove_damaged_text(self, caption: str) -> bool:
         """The same for the features of a caption."""
         path = self._text_path(caption)
         return _remove_damaged(path, lambda: _read_text(path, caption))
+
+    def _read_clip_of(self, video: Path | None, path: Path, key: str, cached_crop: int) -> CachedClip:
+        clip = _read_clip(path, key, cached_crop)
+        if video is not None and clip.source is not None and clip.source != file_size(video, clip.source):
+            raise DataError(
+                f"{video}: is another file than the one of this name that {self.folder} was made of; {_REMAKE}"
+            )
+        return clip
 
     def _clip_path(self, key: str, cached_crop: int) -> Path:
         return self._path("clips", f"{cached_crop}:{key}")
@@ -188,7 +210,10 @@ def _read_clip(path: Path, key: str, cached_crop: int) -> CachedClip:
         fps = float(about["fps"])
     except (KeyError, ValueError) as error:
         raise VideoError(f"{path}: the cache entry of {what} is damaged; {_REPAIR}") from error
-    return CachedClip(tensors["mean"], tensors["std"], fps, tensors["first_frame"])
+    source = about.get("source", "")
+    return CachedClip(
+        tensors["mean"], tensors["std"], fps, tensors["first_frame"], int(source) if source.isdecimal() else None
+    )
 
 
 def _read_mark(path: Path, key: str, cached_crop: int) -> str:
@@ -236,7 +261,7 @@ def _remove_damaged(path: Path, read: Callable[[], object]) -> bool:
     try:
         if path.exists():
             read()
-    except VideoError:
+    except (VideoError, DataError):
         path.unlink(missing_ok=True)
         return True
     return False

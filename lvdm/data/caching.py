@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lvdm.checkpoints.folder import read_model_config, read_part
 from lvdm.checkpoints.strict import load_strict
-from lvdm.data.cache import CachedClip, ClipCache, fingerprint
+from lvdm.data.cache import CachedClip, ClipCache, file_size, fingerprint
 from lvdm.data.clips import ClipRecord
 from lvdm.data.dataset import ClipConfig, read_clip
 from lvdm.data.sampling import cached_augmentation
@@ -121,7 +121,8 @@ def cache_clips(
             with _autocast(device, precision):
                 posterior = codec.posterior(frames)
             for i, item in enumerate(readable):
-                clip = CachedClip(posterior.mean[i].cpu(), posterior.std[i].cpu(), item["fps"], first[i])
+                mean, std = posterior.mean[i].cpu(), posterior.std[i].cpu()
+                clip = CachedClip(mean, std, item["fps"], first[i], item["source"])
                 cache.write_clip(item["key"], item["entry"], clip)
         done += len(batch)
         progress(done, len(left), broken)
@@ -151,7 +152,7 @@ def remove_damaged(
     entries = (config.augmentation.cached_crops or 0) * (1 if changes is None else 1 + changes.count)
     removed = 0
     for record in records:
-        removed += sum(cache.remove_damaged_clip(record.key, entry) for entry in range(entries))
+        removed += sum(cache.remove_damaged_clip(record.key, entry, record.path) for entry in range(entries))
         removed += cache.remove_damaged_text(record.caption)
     return removed
 
@@ -182,7 +183,7 @@ class _AugmentedClips(Dataset[dict[str, Any]]):
             pixels, fps = read_clip(record, augmentation, self.config, damaged)
         except VideoError as error:
             return item | {"error": str(error)}
-        return item | {"pixels": pixels, "fps": fps}
+        return item | {"pixels": pixels, "fps": fps, "source": file_size(record.path)}
 
 
 def _autocast(device: torch.device, precision: torch.dtype) -> torch.autocast | nullcontext[None]:

@@ -176,7 +176,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
             if self.changes is None:
                 raise ConfigError(f"{self.cache.folder}: holds no changed clips, which these references need")
             entry = self.changes.entry(clip.cached_crop, clip.changed, crops)
-        cached = self.cache.read_clip(record.key, entry)
+        cached = self.cache.read_clip(record.key, entry, record.path)
         part = {"latent_mean": cached.mean, "latent_std": cached.std, "fps": cached.fps, "caption": record.caption}
         part["first_frame"] = to_frames(cached.first_frame[None])[:, 0]
         if self.cache.settings.get("text"):

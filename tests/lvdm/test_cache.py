@@ -1,5 +1,7 @@
 """Latent and text caches: the same losses as from files, interruptible, verified."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -169,6 +171,21 @@ def test_damage_is_noticed_skipped_and_repaired(videos, pipeline, tmp_path):
             cache.read_clip(videos[0].key, 1)
         fill(cache, videos, pipeline)
         assert contents(cache) == good
+
+
+def test_another_video_under_a_cached_name_stops_a_training_and_is_cached_anew(videos, pipeline, tmp_path):
+    cache = ClipCache.create(tmp_path / "cache", settings(pipeline))
+    fill(cache, videos[:2], pipeline)
+    other = replace(videos[0], path=tmp_path / "other" / videos[0].path.name)
+    other.path.parent.mkdir()
+    dataset = ClipDataset([other], CONFIG, seed=SEED, cache=cache)
+    before = dataset[0]["latent_mean"]  # the latents are enough where the videos are not at hand
+    other.path.write_bytes(videos[1].path.read_bytes() + bytes(8))
+    with pytest.raises(DataError, match="other/0.mp4: is another file than the one of this name that .* --verify"):
+        dataset[0]
+    assert remove_damaged(cache, [other, videos[1]], CONFIG) == 2
+    fill(cache, [other, videos[1]], pipeline)
+    assert not torch.equal(dataset[0]["latent_mean"], before)
 
 
 def test_an_incomplete_cache_stops_a_training(videos, pipeline, tmp_path):
