@@ -126,6 +126,14 @@ for line in {MISTAKES!r}:
     assert ran.splitlines() == [f"2 True set() {line}" for line in MISTAKES]
 
 
+@pytest.mark.parametrize(("out", "message"), (("docs", "is no latent cache and not empty"), ("README.md", "is a file")))
+def test_a_cache_is_not_made_where_something_else_lies(out, message, capsys):
+    command = ("cache", "--config", "configs/aicl_lvdm.yaml", "--base", str(ROOT / "checkpoints/puppets/base"))
+    with pytest.raises(SystemExit) as stop:
+        main([*command, "--out", str(ROOT / out)])
+    assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
 def test_settings_may_stand_before_and_after_options():
     args = parse("train", ["training.steps=1", "--config", "a.yaml", "run.name=b"])
     assert (args.config, args.overrides) == ("a.yaml", ["training.steps=1", "run.name=b"])
