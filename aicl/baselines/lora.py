@@ -6,7 +6,6 @@ motion. A row's LoRA of an action learns from every reference that the row shows
 no other method sees more of it. It needs to be trained again for each action; the seconds are kept beside the videos.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -30,7 +29,7 @@ from lvdm.checkpoints import check_entries
 from lvdm.checkpoints.integrity import HASH_KEY, check_hash, check_values, tensors_hash
 from lvdm.config import check_at_least
 from lvdm.diffusion import Condition, Denoiser, make_generators, timesteps_from_uniform
-from lvdm.errors import CheckpointError, ConfigError
+from lvdm.errors import CheckpointError, ConfigError, SamplingError
 from lvdm.files import atomic_path, write_json
 from lvdm.models.components import ModelConfig
 from lvdm.outside import open_tensors
@@ -116,10 +115,11 @@ class LoRA:
             {name: torch.cat([part.state_dict()[name] for part in parts]) for name in lora.state_dict()}
         )
         curve = torch.cat(losses, dim=1)  # (steps, actions)
-        if broken := [name for name, loss in zip(names, curve[-1].tolist()) if not math.isfinite(loss)]:
-            raise ConfigError(
-                f"the LoRA of {', '.join(broken)} has a loss that is no number, at a learning rate of {self.lr:g}: "
-                "lower `lr` of the row's method"
+        finite = torch.stack([value.isfinite().flatten(1).all(1) for value in lora.state_dict().values()]).all(0)
+        if broken := [name for name, whole in zip(names, finite.tolist()) if not whole]:
+            raise SamplingError(
+                f"the LoRA of {', '.join(broken)} has weights that are no numbers after a training at a learning rate "
+                f"of {self.lr:g}: lower `lr` of the row's method"
             )
         tenth = max(1, self.steps // 10)
         counts, at_once = sorted(map(len, clips.values())), min(self.at_once, len(names))

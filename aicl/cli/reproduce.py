@@ -8,7 +8,8 @@
   torchrun --nproc-per-node 4 -m aicl reproduce --table I --benchmark ucf101
 
 Presets are in configs/benchmarks and configs/tables; key=value changes one. A row whose weights are missing says so in
-the table. What was generated or measured before is not done again.
+the table. A row that could not be made, since numbers were no longer finite for example, says so too; the others are
+measured, and the command ends with an error. What was generated or measured before is not done again.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from aicl.evaluation.preset_files import check_data, preset_files
 from aicl.evaluation.presets import load_preset, read_preset
 from lvdm import cli
 from lvdm.config import shipped_configs
-from lvdm.errors import ConfigError
+from lvdm.errors import ConfigError, UserError
 from lvdm.files import check_writable
 
 TABLES = {"I": 1, "II": 2, "III": 3, "IV": 4, "V": 5}
@@ -53,7 +54,10 @@ def parser() -> Parser:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Measure what a preset asks for, write its tables and draw its pictures."""
+    """Measure what a preset asks for, write its tables and draw its pictures.
+
+    Raises UserError, after all tables are written, where rows could not be made though all they need is there.
+    """
     tables = [f"table_{TABLES[name]}" for name in args.table] + [f"experiment_{name}" for name in args.experiment]
     tables += map(str, args.preset)
     if not tables:
@@ -74,12 +78,14 @@ def main(args: argparse.Namespace) -> None:
         if world_size > 1:
             torch.distributed.barrier()
 
+    failed: list[str] = []
     for files in asked:
         name = f"{files[-1].stem}_{files[0].stem}"
         check_writable(args.out / f"{name}.md")
         experiment = Experiment(load_preset(files, args.overrides), args.out, device)
         if experiment.preset.rows:
             experiment.run(rank, world_size, wait, name if args.save_videos else None)
+            failed += [f"'{label}' of {name}" for label in experiment.failed]
         if rank == 0 and experiment.preset.rows:
             print(experiment.write(name))
             print(f"written to {args.out}/{name}.md, .tex and {args.out}/results/")
@@ -87,3 +93,6 @@ def main(args: argparse.Namespace) -> None:
             print(f"drawn: {picture}")
     if world_size > 1:
         torch.distributed.destroy_process_group()
+    if failed:
+        rows = ", ".join(failed)
+        raise UserError(f"{rows} could not be made: why stands beneath the tables, which have the other rows")

@@ -61,8 +61,9 @@ class Experiment:
         """Generate and look at what is missing, or at this process's share; returns how many videos each was.
 
         wait: returns when all processes have come to it. save_videos: also write each generated row as mp4 files to a
-        folder below exported/ of this name, see `aicl.evaluation.export`. Raises ConfigError, before anything is
-        generated, for sets of too few videos.
+        folder below exported/ of this name, see `aicl.evaluation.export`. Rows that could not be made are in `failed`
+        afterwards, and are rows that were not run. Raises ConfigError, before anything is generated, for sets of too
+        few videos.
         """
         for table in self.tables:
             table.check_counts()
@@ -71,6 +72,7 @@ class Experiment:
             made, self.device, batch_size=self.preset.batch_size, rank=rank, world_size=world_size
         )
         wait()
+        self.videos.find_failures(made)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         looked = sum(table.look(self.preset.measure_batch_size, rank, world_size) for table in self.tables)
@@ -83,6 +85,11 @@ class Experiment:
         for table in self.tables:
             table.observations.refresh()
         return generated, looked
+
+    @property
+    def failed(self) -> list[str]:
+        """Labels of rows that `run` could not make, though all they need is there; their tables say why."""
+        return list(dict.fromkeys(row.label for table in self.tables for row in table.rows if table.failure(row)))
 
     def _export(self, name: str, rank: int, world_size: int) -> None:
         rows = [

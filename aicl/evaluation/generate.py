@@ -27,14 +27,17 @@ from aicl.evaluation.source import Hashes, Source, reference_captions, sample_ke
 from aicl.options import Reference
 from aicl.pipeline import AICLPipeline
 from aicl.reference_videos import read_pixels
-from lvdm.errors import ConfigError
+from lvdm.errors import CheckpointError, ConfigError, DataError, SamplingError
 from lvdm.files import write_json
 from lvdm.finite import check_frames
+from lvdm.outside import read_object
 from lvdm.video import to_frames, to_pixels
 
 _WRITERS = 8  # threads: encoding a batch of small videos takes longer than the wait for the next one
 _KEY = 24  # characters of a hash in a name: enough for any number of videos
 _INFO = "row.json"
+_FAILURE = "failure.json"  # in a row's folder: why its videos were not made, for the processes that made others
+_OWN_FAULT = (SamplingError, CheckpointError, ConfigError)  # of a row, where others may well be made
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class VideoStore:
 
     def __init__(self, folder: Path, hashes: Hashes | None = None) -> None:
         self.folder, self.hashes = folder, hashes or Hashes()
+        self.failures: dict[Path, str] = {}  # folder -> why videos of it could not be made
 
     def place(self, source: Source) -> Path:
         """The folder of a row's videos. Raises CheckpointError where its model is not there."""
@@ -79,7 +83,8 @@ class VideoStore:
 
         Batches are cut from the full list, by row and seed, so that every process cuts the same ones whatever is there
         by now, and an interrupted run makes the same videos as one that was not. One model is in memory at a time.
-        `say` gets a sentence about what is missing and how long it takes.
+        A row that cannot be made, such as one whose numbers are no longer finite, is left, and the others go on:
+        `find_failures` says why. `say` gets a sentence about it, about what is missing and how long it takes.
         """
         unique = list({made.path: made for made in reversed(videos)}.values())[::-1]  # the first of the same ones
         batches = list(_batches(unique, batch_size))
@@ -98,43 +103,64 @@ class VideoStore:
             pipeline, loaded, pending = None, None, list[Future[None]]()
             maker: Maker | None = None
             place = None  # of the row that `maker` makes
+            left: set[tuple[Path, int]] = set()  # rows that cannot be made
             generated = 0
             for batch in mine:
                 if all(made.path.is_file() for made in batch):  # by now: another program works in this folder, too
                     continue
-                source = batch[0].source
+                source, folder = batch[0].source, batch[0].path.parent
+                if (folder, id(batch[0].benchmark)) in left:
+                    continue
                 if rank == 0:
                     clock.row(f"'{source.row.label}', seed {batch[0].seed}")
                 bar.set_description(
                     f"generating '{source.row.label}' with {source.files.base.name}, seed {batch[0].seed}"
                 )
                 parts = (source.parts(), source.dtype, source.compile, source.row.quantization)
-                if place != (batch[0].path.parent, id(batch[0].benchmark)):
-                    row.close()  # the row before gives the model back as it was
-                    if parts != loaded:
-                        pipeline = maker = None  # frees the one before
-                        pipeline, loaded = source.load(device), parts
-                    assert pipeline is not None
-                    place = batch[0].path.parent, id(batch[0].benchmark)
-                    samples = [made.sample for made in unique if made.path.parent == place[0]]
-                    maker = row.enter_context(making(pipeline, source, batch[0].benchmark, samples, place[0]))
-                assert pipeline is not None and maker is not None
-                # the whole batch, whatever is there of it: one of another size would round otherwise
-                made_now = zip(batch, maker([made.sample for made in batch]))
-                left = [(made, pixels) for made, pixels in made_now if not made.path.is_file()]
+                try:
+                    if place != (folder, id(batch[0].benchmark)):
+                        row.close()  # the row before gives the model back as it was
+                        place = None
+                        if parts != loaded:
+                            pipeline = maker = loaded = None  # frees the one before
+                            pipeline, loaded = source.load(device), parts
+                        assert pipeline is not None
+                        samples = [made.sample for made in unique if made.path.parent == folder]
+                        maker = row.enter_context(making(pipeline, source, batch[0].benchmark, samples, folder))
+                        place = folder, id(batch[0].benchmark)
+                    assert pipeline is not None and maker is not None
+                    # the whole batch, whatever is there of it: one of another size would round otherwise
+                    pixels = maker([made.sample for made in batch])
+                except _OWN_FAULT as error:
+                    row.close()
+                    place = pipeline = maker = loaded = None  # whatever state it is in
+                    left.add((folder, id(batch[0].benchmark)))
+                    write_json(folder / _FAILURE, {"why": str(error)})
+                    say(f"row '{source.row.label}' cannot be made, the others go on: {error}")
+                    continue
+                new = [(made, video) for made, video in zip(batch, pixels) if not made.path.is_file()]
                 coded = source.row.kind == "autoencoder"  # clips as they are compared, at that rate
                 fps = batch[0].benchmark.fps if coded else pipeline.defaults.save_fps
                 for waiting in pending:  # the batch before: not more than one is kept in memory
                     waiting.result()
-                _describe(batch[0].path.parent, source, self.hashes)
-                pending = [writers.submit(write_lossless, made.path, pixels, fps) for made, pixels in left]
-                bar.update(len(left))
-                clock.done(len(left))
-                generated += len(left)
+                _describe(folder, source, self.hashes)
+                pending = [writers.submit(write_lossless, made.path, video, fps) for made, video in new]
+                bar.update(len(new))
+                clock.done(len(new))
+                generated += len(new)
             for waiting in pending:
                 waiting.result()
             clock.row(None)
         return generated
+
+    def find_failures(self, videos: Sequence[Made]) -> None:
+        """Set `failures`, once every process has come to the end of `fill`: folders that lack videos, and why."""
+        self.failures = {}
+        for folder in dict.fromkeys(made.path.parent for made in videos):
+            if all(made.path.is_file() for made in videos if made.path.parent == folder):
+                (folder / _FAILURE).unlink(missing_ok=True)  # of an earlier run
+            elif (folder / _FAILURE).is_file():
+                self.failures[folder] = str(read_object(folder / _FAILURE, DataError)["why"])
 
 
 @contextmanager

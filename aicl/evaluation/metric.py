@@ -20,10 +20,11 @@ from aicl.evaluation.statistics import Estimate
 from lvdm.config import check_keys
 from lvdm.errors import ConfigError, DataError
 
-CONTEXT = ("prompt", "wording", "label", "reference", "other", "target", "real", "pool", "shown_labels")
+CONTEXT = ("prompt", "wording", "label", "reference", "other", "target", "image", "real", "pool", "shown_labels")
 """What a metric may need beside evaluators: each video's prompt as an evaluator reads it, its wording, its class, the
-first reference that was shown to it (or that other rows show), a clip of another action, a real clip of its own action;
-the set of real videos, the classes of the benchmark, and the class of what each reference shows."""
+first reference that was shown to it (or that other rows show), a clip of another action, a real clip of its own action,
+whether that clip's first frame is the image which the video was made from; the set of real videos, the classes of the
+benchmark, and the class of what each reference shows."""
 
 
 @runtime_checkable
@@ -80,6 +81,7 @@ class Observed:
     there is none. texts: of the `prompts`. real: of the set of real videos, with their own texts and labels; None
     without a set, and for real videos themselves. labels, shown_labels: the class of each prompt and of what its
     reference shows. pool: the classes of the benchmark, among which a forced choice is made.
+    from_image: whether the videos were made from the first frames of `target`.
     facts: further truths of a benchmark, by name, (n, ...).
     classifier: gives labels their numbers. allow_few: measure a set though it has too few videos.
     known: what was computed of these videos before, so that it is computed once.
@@ -98,6 +100,7 @@ class Observed:
     real: "Observed | None" = None
     classifier: Classifier | None = None
     allow_few: bool = False
+    from_image: bool = False
     known: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:
@@ -108,6 +111,8 @@ class Observed:
         ("facts.looks") are there."""
         if need in ("reference", "other", "target"):
             return bool(getattr(self, need))
+        if need == "image":
+            return self.from_image
         if need == "prompt":
             return bool(self.texts)
         if need == "wording":

@@ -143,10 +143,17 @@ class TablePlan:
         return text_hash(sorted(shown))
 
     def obstacle(self, row: Row) -> str | None:
-        """Why a row cannot be run, or None."""
+        """Why a row cannot be run, or could not be made when it was tried, or None."""
         if row not in self._obstacles:
             self._obstacles[row] = self._obstacle(row)
-        return self._obstacles[row]
+        return self._obstacles[row] or self.failure(row)
+
+    def failure(self, row: Row) -> str | None:
+        """Why the videos of a row could not be made when it was tried, or None."""
+        if not self.videos.failures or self._obstacles.get(row) is not None:
+            return None
+        gone = next((made.path for made in self.made(row) if not made.path.is_file()), None)
+        return None if gone is None else self.videos.failures.get(gone.parent)
 
     def _obstacle(self, row: Row) -> str | None:
         try:

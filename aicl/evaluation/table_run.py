@@ -163,8 +163,10 @@ class TableRun(TablePlan):
             for side, found in views.items()
         }
         prompts = [sample.prompt for sample in samples]
+        source = self.source(row)
         whole = Observed(
             **seen,
+            from_image=row.kind == "generated" and source is not None and source.takes_target(),
             texts=self._texts(prompts),
             facts=self.benchmark.facts(samples, shown),
             prompts=prompts,
@@ -195,7 +197,12 @@ class TableRun(TablePlan):
         whole = Observed.joined(parts)
         missing = {m.name: f"no evaluators.{min(m.roles() - self.evaluators.keys())} is given" for m in self.asked
                    if not m.roles() <= self.evaluators.keys()}  # fmt: skip
-        missing |= {m.name: f"{self.benchmark} has no {lacks[0]}" for m in self.metrics if (lacks := m.missing(whole))}
+        why = {"image": "for rows of models that take no image"}
+        missing |= {
+            m.name: why.get(lacks[0], f"{self.benchmark} has no {lacks[0]}")
+            for m in self.metrics
+            if (lacks := m.missing(whole))
+        }
         own = self._compared_with_themselves(row)
         missing |= {
             m.name: "for rows of real clips, which would be compared with themselves"

@@ -153,8 +153,8 @@ def _remarks(table: Table) -> list[str]:
     for kind in ("generated", "real"):
         if rates := sorted({rate for result in results for rate in result.rates.get(kind, [])}):
             texts.append(f"own frame rates of {kind} videos: {', '.join(f'{rate:g}' for rate in rates)} a second")
-    missing = {name: why for result in results for name, why in result.missing.items()}
-    texts += [f"{name} is left out: {why}" for name, why in missing.items()]
+    missing = dict.fromkeys(lack for result in results for lack in result.missing.items())
+    texts += [f"{name} is left out: {why}" for name, why in missing]
     texts += [f"{role}: {network}" for role, network in protocol.networks.items()]
     return texts
 

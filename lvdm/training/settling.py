@@ -14,7 +14,7 @@ from lvdm.training.checkpoints import Progress
 from lvdm.training.choice import Build, choose
 from lvdm.training.settings import TrainingSettings
 from lvdm.training.strategy import training_device
-from lvdm.training.trials import LONG, SHARE, fastest, time_apart, ways
+from lvdm.training.trials import LIMIT, LONG, SHARE, fastest, time_apart, ways
 
 DECISION = "strategy.json"  # in the folder of a run
 CHOSEN = ("strategy", "gradient_accumulation_steps", "gradient_checkpointing", "compile", "cuda_graphs")
@@ -36,13 +36,15 @@ def decide(
     if settings.max_minutes is not None:
         seconds = 60 * settings.max_minutes - progress.seconds
     share = settings.batch_size // (settings.devices * settings.nodes)
-    if not others or min(seconds, steps * share * sample_s) < LONG:
+    length = min(seconds, steps * share * sample_s)
+    if not others or length < LONG:
         return first.applied(chosen), sentence
+    budget = min(SHARE * length, LIMIT * (1 + len(others)))
     rank_zero_info(
-        f"timing how steps are launched fastest, for at most {SHARE:.0%} of the training's time: "
+        f"timing how steps are launched fastest, for at most {budget / 60:.1f} minutes: "
         f"{first}, {', '.join(map(str, others))}"
     )
-    chosen, how = fastest(chosen, lambda each, limit: time_apart(config, each, limit), steps, seconds)
+    chosen, how = fastest(chosen, lambda each, limit: time_apart(config, each, limit), steps, seconds, budget)
     return chosen, f"{sentence}; {how}"
 
 

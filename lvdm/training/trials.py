@@ -27,9 +27,9 @@ from lvdm.training.settings import Settings, TrainingSettings
 from lvdm.training.strategy import allow_tf32, training_device
 from lvdm.training.tasks import DATA_MODULES, TASKS
 
-SHARE = 0.05  # of a training's time: what trials after the plain one may take together
+SHARE = 0.05  # of a training's time: what all its trials may take together
 LEAST = 60.0  # seconds: no trial is begun with less
-LONG = LEAST / SHARE  # seconds: what trains for less has no time for any
+LONG = 2 * LEAST / SHARE  # seconds: what trains for less has no time for the plain way's trial and another
 LIMIT = 300.0  # seconds that one trial may take, all of its process
 WARM_UP, MEASURED = 3, 4  # micro-batches
 _RESULT = "trial: "  # how the line of a trial's process begins that has the result
@@ -81,13 +81,14 @@ def fastest(
     time_way: Callable[[TrainingSettings, float], Trial],
     steps: int,
     seconds: float = float("inf"),
+    budget: float = float("inf"),
 ) -> tuple[TrainingSettings, str]:
     """The settings with the way that ends a training of so many steps, or so many seconds, first; and a sentence on it.
 
     What a way takes before its first step at full pace counts. `time_way` gets the settings and the seconds that it may
-    take: at most LIMIT, and after the plain way no more than what is left of SHARE of the training. Ways for which it
-    raises TrialError, or for which less than LEAST seconds are left, are named in the sentence. The sentence is empty
-    where there is nothing to choose from.
+    take: at most LIMIT, and what is left of the trials' seconds together, which are `budget` and, once the first way's
+    pace is known, at most SHARE of the training at that pace. Ways for which it raises TrialError, or for which less
+    than LEAST seconds are left, are named in the sentence. The sentence is empty where there is nothing to choose from.
     """
     first, *others = ways(settings)
     if not others:
@@ -95,22 +96,23 @@ def fastest(
     found: dict[Way, Trial] = {}
     failed: list[str] = []
     batches = float(steps * settings.gradient_accumulation_steps)
-    allowed = 2 * LIMIT  # what is left of it; without the plain way's pace, for a training of unknown length
+    began = time.monotonic()
     for way in (first, *others):
-        began = time.monotonic()
+        left = budget - (time.monotonic() - began)
         try:
-            if allowed < LEAST:
+            if left < LEAST:
                 raise TrialError(f"trials have had their {SHARE:.0%} of the training's time")
-            found[way] = time_way(way.applied(settings), min(LIMIT, allowed))
+            found[way] = time_way(way.applied(settings), min(LIMIT, left))
         except TrialError as error:
             failed.append(f"{way} left out, {error}")
-        allowed -= time.monotonic() - began
         if way == first and first in found:
             batches = min(batches, seconds / found[first].step_s)
-            allowed = SHARE * batches * found[first].step_s
-            if allowed < LEAST:
-                minutes = batches * found[first].step_s / 60
-                return first.applied(settings), f"steps {first}: {minutes:.1f} minutes are too few to try other ways"
+            length = batches * found[first].step_s
+            budget = min(budget, SHARE * length)
+            if budget - (time.monotonic() - began) < LEAST:
+                return first.applied(
+                    settings
+                ), f"steps {first}: {length / 60:.1f} minutes are too few to try other ways"
     if not found:
         return first.applied(settings), f"steps {first}: {'; '.join(failed)}"
     order = sorted(found, key=lambda way: found[way].start_s + batches * found[way].step_s)

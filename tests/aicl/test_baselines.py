@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from aicl.baselines.attention_guidance import AttentionGuidance, recorder, tempo
 from aicl.baselines.attentions import PROJECTIONS, attentions, linear_layers
 from aicl.baselines.low_rank import LowRankUpdates
 from aicl.baselines.reference_tokens import JointBackbone, ReferenceTokens, TokensConfig, load_tokens, save_tokens
+from aicl.cli import parse, reproduce
 from aicl.evaluation.engine import Experiment
 from aicl.evaluation.lossless import read_lossless
 from aicl.evaluation.method import build_method
@@ -20,7 +22,8 @@ from aicl.evaluation.results import read_result
 from aicl.pipeline import AICLPipeline
 from lvdm import config as configs
 from lvdm.diffusion import Condition, Denoiser, NoiseSchedule
-from lvdm.errors import CheckpointError, ConfigError
+from lvdm.errors import CheckpointError, ConfigError, UserError
+from lvdm.files import write_json
 from lvdm.training import train
 from tests.aicl.evaluation_models import FRAMES, save_tiny_model
 from tests.aicl.tiny_models import FAMILIES, randomise, tiny_unet, unet_inputs
@@ -253,13 +256,27 @@ def test_rows_of_a_table_are_made_by_baselines(models, tmp_path):
     assert json.loads((gone.parent / "adaptation.json").read_text()) == kept
 
 
-def test_a_lora_that_diverges_is_named_and_not_kept(models, tmp_path):
-    row = {"label": "lora", "model": "tiny", "references": 1, "reference_captions": "own"}
-    row["method"] = {"kind": "lora", "steps": 3, "batch_size": 1, "lr": 1e30}
-    experiment = Experiment(preset(models, rows=[row], baseline=None), tmp_path, "cpu")
-    with pytest.raises(ConfigError, match=r"the LoRA of .+ is no number, at a learning rate of 1e\+30: lower"):
-        experiment.run()
-    assert not [*tmp_path.rglob("*.safetensors"), *tmp_path.rglob("adaptation.json")]
+def test_a_row_that_diverges_is_named_and_the_others_are_measured(models, tmp_path):
+    lora = {"label": "lora", "model": "tiny", "references": 1, "reference_captions": "own"}
+    lora["method"] = {"kind": "lora", "steps": 3, "batch_size": 1, "lr": 1e30}
+    rows, out = [lora, {"label": "base", "model": "tiny"}], tmp_path / "out"
+    few = [f"benchmark.size={SIZE}", f"benchmark.frames={FRAMES}", "seeds=[0]", f"videos={VIDEOS}", "real=4"]
+    arguments = ["--preset", str(tmp_path / "mine.yaml"), "--out", str(out), "--device", "cpu"]
+    arguments += [f"model.tiny={models / 'base'}", *few]
+    configs.save(tmp_path / "mine.yaml", {"title": "Mine", "rows": rows, "metrics": ["dynamic_degree"]})
+    with pytest.raises(UserError, match=r"^'lora' of mine_puppets could not be made: why stands beneath the tables"):
+        reproduce.main(parse("reproduce", arguments))
+    text = (out / "mine_puppets.md").read_text()
+    assert "| lora | not run |" in text and "| base | not run |" not in text
+    assert re.search(r"- lora: not run, the LoRA of .+ has weights that are no numbers .+ rate of 1e\+30: lower", text)
+    assert not [*out.glob("videos/*/*.safetensors"), *out.rglob("adaptation.json")]
+
+    lora["method"]["lr"] = 1e-3  # another row: it can be made, as if an earlier run had failed
+    again = Experiment(preset(models, rows=rows, baseline=None), out, "cpu")
+    failure = again.tables[0].made(again.tables[0].rows[0])[0].path.parent / "failure.json"
+    write_json(failure, {"why": "another day"})
+    again.run()
+    assert again.failed == [] and not failure.exists() and "not run" not in again.write("table")
 
 
 def test_what_a_lora_learns_from_is_part_of_its_videos_key(models, tmp_path):

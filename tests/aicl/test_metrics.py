@@ -263,11 +263,13 @@ def test_clip_i_finds_copies():
 def test_the_first_frame_is_compared_with_the_image_alone():
     videos, clips = torch.stack([at(0, 90), at(30, 0)]), torch.stack([at(60, 0, 0), at(30, 90, 90)])
     assert first_frame(videos, clips).tolist() == pytest.approx([50.0, 100.0])
-    observed = Observed({"clip.frames": videos}, target={"clip.frames": clips})
+    observed = Observed({"clip.frames": videos}, target={"clip.frames": clips}, from_image=True)
     assert values("first_frame", observed) == pytest.approx([50.0, 100.0])
     [(text, value)] = get_metric("first_frame").lines(observed).items()  # cos 30 and cos 30 of the other one's image
     assert "another" in text and value == pytest.approx(100 * 3**0.5 / 2)
-    assert get_metric("first_frame").missing(Observed({"clip.frames": videos})) == ["target"]
+    assert get_metric("first_frame").missing(Observed({"clip.frames": videos})) == ["target", "image"]
+    # a clip that only shows the same action is no image of a text-to-video model's
+    assert get_metric("first_frame").missing(replace(observed, from_image=False)) == ["image"]
 
 
 def test_others_are_averaged_over_the_references_that_differ():

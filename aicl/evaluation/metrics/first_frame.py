@@ -30,7 +30,7 @@ register(
         name="first_frame",
         column="first frame",
         better=1,
-        needs=("clip", "target"),
+        needs=("clip", "target", "image"),
         about="100 x cosine of CLIP features of the video's first frame and of the image that it was given.",
         values=_values,
         lines=_lines,
