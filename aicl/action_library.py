@@ -218,6 +218,8 @@ def add_clips(
     from aicl.verbs import phrase, verbs
 
     folder = Path(folder)
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise DataError(f"{folder} is a file, and a library is a folder: choose another place, or a name with .json")
     if folder.exists() and any(folder.iterdir()) and not (folder / ABOUT).is_file():
         raise DataError(f"{folder} is no library of clips and not empty: choose another folder")
     with locked(folder, "is adding clips"):

@@ -91,11 +91,12 @@ def train(
 
 
 def _run_aicl(arguments: list[str], what: str, environment: dict[str, str] | None = None) -> str:
-    """Run a verb of `aicl` in a process of its own; what it said. Raises ConfigError with the end of that."""
+    """Run a verb of `aicl` in a process of its own; what it said. Raises ConfigError with its error or its end."""
     command = [sys.executable, "-m", "aicl", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | (environment or {}))
     if done.returncode:
-        raise ConfigError(f"{what} failed: ...{(done.stdout + done.stderr)[-2000:]}")
+        errors = re.findall(r"error: (.+)", done.stderr)
+        raise ConfigError(f"{what} failed: {errors[-1] if errors else '...' + (done.stdout + done.stderr)[-2000:]}")
     return done.stdout + done.stderr
 
 

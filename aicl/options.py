@@ -89,7 +89,9 @@ class ModelOptions(Options):
         "on a GPU: replay the steps as CUDA graphs, or compile the UNet too (default: auto, by the number of steps)",
         group="model",
     )
-    offload: bool = option(False, "keep on the GPU only what works there at the moment: less memory", group="model")
+    offload: bool = option(
+        False, "keep on the GPU only what works there at the moment, few frames at once: less memory", group="model"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

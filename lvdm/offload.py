@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+SLICE = 2  # frames that the autoencoder takes at once where parts are offloaded for want of memory
+
 
 class Offload:
     """Keeps only those parts on `device` that were brought there last. A sampling brings its UNet once.

@@ -166,6 +166,7 @@ def main(args: argparse.Namespace) -> None:
     """Run one benchmark; print each record when it is there, and keep it where asked."""
     from lvdm import benchmarks
 
+    check_numbers(args)
     records = []
     for record in args.run(args):
         print(record, flush=True)
@@ -174,6 +175,23 @@ def main(args: argparse.Namespace) -> None:
             benchmarks.append_row(args.table, args.title, record)
         if args.out:
             write_json(args.out, {"benchmark": args.command, "records": records})
+
+
+def check_numbers(args: argparse.Namespace) -> None:
+    """Raises ConfigError, before anything is built, for counts and limits that nothing can be measured with, and for
+    clips that are not there."""
+    for name in ("steps", "step_cache", "sizes", "videos", "batch", "references", "repeats"):
+        found = getattr(args, name, None)
+        for value in found if isinstance(found, list) else [found]:
+            smallest = 5 if (name, args.command) == ("steps", "train") else 1  # the first four do not count
+            if value is not None and value < smallest:
+                raise ConfigError(f"--{name.replace('_', '-')} is {value}: it must be at least {smallest}")
+    for value in (*(getattr(args, "limits", None) or ()), getattr(args, "memory_limit", None)):
+        if value is not None and not value > 0:
+            raise ConfigError(f"a limit of {value} GiB leaves no memory: give more than 0")
+    clips = getattr(args, "clips", None)
+    if clips is not None and not (clips / "captions.csv").is_file():
+        raise ConfigError(f"{clips} has no captions.csv: make a folder of clips with aicl make-puppets")
 
 
 def model_config(name: str) -> "ModelConfig":
@@ -290,6 +308,8 @@ def train(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Benchmark `train`: one record for each config."""
     from aicl import benchmarks as aicl_benchmarks
 
+    if args.memory_limit is not None:
+        cli.device("cuda")
     for name in args.config:
         with tempfile.TemporaryDirectory(prefix="aicl-benchmark-") as folder:
             config, model = config_paths(name)

@@ -13,6 +13,7 @@ references.cached_changes changed versions of each are encoded too, which takes 
 
 import argparse
 import os
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -48,6 +49,7 @@ def parser() -> Parser:
 def main(args: argparse.Namespace) -> None:
     """Encode what is not in the cache yet; processes of torchrun share the work. Raises ConfigError, DataError."""
     ModelOptions(base=args.base).check_places()
+    _check_out(Path(args.out))
     import torch
 
     from aicl.model_files import base_folder
@@ -98,3 +100,14 @@ def main(args: argparse.Namespace) -> None:
     if text is not None and rank == 0:
         cache_texts(cache, [record.caption for record in records], text, precision=dtype)
     print(f"{args.out} is complete" + (f"; {broken} augmentations of broken videos are left out" if broken else ""))
+
+
+def _check_out(folder: Path) -> None:
+    """Raise ConfigError for a place that is no folder, or a folder of something else, such as the videos themselves."""
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file, and a cache is a folder: choose another --out")
+    if not folder.is_dir() or (folder / "cache.json").is_file():
+        return
+    names = [path.name for path in folder.iterdir() if not path.name.startswith(".")]  # another process may begin it
+    if names and not (folder / "cache.json").is_file():
+        raise ConfigError(f"{folder} is no latent cache and not empty ({names[0]}): choose another --out")

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from aicl.cli import Parser, new_parser
 from lvdm import cli
 from lvdm.config import from_mapping, load
-from lvdm.errors import ConfigError
+from lvdm.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from lvdm.data import Manifest
@@ -58,6 +58,7 @@ def main(args: argparse.Namespace) -> int:
     from lvdm.data import read_records
     from lvdm.data.checking import check_records
 
+    _check_report(args.report)
     records = read_records(data)
     with tqdm(total=len(records), unit="video") as bar:
 
@@ -73,3 +74,16 @@ def main(args: argparse.Namespace) -> int:
     counts = f"{len(report['broken'])} broken, {len(report['damaged'])} damaged"
     print(f"{report['checked']} videos checked, {counts}: see {args.report}")
     return 1 if report["broken"] else 0
+
+
+def _check_report(path: str) -> None:
+    """Raise ConfigError where something else than an earlier report lies at the report's place: it is not replaced."""
+    from lvdm.data import read_report
+
+    if os.path.lexists(path):
+        try:
+            read_report(path)
+        except DataError as error:
+            raise ConfigError(
+                f"{path} exists already and is no report of aicl check-data: choose another --report"
+            ) from error

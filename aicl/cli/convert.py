@@ -48,6 +48,8 @@ def parser() -> Parser:
 def main(args: argparse.Namespace) -> None:
     """Convert the file. Raises CheckpointError or ConfigError for what does not fit, before anything is written."""
     check_there(args.source, "give the published file, or a folder of DeepSpeed or diffusers")
+    if (Path(args.source) / "config.yaml").is_file() and list(Path(args.source).glob("unet*.safetensors*")):
+        raise ConfigError(f"{args.source} is a model folder already: name it as it is, such as with --base")
     check_there(args.config, "give the published YAML of this checkpoint, or a model config")
     check_there(args.rest, "give a model folder for the parts that the source lacks")
     import torch

@@ -1,6 +1,7 @@
 """The puppet world as files: mp4 clips and a caption list that `lvdm.data.read_folder` reads."""
 
 import csv
+import re
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from lvdm.files import atomic_path
 from lvdm.video import contact_sheet, to_pixels, write_video
 
 _BATCH = 32
+_OURS = re.compile(r"clip_\d{5,}\.mp4")
 
 
 def write_clips(
@@ -29,11 +31,16 @@ def write_clips(
 
     The list has the columns file, caption and label (the action's name, empty for a random motion); it is written
     last, so a folder with a list is complete. `preview` is the path of a picture of up to 40 clips. Returns the list's
-    path. Raises DataError if the folder has a list already.
+    path. Raises DataError if the folder has a list already, or holds anything but what an interrupted call left.
     """
     manifest = folder / MANIFEST
     if manifest.exists():
         raise DataError(f"{manifest} exists already: choose another folder, or delete it")
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if not (path.name.startswith(".") or _OURS.fullmatch(path.name) or path == preview):
+            raise DataError(
+                f"{folder} holds {path.name}, which is none of these clips: choose a new or an empty folder"
+            )
     renderer = PuppetDataModule(config, _BATCH, seed)
     rows: list[dict[str, str]] = []
     shown: list[tuple[Tensor, str]] = []

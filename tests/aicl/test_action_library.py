@@ -132,6 +132,8 @@ def test_it_says_what_does_not_fit(made, embedder, tmp_path):
     (tmp_path / "mine.txt").write_text("precious")
     with pytest.raises(DataError, match="not empty: choose another folder"):
         add_clips(tmp_path, records, embedder)
+    with pytest.raises(DataError, match=r"mine\.txt is a file, and a library is a folder"):
+        add_clips(tmp_path / "mine.txt", records, embedder)
     other.remove_adapter()
     with pytest.raises(ConfigError, match="there is no adapter"):
         Embedder(other)

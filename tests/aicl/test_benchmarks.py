@@ -3,8 +3,11 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from aicl import benchmarks
 from aicl.benchmark_parts import Subject, parts, run_parts
+from aicl.cli.benchmark import main, parser
 from lvdm.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -32,6 +35,22 @@ def test_a_part_that_fails_is_written_down_and_the_others_run():
         ("b", None, "RuntimeError: kernel"),
         ("c", 2, None),
     ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ("clip --steps 0", "--steps is 0: it must be at least 1"),
+        ("batches --sizes 1 0", "--sizes is 0: it must be at least 1"),
+        ("train --clips . --steps 4", "--steps is 4: it must be at least 5"),
+        ("strategies --clips . --limits 24 -1", "a limit of -1.0 GiB leaves no memory: give more than 0"),
+        ("train --clips absent", "absent has no captions.csv: make a folder of clips with aicl make-puppets"),
+    ],
+)
+def test_what_cannot_be_measured_is_told_at_once(arguments, sentence):
+    with pytest.raises(ConfigError) as refused:
+        main(parser().parse_args(arguments.split()))
+    assert str(refused.value) == sentence
 
 
 def test_all_has_the_parts_that_can_be_measured(tmp_path):

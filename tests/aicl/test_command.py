@@ -84,6 +84,9 @@ MISTAKES = (
     "train --config missing.yaml",
     "train --config configs/tiny/base.yaml training.missing=1",
     "train --config configs/tiny/base.yaml run.name=missing/",
+    "train --config configs/aicl_lvdm.yaml base.path=missing",
+    "train --config configs/aicl_lvdm.yaml base.path=checkpoints/puppets/base data.path=missing",
+    "train --config configs/tiny/base.yaml data.path=docs model.autoencoder=runs/missing",
     "reproduce --table I --benchmark ucf101 benchmark.path=missing",
     "reproduce --table I --benchmark missing",
     "reproduce --table I missing=1",
@@ -121,6 +124,14 @@ for line in {MISTAKES!r}:
 """
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
     assert ran.splitlines() == [f"2 True set() {line}" for line in MISTAKES]
+
+
+@pytest.mark.parametrize(("out", "message"), (("docs", "is no latent cache and not empty"), ("README.md", "is a file")))
+def test_a_cache_is_not_made_where_something_else_lies(out, message, capsys):
+    command = ("cache", "--config", "configs/aicl_lvdm.yaml", "--base", str(ROOT / "checkpoints/puppets/base"))
+    with pytest.raises(SystemExit) as stop:
+        main([*command, "--out", str(ROOT / out)])
+    assert stop.value.code == 2 and message in capsys.readouterr().err
 
 
 def test_settings_may_stand_before_and_after_options():

@@ -20,6 +20,8 @@ from aicl import (
     reference_encoder,
 )
 from aicl.adapter import save_adapter
+from aicl.options import ModelOptions
+from aicl.sampling_models import load_model
 from lvdm import config as configs
 from lvdm.errors import CheckpointError, ConfigError, UserError, VideoError
 from lvdm.inputs import first_frames
@@ -206,6 +208,8 @@ def test_save_and_load_give_the_same_video(pipe, tmp_path, pointer):
         generate(loaded, references=references)
     loaded.load_adapter(tmp_path / "model" / "adapter.safetensors")
     assert torch.equal(generate(loaded, references=references), expected)
+    small = load_model(ModelOptions(model=str(tmp_path / "model"), device="cpu", offload=True))  # as --offload does
+    assert small.base.offload is not None and small.base.components.codec.slice_size == 2
 
 
 def test_a_single_reference_needs_no_list(pipe, tmp_path):

@@ -135,6 +135,10 @@ class TestFiles:
         assert (tmp_path / "sheet.png").stat().st_size > 1000
         with pytest.raises(DataError, match="exists already"):
             write_clips(tmp_path / "set", config, 3)
+        (tmp_path / "mine").mkdir()
+        (tmp_path / "mine" / "holiday.mp4").write_bytes(b"a film of somebody")
+        with pytest.raises(DataError, match=r"mine holds holiday\.mp4, which is none of these clips"):
+            write_clips(tmp_path / "mine", config, 3)
 
     def test_the_same_arguments_write_the_same_files(self, tmp_path):
         config = PuppetConfig(size=16, frames=4, programs=8)

@@ -91,6 +91,7 @@ def test_a_whole_generation_by_clicks_and_a_refused_upload(arrive, folder):
     assert kinds == ["mp4", "gif", "mp4", "gif", "png", "json", "safetensors"]
     record = json.loads(visitor.get(next(each for each in visitor.downloads() if each.endswith(".json"))))
     assert record["job"]["prompt"] == PROMPT and record["job"]["num_inference_steps"] == 2
+    assert record["job"]["reference_guidance_scale"] is None  # a field that was left alone does not switch it on
     assert visitor.command().startswith("aicl sample --model ") and "--num-inference-steps 2" in visitor.command()
     visitor.close()
 

@@ -30,7 +30,7 @@ def test_generation_is_timed_by_phase():
 def test_a_step_is_compared_with_float32_before_it_is_timed(monkeypatch):
     config = small_config()
     record = speed.denoising_step(config, "cpu", calls=1)
-    assert record["tflop"] >= 0 and record["floor_ms"] >= 0 and record["ms"] > 0 and record["plain_ms"] > 0
+    assert record["tflop"] >= 0 and "floor_ms" not in record and record["ms"] > 0 and record["plain_ms"] > 0
     assert float(record["error"]) < 1e-6  # nothing is accelerated on a CPU
     wrong = torch.nn.Module()
     wrong.forward = lambda x, *rest, **others: x

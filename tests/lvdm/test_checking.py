@@ -88,6 +88,13 @@ def test_the_command(videos, tmp_path, capsys):
     status, out, err = run_script(capsys, *source, "--report", tmp_path / "report.json", "--workers", 1)
     assert status == 1 and "5 videos checked, 1 broken" in out and "3.mp4: " in out
     assert "Traceback" not in err and "5/5" in err
+    film = tmp_path / "videos" / "0.mp4"
+    before = film.read_bytes()
+    status, _, err = run_script(capsys, *source, "--report", film)
+    assert status == 2 and "exists already and is no report of aicl check-data" in err and film.read_bytes() == before
+    assert (
+        run_script(capsys, *source, "--report", tmp_path / "report.json", "--workers", 1)[0] == 1
+    )  # a report is renewed
     status, _, err = run_script(capsys, "--kind", "folder", "--path", tmp_path / "nowhere")
     assert status == 2
     hint = "give the folder of the videos, and the file of their captions if there is one"

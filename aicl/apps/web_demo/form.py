@@ -17,7 +17,7 @@ COOKIE = "aicl_session"
 _TICK = 0.7  # seconds between two looks at a task
 _STEPS = "More is slower, and up to a point better"
 _GUIDANCE = "How closely the video keeps to the text"
-_OWN = "Guides the references apart from the text, which takes half as long again; empty: both by the guidance scale"
+_OWN = "Guides the references apart from the text, which takes half as long again; 0: both by the guidance scale"
 _UNTIL = "Of several, the first is read alone for this share of the noise"
 _PLAIN: dict[str, Any] = {"apply_default_css": False, "padding": False}
 
@@ -58,7 +58,7 @@ def build_blocks(service: Service) -> gr.Blocks:
                     guidance = gr.Slider(1, 20, 4, step=0.5, label="Guidance scale", info=_GUIDANCE)
                 with gr.Accordion("How the references are read", open=False):
                     scale = gr.Slider(0, 2, 1, step=0.05, label="Adapter strength", info="0 is the base model alone")
-                    own = gr.Number(label="Reference guidance scale", minimum=0, maximum=20, step=0.5, info=_OWN)
+                    own = gr.Slider(0, 20, 0, step=0.5, label="Reference guidance scale", info=_OWN)
                     until = gr.Slider(0, 1, 0, step=0.05, label="The first reference alone", info=_UNTIL)
             with gr.Column(min_width=340, scale=6):
                 with gr.Row():
@@ -133,7 +133,7 @@ def build_blocks(service: Service) -> gr.Blocks:
                 job = task.job
                 values = {model: task.model} | defaults(task.model)
                 values |= {prompt: job.prompt, seed: job.seed, samples: job.num_samples, scale: job.scale}
-                values |= {steps: job.num_inference_steps, own: job.reference_guidance_scale}
+                values |= {steps: job.num_inference_steps, own: job.reference_guidance_scale or 0}
                 values |= {guidance: job.guidance_scale} if job.guidance_scale is not None else {}
                 values |= {until: job.first_reference_until} if job.first_reference_until is not None else {}
             return values | choices(session, values[model], values[prompt]) | look(session, None)
@@ -211,7 +211,7 @@ def _settings(seed: Any, samples: Any, steps: Any, guidance: Any, scale: Any, ow
         seed=_whole("the seed", seed),
         num_inference_steps=_whole("the number of steps", steps),
         guidance_scale=guidance,
-        reference_guidance_scale=own,
+        reference_guidance_scale=own or None,  # a field that was left alone sends 0, which would ignore references
         scale=1.0 if scale is None else scale,
         first_reference_until=until,
     )
