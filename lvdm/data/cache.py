@@ -11,9 +11,10 @@ are encoded at once).
     clips/ab/abcd...broken    in place of a video that cannot be read: why, as JSON
     text/ab/abcd...           one for each caption: context
 
-Each file carries the checksum of its tensors and whose they are (the video's key, its size in bytes and the cached crop,
-or the caption), verified whenever it is read, and appears whole or not at all: writing can be interrupted and continued, also by several
-processes. Caches of any age have both, but for the sizes and the marks of broken videos, which used to be a line of text.
+Each file carries the checksum of its tensors and whose they are (the video's key, the cached crop and the size of the
+video's file, or the caption), verified whenever it is read, and appears whole or not at all: writing can be interrupted
+and continued, also by several processes. Caches of any age have these, but for the sizes and for the marks of broken
+videos, which used to be a line of text.
 """
 
 import hashlib

@@ -31,9 +31,10 @@ from lvdm.models.components import ModelConfig, build_components
 from lvdm.pipeline import VideoPipeline
 from lvdm.training.base import BaseModule
 from lvdm.training.settings import TrainingSettings
+from lvdm.video import write_video
 from tests.lvdm.disks import full_disk, read_only_disk
 from tests.lvdm.training_runs import MODEL
-from tests.lvdm.videos import records, truncated
+from tests.lvdm.videos import pixels, records, truncated
 
 CONFIG = ClipConfig(
     num_frames=2, size=(16, 16), augmentation=AugmentationConfig(random_crop=True, flip=0.5, cached_crops=2)
@@ -180,8 +181,8 @@ def test_another_video_under_a_cached_name_stops_a_training_and_is_cached_anew(v
     other.path.parent.mkdir()
     dataset = ClipDataset([other], CONFIG, seed=SEED, cache=cache)
     before = dataset[0]["latent_mean"]  # the latents are enough where the videos are not at hand
-    other.path.write_bytes(videos[1].path.read_bytes() + bytes(8))
-    with pytest.raises(DataError, match="other/0.mp4: is another file than the one of this name that .* --verify"):
+    write_video(other.path, 255 - pixels(15, 20, 28), fps=10)
+    with pytest.raises(DataError, match=r"other/0\.mp4: is another file than the one of this name that .* --verify"):
         dataset[0]
     assert remove_damaged(cache, [other, videos[1]], CONFIG) == 2
     fill(cache, [other, videos[1]], pipeline)
