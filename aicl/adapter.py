@@ -195,11 +195,7 @@ def load_adapter(
         )
     if info.base and (changed := _differing(info.base, base_config(unet))):
         raise CheckpointError(f"{path} was trained on another {unet.family} ({changed}): load it on its own base model")
-    if not info.fingerprint.matches(Fingerprint.of(unet)):
-        warnings.warn(
-            f"{path} was trained on other weights of this '{info.family}' UNet: results may be poor on this base model",
-            stacklevel=2,
-        )
+    _warn_of_other_weights(path, info, unet)
     device = next(unet.parameters()).device
     check_fit(info.prism, info.integration)
     prism, integrated = build_prism(info.prism), integrate(unet, info.integration)
@@ -216,7 +212,8 @@ def load_adapter(
 def initialise(prism: ActionPrism, integrated: IntegratedBackbone, path: str | os.PathLike[str]) -> None:
     """Give both the parameters of an adapter file, of which training then starts.
 
-    Raises CheckpointError for a file that cannot be read, or whose prism or integration is another than these.
+    Raises CheckpointError for a file that cannot be read, or whose prism or integration is another than these. Warns
+    where it was trained on other weights of the base model.
     """
     info, state = read_adapter(path)
     theirs, mine = (configs.to_mapping(config) | {"use_checkpoint": None} for config in (info.prism, prism.config))
@@ -229,6 +226,15 @@ def initialise(prism: ActionPrism, integrated: IntegratedBackbone, path: str | o
             "take its settings over, or start without it"
         )
     _load_state(prism, integrated, state, f"the entries of {path} and this training's adapter")
+    _warn_of_other_weights(path, info, integrated.backbone)
+
+
+def _warn_of_other_weights(path: str | os.PathLike[str], info: AdapterInfo, unet: VideoBackbone) -> None:
+    if not info.fingerprint.matches(Fingerprint.of(unet)):
+        warnings.warn(
+            f"{path} was trained on other weights of this '{info.family}' UNet: results may be poor on this base model",
+            stacklevel=3,
+        )
 
 
 def _load_state(prism: ActionPrism, integrated: IntegratedBackbone, state: Mapping[str, Tensor], what: str) -> None:

@@ -42,11 +42,11 @@ def clips(tmp_path):
     return make_clips(tmp_path / "clips")
 
 
-def save_base(model, folder):
+def save_base(model, folder, seed=0):
     config = read_model(model)
     torch.manual_seed(0)
     components = build_components(config)
-    randomise(components.unet, seed=0)
+    randomise(components.unet, seed=seed)
     save_pipeline(components, config, folder)
 
 
@@ -231,6 +231,9 @@ def test_training_starts_from_an_adapter_of_the_same_sizes_alone(tmp_path, clips
     again, _ = build(aicl_config(tmp_path, init_from=start))
     theirs = dict(first.trained.named_parameters())
     assert all(torch.equal(value, theirs[name]) for name, value in again.trained.named_parameters())
+    save_base(MODEL, tmp_path / "other", seed=1)
+    with pytest.warns(UserWarning, match="trained on other weights of this 'lvdm' UNet"):
+        build(aicl_config(tmp_path, init_from=start, base={"path": str(tmp_path / "other")}))
     for section, setting in (("prism", {"mlp_ratio": 2}), ("integration", {"spatial_positions": "none"})):
         with pytest.raises(CheckpointError, match=f"another {next(iter(setting))} of prism or integration"):
             build(aicl_config(tmp_path, init_from=start, **{section: setting}))
