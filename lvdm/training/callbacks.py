@@ -44,7 +44,8 @@ class Counter(Callback):
             # Lightning counts micro-batches over the whole run to know where a step ends. Of a run that goes on with
             # another number of them in a step that count is no use: a step always begins where a run does.
             done = trainer.fit_loop.epoch_loop.batch_progress.current
-            done.ready, done.started, done.processed, done.completed = 1, 0, 0, 0
+            done.reset()
+            done.ready = 1  # the one that begins here
         self._begun = True
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any, **kwargs: Any) -> None:
