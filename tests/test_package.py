@@ -119,7 +119,7 @@ def test_what_the_installed_commands_say_without_models(installed, tmp_path):
     assert all(status == 2 for status, _ in said) and all(err.count("\n") == 1 for _, err in said[:3])
     by_name, by_path, misspelt, demo, sample = (err for _, err in said)
     for err in (by_name, by_path):  # shipped configs are found either way
-        assert "there is no model folder nowhere" in err and "aicl convert" in err
+        assert "base.path is 'nowhere', which does not exist" in err and "aicl convert" in err
     assert "aicl_lvmd" in misspelt
     assert "which is part of the repository" in demo
     assert "there is no model in checkpoints/puppets, the default" in sample
