@@ -116,9 +116,8 @@ class Experiment:
             table = self.table(run, results)
             shown["md"].append(markdown(table))
             shown["tex"].append(latex(table))
-        for path in (self.out / "results").glob(
-            "*.json"
-        ):  # of rows that stood here before: pages take all that there are
+        # those of rows that stood here before go: pages take all that there are
+        for path in (self.out / "results").glob("*.json"):
             if path not in written and re.fullmatch(rf"{re.escape(name)}-\d+-\d+", path.stem):
                 path.unlink()
         shown["md"] += self._apart()

@@ -157,10 +157,13 @@ class VideoStore:
         """Set `failures`, once every process has come to the end of `fill`: folders that lack videos, and why."""
         self.failures = {}
         for folder in dict.fromkeys(made.path.parent for made in videos):
+            note = folder / _FAILURE
+            if not note.is_file():
+                continue
             if all(made.path.is_file() for made in videos if made.path.parent == folder):
-                (folder / _FAILURE).unlink(missing_ok=True)  # of an earlier run
-            elif (folder / _FAILURE).is_file():
-                self.failures[folder] = str(read_object(folder / _FAILURE, DataError)["why"])
+                note.unlink(missing_ok=True)  # of an earlier run; another process may have done it
+            else:
+                self.failures[folder] = str(read_object(note, DataError)["why"])
 
 
 @contextmanager

@@ -169,7 +169,6 @@ class TablePlan:
                 return f"{self.benchmark} has no real clip of each sample"
             if source.method is not None:
                 source.method.check(source.config, first)
-            if source.method is not None:
                 check_row(source.method, row)
             if row.kind == "generated":
                 defaults = source.defaults

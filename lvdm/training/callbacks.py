@@ -46,7 +46,7 @@ class Counter(Callback):
             done = trainer.fit_loop.epoch_loop.batch_progress.current
             done.reset()
             done.ready = 1  # the one that begins here
-        self._begun = True
+            self._begun = True
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any, **kwargs: Any) -> None:
         if trainer.global_step == self.progress.step:  # an accumulated micro-batch

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from pytorch_lightning.utilities import rank_zero_info
-from torch import Tensor
+from torch import Tensor, nn
 
 from lvdm.checkpoints import load_strict
 from lvdm.checkpoints.folder import read_model_config, read_part
@@ -26,8 +26,16 @@ def initialise(components: Components, folder: Path) -> None:
     """
     for part, module in components.modules().items():
         if part != "autoencoder":
-            state = read_part(folder, part, dtype=torch.float32)
-            load_strict(module, state, f"the entries of {part} in {folder} and those of model.config")
+            initialise_part(module, folder, part)
+
+
+def initialise_part(module: nn.Module, folder: Path, part: str) -> None:
+    """Give one part of a model the weights that `folder` has of it, in float32.
+
+    Raises CheckpointError where they are missing, damaged or of other sizes.
+    """
+    state = read_part(folder, part, dtype=torch.float32)
+    load_strict(module, state, f"the entries of {part} in {folder} and those of model.config")
 
 
 def initialise_what_fits(components: Components, folder: Path) -> dict[str, float]:

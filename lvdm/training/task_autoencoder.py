@@ -3,14 +3,12 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
-from lvdm.checkpoints import find_export, load_strict, read_model
-from lvdm.checkpoints.folder import read_part
+from lvdm.checkpoints import find_export, read_model
 from lvdm.checkpoints.resolve import PIPELINE
 from lvdm.data.datamodule import EndlessDataModule
 from lvdm.models.components import build_components
 from lvdm.training.autoencoder import AutoencoderModule, ReconstructionLoss
+from lvdm.training.initialise import initialise_part
 from lvdm.training.module import TrainingModule
 from lvdm.training.tasks import Recipe, build_data, register_task
 
@@ -38,7 +36,6 @@ def build(recipe: Recipe) -> tuple[TrainingModule, EndlessDataModule]:
     codec = build_components(config, parts=["codec"]).codec
     if (start := sections.model.init_from) is not None:
         folder = find_export(start, "autoencoder.safetensors", inside=PIPELINE)
-        state = read_part(folder, "autoencoder", dtype=torch.float32)
-        load_strict(codec.autoencoder, state, f"the entries of autoencoder in {folder} and those of model.config")
+        initialise_part(codec.autoencoder, folder, "autoencoder")
     module = AutoencoderModule(codec, config.autoencoder, recipe.training, sections.reconstruction)
     return module, build_data(sections.data, recipe)

@@ -3,11 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from lvdm import config as configs
-from lvdm.checkpoints import find_export, find_model, load_strict, read_model
-from lvdm.checkpoints.folder import read_model_config, read_part
+from lvdm.checkpoints import find_export, find_model, read_model
+from lvdm.checkpoints.folder import read_model_config
 from lvdm.checkpoints.resolve import PIPELINE
 from lvdm.data.caching import check_encoders
 from lvdm.data.datamodule import EndlessDataModule
@@ -15,7 +13,7 @@ from lvdm.errors import ConfigError
 from lvdm.models.components import ModelConfig, build_components
 from lvdm.pipeline import VideoPipeline
 from lvdm.training.base import BaseModule
-from lvdm.training.initialise import initialise, initialise_what_fits
+from lvdm.training.initialise import initialise, initialise_part, initialise_what_fits
 from lvdm.training.module import TrainingModule
 from lvdm.training.tasks import Recipe, build_data, register_task
 
@@ -63,8 +61,7 @@ def build(recipe: Recipe) -> tuple[TrainingModule, EndlessDataModule]:
         config = configs.from_mapping(ModelConfig, configs.to_mapping(config) | trained)
     components = build_components(config)
     if folder is not None:
-        state = read_part(folder, "autoencoder", dtype=torch.float32)
-        load_strict(components.codec.autoencoder, state, f"the entries of autoencoder in {folder} and its description")
+        initialise_part(components.codec.autoencoder, folder, "autoencoder")
     if sections.model.init_from is not None:
         start = initialise_what_fits if sections.model.init_what_fits else initialise
         start(components, find_model(sections.model.init_from))

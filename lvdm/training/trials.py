@@ -110,9 +110,8 @@ def fastest(
             length = batches * found[first].step_s
             budget = min(budget, SHARE * length)
             if budget - (time.monotonic() - began) < LEAST:
-                return first.applied(
-                    settings
-                ), f"steps {first}: {length / 60:.1f} minutes are too few to try other ways"
+                sentence = f"steps {first}: {length / 60:.1f} minutes are too few to try other ways"
+                return first.applied(settings), sentence
     if not found:
         return first.applied(settings), f"steps {first}: {'; '.join(failed)}"
     order = sorted(found, key=lambda way: found[way].start_s + batches * found[way].step_s)

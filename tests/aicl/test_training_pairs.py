@@ -380,14 +380,8 @@ def test_recommended_configs_differ_from_the_papers_by_what_they_say(base):
         configs.from_mapping(DataConfig, config["data"], where="data")
         assert config["base"] == paper["base"] and config["prism"] == paper["prism"]
         assert config["training"]["batch_size"] == paper["training"]["batch_size"]
-        own = (
-            "kind",
-            "path",
-            "captions",
-            "default_caption",
-            "split",
-            "part",
-        )  # any folder of videos, see docs/recipe.md
+        # any folder of videos, see docs/recipe.md
+        own = ("kind", "path", "captions", "default_caption", "split", "part")
         assert [config["data"][name] for name in own] == ["folder", "data/mine", None, None, None, "all"]
     assert ours["data"]["clip"] == paper["data"]["clip"]
     assert small["data"]["clip"]["augmentation"]["cached_crops"] == 8

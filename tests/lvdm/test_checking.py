@@ -92,9 +92,8 @@ def test_the_command(videos, tmp_path, capsys):
     before = film.read_bytes()
     status, _, err = run_script(capsys, *source, "--report", film)
     assert status == 2 and "exists already and is no report of aicl check-data" in err and film.read_bytes() == before
-    assert (
-        run_script(capsys, *source, "--report", tmp_path / "report.json", "--workers", 1)[0] == 1
-    )  # a report is renewed
+    renewed = run_script(capsys, *source, "--report", tmp_path / "report.json", "--workers", 1)
+    assert renewed[0] == 1
     status, _, err = run_script(capsys, "--kind", "folder", "--path", tmp_path / "nowhere")
     assert status == 2
     hint = "give the folder of the videos, and the file of their captions if there is one"
