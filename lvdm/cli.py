@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def run(main: Callable[[], int | None]) -> None:
-    """Call `main` and exit: 0 on success, 2 on bad input or too little memory (one sentence on stderr), 130 on Ctrl-C."""
+    """Call `main` and exit: 0 on success, 2 on bad input or a lack of memory (one sentence on stderr), 130: Ctrl-C."""
     warnings.formatwarning = _one_sentence
     try:
         sys.exit(main() or 0)
