@@ -75,7 +75,7 @@ def read_model_config(folder: Path) -> ModelConfig:
             )
         if is_base(folder):
             raise CheckpointError(
-                f"{folder} is a model of diffusers: aicl train and aicl sample take it, this needs one of this library's"
+                f"{folder} is a model of diffusers: aicl train and sample take it, this needs one of this library's own"
             )
         make = "make one with aicl convert, or train one"
         raise CheckpointError(f"there is no model folder {folder} (no {CONFIG_FILE} in it): {make}")
