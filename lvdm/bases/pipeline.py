@@ -43,7 +43,7 @@ class DiffusersPipeline(VideoPipeline):
     """
 
     components: Components
-    supports_cuda_graphs, supports_latent_cache = False, False
+    supports_cuda_graphs, supports_latent_cache, slices_exactly = False, False, False
 
     def __init__(self, pipe: Any) -> None:
         self.pipe = pipe
