@@ -87,7 +87,7 @@ def build(recipe: Recipe) -> tuple[AICLModule, EndlessDataModule]:
     if clip.get("num_frames") and clip.get("size"):
         pipeline.prepare_training(clip["num_frames"], tuple(clip["size"]))
     pairs = sections.pairs
-    fps = clip.get("fps")  # kept in the adapter; None where frames are taken by a stride
+    fps = clip.get("fps")  # kept in the adapter
     maker = PairMaker(pairs)
     module = AICLModule(pipeline, prism, integrated, recipe.training, sections.reference_dropout, maker, fps)
     base = f"--base {shlex.quote(sections.base.path)}" if sections.base.path else "--config RUN/config.yaml"
@@ -120,6 +120,11 @@ def build(recipe: Recipe) -> tuple[AICLModule, EndlessDataModule]:
     sampler = build_pair_sampler(pairs, records)
     made = build_data(sections.data, recipe, records=records, pair_sampler=sampler, changes=pairs.changes_to_cache)
     made.about += f"; {pairs_line(sampler, pairs)}"
+    if data.clip.fps is None:
+        made.about += (
+            "; frames are taken by data.clip.stride, whatever a video's rate, so the adapter keeps none: references will "
+            f"be sampled at {pipeline.config.defaults.save_fps} frames a second, the base model's, or at --reference-fps"
+        )
     return module, made
 
 

@@ -131,6 +131,15 @@ def test_new_layers_follow_the_run_s_seed(tmp_path, clips):
     assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
 
 
+@pytest.mark.parametrize("rate", [{"fps": 8, "stride": None}, {"fps": None, "stride": 2}])
+def test_a_training_by_stride_says_at_which_rate_references_will_be_sampled(tmp_path, clips, rate):
+    config = aicl_config(tmp_path)
+    config["data"]["clip"] |= rate
+    module, data = build(config)
+    said = "sampled at 4 frames a second, the base model's, or at --reference-fps" in data.about
+    assert module.fps == rate["fps"] and said == (rate["fps"] is None)
+
+
 def test_the_base_model_has_the_precision_of_the_run(tmp_path, clips):
     settings = TrainingSettings(steps=1, batch_size=1, accelerator="cpu", precision="bfloat16")
     for base in (AICLSections.Base(path=str(tmp_path / "base")), AICLSections.Base(config=MODEL)):
