@@ -94,6 +94,7 @@ def test_the_module_keeps_its_pairs_and_a_base_without_training_modes(tmp_path):
 
 PUPPETS = {"kind": "puppets", "size": 16, "frames": 2}
 CACHE = {"cache": "a cache"}
+NOWHERE = {"path": "a model that is not there"}
 
 
 @pytest.mark.parametrize(
@@ -106,6 +107,11 @@ CACHE = {"cache": "a cache"}
         ({"data": {**PUPPETS, "references": 1}, "references": 2}, "brings its own references"),
         ({"data": PUPPETS, "references": {"kind": "same_action"}}, "brings its own references"),
         ({"data": PUPPETS, "references": {"kind": "self", "wrong_share": 0.1}}, "brings its own references"),
+        # what is written wrongly is said before a base model is looked for
+        ({"base": NOWHERE, "prism": {"widht": 8}}, "unknown key 'widht' in prism: did you mean 'width'"),
+        ({"base": NOWHERE, "integration": {"mod": "both"}}, "unknown key 'mod' in integration: did you mean 'mode'"),
+        ({"base": NOWHERE, "references": {"knd": "self"}}, "unknown key 'knd' in references: did you mean 'kind'"),
+        ({"base": NOWHERE, "data": {"clip": {"fsp": 8}}}, "unknown key 'fsp' in data.clip: did you mean 'fps'"),
     ],
 )
 def test_what_does_not_fit_together_is_refused(tmp_path, clips, sections, message):
