@@ -105,6 +105,13 @@ class DiffusersPipeline(VideoPipeline):
         codec: Any = self.components.codec
         codec.bound_memory()
 
+    def disable_vae_slicing(self) -> None:
+        """Whole videos again, where `enable_vae_slicing` had been called."""
+        codec: Any = self.components.codec
+        if self._slice_size is not None:
+            codec.bound_memory(False)
+        super().disable_vae_slicing()
+
     def keep_text_on_cpu(self) -> None:
         """See `DiffusersText.keep_on_cpu`."""
         text: Any = self.components.text

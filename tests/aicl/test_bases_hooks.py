@@ -87,7 +87,12 @@ def test_offload_is_ours_and_changes_nothing():
     shown = pipe("a person jumps", **options)
     own = base.components.codec.slice_size
     pipe.enable_model_cpu_offload("cpu")
-    assert base.components.codec.slice_size == own  # slices come with tiles here, which change videos
+    codec = base.components.codec
+    assert codec.slice_size == own and not codec.vae.use_tiling  # slices come with tiles here, which change videos
+    pipe.enable_vae_slicing()
+    assert codec.slice_size == 1 and codec.vae.use_tiling
+    pipe.disable_vae_slicing()
+    assert codec.slice_size == own and not codec.vae.use_tiling
     assert torch.equal(pipe("a person jumps", **options), shown)
     pipe.remove_adapter()
 
