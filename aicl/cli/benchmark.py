@@ -55,6 +55,7 @@ def parser() -> Parser:
     results.add_argument("--out", type=Path, help="write all records of this run to this JSON file")
     results.add_argument("--table", type=Path, help="append a row for each record to this Markdown file")
     parser = new_parser("benchmark", __doc__)
+    parser.takes_overrides = parser.has_parts = True
     commands = parser.add_subparsers(dest="command", required=True)
 
     speed = Parser(add_help=False, parents=[results])
