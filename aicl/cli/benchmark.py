@@ -56,6 +56,7 @@ def parser() -> Parser:
     results.add_argument("--overwrite", action="store_true", help="replace what --out names, if it is there")
     results.add_argument("--table", type=Path, help="append a row for each record to this Markdown file")
     parser = new_parser("benchmark", __doc__)
+    parser.takes_overrides = parser.has_parts = True
     commands = parser.add_subparsers(dest="command", required=True)
 
     speed = Parser(add_help=False, parents=[results])
