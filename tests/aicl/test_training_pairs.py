@@ -297,9 +297,12 @@ def test_a_cache_of_changed_clips_gives_what_files_give(tmp_path, clips):
     config["data"]["clip"]["augmentation"] = {"random_crop": True, "cached_crops": 2}
     changes = CachedChanges(SelfPairConfig(**CHANGES), 3)
     cache, records = make_cache(tmp_path, config, changes)
-    with pytest.raises(ConfigError, match="changes"):
+    with pytest.raises(ConfigError, match=r"made with references\.cached_changes = 3, not 4; change"):
         build(config)  # four versions of each crop are the default
     config["references"]["cached_changes"] = 3
+    other = config | {"references": config["references"] | {"changes": CHANGES | {"scale": 0.4}}}
+    with pytest.raises(ConfigError, match=r"made with references\.changes\.scale = 0\.2, not 0\.4; change"):
+        build(other)
     module, loaded = build(config)
     randomise(module.trained, seed=0)
     batch = next(iter(loaded.train_dataloader()))
@@ -318,13 +321,14 @@ def test_a_cache_of_changed_clips_gives_what_files_give(tmp_path, clips):
 @pytest.mark.parametrize("model", ["tiny_lvdm", "tiny_videocrafter", "tiny_videocrafter_i2v"])
 def test_every_base_takes_a_step_with_self_pairs_from_files_and_from_a_cache(tmp_path, model):
     make_clips(tmp_path / "clips", 2)
-    save_base(MODEL.replace("tiny_lvdm", model), tmp_path / "base")
+    save_base(str(ROOT / f"configs/models/{model}.yaml"), tmp_path / "base")
     config = self_config(tmp_path, references={"cached_changes": 2})
     for cached in (False, True):
         if cached:
             config["data"]["clip"]["augmentation"] = {"cached_crops": 1}
             make_cache(tmp_path, config, CachedChanges(SelfPairConfig(**CHANGES), 2))
         module, data = build(config)
+        assert module.pipeline.takes_image == model.endswith("_i2v")
         randomise(module.trained, seed=0)
         batch = next(iter(data.train_dataloader()))
         assert ("reference_latent_mean" in batch) == cached
