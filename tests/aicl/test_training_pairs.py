@@ -9,7 +9,7 @@ from aicl.training_features import disturb_features
 from aicl.training_pairs import PairMaker, ReferenceSettings, build_pair_sampler, pairs_line
 from aicl.training_task import AICLSections
 from lvdm import config as configs
-from lvdm.data import CachedChanges, Changed, ClipCache, ClipConfig, ClipRecord, SelfPairConfig, cache_settings
+from lvdm.data import CachedChanges, Changed, ClipCache, ClipConfig, ClipRecord, SelfPairConfig, Wrong, cache_settings
 from lvdm.data.caching import cache_clips, cache_texts, encoder_settings, load_encoders
 from lvdm.data.manifest import DataConfig, read_records
 from lvdm.errors import ConfigError, DataError
@@ -86,11 +86,17 @@ def test_wrong_references_are_changed_like_right_ones():
     samples = drawn(ReferenceSettings(kind="self", wrong_share=0.25), 400)
     wrong = [reference.index != target for target, reference in samples]
     assert 0.18 < np.mean(wrong) < 0.32
-    assert all(isinstance(reference, Changed) for _, reference in samples)
+    assert all(isinstance(reference, Wrong if w else Changed) for w, (_, reference) in zip(wrong, samples))
+    assert all(reference.changed for w, (_, reference) in zip(wrong, samples) if w)
     always = drawn(ReferenceSettings(kind="self", wrong_share=1.0))
     assert {(target, reference.index) for target, reference in always} == {
         (a, b) for a in range(4) for b in range(4) if a != b
     }
+    twice = [ClipRecord("0.mp4", "another caption of the first"), *RECORDS]
+    always = drawn(ReferenceSettings(kind="self", wrong_share=1.0), records=twice)
+    assert all({target, reference.index} != {0, 1} for target, reference in always)
+    mixed = drawn(ReferenceSettings(kind="mixed", wrong_share=1.0))
+    assert {reference.changed for _, reference in mixed} == {True, False}
 
 
 @pytest.mark.parametrize(

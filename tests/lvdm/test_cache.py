@@ -14,6 +14,7 @@ from lvdm.data import (
     ClipCache,
     ClipConfig,
     ClipDataset,
+    Wrong,
     cache_settings,
     collate,
     fingerprint,
@@ -105,6 +106,22 @@ def test_losses_from_a_cache_are_those_from_files(videos, pipeline, whole):
     assert len(set(losses[0].tolist())) == 12  # of different videos, times and noise
     torch.testing.assert_close(losses[1], losses[0], rtol=1e-6, atol=0)
     assert from_cache[3]["skipped"] == [] and from_cache.sample(7) == from_files.sample(7)
+
+
+def test_a_wrong_reference_is_told_with_the_targets_caption(videos, whole, monkeypatch):
+    """From files and from a cache; its own caption would say that it does not belong, and at sampling nothing does."""
+    texts = []
+    monkeypatch.setattr(ClipCache, "read_text", lambda cache, caption: texts.append(caption) or torch.zeros(1, 1))
+
+    def misled(rng, listed, number=0):
+        target, other = sample_pair(rng, listed)
+        return [target, Wrong(other, changed=False), other]
+
+    for cache in (None, whole):
+        item = ClipDataset(videos, CONFIG, misled, SEED, cache)[0]
+        told, own = item["reference_captions"]
+        assert told == item["caption"] != own
+    assert texts[-3:] == [item["caption"], told, own]
 
 
 def test_a_cached_item(videos, pipeline, whole):
