@@ -91,7 +91,8 @@ def build(recipe: Recipe) -> tuple[AICLModule, EndlessDataModule]:
     maker = PairMaker(pairs)
     module = AICLModule(pipeline, prism, integrated, recipe.training, sections.reference_dropout, maker, fps)
     base = f"--base {shlex.quote(sections.base.path)}" if sections.base.path else "--config RUN/config.yaml"
-    module.after = f'sample it with: aicl sample {base} --adapter RUN --prompt "..." --references VIDEO'
+    image = " --image FILE" if pipeline.takes_image else ""
+    module.after = f'sample it with: aicl sample {base} --adapter RUN --prompt "..." --references VIDEO{image}'
     if sections.data.get("kind") in DATA_MODULES:
         own = sections.data.get("references", 0)
         if isinstance(sections.references, int) or pairs.wrong_share or (pairs.kind != "self" and not own):
@@ -120,6 +121,8 @@ def build(recipe: Recipe) -> tuple[AICLModule, EndlessDataModule]:
     sampler = build_pair_sampler(pairs, records)
     made = build_data(sections.data, recipe, records=records, pair_sampler=sampler, changes=pairs.changes_to_cache)
     made.about += f"; {pairs_line(sampler, pairs)}"
+    if len({record.key for record in records}) == 1:
+        made.about += "; reference_gap says nothing here, since a wrong reference would be another clip"
     return module, made
 
 

@@ -281,6 +281,7 @@ def test_one_clip_without_a_caption_trains(tmp_path, clips):
     with pytest.raises(DataError, match=r"data\.default_caption"):
         build(config)
     config["data"]["default_caption"] = "a person"
+    assert "reference_gap says nothing" in build(config)[1].about
     assert train(config) == 0
     assert len(losses(tmp_path / "runs" / "aicl")) == 4
 
@@ -334,7 +335,8 @@ def test_every_base_takes_a_step_with_self_pairs_from_files_and_from_a_cache(tmp
             config["data"]["clip"]["augmentation"] = {"cached_crops": 1}
             make_cache(tmp_path, config, CachedChanges(SelfPairConfig(**CHANGES), 2))
         module, data = build(config)
-        assert module.pipeline.takes_image == model.endswith("_i2v")
+        assert module.pipeline.takes_image == model.endswith("_i2v") == ("--image" in module.after)
+        assert "reference_gap says nothing" not in data.about
         randomise(module.trained, seed=0)
         batch = next(iter(data.train_dataloader()))
         assert ("reference_latent_mean" in batch) == cached
