@@ -84,7 +84,6 @@ class IntegratedBackbone(WrappedBackbone):
     def __init__(self, backbone: VideoBackbone, config: IntegrationConfig) -> None:
         super().__init__(backbone)
         self.config, self._call = config, _Call()
-        self.shares_branches = backbone.shares_branches
         targets = backbone.extensible_blocks()
         if not targets:
             raise ConfigError("this model has no attention blocks that AICL could read references in")
@@ -94,13 +93,6 @@ class IntegratedBackbone(WrappedBackbone):
         self._frozen: Frozen = []
         self._hooks: list[RemovableHandle] = []
         self.patch()
-
-    @property
-    def embeds_guidance(self) -> bool:
-        return self.backbone.embeds_guidance
-
-    def embed_guidance(self, scale: float) -> None:
-        self.backbone.embed_guidance(scale)
 
     def forward(
         self,

@@ -242,7 +242,8 @@ class AICLPipeline:
         return self
 
     def enable_model_cpu_offload(self, device: torch.device | str = "cuda") -> None:
-        """Keep all parts in the CPU's memory and bring each to `device` only while it works: less memory there."""
+        """Keep all parts in the CPU's memory and bring each to `device` only while it works: less memory there, also by
+        slices of the autoencoder, see `VideoPipeline.enable_model_cpu_offload`. `to` a device ends it."""
         device = check_device(device)
         self.to("cpu")
         self.base.enable_model_cpu_offload(device)

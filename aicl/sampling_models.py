@@ -15,9 +15,7 @@ from lvdm import config as configs
 from lvdm.checkpoints import find_file, load_pipeline, read_model
 from lvdm.errors import CheckpointError, ConfigError
 from lvdm.models import set_backend
-from lvdm.models.codec import LatentCodec
 from lvdm.models.components import build_components
-from lvdm.offload import SLICE
 from lvdm.pipeline import VideoPipeline
 
 
@@ -39,8 +37,6 @@ def load_model(options: ModelOptions) -> AICLPipeline:
         pipe = AICLPipeline.from_pretrained(path, adapter=options.adapter, device=at_first, torch_dtype=precision)
     if options.offload:
         pipe.enable_model_cpu_offload(place)
-        if type(pipe.base.components.codec) is LatentCodec:  # others would work in tiles, which changes videos
-            pipe.enable_vae_slicing(SLICE)
     return pipe.quantize(options.quantization).accelerate(options.compile)
 
 

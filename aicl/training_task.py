@@ -1,11 +1,12 @@
 """Task "aicl": what a training of prism and integration is built of, from the sections of its config."""
 
 import shlex
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 
+from aicl.action_integration import IntegrationConfig
 from aicl.action_prism import PrismConfig, build_prism
 from aicl.adapter import initialise
 from aicl.base_defaults import read_integration_config, read_prism_config
@@ -24,7 +25,7 @@ from lvdm.pipeline import VideoPipeline
 from lvdm.training.module import DTYPES
 from lvdm.training.settings import TrainingSettings
 from lvdm.training.strategy import training_device
-from lvdm.training.tasks import DATA_MODULES, Recipe, build_data, register_task
+from lvdm.training.tasks import Recipe, build_data, is_made, register_task
 
 
 @dataclass
@@ -64,6 +65,9 @@ class AICLSections:
         if not 0.0 <= self.reference_dropout < 1.0:
             raise ConfigError(f"reference_dropout = {self.reference_dropout} is a share: choose a number in [0, 1)")
         self.pairs  # noqa: B018 (raises ConfigError where it cannot work)
+        # Before the base model is loaded, on whose sizes the rest depends.
+        configs.check_keys(self.prism, (key.name for key in fields(PrismConfig)), "prism")
+        configs.check_keys(self.integration, (key.name for key in fields(IntegrationConfig)), "integration")
 
 
 @register_task("aicl", AICLSections)
@@ -87,13 +91,13 @@ def build(recipe: Recipe) -> tuple[AICLModule, EndlessDataModule]:
     if clip.get("num_frames") and clip.get("size"):
         pipeline.prepare_training(clip["num_frames"], tuple(clip["size"]))
     pairs = sections.pairs
-    fps = clip.get("fps")  # kept in the adapter; None where frames are taken by a stride
+    fps = clip.get("fps")  # kept in the adapter
     maker = PairMaker(pairs)
     module = AICLModule(pipeline, prism, integrated, recipe.training, sections.reference_dropout, maker, fps)
     base = f"--base {shlex.quote(sections.base.path)}" if sections.base.path else "--config RUN/config.yaml"
     image = " --image FILE" if pipeline.takes_image else ""
     module.after = f'sample it with: aicl sample {base} --adapter RUN --prompt "..." --references VIDEO{image}'
-    if sections.data.get("kind") in DATA_MODULES:
+    if is_made(sections.data):
         own = sections.data.get("references", 0)
         if isinstance(sections.references, int) or pairs.wrong_share or (pairs.kind != "self" and not own):
             raise ConfigError(
@@ -123,6 +127,12 @@ def build(recipe: Recipe) -> tuple[AICLModule, EndlessDataModule]:
     made.about += f"; {pairs_line(sampler, pairs)}"
     if len({record.key for record in records}) == 1:
         made.about += "; reference_gap says nothing here, since a wrong reference would be another clip"
+    if data.clip.fps is None:
+        made.about += (
+            "; frames are taken by data.clip.stride, whatever a video's rate, so the adapter keeps none: references "
+            f"will be sampled at {pipeline.config.defaults.save_fps} frames a second, the base model's, or at "
+            "--reference-fps"
+        )
     return module, made
 
 

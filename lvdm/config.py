@@ -230,7 +230,8 @@ def _fields(kind: Any) -> dict[str, Any]:
     """Names and types of the dataclass that `kind` is or may be; empty for anything else."""
     for option in (kind, *typing.get_args(kind)):
         if dataclasses.is_dataclass(option):
-            return typing.get_type_hints(option)
+            hints = typing.get_type_hints(option)
+            return {field.name: hints[field.name] for field in dataclasses.fields(option) if field.init}
     return {}
 
 

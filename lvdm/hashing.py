@@ -4,14 +4,17 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Self
 
 from lvdm.errors import CheckpointError, UserError
 from lvdm.files import atomic_path, write_json
 
 CACHED_FILES = 1000  # hashes kept, the newest
+_END = 64 * 1024  # bytes of a file's beginning, and of its end
 SUMS = "SHA256SUMS"  # as `sha256sum --check` reads it
 
 
@@ -53,6 +56,66 @@ def cached_hash(path: str | os.PathLike[str]) -> str:
         with suppress(OSError, UserError):
             write_json(_cache_file(), dict(list(known.items())[-CACHED_FILES:]))
     return known[key]
+
+
+@dataclass(frozen=True)
+class FileIdentity:
+    """By what a file is known again without reading all of it.
+
+    size: in bytes. modified: when it was last written, in ns since 1970. ends: SHA-256 of its first and last 64 KiB.
+    The last two are None where only the size was kept.
+    """
+
+    size: int
+    modified: int | None = None
+    ends: str | None = None
+
+    @classmethod
+    def of(cls, path: Path) -> Self | None:
+        """Of the file that is there; None where it cannot be read."""
+        try:
+            status = path.stat()
+            return cls(status.st_size, status.st_mtime_ns, _ends_hash(path, status.st_size))
+        except OSError:
+            return None
+
+    def may_be(self, path: Path) -> bool:
+        """Whether the file at `path` is this one as far as one can tell: True where it is not at hand.
+
+        A copy often has another time. So where only that differs, its two ends are read.
+        """
+        try:
+            status = path.stat()
+            if status.st_size != self.size:
+                return False
+            return self.ends is None or status.st_mtime_ns == self.modified or _ends_hash(path, self.size) == self.ends
+        except OSError:
+            return True
+
+    def entries(self) -> dict[str, str]:
+        """As `from_entries` reads it."""
+        kept = {"source": self.size, "source_modified": self.modified, "source_ends": self.ends}
+        return {name: str(value) for name, value in kept.items() if value is not None}
+
+    @classmethod
+    def from_entries(cls, entries: Mapping[str, Any]) -> Self | None:
+        """What `entries` wrote, among others; None where there is none."""
+        size, modified = (_number(entries.get(name)) for name in ("source", "source_modified"))
+        ends = entries.get("source_ends")
+        return None if size is None else cls(size, modified, None if ends is None else str(ends))
+
+
+def _number(text: Any) -> int | None:
+    return int(text) if isinstance(text, str) and re.fullmatch("[0-9]{1,20}", text) else None
+
+
+def _ends_hash(path: Path, size: int) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        digest.update(file.read(_END))
+        file.seek(max(file.tell(), size - _END))
+        digest.update(file.read(_END))
+    return digest.hexdigest()
 
 
 def _read_cache() -> dict[str, str]:

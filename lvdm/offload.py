@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-SLICE = 2  # frames that the autoencoder takes at once where parts are offloaded for want of memory
+SLICE = 2  # frames of 512x320 pixels that the autoencoder takes at once where parts are offloaded
 
 
 class Offload:

@@ -32,7 +32,7 @@ from lvdm.inputs import ImageLike, check_prompts, first_frames, sample_generator
 from lvdm.models.backbone import VideoBackbone
 from lvdm.models.components import Components, ModelConfig
 from lvdm.models.quantization import Quantization, quantize
-from lvdm.offload import Offload
+from lvdm.offload import SLICE, Offload
 from lvdm.options import GenerationOptions, read_options, takes_options
 from lvdm.recent import Recent, weights_state
 from lvdm.video import OutputType, check_output_type, convert_pixels, to_pixels
@@ -45,11 +45,13 @@ class VideoPipeline:
 
     `components.unet` may be replaced by anything that is called like it, and `components` or `config` by others.
     supports_cuda_graphs: whether trainings may capture its network. supports_latent_cache: whether a data set's latents
-    and contexts may be computed beforehand. Subclasses for models of other libraries may have neither.
+    and contexts may be computed beforehand. slices_exactly: whether an autoencoder that takes fewer frames at once
+    changes videos by rounding at most. Subclasses for models of other libraries may have none of these.
     """
 
     supports_cuda_graphs: ClassVar[bool] = True
     supports_latent_cache: ClassVar[bool] = True
+    slices_exactly: ClassVar[bool] = True
 
     def __init__(self, components: Components, config: ModelConfig, acceleration: Acceleration | None = None) -> None:
         missing = [name for name in ("unet", "codec", "text") if getattr(components, name) is None]
@@ -59,7 +61,8 @@ class VideoPipeline:
         self.acceleration = acceleration or Acceleration()
         self.offload: Offload | None = None
         self._texts = Recent[Tensor](KEPT_TEXTS)
-        self._slice_size: int | None = None  # before slicing was asked for
+        self._slice_size: int | None = None  # the codec's own, while slicing is on
+        self._slices_of_offload = False  # whether offloading turned slicing on
 
     def accelerate(self, mode: Mode = "auto", expected_steps: int | None = None) -> Self:
         """Choose how the UNet runs from now on, see `lvdm.acceleration`: auto, none, graphs or full."""
@@ -104,15 +107,25 @@ class VideoPipeline:
         return self.config.image is not None
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
-        """Move and cast every part in place."""
+        """Move and cast every part in place. A device ends offloading."""
         self.components.to(device, dtype)
-        self.offload = None if device is not None else self.offload
+        if device is not None:
+            self.offload = None
+            if self._slices_of_offload:
+                self.disable_vae_slicing()
         return self
 
     def enable_model_cpu_offload(self, device: torch.device | str = "cuda") -> None:
-        """Keep all parts in the CPU's memory and bring each to `device` only while it works: less memory there."""
+        """Keep all parts in the CPU's memory and bring each to `device` only while it works: less memory there.
+
+        The autoencoder takes SLICE frames at once then, where that changes rounding at most and `enable_vae_slicing`
+        has not set another number.
+        """
         self.components.to("cpu")
         self.offload = Offload(device)
+        if self.slices_exactly and self._slice_size is None:
+            self.enable_vae_slicing(SLICE)
+            self._slices_of_offload = True
 
     def bring(self, *parts: nn.Module | None) -> None:
         """Have these parts where they compute: only where parts are offloaded there is something to do."""
@@ -132,11 +145,12 @@ class VideoPipeline:
             raise ConfigError(f"slices of {frames} frames: the autoencoder takes at least 1 at once")
         codec = self.components.codec
         self._slice_size = self._slice_size or codec.slice_size
-        codec.slice_size = int(frames)
+        codec.slice_size, self._slices_of_offload = int(frames), False
 
     def disable_vae_slicing(self) -> None:
         """Encode and decode as many frames at once as at first."""
         self.components.codec.slice_size = self._slice_size or self.components.codec.slice_size
+        self._slice_size, self._slices_of_offload = None, False
 
     @torch.no_grad()
     @takes_options(GenerationOptions)

@@ -28,7 +28,6 @@ from lvdm.models import kernels
 from lvdm.models.components import ModelConfig, build_components
 from lvdm.models.layers import for_branches
 from lvdm.models.quantization import Quantization, quantize
-from lvdm.offload import SLICE
 from lvdm.pipeline import VideoPipeline
 from lvdm.video import write_video
 
@@ -194,7 +193,7 @@ def _clip(
 
 
 def offloaded(config: ModelConfig, device: str, limit: float = 8.0, steps: int = 25) -> Record:
-    """A video on a small card: parts brought to the GPU one at a time, slices of SLICE frames in the autoencoder.
+    """A video on a small card: parts brought to the GPU one at a time, two frames at once in the autoencoder.
 
     limit: GiB that PyTorch may reserve. Seconds of the first and of the next video, and the most that was reserved.
     Raises torch.OutOfMemoryError where that is not enough.
@@ -205,7 +204,6 @@ def offloaded(config: ModelConfig, device: str, limit: float = 8.0, steps: int =
         torch.cuda.set_per_process_memory_fraction(min(1.0, share))
     pipe = VideoPipeline(build_components(config, device=device, dtype=_dtype(device)).eval(), config)
     pipe.enable_model_cpu_offload(device)
-    pipe.enable_vae_slicing(SLICE)
     image = np.full((*config.defaults.size, 3), 127, np.uint8) if pipe.takes_image else None
     _forget_peak(device)
     record: Record = {"limit_gib": limit, "steps": steps}

@@ -15,7 +15,7 @@ from torch import Generator, Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from aicl.baselines.attentions import unfuse
-from lvdm.models.backbone import freeze, thaw
+from lvdm.models.backbone import VideoBackbone, freeze, thaw
 
 
 class LowRankUpdates(nn.Module):
@@ -40,7 +40,7 @@ class LowRankUpdates(nn.Module):
         self._refuse: Callable[[], None] = _nothing
         self._rows: tuple[Tensor, Tensor | None] | None = None
         self._batch = 0
-        self._backbone: tuple[nn.Module, ...] = ()  # not registered either
+        self._shared: tuple[VideoBackbone, bool] | None = None  # (backbone, whether it shares branches), not registered
         self.down, self.up = nn.ParameterDict(), nn.ParameterDict()
         sources: Sequence[Generator | None] = generators or [None] * count
         for name, layer in self._layers.items():
@@ -64,12 +64,12 @@ class LowRankUpdates(nn.Module):
         index = torch.tensor(rows, device=device)
         self._rows = index.clamp(min=0), (index >= 0).float() if min(rows) < 0 else None
 
-    def attach(self, backbone: nn.Module) -> None:
+    def attach(self, backbone: VideoBackbone) -> None:
         """Act on the layers, which are `backbone`'s, until `detach`. Branches of guidance share no rows meanwhile, so
         that every layer sees as many samples as the backbone is called with."""
         self._refuse = unfuse(backbone)
-        backbone.__dict__["shares_branches"] = False
-        self._backbone = (backbone,)
+        self._shared = backbone, backbone.shares_branches
+        backbone.shares_branches = False
         self._attached = [
             layer.register_forward_hook(partial(self._hook, _key(n))) for n, layer in self._layers.items()
         ]
@@ -80,12 +80,13 @@ class LowRankUpdates(nn.Module):
         for handle in self._attached:
             handle.remove()
         self._refuse()
-        for backbone in self._backbone:
-            backbone.__dict__.pop("shares_branches", None)  # as its class says
-        self._attached, self._rows, self._refuse, self._backbone = [], None, _nothing, ()
+        if self._shared is not None:
+            backbone, shares = self._shared
+            backbone.shares_branches = shares
+        self._attached, self._rows, self._refuse, self._shared = [], None, _nothing, None
 
     @contextmanager
-    def applied(self, backbone: nn.Module, rows: Sequence[int] | None = None) -> Iterator[None]:
+    def applied(self, backbone: VideoBackbone, rows: Sequence[int] | None = None) -> Iterator[None]:
         """Inside, the layers of `backbone` are updated; see `use` for the rows."""
         self.attach(backbone)
         self.use(rows)

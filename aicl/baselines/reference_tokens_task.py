@@ -17,7 +17,7 @@ from lvdm.pipeline import VideoPipeline
 from lvdm.training.base import DiffusionModule
 from lvdm.training.module import Batch
 from lvdm.training.settings import TrainingSettings
-from lvdm.training.tasks import DATA_MODULES, Recipe, build_data, register_task
+from lvdm.training.tasks import Recipe, build_data, is_made, register_task
 
 
 @dataclass
@@ -84,7 +84,7 @@ def build(recipe: Recipe) -> tuple[ReferenceTokensModule, EndlessDataModule]:
     """Task "reference_tokens". Raises ConfigError for sections that do not fit together."""
     sections: TokensSections = recipe.parse(TokensSections)
     pairs = sections.pairs
-    if sections.data.get("kind") not in DATA_MODULES or (pairs.kind != "self" and not sections.data.get("references")):
+    if not is_made(sections.data) or (pairs.kind != "self" and not sections.data.get("references")):
         raise ConfigError(
             "task reference_tokens trains on data that is made as it is needed, such as puppets: set data.kind, and "
             "data.references unless references.kind is self"

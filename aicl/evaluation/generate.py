@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -49,6 +49,11 @@ class Made:
     benchmark: Benchmark
     seed: int
     sample: Sample
+
+    @property
+    def place(self) -> tuple[Path, int]:
+        """The same for the videos of one row on one benchmark, which are made alike."""
+        return self.path.parent, id(self.benchmark)
 
 
 class VideoStore:
@@ -98,49 +103,28 @@ class VideoStore:
         with (
             ThreadPoolExecutor(_WRITERS) as writers,
             tqdm(total=work, unit="video", disable=rank > 0 or not work) as bar,
-            ExitStack() as row,
+            RowMaker(unique, device) as maker,
         ):
-            pipeline, loaded, pending = None, None, list[Future[None]]()
-            maker: Maker | None = None
-            place = None  # of the row that `maker` makes
+            pending = list[Future[None]]()
             left: set[tuple[Path, int]] = set()  # rows that cannot be made
             generated = 0
             for batch in mine:
                 if all(made.path.is_file() for made in batch):  # by now: another program works in this folder, too
                     continue
-                source, folder = batch[0].source, batch[0].path.parent
-                if (folder, id(batch[0].benchmark)) in left:
+                if batch[0].place in left:
                     continue
+                source, folder, doing = batch[0].source, batch[0].path.parent, f"seed {batch[0].seed}"
                 if rank == 0:
-                    clock.row(f"'{source.row.label}', seed {batch[0].seed}")
-                bar.set_description(
-                    f"generating '{source.row.label}' with {source.files.base.name}, seed {batch[0].seed}"
-                )
-                parts = (source.parts(), source.dtype, source.compile, source.row.quantization)
+                    clock.row(f"'{source.row.label}', {doing}")
+                bar.set_description(f"generating '{source.row.label}' with {source.files.base.name}, {doing}")
                 try:
-                    if place != (folder, id(batch[0].benchmark)):
-                        row.close()  # the row before gives the model back as it was
-                        place = None
-                        if parts != loaded:
-                            pipeline = maker = loaded = None  # frees the one before
-                            pipeline, loaded = source.load(device), parts
-                        assert pipeline is not None
-                        samples = [made.sample for made in unique if made.path.parent == folder]
-                        maker = row.enter_context(making(pipeline, source, batch[0].benchmark, samples, folder))
-                        place = folder, id(batch[0].benchmark)
-                    assert pipeline is not None and maker is not None
-                    # the whole batch, whatever is there of it: one of another size would round otherwise
-                    pixels = maker([made.sample for made in batch])
+                    pixels, fps = maker.make(batch)
                 except _OWN_FAULT as error:
-                    row.close()
-                    place = pipeline = maker = loaded = None  # whatever state it is in
-                    left.add((folder, id(batch[0].benchmark)))
+                    left.add(batch[0].place)
                     write_json(folder / _FAILURE, {"why": str(error)})
                     say(f"row '{source.row.label}' cannot be made, the others go on: {error}")
                     continue
                 new = [(made, video) for made, video in zip(batch, pixels) if not made.path.is_file()]
-                coded = source.row.kind == "autoencoder"  # clips as they are compared, at that rate
-                fps = batch[0].benchmark.fps if coded else pipeline.defaults.save_fps
                 for waiting in pending:  # the batch before: not more than one is kept in memory
                     waiting.result()
                 _describe(folder, source, self.hashes)
@@ -164,6 +148,62 @@ class VideoStore:
                 note.unlink(missing_ok=True)  # of an earlier run; another process may have done it
             else:
                 self.failures[folder] = str(read_object(note, DataError)["why"])
+
+
+class RowMaker:
+    """Makes batches of videos. The model of one row at a time is in memory, loaded when the row's first batch comes."""
+
+    def __init__(self, videos: Sequence[Made], device: torch.device) -> None:
+        self._videos, self._device = videos, device
+        self._row = ExitStack()  # gives the model back as it was before the row
+        self._pipeline: AICLPipeline | None = None
+        self._loaded: tuple[Any, ...] | None = None  # what `_pipeline` was made of
+        self._maker: Maker | None = None
+        self._place: tuple[Path, int] | None = None  # of the row that `_maker` makes
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        self._row.__exit__(*raised)
+
+    def make(self, batch: Sequence[Made]) -> tuple[Tensor, float]:
+        """The videos of a batch of one row, uint8 (n, t, h, w, 3) on the CPU, and their frames in a second.
+
+        All of it is made, whatever is there already: a batch of another size would round otherwise. Where this raises
+        an error, the model is given up, in whatever state it is.
+        """
+        source, benchmark = batch[0].source, batch[0].benchmark
+        try:
+            pipeline, maker = self._start(batch[0])
+            pixels = maker([made.sample for made in batch])
+        except _OWN_FAULT:
+            self._row.close()
+            self._place = self._pipeline = self._maker = self._loaded = None
+            raise
+        coded = source.row.kind == "autoencoder"  # clips as they are compared, at that rate
+        return pixels, benchmark.fps if coded else pipeline.defaults.save_fps
+
+    def _start(self, first: Made) -> tuple[AICLPipeline, Maker]:
+        """The model of this video's row, and what makes the row: those at hand where the row has begun."""
+        if self._place != first.place:
+            self._row.close()
+            self._place = None
+            pipeline = self._load(first.source)
+            samples = [made.sample for made in self._videos if made.path.parent == first.path.parent]
+            row = making(pipeline, first.source, first.benchmark, samples, first.path.parent)
+            self._maker = self._row.enter_context(row)
+            self._place = first.place
+        assert self._pipeline is not None and self._maker is not None
+        return self._pipeline, self._maker
+
+    def _load(self, source: Source) -> AICLPipeline:
+        """The model of a row: the one in memory where it is the same, else that one is given up first."""
+        made_of = (source.parts(), source.dtype, source.compile, source.row.quantization)
+        if self._pipeline is None or self._loaded != made_of:
+            self._pipeline = self._maker = self._loaded = None
+            self._pipeline, self._loaded = source.load(self._device), made_of
+        return self._pipeline
 
 
 @contextmanager

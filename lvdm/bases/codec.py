@@ -51,10 +51,11 @@ class DiffusersCodec(LatentCodec):
             return Compression(2 ** (len(config.block_out_channels) - 1), int(config.temporal_compression_ratio))
         return Compression(vae.spatial_compression_ratio, vae.temporal_compression_ratio)
 
-    def bound_memory(self) -> None:
-        """Encode and decode in tiles from now on, whose seams are blended."""
-        if hasattr(self.vae, "enable_tiling"):
-            self.vae.enable_tiling()
+    def bound_memory(self, bound: bool = True) -> None:
+        """Encode and decode in tiles from now on, whose seams are blended; not `bound`: whole again."""
+        name = "enable_tiling" if bound else "disable_tiling"
+        if hasattr(self.vae, name):
+            getattr(self.vae, name)()
 
     @torch.no_grad()
     def posterior(self, frames: Tensor) -> DiagonalGaussian:

@@ -43,7 +43,7 @@ class DiffusersPipeline(VideoPipeline):
     """
 
     components: Components
-    supports_cuda_graphs, supports_latent_cache = False, False
+    supports_cuda_graphs, supports_latent_cache, slices_exactly = False, False, False
 
     def __init__(self, pipe: Any) -> None:
         self.pipe = pipe
@@ -104,6 +104,13 @@ class DiffusersPipeline(VideoPipeline):
         super().enable_vae_slicing(frames)
         codec: Any = self.components.codec
         codec.bound_memory()
+
+    def disable_vae_slicing(self) -> None:
+        """Whole videos again, where `enable_vae_slicing` had been called."""
+        codec: Any = self.components.codec
+        if self._slice_size is not None:
+            codec.bound_memory(False)
+        super().disable_vae_slicing()
 
     def keep_text_on_cpu(self) -> None:
         """See `DiffusersText.keep_on_cpu`."""

@@ -11,10 +11,10 @@ are encoded at once).
     clips/ab/abcd...broken    in place of a video that cannot be read: why, as JSON
     text/ab/abcd...           one for each caption: context
 
-Each file carries the checksum of its tensors and whose they are (the video's key, the cached crop and the size of the
-video's file, or the caption), verified whenever it is read, and appears whole or not at all: writing can be interrupted
-and continued, also by several processes. Caches of any age have these, but for the sizes and for the marks of broken
-videos, which used to be a line of text.
+Each file carries the checksum of its tensors and whose they are (the video's key, the cached crop and what the video's
+file is known by, or the caption), verified whenever it is read, and appears whole or not at all: writing can be
+interrupted and continued, also by several processes. Caches of any age have these, but for what files are known by,
+which was nothing or their size alone, and for the marks of broken videos, which used to be a line of text.
 """
 
 import hashlib
@@ -33,6 +33,7 @@ from lvdm.checkpoints.integrity import tensor_bytes, tensors_hash
 from lvdm.errors import ConfigError, DataError, VideoError
 from lvdm.files import atomic_path, write_json
 from lvdm.finite import is_finite
+from lvdm.hashing import FileIdentity
 from lvdm.outside import check_text, checked, checked_path, hinted, parse_json, read_object
 
 _FORMAT = 1
@@ -45,22 +46,14 @@ _REPAIR = "run aicl cache --verify, which makes damaged ones anew"
 @dataclass(frozen=True)
 class CachedClip:
     """Posterior of the scaled latents, mean and std float32 (c, t, h, w); the clip's rate (1/s); its first frame as
-    uint8 (h, w, 3), which image-to-video models need; the size in bytes of the video file that it was made of, None in
+    uint8 (h, w, 3), which image-to-video models need; what the video file that it was made of is known by, None in
     caches that do not say."""
 
     mean: Tensor
     std: Tensor
     fps: float
     first_frame: Tensor
-    source: int | None = None
-
-
-def file_size(path: str | os.PathLike[str], otherwise: int | None = None) -> int | None:
-    """The size of a file in bytes; `otherwise` where it is not at hand."""
-    try:
-        return os.stat(path).st_size
-    except OSError:
-        return otherwise
+    source: FileIdentity | None = None
 
 
 def fingerprint(module: nn.Module, *settings: Any) -> str:
@@ -143,12 +136,13 @@ class ClipCache:
         """Store one crop of the video that is known as `key`; its latents in float32."""
         tensors = {"mean": clip.mean.float(), "std": clip.std.float(), "first_frame": clip.first_frame}
         about = {"key": key, "cached_crop": str(cached_crop), "fps": repr(clip.fps)}
-        about |= {} if clip.source is None else {"source": str(clip.source)}
+        about |= {} if clip.source is None else clip.source.entries()
         _write(self._clip_path(key, cached_crop), tensors, about)
 
-    def write_broken(self, key: str, cached_crop: int, reason: str) -> None:
+    def write_broken(self, key: str, cached_crop: int, reason: str, source: FileIdentity | None = None) -> None:
         """Record that the video cannot be read, so that it is neither tried again nor taken for not yet cached."""
         mark = {"key": key, "cached_crop": cached_crop, "reason": reason}
+        mark |= {} if source is None else source.entries()
         write_json(self._clip_path(key, cached_crop).with_suffix(_BROKEN), mark)
 
     def write_text(self, caption: str, context: Tensor) -> None:
@@ -159,14 +153,17 @@ class ClipCache:
         """Raises VideoError if the video was broken, or the entry is damaged or another clip's, DataError if it is not
         there.
 
-        video: the file of this key, where it is at hand: DataError if the entry was made of one of another size, which
-        is another video under the same name.
+        video: the file of this key, where it is at hand: DataError if the entry was made of another one of this name.
         """
         path = self._clip_path(key, cached_crop)
         mark = path.with_suffix(_BROKEN)
         if mark.exists():
-            raise VideoError(_read_mark(mark, key, cached_crop))
-        return self._read_clip_of(video, path, key, cached_crop)
+            reason, source = _read_mark(mark, key, cached_crop)
+            self._check_source(source, video)
+            raise VideoError(reason)
+        clip = _read_clip(path, key, cached_crop)
+        self._check_source(clip.source, video)
+        return clip
 
     def read_text(self, caption: str) -> Tensor:
         """The features (tokens, d) of a caption. Raises VideoError if damaged or another's, DataError if not there."""
@@ -177,21 +174,20 @@ class ClipCache:
         made again; True if so."""
         path = self._clip_path(key, cached_crop)
         mark = path.with_suffix(_BROKEN)
-        wrong_mark = _remove_damaged(mark, lambda: _read_mark(mark, key, cached_crop))
-        return _remove_damaged(path, lambda: self._read_clip_of(video, path, key, cached_crop)) or wrong_mark
+        wrong_mark = _remove_damaged(mark, lambda: self._check_source(_read_mark(mark, key, cached_crop)[1], video))
+        wrong = _remove_damaged(path, lambda: self._check_source(_read_clip(path, key, cached_crop).source, video))
+        return wrong or wrong_mark
 
     def remove_damaged_text(self, caption: str) -> bool:
         """The same for the features of a caption."""
         path = self._text_path(caption)
         return _remove_damaged(path, lambda: _read_text(path, caption))
 
-    def _read_clip_of(self, video: Path | None, path: Path, key: str, cached_crop: int) -> CachedClip:
-        clip = _read_clip(path, key, cached_crop)
-        if video is not None and clip.source is not None and clip.source != file_size(video, clip.source):
+    def _check_source(self, source: FileIdentity | None, video: Path | None) -> None:
+        if video is not None and source is not None and not source.may_be(video):
             raise DataError(
                 f"{video}: is another file than the one of this name that {self.folder} was made of; {_REMAKE}"
             )
-        return clip
 
     def _clip_path(self, key: str, cached_crop: int) -> Path:
         return self._path("clips", f"{cached_crop}:{key}")
@@ -233,26 +229,25 @@ def _read_clip(path: Path, key: str, cached_crop: int) -> CachedClip:
         fps = float(about["fps"])
     except (KeyError, ValueError) as error:
         raise VideoError(f"{path}: the cache entry of {what} is damaged; {_REPAIR}") from error
-    source = about.get("source", "")
-    return CachedClip(
-        tensors["mean"], tensors["std"], fps, tensors["first_frame"], int(source) if source.isdecimal() else None
-    )
+    source = FileIdentity.from_entries(about)
+    return CachedClip(tensors["mean"], tensors["std"], fps, tensors["first_frame"], source)
 
 
-def _read_mark(path: Path, key: str, cached_crop: int) -> str:
-    """Why a video is broken. Raises VideoError for a mark that is damaged or another clip's."""
+def _read_mark(path: Path, key: str, cached_crop: int) -> tuple[str, FileIdentity | None]:
+    """Why a video is broken, and its file. Raises VideoError for a mark that is damaged or another clip's."""
     what = f"cached crop {cached_crop} of {key}"
     try:
         content = path.read_text(encoding="utf-8")
         if not content.startswith("{"):  # of an older cache: the reason alone
-            return str(check_text(content.strip() or None, path, VideoError))
+            return str(check_text(content.strip() or None, path, VideoError)), None
         mark = parse_json(content, path, VideoError)
         found, reason = (mark["key"], mark["cached_crop"]), str(checked(mark["reason"], str, path, VideoError))
+        source = FileIdentity.from_entries(mark)
     except (OSError, UnicodeDecodeError, VideoError, KeyError) as error:
         raise VideoError(f"{path}: the mark of a broken video, {what}, is damaged; {_REPAIR}") from error
     if found != (key, cached_crop):
         raise VideoError(f"{path}: is the mark of {found[0]} (crop {found[1]}), not of {what}; {_REPAIR}")
-    return reason
+    return reason, source
 
 
 def _read_text(path: Path, caption: str) -> Tensor:

@@ -13,12 +13,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from lvdm.checkpoints.folder import read_model_config, read_part
 from lvdm.checkpoints.strict import load_strict
-from lvdm.data.cache import CachedClip, ClipCache, file_size, fingerprint
+from lvdm.data.cache import CachedClip, ClipCache, fingerprint
 from lvdm.data.clips import ClipRecord
 from lvdm.data.dataset import ClipConfig, read_clip
 from lvdm.data.sampling import cached_augmentation
 from lvdm.data.self_pairs import CachedChanges, change_clips
 from lvdm.errors import ConfigError, VideoError
+from lvdm.hashing import FileIdentity
 from lvdm.models.codec import LatentCodec
 from lvdm.models.components import Components, build_components
 from lvdm.models.text import TextEncoder
@@ -110,7 +111,7 @@ def cache_clips(
         readable = [item for item in batch if item["error"] is None]
         for item in batch:
             if item["error"] is not None:
-                cache.write_broken(item["key"], item["entry"], item["error"])
+                cache.write_broken(item["key"], item["entry"], item["error"], item["source"])
                 broken += 1
         if readable:
             frames = torch.stack([to_frames(item["pixels"]) for item in readable]).to(device)
@@ -178,12 +179,13 @@ class _AugmentedClips(Dataset[dict[str, Any]]):
             change_seed = int.from_bytes(digest[:7], "little")
         damaged: list[str] = []
         item = {"key": record.key, "entry": entry, "change_seed": change_seed, "error": None, "damaged": damaged}
+        item["source"] = FileIdentity.of(record.path)
         augmentation = cached_augmentation(self.config.augmentation, self.seed, record.key, cached_crop)
         try:
             pixels, fps = read_clip(record, augmentation, self.config, damaged)
         except VideoError as error:
             return item | {"error": str(error)}
-        return item | {"pixels": pixels, "fps": fps, "source": file_size(record.path)}
+        return item | {"pixels": pixels, "fps": fps}
 
 
 def _autocast(device: torch.device, precision: torch.dtype) -> torch.autocast | nullcontext[None]:

@@ -207,6 +207,25 @@ class WrappedBackbone(VideoBackbone):
         """The held backbone's."""
         return self.backbone.dtype
 
+    @property
+    def shares_branches(self) -> bool:
+        """The held backbone's, which may change while something acts on it."""
+        return self.backbone.shares_branches
+
+    @shares_branches.setter
+    def shares_branches(self, shares: bool) -> None:
+        self.backbone.shares_branches = shares
+
+    @property
+    def embeds_guidance(self) -> bool:
+        return self.backbone.embeds_guidance
+
+    def embed_guidance(self, scale: float) -> None:
+        self.backbone.embed_guidance(scale)
+
+    def adapter_sizes(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        return self.backbone.adapter_sizes()
+
     def extensible_blocks(self) -> Sequence[ExtensibleBlock]:
         return self.backbone.extensible_blocks()
 

@@ -25,8 +25,12 @@ class Recipe:
     sections: dict[str, Any]
 
     def parse(self, cls: type) -> Any:
-        """The task's sections as a dataclass; its fields are the section names. Raises ConfigError."""
-        return configs.from_mapping(cls, self.sections, where=f"the config of task '{self.run.task}'")
+        """The task's sections as a dataclass; its fields are the section names. Raises ConfigError, also for what
+        section `data` cannot hold: a model that is built first may take long."""
+        sections: Any = configs.from_mapping(cls, self.sections, where=f"the config of task '{self.run.task}'")
+        if not is_made(data := self.sections.get("data") or {}):
+            configs.from_mapping(DataConfig, data, where="data")
+        return sections
 
 
 Built = tuple[TrainingModule, EndlessDataModule]
@@ -76,7 +80,12 @@ def config_schema() -> type:
 def build_data(section: Mapping[str, Any], recipe: Recipe, **options: Any) -> EndlessDataModule:
     """The data module of a `data` section, for micro-batches of one device; options go to `build_datamodule`."""
     batch_size, seed = recipe.training.micro_batch, recipe.run.seed
-    kind = section.get("kind")
-    if isinstance(kind, str) and kind in DATA_MODULES:
-        return DATA_MODULES[kind](section, batch_size=batch_size, seed=seed)
+    if is_made(section):
+        return DATA_MODULES[section["kind"]](section, batch_size=batch_size, seed=seed)
     return build_datamodule(configs.from_mapping(DataConfig, section, where="data"), batch_size, seed, **options)
+
+
+def is_made(section: Mapping[str, Any]) -> bool:
+    """Whether the data of a `data` section is made as it is needed, by one of DATA_MODULES."""
+    kind = section.get("kind")
+    return isinstance(kind, str) and kind in DATA_MODULES

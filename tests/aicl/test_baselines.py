@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import aicl.tasks  # noqa: F401 (makes the tasks known)
+from aicl.action_integration import IntegrationConfig
 from aicl.baselines.attention_guidance import AttentionGuidance, recorder, temporal_map
 from aicl.baselines.attentions import PROJECTIONS, attentions, linear_layers
 from aicl.baselines.low_rank import LowRankUpdates
@@ -19,6 +20,7 @@ from aicl.evaluation.lossless import read_lossless
 from aicl.evaluation.method import build_method
 from aicl.evaluation.presets import Preset
 from aicl.evaluation.results import read_result
+from aicl.integrated_backbone import integrate
 from aicl.pipeline import AICLPipeline
 from lvdm import config as configs
 from lvdm.diffusion import Condition, Denoiser, NoiseSchedule
@@ -71,6 +73,18 @@ def test_each_sample_has_its_own_lora(family):
     torch.testing.assert_close(sampled, guided, atol=1e-4, rtol=1e-4)
     assert unet.shares_branches
     assert_untouched(unet, before)
+
+
+@pytest.mark.parametrize("on_top", [lambda made: made, lambda made: made.backbone])
+def test_what_wraps_a_backbone_shares_branches_as_it_does_at_the_moment(on_top):
+    integrated = integrate(tiny_unet("lvdm"), IntegrationConfig(head_dim=16))
+    assert integrated.shares_branches
+    with loras(integrated).applied(on_top(integrated)):
+        assert not integrated.shares_branches and not integrated.backbone.shares_branches
+    assert integrated.shares_branches
+    joint = JointBackbone(integrated.unpatch(), TokensConfig(rank=2))
+    assert not joint.shares_branches  # rows of references follow those of all branches
+    assert joint.unpatch().shares_branches
 
 
 @torch.no_grad()

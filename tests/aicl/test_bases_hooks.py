@@ -85,7 +85,14 @@ def test_offload_is_ours_and_changes_nothing():
     options: dict[str, Any] = {"num_frames": 5, "height": 16, "width": 16, "num_inference_steps": 1, "progress": False}
     options |= {"references": references(1), "output_type": "pixels"}
     shown = pipe("a person jumps", **options)
+    own = base.components.codec.slice_size
     pipe.enable_model_cpu_offload("cpu")
+    codec = base.components.codec
+    assert codec.slice_size == own and not codec.vae.use_tiling  # slices come with tiles here, which change videos
+    pipe.enable_vae_slicing()
+    assert codec.slice_size == 1 and codec.vae.use_tiling
+    pipe.disable_vae_slicing()
+    assert codec.slice_size == own and not codec.vae.use_tiling
     assert torch.equal(pipe("a person jumps", **options), shown)
     pipe.remove_adapter()
 

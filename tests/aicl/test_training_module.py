@@ -94,6 +94,7 @@ def test_the_module_keeps_its_pairs_and_a_base_without_training_modes(tmp_path):
 
 PUPPETS = {"kind": "puppets", "size": 16, "frames": 2}
 CACHE = {"cache": "a cache"}
+NOWHERE = {"path": "a model that is not there"}
 
 
 @pytest.mark.parametrize(
@@ -106,6 +107,11 @@ CACHE = {"cache": "a cache"}
         ({"data": {**PUPPETS, "references": 1}, "references": 2}, "brings its own references"),
         ({"data": PUPPETS, "references": {"kind": "same_action"}}, "brings its own references"),
         ({"data": PUPPETS, "references": {"kind": "self", "wrong_share": 0.1}}, "brings its own references"),
+        # what is written wrongly is said before a base model is looked for
+        ({"base": NOWHERE, "prism": {"widht": 8}}, "unknown key 'widht' in prism: did you mean 'width'"),
+        ({"base": NOWHERE, "integration": {"mod": "both"}}, "unknown key 'mod' in integration: did you mean 'mode'"),
+        ({"base": NOWHERE, "references": {"knd": "self"}}, "unknown key 'knd' in references: did you mean 'kind'"),
+        ({"base": NOWHERE, "data": {"clip": {"fsp": 8}}}, "unknown key 'fsp' in data.clip: did you mean 'fps'"),
     ],
 )
 def test_what_does_not_fit_together_is_refused(tmp_path, clips, sections, message):
@@ -129,6 +135,15 @@ def test_new_layers_follow_the_run_s_seed(tmp_path, clips):
         module, _ = build(config)
         found.append(torch.cat([value.flatten() for value in module.trained.state_dict().values()]))
     assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
+
+
+@pytest.mark.parametrize("rate", [{"fps": 8, "stride": None}, {"fps": None, "stride": 2}])
+def test_a_training_by_stride_says_at_which_rate_references_will_be_sampled(tmp_path, clips, rate):
+    config = aicl_config(tmp_path)
+    config["data"]["clip"] |= rate
+    module, data = build(config)
+    said = "sampled at 4 frames a second, the base model's, or at --reference-fps" in data.about
+    assert module.fps == rate["fps"] and said == (rate["fps"] is None)
 
 
 def test_the_base_model_has_the_precision_of_the_run(tmp_path, clips):

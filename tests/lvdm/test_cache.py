@@ -1,5 +1,7 @@
 """Latent and text caches: the same losses as from files, interruptible, verified."""
 
+import os
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -28,6 +30,7 @@ from lvdm.data.caching import (
     remove_damaged,
 )
 from lvdm.errors import ConfigError, DataError, DiskError, VideoError
+from lvdm.hashing import FileIdentity
 from lvdm.models.components import ModelConfig, build_components
 from lvdm.pipeline import VideoPipeline
 from lvdm.training.base import BaseModule
@@ -204,6 +207,38 @@ def test_another_video_under_a_cached_name_stops_a_training_and_is_cached_anew(v
     assert remove_damaged(cache, [other, videos[1]], CONFIG) == 2
     fill(cache, [other, videos[1]], pipeline)
     assert not torch.equal(dataset[0]["latent_mean"], before)
+
+
+def test_a_copy_of_a_video_is_the_same_and_another_of_its_size_is_not(videos, pipeline, tmp_path):
+    cache = ClipCache.create(tmp_path / "cache", settings(pipeline))
+    copies = [replace(video, path=tmp_path / video.path.name) for video in videos[1:3]]  # the second one is broken
+    for video, copy in zip(videos[1:3], copies):
+        shutil.copyfile(video.path, copy.path)
+    fill(cache, copies, pipeline)
+    for video in copies:
+        os.utime(video.path, (1, 1))  # as on another machine, or unpacked again
+    good, broken = (ClipDataset([video], CONFIG, seed=SEED, cache=cache) for video in copies)
+    good[0]
+    with pytest.raises(DataError, match="no readable videos"):
+        broken[0]
+    for video in copies:
+        content = video.path.read_bytes()
+        video.path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    for video in copies:
+        with pytest.raises(DataError, match="is another file than the one of this name"):
+            ClipDataset([video], CONFIG, seed=SEED, cache=cache)[0]
+    assert remove_damaged(cache, copies, CONFIG) == 4
+
+
+def test_the_size_is_all_that_an_older_cache_tells(tmp_path):
+    cache, path = ClipCache.create(tmp_path / "cache", {}), tmp_path / "a.mp4"
+    path.write_bytes(b"abc")
+    clip = CachedClip(torch.zeros(4, 2, 3, 3), torch.ones(4, 2, 3, 3), 8.0, torch.zeros(24, 24, 3, dtype=torch.uint8))
+    cache.write_clip("a.mp4", 0, replace(clip, source=FileIdentity(3)))
+    cache.write_clip("a.mp4", 1, replace(clip, source=FileIdentity(4)))
+    assert cache.read_clip("a.mp4", 0, path).source == FileIdentity(3)
+    with pytest.raises(DataError, match="is another file"):
+        cache.read_clip("a.mp4", 1, path)
 
 
 def test_an_incomplete_cache_stops_a_training(videos, pipeline, tmp_path):

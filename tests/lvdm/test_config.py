@@ -181,7 +181,7 @@ def test_saved_configurations_load_and_build_again(tmp_path):
     assert config.from_mapping(Run, config.load(path)) == run
 
 
-def test_a_renamed_key_is_named():
+def test_a_renamed_key_is_named(tmp_path):
     @dataclass
     class Renamed:
         RENAMED: ClassVar[dict[str, str]] = {"clip": "max_grad_norm"}
@@ -189,3 +189,6 @@ def test_a_renamed_key_is_named():
 
     with pytest.raises(ConfigError, match="'clip' in training is called 'max_grad_norm' now"):
         config.from_mapping(Renamed, {"clip": 1.0}, "training")
+    path = write(tmp_path, "run.yaml", "max_grad_norm: 2.0\n")
+    assert "is called 'max_grad_norm' now" in error(config.load, path, ["clip=1.0"], schema=Renamed)
+    assert error(config.load, path, ["RENAMED=1"], schema=Renamed).endswith("valid keys are max_grad_norm")

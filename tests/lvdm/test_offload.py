@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from lvdm.models.components import build_components
-from lvdm.offload import Offload
+from lvdm.offload import SLICE, Offload
 from lvdm.pipeline import VideoPipeline
 from tests.lvdm.published import model_config
 
@@ -53,3 +53,25 @@ def test_videos_stay_the_same_and_each_step_brings_what_it_needs(name, monkeypat
     assert brought == [*first, "unet", "vae"]
     pipe.to("cpu")
     assert pipe.offload is None and pipe.device == torch.device("cpu")
+
+
+def test_slices_go_with_offloading_unless_another_number_was_asked_for():
+    config = model_config("tiny_lvdm")
+    pipe = VideoPipeline(build_components(config).eval(), config)
+    codec = pipe.components.codec
+    own = codec.slice_size
+    assert own != SLICE
+    pipe.enable_model_cpu_offload("cpu")
+    assert codec.slice_size == SLICE
+    pipe.enable_model_cpu_offload("cpu")
+    pipe.to(dtype=torch.float32)
+    assert codec.slice_size == SLICE
+    pipe.to("cpu")
+    assert codec.slice_size == own
+    pipe.enable_vae_slicing(1)
+    pipe.enable_model_cpu_offload("cpu")
+    assert codec.slice_size == 1
+    pipe.to("cpu")
+    assert codec.slice_size == 1  # which was not asked for the sake of offloading
+    pipe.disable_vae_slicing()
+    assert codec.slice_size == own
