@@ -205,7 +205,8 @@ def _others(name: str, found: Any, wanted: Any) -> list[str]:
     if found == wanted:
         return []
     if isinstance(found, Mapping) and isinstance(wanted, Mapping):
-        return [each for key, value in wanted.items() for each in _others(f"{name}.{key}", found.get(key), value)]
+        keys = {**wanted, **found}
+        return [each for key in keys for each in _others(f"{name}.{key}", found.get(key), wanted.get(key))]
     for prefix, said in _SAID_BY.items():
         if name == prefix or name.startswith(f"{prefix}."):
             name = said + name.removeprefix(prefix)

@@ -12,14 +12,18 @@ from lvdm.checkpoints import save_pipeline
 from lvdm.config import from_mapping, load
 from lvdm.data import (
     AugmentationConfig,
+    CachedChanges,
     CachedClip,
     ClipCache,
     ClipConfig,
     ClipDataset,
+    SelfPairConfig,
     Wrong,
     cache_settings,
+    caching,
     collate,
     fingerprint,
+    read_clip,
 )
 from lvdm.data.caching import (
     cache_clips,
@@ -162,6 +166,15 @@ def test_caching_goes_on_where_it_was_interrupted(videos, pipeline, whole, tmp_p
     assert counts[0][:2] == (0, 6) and counts[-1][:2] == (6, 6)
     assert before == {path: path.stat().st_mtime_ns for path in before}  # nothing was made twice
     assert contents(again) == contents(whole)
+
+
+def test_a_crop_and_its_changed_versions_are_read_once(videos, pipeline, tmp_path, monkeypatch):
+    read, changes = [], CachedChanges(SelfPairConfig(), 3)
+    monkeypatch.setattr(caching, "read_clip", lambda *given: read.append(given[1]) or read_clip(*given))
+    cache = ClipCache.create(tmp_path, settings(pipeline))
+    assert fill(cache, videos[:2], pipeline, changes=changes, batch_size=3) == 0
+    assert len(read) == 4  # two crops of two videos
+    assert all(cache.has_clip(record.key, entry) for record in videos[:2] for entry in range(2 * 4))
 
 
 def test_processes_share_the_work(videos, pipeline, whole, tmp_path):
@@ -314,6 +327,8 @@ def test_a_cache_of_older_names_is_read(tmp_path):
     old = {"clip": {"size": [8, 8], "view": {"flip": 0.0, "variants": 2}}, "precision": "fp32"}
     ClipCache.create(tmp_path, old)
     ClipCache(tmp_path).require(new)
+    with pytest.raises(ConfigError, match=r"made with data\.clip\.augmentation\.flip = 0\.0, not None; change"):
+        ClipCache(tmp_path).require(new | {"clip": {"size": [8, 8], "augmentation": {"cached_crops": 2}}})
 
 
 def test_a_full_disk_is_one_sentence_and_caching_goes_on_once_there_is_room(videos, pipeline, whole, tmp_path):
