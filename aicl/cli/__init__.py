@@ -72,7 +72,7 @@ def parse(verb: str, arguments: Sequence[str] | None = None) -> argparse.Namespa
         return parser.parse_args(arguments)
     # In front of the options, none of several values can take them for its own.
     part, arguments = (arguments[:1], arguments[1:]) if parser.has_parts else ([], arguments)
-    flags = parser.flags()
+    flags = parser.flags(*part)
     settings = [
         each
         for before, each in zip(["", *arguments], arguments)
@@ -93,11 +93,11 @@ class Parser(argparse.ArgumentParser):
     has_parts = False
     """Whether the name of one of its parts comes first, as in `aicl benchmark step`."""
 
-    def flags(self) -> set[str]:
-        """The options that take no value, those of its parts too."""
-        found = {name for action in self._actions if action.nargs == 0 for name in action.option_strings}
-        parts = [action.choices for action in self._actions if isinstance(action, argparse._SubParsersAction)]
-        return found.union(*(part.flags() for choices in parts for part in choices.values()))
+    def flags(self, part: str = "") -> set[str]:
+        """The options of this parser, or of one of its parts, that have no value."""
+        parts = [action for action in self._actions if isinstance(action, argparse._SubParsersAction)]
+        chosen: argparse.ArgumentParser = next((each.choices[part] for each in parts if part in each.choices), self)
+        return {name for action in chosen._actions if action.nargs == 0 for name in action.option_strings}
 
     def add_overrides(self, help: str) -> None:
         """Take any number of settings as `overrides`."""
