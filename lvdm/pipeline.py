@@ -308,7 +308,7 @@ class VideoPipeline:
         x_T: Tensor,
         *,
         num_inference_steps: int | None = None,
-        sampler: str = "ddim",
+        sampler: str | None = None,
         eta: float | None = None,
         rescale: float = 0.0,
         step_cache: int = 1,
@@ -326,6 +326,7 @@ class VideoPipeline:
         the step, where the latents are no longer finite.
         """
         defaults, parts = self.config.defaults, self.components
+        sampler = sampler or defaults.sampler
         sample = SAMPLERS[sampler]
         takes = inspect.signature(sample).parameters
         watch = FiniteWatch(callback)

@@ -70,11 +70,12 @@ def parse(verb: str, arguments: Sequence[str] | None = None) -> argparse.Namespa
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not parser.takes_overrides:
         return parser.parse_args(arguments)
-    # In front, no option of several values can take them for its own.
+    # In front of the options, none of several values can take them for its own.
+    part, arguments = (arguments[:1], arguments[1:]) if parser.has_parts else ([], arguments)
     settings = [
         each for before, each in zip(["", *arguments], arguments) if OVERRIDE.match(each) and not before.startswith("-")
     ]
-    return parser.parse_args([*settings, *(each for each in arguments if each not in settings)])
+    return parser.parse_args([*part, *settings, *(each for each in arguments if each not in settings)])
 
 
 def verb_module(verb: str) -> ModuleType:
@@ -86,6 +87,8 @@ class Parser(argparse.ArgumentParser):
     """A verb's parser; it may take settings, key=value, which stand anywhere between its options."""
 
     takes_overrides = False
+    has_parts = False
+    """Whether the name of one of its parts comes first, as in `aicl benchmark step`."""
 
     def add_overrides(self, help: str) -> None:
         """Take any number of settings as `overrides`."""

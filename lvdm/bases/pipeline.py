@@ -167,7 +167,7 @@ class DiffusersPipeline(VideoPipeline):
         x_T: Tensor,
         *,
         num_inference_steps: int | None = None,
-        sampler: str = "scheduler",
+        sampler: str | None = None,
         eta: float | None = None,
         rescale: float = 0.0,
         step_cache: int = 1,
@@ -177,7 +177,7 @@ class DiffusersPipeline(VideoPipeline):
     ) -> Tensor:
         """See `VideoPipeline.sample_latents`. The sampler is the pipeline's own scheduler, so another than the default
         is refused, as are `step_cache`, which is for UNets of this library, and an eta that the scheduler has not."""
-        if sampler not in ("scheduler", "ddim"):  # the latter is what options say if nobody says anything
+        if sampler not in ("scheduler", None):
             name = type(self.pipe.scheduler).__name__
             raise ConfigError(f"this model samples with its own scheduler, {name}: leave sampler out")
         if step_cache != 1:

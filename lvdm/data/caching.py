@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from lvdm.bases.loading import is_base
 from lvdm.checkpoints.folder import read_model_config, read_part
 from lvdm.checkpoints.strict import load_strict
 from lvdm.data.cache import CachedClip, ClipCache, fingerprint
@@ -31,8 +32,15 @@ _CAPTIONS = 64  # encoded at once
 
 
 def load_encoders(folder: str | os.PathLike[str], device: torch.device | str) -> Components:
-    """Only the codec and the text encoder of a model folder, in float32. Raises CheckpointError."""
+    """Only the codec and the text encoder of a model folder, in float32. Raises CheckpointError.
+
+    Raises ConfigError for a model of diffusers, whose trainings read no cache.
+    """
     folder = Path(folder)
+    if is_base(folder):
+        raise ConfigError(
+            f"{folder} is a model of diffusers, of which no latents are cached: train on the videos, without data.cache"
+        )
     config = read_model_config(folder)
     components = build_components(config, ("codec", "text"), device=device, dtype=torch.float32, init="meta")
     for part, module in components.modules().items():

@@ -309,6 +309,9 @@ def test_encoders_of_a_model_folder(pipeline, tmp_path):
     assert encoders.unet is None
     expected = encoder_settings(pipeline.components.codec, pipeline.components.text, "float32")
     assert encoder_settings(encoders.codec, encoders.text, "float32") == expected
+    (tmp_path / "model_index.json").write_text('{"_class_name": "WanPipeline"}')
+    with pytest.raises(ConfigError, match="is a model of diffusers, of which no latents are cached: train on the vid"):
+        load_encoders(tmp_path, "cpu")
 
 
 def test_a_cache_of_another_model_is_refused(whole, pipeline):
