@@ -123,6 +123,8 @@ def build(recipe: Recipe) -> tuple[AICLModule, EndlessDataModule]:
     sampler = build_pair_sampler(pairs, records)
     made = build_data(sections.data, recipe, records=records, pair_sampler=sampler, changes=pairs.changes_to_cache)
     made.about += f"; {pairs_line(sampler, pairs)}"
+    if len({record.key for record in records}) == 1:
+        made.about += "; reference_gap says nothing here, since a wrong reference would be another clip"
     if data.clip.fps is None:
         made.about += (
             "; frames are taken by data.clip.stride, whatever a video's rate, so the adapter keeps none: references "

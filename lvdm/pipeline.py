@@ -257,7 +257,7 @@ class VideoPipeline:
         context, unconditional = self.encode_prompt(prompts), self.encode_prompt([negative_prompt])
         if self.takes_image:
             if image is None:
-                raise ConfigError("this is an image-to-video model: give it an image")
+                raise ConfigError("this is an image-to-video model: give it an image (--image)")
             frames = first_frames(image, len(prompts), size or self.config.defaults.size)
             context = torch.cat([context, self.encode_image(frames).to(context.dtype)], dim=1)
             grey = self.encode_image(torch.zeros_like(frames[:1]))

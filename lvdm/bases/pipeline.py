@@ -150,7 +150,7 @@ class DiffusersPipeline(VideoPipeline):
                 raise ConfigError("this is a text-to-video model: it takes no image")
             return Condition(context, fps), Condition(unconditional, fps)
         if image is None:
-            raise ConfigError("this is an image-to-video model: give it an image")
+            raise ConfigError("this is an image-to-video model: give it an image (--image)")
         frames = first_frames(image, len(prompts), size or defaults.size).to(self.device)
         given = self._image(frames, num_frames or defaults.num_frames)
         without = given.without or given

@@ -98,7 +98,10 @@ def cache_clips(
         raise ConfigError(
             "a cache holds fixed augmentations: set data.clip.augmentation.cached_crops to how many each video gets"
         )
-    entries = range(config.augmentation.cached_crops * (1 if changes is None else 1 + changes.count))
+    crops, versions = config.augmentation.cached_crops, range(0 if changes is None else changes.count)
+    entries = []
+    for crop in range(crops):  # beside what is made of it, so that it is read once
+        entries += [crop, *(changes.entry(crop, version, crops) for version in versions if changes is not None)]
     videos = {record.key: record for record in records}.values()  # a video may be listed with several captions
     everything = [(record, entry) for record in videos for entry in entries]
     left = [
@@ -167,12 +170,15 @@ def remove_damaged(
 
 
 class _AugmentedClips(Dataset[dict[str, Any]]):
-    """Augmented clips as uint8, or the reason why there is none; `change_seed` is that of a change still to be made."""
+    """Augmented clips as uint8, or the reason why there is none; `change_seed` is that of a change still to be made.
+
+    Entries of one crop that follow each other are read from the file once."""
 
     def __init__(
         self, entries: Sequence[tuple[ClipRecord, int]], config: ClipConfig, seed: int, changes: CachedChanges | None
     ):
         self.entries, self.config, self.seed, self.changes = entries, config, seed, changes
+        self._last: tuple[tuple[str, int], dict[str, Any]] | None = None  # (key, crop) and what was read of it
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -185,9 +191,13 @@ class _AugmentedClips(Dataset[dict[str, Any]]):
             cached_crop = (entry - crops) // self.changes.count
             digest = sha256(f"{self.seed}:{entry}:{record.key}".encode()).digest()
             change_seed = int.from_bytes(digest[:7], "little")
+        if self._last is None or self._last[0] != (record.key, cached_crop):
+            self._last = (record.key, cached_crop), self._read(record, cached_crop)
+        return {"key": record.key, "entry": entry, "change_seed": change_seed} | self._last[1]
+
+    def _read(self, record: ClipRecord, cached_crop: int) -> dict[str, Any]:
         damaged: list[str] = []
-        item = {"key": record.key, "entry": entry, "change_seed": change_seed, "error": None, "damaged": damaged}
-        item["source"] = FileIdentity.of(record.path)
+        item = {"error": None, "damaged": damaged, "source": FileIdentity.of(record.path)}
         augmentation = cached_augmentation(self.config.augmentation, self.seed, record.key, cached_crop)
         try:
             pixels, fps = read_clip(record, augmentation, self.config, damaged)
