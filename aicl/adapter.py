@@ -190,7 +190,7 @@ def load_adapter(
     layout = layout_of(unet)
     if (info.family, info.layout) != (unet.family, layout):
         raise CheckpointError(
-            f"{path} was trained on a UNet of family '{info.family}' with {_describe(info.layout)}, "
+            f"{path} was trained on a network of family '{info.family}' with {_describe(info.layout)}, "
             f"not on this one, of family '{unet.family}' with {_describe(layout)}: load it on its own base model"
         )
     if info.base and (changed := _differing(info.base, base_config(unet))):

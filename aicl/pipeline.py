@@ -376,7 +376,8 @@ class AICLPipeline:
         """The adapter. Raises ConfigError where there is none."""
         if self._adapter is None:
             raise ConfigError(
-                "there is no adapter, so references cannot be read: give one with load_adapter, or --adapter"
+                "there is no adapter, so references cannot be read: give one with load_adapter, with --adapter or, if "
+                "a folder holds both, that folder as --model"
             )
         return self._adapter
 

@@ -22,6 +22,7 @@ from lvdm.data import (
     ClipRecord,
     PairSampler,
     SelfPairConfig,
+    Wrong,
     change_clips,
     motion_similarity,
     reference_seed,
@@ -43,8 +44,9 @@ class ReferenceSettings:
     self_share: for "mixed", the share of self-pairs: a number, or a schedule [[sample number, share], ...], linear
     between its points and constant outside, so that [[0, 1], [24000, 1], [32000, 0]] begins with self-pairs alone.
     A video of which no other shares an action is paired with itself.
-    wrong_share: share of the samples whose references come from another video, whatever it shows, so that the model
-    learns to mistrust references that do not belong. It needs captions that tell what belongs.
+    wrong_share: share of the samples whose references come from another video, whatever it shows, told with the
+    target's caption, so that the model learns to mistrust references that do not belong. It needs captions that tell
+    what belongs.
     geometry: what the strengths of scale, rotation, aspect, shift and crop in `changes` are multiplied by: a number, or
     a schedule like that of self_share, for a training that begins with weak changes and ends with strong ones. It does
     not reach what a cache holds.
@@ -152,10 +154,12 @@ class ReferenceSampler:
         self.settings, self._size = settings, len(records)
         mixed = settings.kind == "mixed"
         self._index = VerbIndex.of_records(records) if mixed else None
-        if settings.wrong_share and len(records) < 2:
+        if settings.wrong_share and len({record.key for record in records}) < 2:
             raise DataError("references.wrong_share takes references from other videos: the data has only one")
 
-    def __call__(self, rng: np.random.Generator, records: Sequence[ClipRecord], number: int = 0) -> list[int | Changed]:
+    def __call__(
+        self, rng: np.random.Generator, records: Sequence[ClipRecord], number: int = 0
+    ) -> list[int | Changed | Wrong]:
         """[target, reference, ...] of sample `number`, as indices of `records`, which must be those of the start."""
         if len(records) != self._size:
             raise DataError(f"references were indexed for {self._size} videos, the data set has {len(records)}")
@@ -163,10 +167,16 @@ class ReferenceSampler:
         own = rng.random(count) < self.settings.share_of_self_pairs(number)
         if rng.random() < self.settings.wrong_share:
             wrong = (target + 1 + rng.integers(self._size - 1, size=count)) % self._size
-            return [target, *(Changed(int(i)) if change else int(i) for i, change in zip(wrong, own, strict=True))]
+            return [target, *(Wrong(self._other(int(i), target, records), bool(c)) for i, c in zip(wrong, own))]
         others = [] if self._index is None or own.all() else self._index.positives(target, count, rng)
         own[len(others) :] = True  # where no other video shows the action
         return [target, *(Changed(target) if own[i] else others[i].index for i in range(count))]
+
+    def _other(self, index: int, target: int, records: Sequence[ClipRecord]) -> int:
+        """`index`, or the next one that is another video than the target: one may be listed with several captions."""
+        while records[index].key == records[target].key:
+            index = (index + 1) % self._size
+        return index
 
 
 def build_pair_sampler(settings: ReferenceSettings, records: Sequence[ClipRecord]) -> PairSampler:
@@ -185,8 +195,10 @@ def pairs_line(sampler: PairSampler, settings: ReferenceSettings) -> str:
             f"{len(index.counts())} actions; {usable} clips have {settings.drawn} others of their action, "
             f"{sampler.unused} have not and are never targets"
         )
-    other = " or another clip of its action" if settings.kind == "mixed" else ""
-    return f"each clip is shown itself, changed,{other} as reference" if other else "each clip is shown itself, changed"
+    line = "each clip is shown itself, changed"
+    if settings.kind == "mixed":
+        line += ", or another clip of its action as reference"
+    return line + (f"; in {settings.wrong_share:.0%} of the samples another clip" if settings.wrong_share else "")
 
 
 class PairMaker:

@@ -94,8 +94,7 @@ def build(recipe: Recipe) -> tuple[AICLModule, EndlessDataModule]:
     fps = clip.get("fps")  # kept in the adapter
     maker = PairMaker(pairs)
     module = AICLModule(pipeline, prism, integrated, recipe.training, sections.reference_dropout, maker, fps)
-    base = f"--base {shlex.quote(sections.base.path)}" if sections.base.path else "--config RUN/config.yaml"
-    module.after = f'sample it with: aicl sample {base} --adapter RUN --prompt "..." --references VIDEO'
+    module.after = f"sample it with: {_sampling_command(sections.base, pipeline, clip)}"
     if is_made(sections.data):
         own = sections.data.get("references", 0)
         if isinstance(sections.references, int) or pairs.wrong_share or (pairs.kind != "self" and not own):
@@ -124,6 +123,8 @@ def build(recipe: Recipe) -> tuple[AICLModule, EndlessDataModule]:
     sampler = build_pair_sampler(pairs, records)
     made = build_data(sections.data, recipe, records=records, pair_sampler=sampler, changes=pairs.changes_to_cache)
     made.about += f"; {pairs_line(sampler, pairs)}"
+    if len({record.key for record in records}) == 1:
+        made.about += "; reference_gap says nothing here, since a wrong reference would be another clip"
     if data.clip.fps is None:
         made.about += (
             "; frames are taken by data.clip.stride, whatever a video's rate, so the adapter keeps none: references "
@@ -131,6 +132,20 @@ def build(recipe: Recipe) -> tuple[AICLModule, EndlessDataModule]:
             "--reference-fps"
         )
     return module, made
+
+
+def _sampling_command(base: AICLSections.Base, pipeline: VideoPipeline, clip: dict[str, Any]) -> str:
+    """What samples with the adapter of RUN, videos as long and large as the clips where the base's own are not."""
+    model = f"--base {shlex.quote(base.path)}" if base.path else "--config RUN/config.yaml"
+    command = f'aicl sample {model} --adapter RUN --prompt "..." --references VIDEO'
+    defaults, frames, size = pipeline.config.defaults, clip.get("num_frames"), clip.get("size")
+    if pipeline.takes_image:
+        command += " --image IMAGE"
+    if size and tuple(size) != tuple(defaults.size):
+        command += f" --size {size[1]}x{size[0]}"
+    if frames and frames != defaults.num_frames:
+        command += f" --num-frames {frames}"
+    return command
 
 
 def build_base_pipeline(base: AICLSections.Base, settings: TrainingSettings) -> VideoPipeline:

@@ -1,6 +1,7 @@
 """What commands share: running `main` so that a user's mistake ends in one sentence, and the device to run on."""
 
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def run(main: Callable[[], int | None]) -> None:
-    """Call `main` and exit: 0 on success, 2 on bad input (one sentence on stderr), 130 on Ctrl-C."""
+    """Call `main` and exit: 0 on success, 2 on bad input or a lack of memory (one sentence on stderr), 130: Ctrl-C."""
     warnings.formatwarning = _one_sentence
     try:
         sys.exit(main() or 0)
@@ -23,6 +24,29 @@ def run(main: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        print(f"error: {_what_memory_lacks(error)}", file=sys.stderr)
+        sys.exit(2)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory was not enough: PyTorch's for a GPU or the machine, or Python's own."""
+    name = type(error).__name__  # so that torch need not be imported here
+    return isinstance(error, MemoryError) or name == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
+
+
+def _what_memory_lacks(error: BaseException) -> str:
+    """One sentence: what PyTorch asked for in vain, and what to do."""
+    gpu = type(error).__name__ == "OutOfMemoryError"
+    asked = re.search(r"[Tt]ried to allocate ([\d.]+ ?\w+)", str(error))
+    free = re.search(r"total capacity of ([\d.]+ \w+) of which ([\d.]+ \w+) is free", str(error))
+    found = f" ({asked[1]} more were asked for" if asked else ""
+    found += f"; {free[2]} of {free[1]} were free)" if asked and free else ")" if asked else ""
+    advice = "give a video --offload, --batch-size 1 or fewer frames, and a training "
+    advice += "training.gradient_checkpointing=true or more training.gradient_accumulation_steps"
+    return f"the memory of {'the GPU' if gpu else 'this machine'} is not enough{found}: {advice}"
 
 
 def check_there(path: str | os.PathLike[str] | None, advice: str) -> None:

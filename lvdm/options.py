@@ -20,6 +20,9 @@ from lvdm import config as configs
 from lvdm.errors import ConfigError
 from lvdm.outside import check_text
 
+SamplerName = Literal["ddim", "ddpm", "dpmpp_2m", "lcm", "scheduler"]
+"""Of `lvdm.diffusion.samplers.SAMPLERS`; the last one is what models of diffusers have of their own."""
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -82,8 +85,10 @@ class GenerationOptions(Options):
     width: int | None = option(None, "of the video, in pixels", least=1, most=2**16)
     fps: int | None = option(None, "frame rate (1/s) to condition on, for models that take one", least=1)
     num_inference_steps: int | None = option(None, "steps of the sampler", least=1, most=2**16, spellings=("steps",))
-    sampler: Literal["ddim", "ddpm", "dpmpp_2m", "lcm", "scheduler"] = option(
-        "ddim", "how noise becomes a video (default: ddim; models of diffusers have their own scheduler alone)"
+    sampler: SamplerName | None = option(  # noqa: RUF009 (a Literal by another name, which cannot change)
+        None,
+        "how noise becomes a video (default: the model's own: ddim, or lcm for T2V-Turbo; models of diffusers have "
+        "their own scheduler alone)",
     )
     eta: float | None = option(None, "noise that DDIM adds, 0 to 1", least=0, most=1)
     guidance_scale: float | None = option(
@@ -125,14 +130,12 @@ class GenerationOptions(Options):
     def filled(self, defaults: Any) -> dict[str, Any]:
         """All options by name, those that are None taken from the attributes of `defaults` where it has them.
 
-        An eta is filled in for DDIM alone, which is the only sampler that has one. A model with a sampler of its own
-        takes the place of the default one.
+        An eta is filled in for DDIM alone, which is the only sampler that has one.
         """
-        filled = {}
-        for name in (field.name for field in dataclasses.fields(self)):
-            value, applies = getattr(self, name), name != "eta" or self.sampler == "ddim"
-            own = name == "sampler" and value == "ddim" and hasattr(defaults, "sampler")
-            filled[name] = getattr(defaults, name, None) if own or (value is None and applies) else value
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        filled = {name: getattr(defaults, name, None) if value is None else value for name, value in values.items()}
+        if filled["sampler"] != "ddim":
+            filled["eta"] = self.eta
         return filled
 
 

@@ -257,7 +257,7 @@ class VideoPipeline:
         context, unconditional = self.encode_prompt(prompts), self.encode_prompt([negative_prompt])
         if self.takes_image:
             if image is None:
-                raise ConfigError("this is an image-to-video model: give it an image")
+                raise ConfigError("this is an image-to-video model: give it an image (--image)")
             frames = first_frames(image, len(prompts), size or self.config.defaults.size)
             context = torch.cat([context, self.encode_image(frames).to(context.dtype)], dim=1)
             grey = self.encode_image(torch.zeros_like(frames[:1]))
@@ -308,7 +308,7 @@ class VideoPipeline:
         x_T: Tensor,
         *,
         num_inference_steps: int | None = None,
-        sampler: str = "ddim",
+        sampler: str | None = None,
         eta: float | None = None,
         rescale: float = 0.0,
         step_cache: int = 1,
@@ -326,6 +326,7 @@ class VideoPipeline:
         the step, where the latents are no longer finite.
         """
         defaults, parts = self.config.defaults, self.components
+        sampler = sampler or defaults.sampler
         sample = SAMPLERS[sampler]
         takes = inspect.signature(sample).parameters
         watch = FiniteWatch(callback)

@@ -70,11 +70,15 @@ def parse(verb: str, arguments: Sequence[str] | None = None) -> argparse.Namespa
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not parser.takes_overrides:
         return parser.parse_args(arguments)
-    # In front, no option of several values can take them for its own.
+    # In front of the options, none of several values can take them for its own.
+    part, arguments = (arguments[:1], arguments[1:]) if parser.has_parts else ([], arguments)
+    flags = parser.flags(*part)
     settings = [
-        each for before, each in zip(["", *arguments], arguments) if OVERRIDE.match(each) and not before.startswith("-")
+        each
+        for before, each in zip(["", *arguments], arguments)
+        if OVERRIDE.match(each) and (before in flags or not before.startswith("-"))
     ]
-    return parser.parse_args([*settings, *(each for each in arguments if each not in settings)])
+    return parser.parse_args([*part, *settings, *(each for each in arguments if each not in settings)])
 
 
 def verb_module(verb: str) -> ModuleType:
@@ -86,6 +90,14 @@ class Parser(argparse.ArgumentParser):
     """A verb's parser; it may take settings, key=value, which stand anywhere between its options."""
 
     takes_overrides = False
+    has_parts = False
+    """Whether the name of one of its parts comes first, as in `aicl benchmark step`."""
+
+    def flags(self, part: str = "") -> set[str]:
+        """The options of this parser, or of one of its parts, that have no value."""
+        parts = [action for action in self._actions if isinstance(action, argparse._SubParsersAction)]
+        chosen: argparse.ArgumentParser = next((each.choices[part] for each in parts if part in each.choices), self)
+        return {name for action in chosen._actions if action.nargs == 0 for name in action.option_strings}
 
     def add_overrides(self, help: str) -> None:
         """Take any number of settings as `overrides`."""

@@ -32,7 +32,7 @@ from aicl.cli import Parser, new_parser
 from lvdm import cli
 from lvdm import config as configs
 from lvdm.errors import ConfigError
-from lvdm.files import write_json
+from lvdm.files import check_writable, make_folder, write_json
 
 if TYPE_CHECKING:
     from lvdm.models.components import ModelConfig
@@ -53,8 +53,10 @@ def parser() -> Parser:
     """The options of `aicl benchmark`."""
     results = Parser(add_help=False)
     results.add_argument("--out", type=Path, help="write all records of this run to this JSON file")
+    results.add_argument("--overwrite", action="store_true", help="replace what --out names, if it is there")
     results.add_argument("--table", type=Path, help="append a row for each record to this Markdown file")
     parser = new_parser("benchmark", __doc__)
+    parser.takes_overrides = parser.has_parts = True
     commands = parser.add_subparsers(dest="command", required=True)
 
     speed = Parser(add_help=False, parents=[results])
@@ -166,7 +168,7 @@ def main(args: argparse.Namespace) -> None:
     """Run one benchmark; print each record when it is there, and keep it where asked."""
     from lvdm import benchmarks
 
-    check_numbers(args)
+    check_options(args)
     records = []
     for record in args.run(args):
         print(record, flush=True)
@@ -177,9 +179,12 @@ def main(args: argparse.Namespace) -> None:
             write_json(args.out, {"benchmark": args.command, "records": records})
 
 
-def check_numbers(args: argparse.Namespace) -> None:
-    """Raises ConfigError, before anything is built, for counts and limits that nothing can be measured with, and for
-    clips that are not there."""
+def check_options(args: argparse.Namespace) -> None:
+    """Say at once, before anything is built, what nothing can be measured with or would be known only after minutes.
+
+    Raises ConfigError for counts and limits, for clips, models and a checkout that are not there, and for results that
+    exist; DiskError where results cannot be written.
+    """
     for name in ("steps", "step_cache", "sizes", "videos", "batch", "references", "repeats"):
         found = getattr(args, name, None)
         for value in found if isinstance(found, list) else [found]:
@@ -189,16 +194,34 @@ def check_numbers(args: argparse.Namespace) -> None:
     for value in (*(getattr(args, "limits", None) or ()), getattr(args, "memory_limit", None)):
         if value is not None and not value > 0:
             raise ConfigError(f"a limit of {value} GiB leaves no memory: give more than 0")
-    clips = getattr(args, "clips", None)
+    clips, upstream = getattr(args, "clips", None), getattr(args, "upstream", None)
     if clips is not None and not (clips / "captions.csv").is_file():
         raise ConfigError(f"{clips} has no captions.csv: make a folder of clips with aicl make-puppets")
+    if upstream is not None and not any(upstream.glob("lvdm/**/openaimodel3d.py")):
+        raise ConfigError(f"{upstream} has no lvdm/**/openaimodel3d.py: give a checkout of LVDM or VideoCrafter")
+    for name in getattr(args, "model", None) or ():
+        model_file(name)
+    if args.out is not None and args.out.exists() and not args.overwrite:
+        raise ConfigError(f"{args.out} exists already: choose another --out or add --overwrite")
+    for path in (args.out, args.table):
+        if path is not None:
+            check_writable(path)
+
+
+def model_file(name: str) -> Path:
+    """The YAML file of a shipped model config by its name. Raises ConfigError, which names all that there are."""
+    path = configs.find(f"models/{name}")
+    if not path.is_file():
+        shipped = sorted(each.stem for each in (configs.shipped_configs() / "models").glob("*.yaml"))
+        raise ConfigError(f"--model {name} is no config in configs/models: choose from {', '.join(shipped)}")
+    return path
 
 
 def model_config(name: str) -> "ModelConfig":
     """A shipped model config by its name. Raises ConfigError."""
     from lvdm.checkpoints import read_model
 
-    return read_model(f"models/{name}")
+    return read_model(str(model_file(name)))
 
 
 def model_configs(args: argparse.Namespace) -> Iterator[tuple[str, "ModelConfig"]]:
@@ -294,7 +317,11 @@ def convert(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Benchmark `convert`: one record for each model."""
     from lvdm import benchmarks
 
+    if not LAYOUTS.is_file():
+        raise ConfigError("the layouts of published files come with a checkout of the repository alone: run it in one")
     script = [sys.executable, "-m", "aicl", "convert"]
+    if args.folder is not None:
+        make_folder(args.folder)
     for name in args.model:
         folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=args.folder))
         try:

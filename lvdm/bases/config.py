@@ -5,13 +5,14 @@ from typing import Any
 
 from lvdm.diffusion.schedule import DiffusionConfig
 from lvdm.models.components import GenerationDefaults, ModelConfig
+from lvdm.options import SamplerName
 
 
 @dataclass
 class DiffusersDefaults(GenerationDefaults):
     """Those of a pipeline's own call, which samples with its own scheduler."""
 
-    sampler: str = "scheduler"
+    sampler: SamplerName = "scheduler"
 
 
 class DiffusersConfig(ModelConfig):

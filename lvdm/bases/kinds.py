@@ -104,7 +104,7 @@ def _wan(model: Any, call: Call) -> Tensor:
         hidden_states=call.with_image(),
         timestep=call.times,
         encoder_hidden_states=call.context,
-        encoder_hidden_states_image=call.image_tokens,
+        encoder_hidden_states_image=None if call.image_tokens is None else call.image_tokens.to(call.x),
         return_dict=False,
     )
     return output

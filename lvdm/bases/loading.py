@@ -1,15 +1,20 @@
 """Base models of diffusers, from a folder or from the Hugging Face Hub."""
 
+import contextlib
+import math
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 
 from lvdm.errors import CheckpointError, ConfigError
 from lvdm.outside import read_object
 
 INDEX = "model_index.json"
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _INSTALL = 'needs the extra "diffusers": pip install -e ".[diffusers]"'
 
 
@@ -39,7 +44,7 @@ def download_base(name: str, **options: Any) -> Path:
 def load_base(
     folder: str | os.PathLike[str], device: torch.device | str | None = None, dtype: torch.dtype | None = None
 ) -> Any:
-    """A pipeline of diffusers from its folder, frozen, as a `DiffusersPipeline`.
+    """A pipeline of diffusers from its folder, frozen, as a `DiffusersPipeline`; dtype None: each part as it is stored.
 
     Only safetensors are read, and no code of the folder's runs. Raises CheckpointError for a folder that diffusers
     cannot read, ConfigError without the extra, or for a pipeline that is not supported.
@@ -59,11 +64,26 @@ def load_base(
     reader: Any = found  # its methods have no annotations
     options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}
     try:
-        pipe = reader.from_pretrained(str(folder), dtype=dtype or "auto", **options)
+        pipe = reader.from_pretrained(str(folder), dtype=dtype or _stored_dtypes(Path(folder), parts), **options)
     except (OSError, ValueError, TypeError, RuntimeError, KeyError) as error:
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise CheckpointError(f"{folder} cannot be read as a {name}: {first}") from error
     return wrap(pipe, device)
+
+
+def _stored_dtypes(folder: Path, parts: Iterable[str]) -> dict[str, torch.dtype]:
+    """The dtype of each part's largest tensor, for diffusers, which makes float32 of what it is told nothing about."""
+    found = {}
+    for part in parts:
+        files = sorted((folder / part).glob("*.safetensors"), key=lambda path: (len(path.name), path.name))
+        if not files:
+            continue
+        with contextlib.suppress(SafetensorError, OSError), safe_open(files[0], "pt") as file:  # diffusers will say it
+            slices = [file.get_slice(name) for name in file.keys()]  # noqa: SIM118 (it is no mapping)
+            largest = max(slices, key=lambda tensor: math.prod(tensor.get_shape()), default=None)
+            if largest is not None and largest.get_dtype() in _DTYPES:
+                found[part] = _DTYPES[largest.get_dtype()]
+    return found
 
 
 def wrap(pipe: Any, device: torch.device | str | None = None) -> Any:

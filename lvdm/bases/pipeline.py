@@ -150,7 +150,7 @@ class DiffusersPipeline(VideoPipeline):
                 raise ConfigError("this is a text-to-video model: it takes no image")
             return Condition(context, fps), Condition(unconditional, fps)
         if image is None:
-            raise ConfigError("this is an image-to-video model: give it an image")
+            raise ConfigError("this is an image-to-video model: give it an image (--image)")
         frames = first_frames(image, len(prompts), size or defaults.size).to(self.device)
         given = self._image(frames, num_frames or defaults.num_frames)
         without = given.without or given
@@ -167,7 +167,7 @@ class DiffusersPipeline(VideoPipeline):
         x_T: Tensor,
         *,
         num_inference_steps: int | None = None,
-        sampler: str = "scheduler",
+        sampler: str | None = None,
         eta: float | None = None,
         rescale: float = 0.0,
         step_cache: int = 1,
@@ -177,7 +177,7 @@ class DiffusersPipeline(VideoPipeline):
     ) -> Tensor:
         """See `VideoPipeline.sample_latents`. The sampler is the pipeline's own scheduler, so another than the default
         is refused, as are `step_cache`, which is for UNets of this library, and an eta that the scheduler has not."""
-        if sampler not in ("scheduler", "ddim"):  # the latter is what options say if nobody says anything
+        if sampler not in ("scheduler", None):
             name = type(self.pipe.scheduler).__name__
             raise ConfigError(f"this model samples with its own scheduler, {name}: leave sampler out")
         if step_cache != 1:

@@ -49,6 +49,8 @@ def _find(folder: Path) -> Path:
         raise CheckpointError(
             f"{folder} was saved by DeepSpeed's stage 3, in pieces: merge them with the zero_to_fp32.py that lies in it"
         )
+    if (folder / "model_index.json").is_file():
+        raise CheckpointError(f"{folder} is a model of diffusers, which needs no conversion: give it as the base model")
     raise CheckpointError(
         f"{folder} is a folder without {MODEL_FILE}, so no checkpoint of DeepSpeed: give a weights file"
     )

@@ -73,6 +73,10 @@ def read_model_config(folder: Path) -> ModelConfig:
             raise CheckpointError(
                 f"{folder} is one part of a model of diffusers: give {folder.parent}, which holds all"
             )
+        if is_base(folder):
+            raise CheckpointError(
+                f"{folder} is a model of diffusers: aicl train and sample take it, this needs one of this library's own"
+            )
         make = "make one with aicl convert, or train one"
         raise CheckpointError(f"there is no model folder {folder} (no {CONFIG_FILE} in it): {make}")
     return ModelConfig.read(configs.load(folder / CONFIG_FILE), where=str(folder / CONFIG_FILE))

@@ -14,6 +14,7 @@ from lvdm.data.sampling import (
     NumberSampler,
     PairSampler,
     TrainingSample,
+    Wrong,
     sample_rng,
     uniform_sampler,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "PairSampler",
     "SelfPairConfig",
     "TrainingSample",
+    "Wrong",
     "build_datamodule",
     "cache_settings",
     "change_clips",

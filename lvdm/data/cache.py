@@ -70,6 +70,16 @@ _PRESENT_NAMES = {"view": "augmentation", "variants": "cached_crops"}
 _PRESENT_VALUES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
+# A cache's settings -> where a config says them; the longest of those that fit is meant.
+_SAID_BY = {
+    "changes.changes": "references.changes",
+    "changes.count": "references.cached_changes",
+    "changes": "references.changes",
+    "clip": "data.clip",
+    "seed": "run.seed",
+}
+
+
 def _present_names(settings: Any) -> Any:
     """The settings of a cache of any age, in the words of today."""
     if isinstance(settings, Mapping):
@@ -107,12 +117,11 @@ class ClipCache:
 
     def require(self, settings: Mapping[str, Any]) -> None:
         """Raise ConfigError where the cache was made with something else than these settings (some or all of them)."""
-        for name, value in _present_names(json.loads(json.dumps(dict(settings)))).items():
-            if self.settings.get(name) != value:
-                raise ConfigError(
-                    f"{self.folder}: was made with {name} = {self.settings.get(name)}, not {value}; "
-                    "change the setting or make another cache"
-                )
+        wanted = _present_names(json.loads(json.dumps(dict(settings))))
+        if other := [each for name, value in wanted.items() for each in _others(name, self.settings.get(name), value)]:
+            raise ConfigError(
+                f"{self.folder}: was made {' and '.join(other)}; change the setting or make another cache"
+            )
 
     def has_clip(self, key: str, cached_crop: int) -> bool:
         """Whether the augmentation is settled: cached, or known to be broken."""
@@ -189,6 +198,20 @@ class ClipCache:
     def _path(self, kind: str, name: str) -> Path:
         digest = hashlib.sha256(name.encode()).hexdigest()[:32]
         return self.folder / kind / digest[:2] / f"{digest}.safetensors"
+
+
+def _others(name: str, found: Any, wanted: Any) -> list[str]:
+    """In words, how a setting is not as wanted: of a mapping, the entries that differ."""
+    if found == wanted:
+        return []
+    if isinstance(found, Mapping) and isinstance(wanted, Mapping):
+        keys = {**wanted, **found}
+        return [each for key in keys for each in _others(f"{name}.{key}", found.get(key), wanted.get(key))]
+    for prefix, said in _SAID_BY.items():
+        if name == prefix or name.startswith(f"{prefix}."):
+            name = said + name.removeprefix(prefix)
+            break
+    return [f"without {name}" if isinstance(wanted, Mapping) else f"with {name} = {found}, not {wanted}"]
 
 
 def _write(path: Path, tensors: dict[str, Tensor], about: dict[str, str]) -> None:

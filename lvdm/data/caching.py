@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from lvdm.bases.loading import is_base
 from lvdm.checkpoints.folder import read_model_config, read_part
 from lvdm.checkpoints.strict import load_strict
 from lvdm.data.cache import CachedClip, ClipCache, fingerprint
@@ -31,8 +32,15 @@ _CAPTIONS = 64  # encoded at once
 
 
 def load_encoders(folder: str | os.PathLike[str], device: torch.device | str) -> Components:
-    """Only the codec and the text encoder of a model folder, in float32. Raises CheckpointError."""
+    """Only the codec and the text encoder of a model folder, in float32. Raises CheckpointError.
+
+    Raises ConfigError for a model of diffusers, whose trainings read no cache.
+    """
     folder = Path(folder)
+    if is_base(folder):
+        raise ConfigError(
+            f"{folder} is a model of diffusers, of which no latents are cached: train on the videos, without data.cache"
+        )
     config = read_model_config(folder)
     components = build_components(config, ("codec", "text"), device=device, dtype=torch.float32, init="meta")
     for part, module in components.modules().items():
@@ -90,7 +98,10 @@ def cache_clips(
         raise ConfigError(
             "a cache holds fixed augmentations: set data.clip.augmentation.cached_crops to how many each video gets"
         )
-    entries = range(config.augmentation.cached_crops * (1 if changes is None else 1 + changes.count))
+    crops, versions = config.augmentation.cached_crops, range(0 if changes is None else changes.count)
+    entries = []
+    for crop in range(crops):  # beside what is made of it, so that it is read once
+        entries += [crop, *(changes.entry(crop, version, crops) for version in versions if changes is not None)]
     videos = {record.key: record for record in records}.values()  # a video may be listed with several captions
     everything = [(record, entry) for record in videos for entry in entries]
     left = [
@@ -159,12 +170,15 @@ def remove_damaged(
 
 
 class _AugmentedClips(Dataset[dict[str, Any]]):
-    """Augmented clips as uint8, or the reason why there is none; `change_seed` is that of a change still to be made."""
+    """Augmented clips as uint8, or the reason why there is none; `change_seed` is that of a change still to be made.
+
+    Entries of one crop that follow each other are read from the file once."""
 
     def __init__(
         self, entries: Sequence[tuple[ClipRecord, int]], config: ClipConfig, seed: int, changes: CachedChanges | None
     ):
         self.entries, self.config, self.seed, self.changes = entries, config, seed, changes
+        self._last: tuple[tuple[str, int], dict[str, Any]] | None = None  # (key, crop) and what was read of it
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -177,9 +191,13 @@ class _AugmentedClips(Dataset[dict[str, Any]]):
             cached_crop = (entry - crops) // self.changes.count
             digest = sha256(f"{self.seed}:{entry}:{record.key}".encode()).digest()
             change_seed = int.from_bytes(digest[:7], "little")
+        if self._last is None or self._last[0] != (record.key, cached_crop):
+            self._last = (record.key, cached_crop), self._read(record, cached_crop)
+        return {"key": record.key, "entry": entry, "change_seed": change_seed} | self._last[1]
+
+    def _read(self, record: ClipRecord, cached_crop: int) -> dict[str, Any]:
         damaged: list[str] = []
-        item = {"key": record.key, "entry": entry, "change_seed": change_seed, "error": None, "damaged": damaged}
-        item["source"] = FileIdentity.of(record.path)
+        item = {"error": None, "damaged": damaged, "source": FileIdentity.of(record.path)}
         augmentation = cached_augmentation(self.config.augmentation, self.seed, record.key, cached_crop)
         try:
             pixels, fps = read_clip(record, augmentation, self.config, damaged)

@@ -165,9 +165,10 @@ class ClipDataset(Dataset[dict[str, Any]]):
 
     def _load(self, clip: SampledClip, damaged: list[str]) -> dict[str, Any]:
         record = self.records[clip.index]
+        caption = self.records[clip.index if clip.told_by is None else clip.told_by].caption
         if self.cache is None:
             pixels, fps = read_clip(record, clip.augmentation, self.config, damaged)
-            return {"frames": to_frames(pixels), "fps": fps, "caption": record.caption}
+            return {"frames": to_frames(pixels), "fps": fps, "caption": caption}
         crops = self.config.augmentation.cached_crops
         if clip.cached_crop is None or crops is None:
             raise ConfigError(f"{self.cache.folder}: holds fixed augmentations, which this sample has not")
@@ -177,10 +178,10 @@ class ClipDataset(Dataset[dict[str, Any]]):
                 raise ConfigError(f"{self.cache.folder}: holds no changed clips, which these references need")
             entry = self.changes.entry(clip.cached_crop, clip.changed, crops)
         cached = self.cache.read_clip(record.key, entry, record.path)
-        part = {"latent_mean": cached.mean, "latent_std": cached.std, "fps": cached.fps, "caption": record.caption}
+        part = {"latent_mean": cached.mean, "latent_std": cached.std, "fps": cached.fps, "caption": caption}
         part["first_frame"] = to_frames(cached.first_frame[None])[:, 0]
         if self.cache.settings.get("text"):
-            part["context"] = self.cache.read_text(record.caption)
+            part["context"] = self.cache.read_text(caption)
         return part
 
     def _item(self, draw: TrainingSample, parts: list[dict[str, Any]], errors: dict[str, list[str]]) -> dict[str, Any]:

@@ -23,12 +23,22 @@ class Changed:
     index: int
 
 
+@dataclass(frozen=True)
+class Wrong:
+    """In the answer of a pair sampler: a video that does not belong to the target. It is told with the target's
+    caption, as a reference is when videos are sampled, so that its own caption does not give it away. changed: with a
+    change of looks and camera."""
+
+    index: int
+    changed: bool
+
+
 class PairSampler(Protocol):
     """Chooses the videos of a sample; all its randomness comes from `rng`."""
 
     def __call__(
         self, rng: np.random.Generator, records: Sequence[ClipRecord], number: int = 0
-    ) -> Sequence[int | Changed]:
+    ) -> Sequence[int | Changed | Wrong]:
         """[target, reference, ...] of sample `number`, as indices of `records`."""
         ...
 
@@ -47,13 +57,15 @@ class SampledClip:
     """A video of the manifest and what to take from it.
 
     `cached_crop` numbers the augmentation where each video has a fixed set of them. `changed` is set for a reference
-    whose looks and camera are changed; where changed clips are cached too, it says which of them is meant.
+    whose looks and camera are changed; where changed clips are cached too, it says which of them is meant. `told_by` is
+    the video whose caption goes with the clip, where that is not its own.
     """
 
     index: int
     augmentation: Augmentation
     cached_crop: int | None = None
     changed: int | None = None
+    told_by: int | None = None
 
 
 @dataclass(frozen=True)
@@ -123,16 +135,19 @@ def candidates(
     timestep_u, noise_seed = float(rng.random()), int(rng.integers(2**62))
     while True:
         chosen, *references = pair_sampler(rng, records, number)
-        target = chosen.index if isinstance(chosen, Changed) else int(chosen)
+        target = _index(chosen)
         clips = [_draw_clip(config, seed, rng, target, records[target].key)]
         for reference in references:
-            if isinstance(reference, Changed):
-                index = reference.index
-                clip = clips[0] if index == target else _draw_clip(config, seed, rng, index, records[index].key)
-                clips.append(replace(clip, changed=int(rng.integers(cached_changes))))
-            else:
-                clips.append(_draw_clip(config, seed, rng, reference, records[reference].key))
+            index, own = _index(reference), isinstance(reference, Changed) and reference.index == target
+            clip = clips[0] if own else _draw_clip(config, seed, rng, index, records[index].key)
+            if isinstance(reference, Changed) or (isinstance(reference, Wrong) and reference.changed):
+                clip = replace(clip, changed=int(rng.integers(cached_changes)))
+            clips.append(replace(clip, told_by=target) if isinstance(reference, Wrong) else clip)
         yield TrainingSample(number, clips[0], tuple(clips[1:]), timestep_u, noise_seed)
+
+
+def _index(chosen: int | Changed | Wrong) -> int:
+    return chosen.index if isinstance(chosen, Changed | Wrong) else int(chosen)
 
 
 def _draw_clip(config: AugmentationConfig, seed: int, rng: np.random.Generator, index: int, key: str) -> SampledClip:

@@ -17,6 +17,7 @@ from lvdm.models.codec import LatentCodec
 from lvdm.models.codec_families import AutoencoderConfig, LatentConfig, build_codec
 from lvdm.models.image import ImageConfig, ImageEncoder, ImageResampler, ResamplerParams
 from lvdm.models.text import TextConfig, TextEncoder
+from lvdm.options import SamplerName
 from lvdm.sizes import check_sizes
 
 PARTS = ("unet", "codec", "text", "image")
@@ -35,7 +36,8 @@ class GenerationDefaults:
     """What the pipeline uses where a call says nothing: the settings of the published inference scripts.
 
     size: (height, width) in pixels. fps: the frame rate that the model is conditioned on, None where it has no such
-    input. save_fps: at which rate its videos are meant to be played. eta: DDIM's.
+    input. save_fps: at which rate its videos are meant to be played. sampler: a name in
+    `lvdm.diffusion.samplers.SAMPLERS`. eta: DDIM's.
     """
 
     OLD_NAMES: ClassVar[dict[str, str]] = {"steps": "num_inference_steps", "guidance": "guidance_scale"}
@@ -44,6 +46,7 @@ class GenerationDefaults:
     size: tuple[int, int] = (256, 256)
     num_inference_steps: int = 50
     guidance_scale: float = 12.0
+    sampler: SamplerName = "ddim"
     eta: float = 1.0
     fps: int | None = None
     save_fps: int = 8

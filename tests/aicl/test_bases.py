@@ -193,7 +193,7 @@ def test_a_pipeline_reads_references_and_without_them_is_the_base(name, tmp_path
     pipe.remove_adapter()
 
 
-def test_a_folder_of_diffusers_trains_samples_and_keeps_its_adapter_apart(folder, tmp_path):
+def test_a_folder_of_diffusers_trains_samples_and_keeps_its_adapter_apart(folder, tmp_path, caplog):
     make_clips(tmp_path / "clips")
     sections = {
         "base": {"path": str(folder), "text_on_cpu": True},
@@ -203,6 +203,7 @@ def test_a_folder_of_diffusers_trains_samples_and_keeps_its_adapter_apart(folder
         "training": {"steps": 20, "checkpoint_every": 20, "timesteps": "sqrt"},
     }
     assert train(tiny_config(tmp_path, "aicl", **sections)) == 0
+    assert "--references VIDEO --size 16x16 --num-frames 5" in caplog.text  # not the base's 81 of 832x480
     assert len(losses(tmp_path / "runs/aicl")) == 20
     adapter = tmp_path / "runs/aicl/checkpoints/step_00000020/adapter.safetensors"
     pipe = AICLPipeline.from_pretrained(folder, adapter=adapter)

@@ -45,12 +45,19 @@ def test_a_part_that_fails_is_written_down_and_the_others_run():
         ("train --clips . --steps 4", "--steps is 4: it must be at least 5"),
         ("strategies --clips . --limits 24 -1", "a limit of -1.0 GiB leaves no memory: give more than 0"),
         ("train --clips absent", "absent has no captions.csv: make a folder of clips with aicl make-puppets"),
+        ("step --upstream .", ". has no lvdm/**/openaimodel3d.py: give a checkout of LVDM or VideoCrafter"),
+        ("step --out pyproject.toml", "pyproject.toml exists already: choose another --out or add --overwrite"),
     ],
 )
 def test_what_cannot_be_measured_is_told_at_once(arguments, sentence):
     with pytest.raises(ConfigError) as refused:
         main(parser().parse_args(arguments.split()))
     assert str(refused.value) == sentence
+
+
+def test_a_model_that_is_not_shipped_is_told_with_those_that_are():
+    with pytest.raises(ConfigError, match=r"--model aicl_lvdm is no config in .*: choose from lvdm_t2v_256, puppets, "):
+        main(parser().parse_args(["step", "--model", "aicl_lvdm"]))
 
 
 def test_all_has_the_parts_that_can_be_measured(tmp_path):

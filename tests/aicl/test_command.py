@@ -142,6 +142,11 @@ def test_settings_may_stand_before_and_after_options():
     assert after.overrides == ["videos=64", "model.a=b"]
     assert parse("train", ["--config", "a=b.yaml"]).config == "a=b.yaml"
     assert parse("benchmark", ["profile", "--config", "a.yaml", "training.steps=1"]).overrides == ["training.steps=1"]
+    assert parse("reproduce", ["videos=64", "--save-videos", "model.a=b"]).overrides == ["videos=64", "model.a=b"]
+    several = parse("benchmark", ["strategies", "--clips", "clips", "--limits", "24", "48", "training.compile=false"])
+    assert (several.limits, several.overrides) == ([24.0, 48.0], ["training.compile=false"])
+    flag = parse("benchmark", ["train", "--clips", "clips", "--cached", "training.devices=2", "training.steps=9"])
+    assert (flag.cached, flag.overrides) == (True, ["training.devices=2", "training.steps=9"])
 
 
 def test_messages_name_no_file_that_an_installed_package_lacks():

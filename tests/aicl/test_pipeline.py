@@ -35,9 +35,9 @@ MODELS = Path(__file__).parents[2] / "configs" / "models"
 PRISM = {"context_dim": 32, "width": 16, "depth": 1, "heads": 2, "head_dim": 8, "text_width": 10}
 
 
-def tiny_pipeline(model: str = "tiny_videocrafter") -> AICLPipeline:
+def tiny_pipeline(model: str = "tiny_videocrafter", **unet: int) -> AICLPipeline:
     mapping = configs.load(MODELS / f"{model}.yaml")
-    mapping["unet"] |= ONE_LEVEL
+    mapping["unet"] |= ONE_LEVEL | unet
     config = configs.from_mapping(ModelConfig, mapping)
     torch.manual_seed(0)
     components = build_components(config).eval()
@@ -46,6 +46,19 @@ def tiny_pipeline(model: str = "tiny_videocrafter") -> AICLPipeline:
     randomise(prism, seed=1)
     randomise(integrated.blocks, seed=2)
     return AICLPipeline(VideoPipeline(components, config), prism, integrated)
+
+
+def test_a_distilled_model_samples_with_lcm_and_is_called_once_a_step_or_twice_with_a_strength_of_references():
+    pipe = tiny_pipeline(time_cond_proj_dim=8, motion_cond_proj_dim=8)
+    pipe.base.config.defaults.sampler = "lcm"
+    rows: list[int] = []
+    pipe.base.components.unet.register_forward_hook(lambda module, args, out: rows.append(len(out)))
+    plain = generate(pipe)
+    assert rows == [1, 1] and not torch.equal(plain, generate(pipe, sampler="ddim"))
+    shown = generate(pipe, references=[pixels(0)])
+    assert rows == [1] * 6 and not torch.equal(shown, plain)
+    strong = generate(pipe, references=[pixels(0)], reference_guidance_scale=3.0)
+    assert rows[6:] == [2, 2] and not torch.equal(strong, shown)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from aicl.training_features import disturb_features
 from aicl.training_pairs import PairMaker, ReferenceSettings, build_pair_sampler, pairs_line
 from aicl.training_task import AICLSections
 from lvdm import config as configs
-from lvdm.data import CachedChanges, Changed, ClipCache, ClipConfig, ClipRecord, SelfPairConfig, cache_settings
+from lvdm.data import CachedChanges, Changed, ClipCache, ClipConfig, ClipRecord, SelfPairConfig, Wrong, cache_settings
 from lvdm.data.caching import cache_clips, cache_texts, encoder_settings, load_encoders
 from lvdm.data.manifest import DataConfig, read_records
 from lvdm.errors import ConfigError, DataError
@@ -86,11 +86,17 @@ def test_wrong_references_are_changed_like_right_ones():
     samples = drawn(ReferenceSettings(kind="self", wrong_share=0.25), 400)
     wrong = [reference.index != target for target, reference in samples]
     assert 0.18 < np.mean(wrong) < 0.32
-    assert all(isinstance(reference, Changed) for _, reference in samples)
+    assert all(isinstance(reference, Wrong if w else Changed) for w, (_, reference) in zip(wrong, samples))
+    assert all(reference.changed for w, (_, reference) in zip(wrong, samples) if w)
     always = drawn(ReferenceSettings(kind="self", wrong_share=1.0))
     assert {(target, reference.index) for target, reference in always} == {
         (a, b) for a in range(4) for b in range(4) if a != b
     }
+    twice = [ClipRecord("0.mp4", "another caption of the first"), *RECORDS]
+    always = drawn(ReferenceSettings(kind="self", wrong_share=1.0), records=twice)
+    assert all({target, reference.index} != {0, 1} for target, reference in always)
+    mixed = drawn(ReferenceSettings(kind="mixed", wrong_share=1.0))
+    assert {reference.changed for _, reference in mixed} == {True, False}
 
 
 @pytest.mark.parametrize(
@@ -275,6 +281,7 @@ def test_one_clip_without_a_caption_trains(tmp_path, clips):
     with pytest.raises(DataError, match=r"data\.default_caption"):
         build(config)
     config["data"]["default_caption"] = "a person"
+    assert "reference_gap says nothing" in build(config)[1].about
     assert train(config) == 0
     assert len(losses(tmp_path / "runs" / "aicl")) == 4
 
@@ -297,9 +304,12 @@ def test_a_cache_of_changed_clips_gives_what_files_give(tmp_path, clips):
     config["data"]["clip"]["augmentation"] = {"random_crop": True, "cached_crops": 2}
     changes = CachedChanges(SelfPairConfig(**CHANGES), 3)
     cache, records = make_cache(tmp_path, config, changes)
-    with pytest.raises(ConfigError, match="changes"):
+    with pytest.raises(ConfigError, match=r"made with references\.cached_changes = 3, not 4; change"):
         build(config)  # four versions of each crop are the default
     config["references"]["cached_changes"] = 3
+    other = config | {"references": config["references"] | {"changes": CHANGES | {"scale": 0.4}}}
+    with pytest.raises(ConfigError, match=r"made with references\.changes\.scale = 0\.2, not 0\.4; change"):
+        build(other)
     module, loaded = build(config)
     randomise(module.trained, seed=0)
     batch = next(iter(loaded.train_dataloader()))
@@ -318,13 +328,15 @@ def test_a_cache_of_changed_clips_gives_what_files_give(tmp_path, clips):
 @pytest.mark.parametrize("model", ["tiny_lvdm", "tiny_videocrafter", "tiny_videocrafter_i2v"])
 def test_every_base_takes_a_step_with_self_pairs_from_files_and_from_a_cache(tmp_path, model):
     make_clips(tmp_path / "clips", 2)
-    save_base(MODEL.replace("tiny_lvdm", model), tmp_path / "base")
+    save_base(str(ROOT / f"configs/models/{model}.yaml"), tmp_path / "base")
     config = self_config(tmp_path, references={"cached_changes": 2})
     for cached in (False, True):
         if cached:
             config["data"]["clip"]["augmentation"] = {"cached_crops": 1}
             make_cache(tmp_path, config, CachedChanges(SelfPairConfig(**CHANGES), 2))
         module, data = build(config)
+        assert module.pipeline.takes_image == model.endswith("_i2v") == ("--image" in module.after)
+        assert "reference_gap says nothing" not in data.about
         randomise(module.trained, seed=0)
         batch = next(iter(data.train_dataloader()))
         assert ("reference_latent_mean" in batch) == cached

@@ -1,5 +1,6 @@
 """Pipelines of diffusers as base models: every class of the table, tiny and with random weights."""
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -192,6 +193,20 @@ def test_folders_that_are_no_base_are_told(tmp_path):
     (tmp_path / "vae/config.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"vae is one part of a model of diffusers: give .*, which holds all"):
         load_pipeline(tmp_path / "vae")
+
+
+def test_parts_are_loaded_as_they_are_stored_and_go_together(tmp_path):
+    name, stored = "WanImageToVideoPipeline", {"transformer": torch.bfloat16, "text_encoder": torch.bfloat16}
+    parts = dict(pipeline(name).components)
+    parts |= {part: copy.deepcopy(parts[part]).to(dtype) for part, dtype in stored.items()}
+    type(pipeline(name))(**parts).save_pretrained(tmp_path)
+    base = load_base(tmp_path)
+    for part, dtype in {**stored, "vae": torch.float32, "image_encoder": torch.float32}.items():
+        largest = max(getattr(base.pipe, part).parameters(), key=lambda parameter: parameter.numel())
+        assert largest.dtype == dtype, part
+    options: dict[str, Any] = {"num_frames": 5, "height": 16, "width": 16, "num_inference_steps": 1, "progress": False}
+    assert base("a person jumps", image=image(name), **options).shape == (1, 5, 16, 16, 3)
+    assert load_base(tmp_path, dtype=torch.float32).components.unet.dtype == torch.float32
 
 
 def test_a_pipeline_of_the_hub_is_fetched_as_diffusers_does(tmp_path, monkeypatch):

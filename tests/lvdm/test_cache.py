@@ -12,13 +12,18 @@ from lvdm.checkpoints import save_pipeline
 from lvdm.config import from_mapping, load
 from lvdm.data import (
     AugmentationConfig,
+    CachedChanges,
     CachedClip,
     ClipCache,
     ClipConfig,
     ClipDataset,
+    SelfPairConfig,
+    Wrong,
     cache_settings,
+    caching,
     collate,
     fingerprint,
+    read_clip,
 )
 from lvdm.data.caching import (
     cache_clips,
@@ -110,6 +115,22 @@ def test_losses_from_a_cache_are_those_from_files(videos, pipeline, whole):
     assert from_cache[3]["skipped"] == [] and from_cache.sample(7) == from_files.sample(7)
 
 
+def test_a_wrong_reference_is_told_with_the_targets_caption(videos, whole, monkeypatch):
+    """From files and from a cache; its own caption would say that it does not belong, and at sampling nothing does."""
+    texts = []
+    monkeypatch.setattr(ClipCache, "read_text", lambda cache, caption: texts.append(caption) or torch.zeros(1, 1))
+
+    def misled(rng, listed, number=0):
+        target, other = sample_pair(rng, listed)
+        return [target, Wrong(other, changed=False), other]
+
+    for cache in (None, whole):
+        item = ClipDataset(videos, CONFIG, misled, SEED, cache)[0]
+        told, own = item["reference_captions"]
+        assert told == item["caption"] != own
+    assert texts[-3:] == [item["caption"], told, own]
+
+
 def test_a_cached_item(videos, pipeline, whole):
     dataset = ClipDataset(videos, CONFIG, sample_pair, SEED, cache=whole)
     source = ClipDataset(videos, CONFIG, sample_pair, SEED)
@@ -145,6 +166,15 @@ def test_caching_goes_on_where_it_was_interrupted(videos, pipeline, whole, tmp_p
     assert counts[0][:2] == (0, 6) and counts[-1][:2] == (6, 6)
     assert before == {path: path.stat().st_mtime_ns for path in before}  # nothing was made twice
     assert contents(again) == contents(whole)
+
+
+def test_a_crop_and_its_changed_versions_are_read_once(videos, pipeline, tmp_path, monkeypatch):
+    read, changes = [], CachedChanges(SelfPairConfig(), 3)
+    monkeypatch.setattr(caching, "read_clip", lambda *given: read.append(given[1]) or read_clip(*given))
+    cache = ClipCache.create(tmp_path, settings(pipeline))
+    assert fill(cache, videos[:2], pipeline, changes=changes, batch_size=3) == 0
+    assert len(read) == 4  # two crops of two videos
+    assert all(cache.has_clip(record.key, entry) for record in videos[:2] for entry in range(2 * 4))
 
 
 def test_processes_share_the_work(videos, pipeline, whole, tmp_path):
@@ -233,8 +263,8 @@ def test_an_incomplete_cache_stops_a_training(videos, pipeline, tmp_path):
 def test_a_cache_belongs_to_its_settings_and_models(videos, pipeline, whole):
     other = ClipConfig(num_frames=2, size=(16, 24), augmentation=CONFIG.augmentation)
     for make, reason in (
-        (lambda: ClipDataset(videos, other, seed=SEED, cache=whole), "clip = "),
-        (lambda: ClipDataset(videos, CONFIG, seed=SEED + 1, cache=whole), "seed = 5, not 6"),
+        (lambda: ClipDataset(videos, other, seed=SEED, cache=whole), r"data\.clip\.size = .*, not \[16, 24\];"),
+        (lambda: ClipDataset(videos, CONFIG, seed=SEED + 1, cache=whole), r"made with run\.seed = 5, not 6;"),
         (lambda: ClipCache.create(whole.folder, settings(pipeline) | {"codec": "0123"}), "codec = .*, not 0123"),
         (lambda: ClipDataset(videos, ClipConfig(2, (16, 16)), seed=SEED, cache=whole), "fixed augmentations"),
     ):
@@ -279,6 +309,9 @@ def test_encoders_of_a_model_folder(pipeline, tmp_path):
     assert encoders.unet is None
     expected = encoder_settings(pipeline.components.codec, pipeline.components.text, "float32")
     assert encoder_settings(encoders.codec, encoders.text, "float32") == expected
+    (tmp_path / "model_index.json").write_text('{"_class_name": "WanPipeline"}')
+    with pytest.raises(ConfigError, match="is a model of diffusers, of which no latents are cached: train on the vid"):
+        load_encoders(tmp_path, "cpu")
 
 
 def test_a_cache_of_another_model_is_refused(whole, pipeline):
@@ -297,6 +330,8 @@ def test_a_cache_of_older_names_is_read(tmp_path):
     old = {"clip": {"size": [8, 8], "view": {"flip": 0.0, "variants": 2}}, "precision": "fp32"}
     ClipCache.create(tmp_path, old)
     ClipCache(tmp_path).require(new)
+    with pytest.raises(ConfigError, match=r"made with data\.clip\.augmentation\.flip = 0\.0, not None; change"):
+        ClipCache(tmp_path).require(new | {"clip": {"size": [8, 8], "augmentation": {"cached_crops": 2}}})
 
 
 def test_a_full_disk_is_one_sentence_and_caching_goes_on_once_there_is_room(videos, pipeline, whole, tmp_path):

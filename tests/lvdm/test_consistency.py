@@ -131,6 +131,7 @@ def test_a_published_unet_alone_is_converted_with_the_other_parts_of_its_teacher
 def test_the_shipped_config_is_the_teachers_with_three_more_projections():
     from lvdm.checkpoints import read_model
 
+    assert read_model("models/t2v_turbo_v2").defaults.sampler == "lcm"
     teacher, student = (
         build_components(read_model(f"models/{name}"), ["unet"], init="meta").unet.state_dict()
         for name in ("videocrafter2_t2v_512", "t2v_turbo_v2")

@@ -171,6 +171,17 @@ def test_ranks_share_the_samples(videos):
     assert numbers == [[[0, 1], [4, 5]], [[2, 3], [6, 7]]]
 
 
+def test_what_stops_a_worker_is_said_in_one_sentence(videos, tmp_path):
+    """As without workers: a loader's own message is a traceback."""
+    said = []
+    for workers in (0, 1):
+        listed = [break_file(record, tmp_path) for record in videos]
+        with pytest.raises(DataError) as stop:
+            batches(ClipDataset(listed, CONFIG), 1, workers)
+        said.append(str(stop.value))
+    assert said[0] == said[1] and said[0].startswith("sample 0: no readable videos")
+
+
 def test_workers_report_broken_videos_to_the_main_process(videos, tmp_path, caplog):
     listed = [break_file(record, tmp_path) if index < 3 else record for index, record in enumerate(videos)]
     module = ClipDataModule(ClipDataset(listed, CONFIG), batch_size=2, workers=2)

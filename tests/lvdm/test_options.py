@@ -2,7 +2,7 @@
 
 import argparse
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import pytest
@@ -80,7 +80,13 @@ def test_what_is_left_out_comes_from_the_model():
     filled = More(width=64).filled(defaults)
     assert (filled["num_frames"], filled["height"], filled["width"], filled["eta"]) == (3, 16, 64, 0.5)
     assert (filled["num_inference_steps"], filled["guidance_scale"], filled["churn"]) == (9, 2.0, 0.5)
+    assert filled["sampler"] == "ddim"
     assert More(sampler="ddpm").filled(defaults)["eta"] is None  # only DDIM has one
+    distilled = replace(defaults, sampler="lcm")
+    found = [
+        (given["sampler"], given["eta"]) for given in (More().filled(distilled), More(sampler="ddim").filled(distilled))
+    ]
+    assert found == [("lcm", None), ("ddim", 0.5)]
 
 
 def test_a_function_shows_the_options_that_it_takes():

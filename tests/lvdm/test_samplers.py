@@ -8,7 +8,7 @@ import math
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
-from typing import get_args, get_type_hints
+from typing import get_args
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ from lvdm.diffusion import (
 )
 from lvdm.errors import ConfigError
 from lvdm.models.components import build_components
-from lvdm.options import GenerationOptions
+from lvdm.options import SamplerName
 from lvdm.pipeline import VideoPipeline
 from tests.lvdm.training_runs import MODEL
 from tests.parity.rebuild import figure, inputs
@@ -311,7 +311,7 @@ def test_what_a_callback_returns_replaces_the_latents():
 
 
 def test_every_sampler_can_be_chosen_as_an_option():
-    choices = get_args(get_type_hints(GenerationOptions)["sampler"])
+    choices = get_args(SamplerName)
     assert sorted(choices) == sorted([*SAMPLERS, "scheduler"])  # the last is that of diffusers' models
 
 

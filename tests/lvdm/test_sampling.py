@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lvdm.data import Augmentation, AugmentationConfig, ClipRecord, NumberSampler, sample_rng, uniform_sampler
-from lvdm.data.sampling import Changed, cached_augmentation, candidates
+from lvdm.data.sampling import Changed, Wrong, cached_augmentation, candidates
 from lvdm.errors import ConfigError
 
 RECORDS = [ClipRecord(Path(f"{index}.mp4"), "walks") for index in range(50)]
@@ -112,10 +112,12 @@ def test_by_default_one_device_begins_with_the_first_sample_and_nothing_varies()
 
 def test_a_self_pair_shows_the_same_part_of_the_video_and_others_a_part_of_their_own():
     def sampler(rng, records, number=0):
-        return [Changed(7), Changed(7), Changed(9), 7]
+        return [Changed(7), Changed(7), Changed(9), 7, Wrong(9, changed=True), Wrong(8, changed=False)]
 
     drawn = next(candidates(0, 5, RECORDS, sampler, FREE, cached_changes=3))
-    own, other, plain = drawn.references
+    own, other, plain, wrong, unchanged = drawn.references
+    assert [each.told_by for each in drawn.references] == [None, None, None, 7, 7]
+    assert (wrong.index, unchanged.index, unchanged.changed) == (9, 8, None) and wrong.changed in range(3)
     assert (own.index, other.index, plain.index) == (7, 9, 7) == (drawn.target.index, 9, 7)
     assert own.augmentation == drawn.target.augmentation and drawn.target.changed is None
     assert other.augmentation != drawn.target.augmentation != plain.augmentation

@@ -87,10 +87,10 @@ def list_models(folder: Path) -> tuple[list[ModelCard], list[str]]:
                 cards.append(read_card(place))
             except UserError as error:
                 problems.append(str(error))
+    if not cards and problems:
+        raise CheckpointError(f"{folder} holds no model that can be read: {problems[0]}")
     if not cards:
-        raise CheckpointError(
-            f"{folder} holds no model that can be read: put one there, such as the folder that aicl convert writes"
-        )
+        raise CheckpointError(f"{folder} holds no model: put one there, such as the folder that aicl convert writes")
     return sorted(cards, key=lambda card: not card.reads_references), problems
 
 
