@@ -31,6 +31,11 @@ def parser() -> Parser:
     parser.add_argument("--kind", choices=("ucf101", "webvid", "folder"), help="without a config: the kind of data set")
     parser.add_argument("--path", help="without a config: its folder")
     parser.add_argument("--captions", help="without a config: its captions file")
+    parser.add_argument(
+        "--default-caption",
+        metavar="TEXT",
+        help="without a config: caption of the videos of a folder that have none (default: that is an error)",
+    )
     parser.add_argument("--report", default="check_data.json", help="where to write the report (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="decode only the first frame of each video")
@@ -45,10 +50,16 @@ def manifest(args: argparse.Namespace) -> "Manifest":
     from lvdm.data.manifest import DataSchema
 
     if args.config:
+        for name in ("kind", "path", "captions", "default_caption"):
+            if (value := getattr(args, name)) is not None:
+                option = f"--{name.replace('_', '-')}"
+                raise ConfigError(f"{option} is for a check without a config: give data.{name}={value} with --config")
         return from_mapping(DataConfig, load(args.config, args.overrides, DataSchema).get("data", {}), "data")
+    if args.overrides:
+        raise ConfigError(f"{args.overrides[0]} changes a config, and none is given: name one with --config")
     if not (args.kind and args.path):
         raise ConfigError("say what to check: --config FILE, or --kind and --path")
-    return Manifest(kind=args.kind, path=args.path, captions=args.captions)
+    return Manifest(kind=args.kind, path=args.path, captions=args.captions, default_caption=args.default_caption)
 
 
 def main(args: argparse.Namespace) -> int:

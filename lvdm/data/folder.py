@@ -84,7 +84,7 @@ def _beside(root: Path, default_caption: str | None, skip: bool) -> Iterator[Cli
         if caption is None:
             raise DataError(
                 f"{file}: has no caption; write it to {file.with_suffix('.txt').name} beside it, or set "
-                "data.default_caption for all videos without one"
+                "data.default_caption (aicl index and check-data: --default-caption) for all videos without one"
             )
         yield ClipRecord(file, caption, key=file.relative_to(root).as_posix())
 

@@ -66,7 +66,9 @@ class TrainingSettings:
     nodes: int = 1
     gradient_accumulation_steps: int = 1
     precision: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    gradient_checkpointing: bool = False  # recompute activations in the backward pass instead of storing them
+    # Recompute activations in the backward pass instead of storing them. null: only with deepspeed_zero2_offload, which
+    # is for small cards, and where strategy auto finds no room for them; an object of this class holds the answer.
+    gradient_checkpointing: bool | None = None
     attention: Literal["sdpa", "xformers", "reference"] = "sdpa"  # see lvdm.models.attention.set_backend
     # These two are off where they are null, but with strategy auto, which tries them: see lvdm.training.trials.
     compile: bool | None = None  # torch.compile the blocks of the networks, see lvdm.acceleration.regions
@@ -86,6 +88,8 @@ class TrainingSettings:
     stop_factor: float = 20.0  # the loss explodes when it exceeds its running average by this factor
 
     def __post_init__(self) -> None:
+        if self.gradient_checkpointing is None:
+            self.gradient_checkpointing = self.strategy == "deepspeed_zero2_offload"
         counts = (
             "steps",
             "batch_size",

@@ -94,6 +94,12 @@ def test_the_command(videos, tmp_path, capsys):
     assert status == 2 and "exists already and is no report of aicl check-data" in err and film.read_bytes() == before
     renewed = run_script(capsys, *source, "--report", tmp_path / "report.json", "--workers", 1)
     assert renewed[0] == 1
+    alone = ["--kind", "folder", "--path", tmp_path / "videos", "--report", tmp_path / "alone.json"]
+    assert "data.default_caption=x changes a config" in run_script(capsys, *alone, "data.default_caption=x")[2]
+    config = run_script(capsys, "--config", "configs/aicl_lvdm_self_pairs.yaml", "--default-caption", "x")
+    assert config[0] == 2 and "give data.default_caption=x with --config" in config[2]
+    assert "--default-caption" in run_script(capsys, *alone)[2]
+    assert "5 videos checked" in run_script(capsys, *alone, "--default-caption", "x", "--workers", 1)[1]
     status, _, err = run_script(capsys, "--kind", "folder", "--path", tmp_path / "nowhere")
     assert status == 2
     hint = "give the folder of the videos, and the file of their captions if there is one"

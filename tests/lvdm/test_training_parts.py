@@ -72,6 +72,14 @@ def test_the_papers_optimiser_is_the_default():
     assert (paper.lr, paper.betas, paper.weight_decay) == (1e-4, [0.9, 0.9], 0.03)
 
 
+def test_the_papers_strategy_recomputes_activations_unless_told_otherwise():
+    """Its batch sizes on 24 GB cards need that; so the paper's way is one setting, the strategy."""
+    common = {"gradient_checkpointing": configs.load("aicl_common")["training"]["gradient_checkpointing"]}
+    assert not settings(strategy="auto", **common).gradient_checkpointing
+    assert settings(strategy="deepspeed_zero2_offload", **common).gradient_checkpointing
+    assert not settings(strategy="deepspeed_zero2_offload", gradient_checkpointing=False).gradient_checkpointing
+
+
 @pytest.mark.parametrize("strategy", ["deepspeed_zero2_offload", "deepspeed_zero2", "deepspeed_zero3"])
 def test_deepspeed_on_a_cpu_says_which_line_to_change(strategy):
     with pytest.raises(ConfigError, match=rf"training.strategy = {strategy} needs DeepSpeed.*set training.strategy to"):
