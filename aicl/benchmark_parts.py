@@ -1,6 +1,7 @@
 """All benchmarks of one model in one call: a part that fails is written down, and the others run all the same."""
 
 import gc
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -81,9 +82,11 @@ def _trained(subject: Subject, clips: Path, cached: bool) -> Record:
 def run_parts(parts: Mapping[str, Part]) -> Iterator[Record]:
     """The records of all parts, each with its part's name as `benchmark`, and `seconds` since the part's last record.
 
+    Which part has begun is said on stderr, since some take minutes.
     A part that ends with an error gives a record with `failed`, one line, in place of what is missing.
     """
-    for name, part in parts.items():
+    for number, (name, part) in enumerate(parts.items(), start=1):
+        print(f"part {number} of {len(parts)}: {name}", file=sys.stderr, flush=True)
         start = time.perf_counter()
         try:
             for record in part():

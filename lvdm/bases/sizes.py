@@ -37,7 +37,7 @@ class Published:
         import diffusers
 
         with torch.device(device):
-            model = nn.Module.to(getattr(diffusers, self.network)(**self.config), dtype)  # without its remarks
+            model = nn.Module.to(getattr(diffusers, self.network)(**self.config), device, dtype)  # without its remarks
         return DiffusersBackbone(model.requires_grad_(False).eval(), self.compression, self.prediction)
 
     @property

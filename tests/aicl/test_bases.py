@@ -250,6 +250,6 @@ def test_published_sizes_are_those_of_the_page_and_shipped_trainings_fit_them(na
     clip = configs.load(ROOT / f"configs/diffusers/{name}.yaml", schema=config_schema())["data"]["clip"]
     backbone.latent_shape(clip["num_frames"], tuple(clip["size"]), published.compression)
     monkeypatch.setattr(type(published), "build", lambda self: backbone)
-    line = row(published)
+    line = row(published).removesuffix(" - | - |")  # of a UNet, whose memory takes seconds to count
     assert line in (ROOT / "docs/base_models.md").read_text(encoding="utf-8")
     assert float(line.split("= ")[1].split(" ")[0]) <= 100  # million parameters of an adapter

@@ -1,6 +1,7 @@
 """Pipelines of diffusers as base models: every class of the table, tiny and with random weights."""
 
 import copy
+import sys
 from typing import Any
 
 import numpy as np
@@ -178,7 +179,7 @@ def test_options_that_a_base_cannot_take_are_refused_in_one_sentence():
         )
 
 
-def test_folders_that_are_no_base_are_told(tmp_path):
+def test_folders_that_are_no_base_are_told(tmp_path, monkeypatch):
     (tmp_path / "model_index.json").write_text('{"_class_name": "NoSuchPipeline"}')
     with pytest.raises(ConfigError, match=r"holds a NoSuchPipeline, which diffusers .* does not have"):
         load_base(tmp_path)
@@ -193,6 +194,9 @@ def test_folders_that_are_no_base_are_told(tmp_path):
     (tmp_path / "vae/config.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"vae is one part of a model of diffusers: give .*, which holds all"):
         load_pipeline(tmp_path / "vae")
+    monkeypatch.setitem(sys.modules, "diffusers", None)  # not installed
+    with pytest.raises(ConfigError, match=r'which needs the extra "diffusers": pip install -e "\.\[diffusers\]"'):
+        load_base(tmp_path)
 
 
 def test_parts_are_loaded_as_they_are_stored_and_go_together(tmp_path):
