@@ -42,7 +42,10 @@ def calibrate(
     for batch in in_batches(records, batch_size, progress):
         described_clips += of_readable(batch, partial(_described_batch, pipe))[0]
     if len(described_clips) < LEAST_CLIPS:
-        raise DataError(f"{len(described_clips)} clips can be read, {LEAST_CLIPS} are needed to say what is usual")
+        raise DataError(
+            f"{len(described_clips)} clips can be read, {LEAST_CLIPS} are needed to say what is usual: give more, "
+            "or do without a calibration"
+        )
     latents, features = (torch.stack(column) for column in zip(*described_clips))
     return fit_domain(Fingerprint.of(pipe.prism), latents, features, share)
 

@@ -9,8 +9,10 @@ import difflib
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import make_dataclass
 from importlib import import_module
 from types import ModuleType
+from typing import Any
 
 from lvdm import cli
 
@@ -79,6 +81,16 @@ def parse(verb: str, arguments: Sequence[str] | None = None) -> argparse.Namespa
         if OVERRIDE.match(each) and (before in flags or not before.startswith("-"))
     ]
     return parser.parse_args([*part, *settings, *(each for each in arguments if each not in settings)])
+
+
+def data_schema() -> type:
+    """What may be set in the config of a training by commands that read its data and train nothing, for checking
+    overrides: all that `aicl train` takes in these sections, so that one set of overrides serves them all."""
+    from lvdm.data import DataConfig
+    from lvdm.training.settings import LoggingSettings, RunSettings, TrainingSettings
+
+    sections = {"run": RunSettings, "training": TrainingSettings, "logging": LoggingSettings, "data": DataConfig}
+    return make_dataclass("Config", [*sections.items(), ("references", Any)])
 
 
 def verb_module(verb: str) -> ModuleType:

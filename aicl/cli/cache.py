@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from aicl.cli import Parser, new_parser
+from aicl.cli import Parser, data_schema, new_parser
 from aicl.options import ModelOptions
 from lvdm import cli
 from lvdm.config import from_mapping, load
@@ -56,11 +56,10 @@ def main(args: argparse.Namespace) -> None:
     from aicl.training_pairs import ReferenceSettings
     from lvdm.data import ClipCache, DataConfig, cache_settings, read_records
     from lvdm.data.caching import cache_clips, cache_texts, encoder_settings, load_encoders, remove_damaged
-    from lvdm.data.manifest import DataSchema
 
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     device = cli.device(args.device)
-    config = load(args.config, args.overrides, DataSchema)
+    config = load(args.config, args.overrides, data_schema())
     data = from_mapping(DataConfig, config.get("data", {}), "data")
     seed = config.get("run", {}).get("seed", 0)
     precision = args.precision or config.get("training", {}).get("precision", "float32")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from aicl.cli import Parser, new_parser
+from aicl.cli import Parser, data_schema, new_parser
 from lvdm import cli
 from lvdm.config import from_mapping, load
 from lvdm.errors import ConfigError, DataError
@@ -47,14 +47,13 @@ def manifest(args: argparse.Namespace) -> "Manifest":
     for place in (args.path, args.captions):
         cli.check_there(place, "give the folder of the videos, and the file of their captions if there is one")
     from lvdm.data import DataConfig, Manifest
-    from lvdm.data.manifest import DataSchema
 
     if args.config:
         for name in ("kind", "path", "captions", "default_caption"):
             if (value := getattr(args, name)) is not None:
                 option = f"--{name.replace('_', '-')}"
                 raise ConfigError(f"{option} is for a check without a config: give data.{name}={value} with --config")
-        return from_mapping(DataConfig, load(args.config, args.overrides, DataSchema).get("data", {}), "data")
+        return from_mapping(DataConfig, load(args.config, args.overrides, data_schema()).get("data", {}), "data")
     if args.overrides:
         raise ConfigError(f"{args.overrides[0]} changes a config, and none is given: name one with --config")
     if not (args.kind and args.path):

@@ -65,13 +65,6 @@ class DataConfig(Manifest):
         check_at_least(self, 0, ("workers",), "data")
 
 
-@dataclass(frozen=True)
-class DataSchema:
-    """What a config may say in its section `data`, for checking overrides."""
-
-    data: DataConfig
-
-
 def read_records(manifest: Manifest) -> list[ClipRecord]:
     """What the manifest lists. Raises DataError or ConfigError."""
     if manifest.kind == "ucf101":

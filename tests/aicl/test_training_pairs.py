@@ -5,13 +5,13 @@ import pytest
 import torch
 
 import aicl.tasks  # noqa: F401 (makes the tasks known)
+from aicl.cli import parse, verb_module
 from aicl.training_features import disturb_features
 from aicl.training_pairs import PairMaker, ReferenceSettings, build_pair_sampler, pairs_line
 from aicl.training_task import AICLSections
 from lvdm import config as configs
-from lvdm.data import CachedChanges, Changed, ClipCache, ClipConfig, ClipRecord, SelfPairConfig, Wrong, cache_settings
-from lvdm.data.caching import cache_clips, cache_texts, encoder_settings, load_encoders
-from lvdm.data.manifest import DataConfig, read_records
+from lvdm.data import CachedChanges, Changed, ClipCache, ClipRecord, SelfPairConfig, Wrong
+from lvdm.data.manifest import DataConfig
 from lvdm.errors import ConfigError, DataError
 from lvdm.training import train
 from lvdm.training.diagnostics import read_history
@@ -20,7 +20,7 @@ from lvdm.training.settings import LoggingSettings, TrainingSettings
 from lvdm.training.tasks import config_schema
 from tests.aicl.test_training import aicl_config, build, save_base
 from tests.aicl.tiny_models import randomise
-from tests.lvdm.training_runs import MODEL, ROOT, losses, make_clips
+from tests.lvdm.training_runs import MODEL, ROOT, losses, make_clips, save_config
 
 CAPTIONS = ["a man runs", "a dog runs", "she is running fast", "a mountain lake"]
 RECORDS = [ClipRecord(f"{i}.mp4", caption) for i, caption in enumerate(CAPTIONS)]
@@ -286,24 +286,20 @@ def test_one_clip_without_a_caption_trains(tmp_path, clips):
     assert len(losses(tmp_path / "runs" / "aicl")) == 4
 
 
-def make_cache(tmp_path, config, changes):
-    """A latent cache of the folder of clips for this training, which is told of it; returns what is in it."""
-    data = DataConfig(kind="folder", path=str(tmp_path / "clips"), clip=ClipConfig(2, (16, 16), 8, None))
-    clip = build(config)[1].dataset.config
-    records, encoders = read_records(data), load_encoders(tmp_path / "base", "cpu")
-    settings = cache_settings(clip, 0, changes) | encoder_settings(encoders.codec, encoders.text, "float32")
-    cache = ClipCache.create(tmp_path / "cache", settings)
-    assert cache_clips(cache, records, clip, 0, encoders.codec, changes=changes) == 0
-    cache_texts(cache, [record.caption for record in records], encoders.text)
-    config["data"]["cache"] = str(tmp_path / "cache")
-    return cache, records
+def make_cache(tmp_path, config, *overrides):
+    """A latent cache of the folder of clips for this training, by the command; the training is told of it."""
+    file, out = save_config(tmp_path / "training.yaml", config), str(tmp_path / "cache")
+    options = ["--base", str(tmp_path / "base"), "--out", out, "--workers", "0", "--device", "cpu"]
+    verb_module("cache").main(parse("cache", ["--config", str(file), *options, *overrides]))
+    config["data"]["cache"] = out
+    return ClipCache(out)
 
 
 def test_a_cache_of_changed_clips_gives_what_files_give(tmp_path, clips):
     config = self_config(tmp_path)
     config["data"]["clip"]["augmentation"] = {"random_crop": True, "cached_crops": 2}
     changes = CachedChanges(SelfPairConfig(**CHANGES), 3)
-    cache, records = make_cache(tmp_path, config, changes)
+    cache = make_cache(tmp_path, config, "references.cached_changes=3", "references.changes.rotation=6.0")
     with pytest.raises(ConfigError, match=r"made with references\.cached_changes = 3, not 4; change"):
         build(config)  # four versions of each crop are the default
     config["references"]["cached_changes"] = 3
@@ -316,7 +312,7 @@ def test_a_cache_of_changed_clips_gives_what_files_give(tmp_path, clips):
     sample = loaded.dataset.sample(int(batch["number"][0]))
     target, reference = sample.target, sample.references[0]
     assert reference.index == target.index and reference.cached_crop == target.cached_crop
-    key = records[target.index].key
+    key = loaded.dataset.records[target.index].key
     entry = changes.entry(target.cached_crop, reference.changed, 2)
     assert torch.equal(batch["reference_latent_mean"][0, 0], cache.read_clip(key, entry).mean)
     assert not torch.allclose(batch["reference_latent_mean"][0, 0], batch["latent_mean"][0], atol=1e-2)
@@ -333,7 +329,7 @@ def test_every_base_takes_a_step_with_self_pairs_from_files_and_from_a_cache(tmp
     for cached in (False, True):
         if cached:
             config["data"]["clip"]["augmentation"] = {"cached_crops": 1}
-            make_cache(tmp_path, config, CachedChanges(SelfPairConfig(**CHANGES), 2))
+            make_cache(tmp_path, config)
         module, data = build(config)
         assert module.pipeline.takes_image == model.endswith("_i2v") == ("--image" in module.after)
         assert "reference_gap says nothing" not in data.about
