@@ -3,13 +3,15 @@
 import ast
 import re
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import pytest
 
 from aicl.cli import VERBS, parse, verb_module
+from aicl.training_pairs import ReferenceSettings
 from lvdm import config as configs
+from lvdm.data import SelfPairConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [*ROOT.glob("*.md"), *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "checkpoints").rglob("*.md"))]
@@ -133,6 +135,12 @@ def test_python_of_the_pages_compiles_and_imports_what_is_there(page):
             if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in ("aicl", "lvdm"):
                 module = __import__(node.module, fromlist=["_"])
                 assert all(hasattr(module, alias.name) for alias in node.names), f"{page}: {node.module}"
+
+
+def test_the_recipe_names_every_setting_of_pairs():
+    page = (ROOT / "docs/recipe.md").read_text(encoding="utf-8")
+    settings = {f"references.{each.name}" for each in fields(ReferenceSettings)} - {"references.captions"}  # of puppets
+    assert all(name in page for name in settings | {f"`{each.name}`" for each in fields(SelfPairConfig)})
 
 
 def quick(command: Command) -> list[str] | None:
