@@ -106,5 +106,5 @@ def build_datamodule(
     data = ClipDataModule(dataset, batch_size, config.workers)
     videos = len({record.key for record in dataset.records})
     several = f" with {len(dataset.records)} captions" if len(dataset.records) > videos else ""
-    data.about = f"{videos} clips{several} from {config.cache or config.path}"
+    data.about = f"{videos} clip{'' if videos == 1 else 's'}{several} from {config.cache or config.path}"
     return data
