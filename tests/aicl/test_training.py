@@ -232,7 +232,7 @@ def test_training_starts_from_an_adapter_of_the_same_sizes_alone(tmp_path, clips
     theirs = dict(first.trained.named_parameters())
     assert all(torch.equal(value, theirs[name]) for name, value in again.trained.named_parameters())
     save_base(MODEL, tmp_path / "other", seed=1)
-    with pytest.warns(UserWarning, match="trained on other weights of this 'lvdm' UNet"):
+    with pytest.warns(UserWarning, match="trained on other weights of this 'lvdm' network"):
         build(aicl_config(tmp_path, init_from=start, base={"path": str(tmp_path / "other")}))
     for section, setting in (("prism", {"mlp_ratio": 2}), ("integration", {"spatial_positions": "none"})):
         with pytest.raises(CheckpointError, match=f"another {next(iter(setting))} of prism or integration"):
