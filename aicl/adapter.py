@@ -232,7 +232,7 @@ def initialise(prism: ActionPrism, integrated: IntegratedBackbone, path: str | o
 def _warn_of_other_weights(path: str | os.PathLike[str], info: AdapterInfo, unet: VideoBackbone) -> None:
     if not info.fingerprint.matches(Fingerprint.of(unet)):
         warnings.warn(
-            f"{path} was trained on other weights of this '{info.family}' network: results may be poor on this base model",
+            f"{path} was trained on other weights of this '{info.family}' network: results may be poor on this one",
             stacklevel=3,
         )
 
