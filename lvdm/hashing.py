@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,10 +27,10 @@ def file_hash(path: str | os.PathLike[str], kind: type[UserError] = CheckpointEr
         raise kind(f"{path} cannot be read: {error.strerror}") from error
 
 
-def files_hash(folder: str | os.PathLike[str]) -> str:
-    """SHA-256 over the names and contents of all files of a folder, in hexadecimal."""
+def files_hash(folder: str | os.PathLike[str], files: Sequence[Path] | None = None) -> str:
+    """SHA-256 over the names and contents of all files of a folder, or of these, in hexadecimal."""
     folder = Path(folder)
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = sorted(path for path in folder.rglob("*") if path.is_file()) if files is None else files
     return text_hash(f"{path.relative_to(folder).as_posix()} {file_hash(path)}" for path in files)
 
 

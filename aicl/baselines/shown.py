@@ -16,8 +16,13 @@ _ENCODED_AT_ONCE = 64  # clips
 
 
 def check_text_to_video(config: ModelConfig) -> None:
-    """Raise ConfigError for an image-to-video model: what the image is in a training for a clip, nobody has said."""
-    if config.image is not None:
+    """Raise ConfigError for an image-to-video model: what the image is in a training for a clip, nobody has said.
+
+    Also for a model of diffusers, on whose networks and schedulers no baseline was tried.
+    """
+    if config.of_diffusers:
+        raise ConfigError("baselines are for this library's own models, and this is one of diffusers")
+    if config.takes_image:
         raise ConfigError("baselines are for text-to-video models, this one takes an image")
 
 

@@ -28,6 +28,9 @@ def draw(run: TableRun, spec: PictureSpec, out: Path, name: str) -> list[Path]:
     row = Row("picture", model=spec.model, adapter=spec.adapter, references=spec.references)
     source = run.source(row)
     assert source is not None
+    source.check(run.benchmark.size)
+    if spec.kind == "attention" and source.config.of_diffusers:
+        raise ConfigError(f"'{spec.model}' is a model of diffusers: pictures of attention are of this library's own")
     pipe = source.load(run.device)
     if pipe.base.takes_image:
         raise ConfigError(f"'{spec.model}' is an image-to-video model: pictures are of text-to-video ones")

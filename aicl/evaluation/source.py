@@ -16,7 +16,9 @@ from aicl.evaluation.sample import Clip, Sample
 from aicl.model_files import ModelFiles
 from aicl.pipeline import AICLPipeline
 from lvdm import config as configs
-from lvdm.checkpoints.folder import read_model_config
+from lvdm.bases.config import DiffusersConfig
+from lvdm.bases.loading import is_base, part_files
+from lvdm.checkpoints.folder import describe_model
 from lvdm.errors import CheckpointError, ConfigError
 from lvdm.hashing import file_hash, files_hash, text_hash
 from lvdm.models.components import GenerationDefaults, ModelConfig
@@ -46,8 +48,8 @@ class Source:
 
     @cached_property
     def config(self) -> ModelConfig:
-        """The base model's, read once. Raises CheckpointError where there is none."""
-        return read_model_config(self.files.base)
+        """The base model's, read once, without its weights. Raises CheckpointError where there is none."""
+        return describe_model(self.files.base)
 
     def parts(self) -> dict[str, Path]:
         """The folder of the base model as "base" and, where references need one, the adapter's file as "adapter".
@@ -90,7 +92,28 @@ class Source:
 
     def takes_target(self) -> bool:
         """Whether the videos depend on a real clip: an image-to-video model's, or those through the autoencoder."""
-        return self.row.kind == "autoencoder" or self.config.image is not None
+        return self.row.kind == "autoencoder" or self.config.takes_image
+
+    def check(self, size: tuple[int, int]) -> None:
+        """Raise ConfigError for what a row asks of a model of diffusers that only this library's own can do.
+
+        size: (height, width) of real clips, as they go through an autoencoder.
+        """
+        config, row = self.config, self.row
+        if not isinstance(config, DiffusersConfig):
+            return
+        why = "is for this library's own networks, and this is a model of diffusers"
+        if row.kind == "autoencoder" and (size[0] % config.factor or size[1] % config.factor):
+            raise ConfigError(
+                f"clips of {size[1]}x{size[0]} pixels do not fit this autoencoder: set benchmark.size to multiples of "
+                f"{config.factor}"
+            )
+        if self.compile == "graphs":
+            raise ConfigError(f"compile=graphs {why}: set compile=none, or full")
+        if row.step_cache != 1:
+            raise ConfigError(f"step_cache {why}: leave it out")
+        if row.quantization != "none":
+            raise ConfigError(f"quantization {why}: leave it out")
 
     def settings(self) -> dict[str, Any]:
         """What its videos depend on beside the model's files and the samples; a model's own settings are spelt out."""
@@ -173,5 +196,10 @@ class Hashes:
         """Of the parts of a model, by name."""
         for path in parts.values():
             if path not in self._known:
-                self._known[path] = file_hash(path) if path.is_file() else files_hash(path)
+                self._known[path] = file_hash(path) if path.is_file() else _folder_hash(path)
         return {name: self._known[path] for name, path in parts.items()}
+
+
+def _folder_hash(folder: Path) -> str:
+    """Of all files of a model folder; of one of diffusers those that belong to the pipeline."""
+    return files_hash(folder, part_files(folder) if is_base(folder) else None)

@@ -161,6 +161,7 @@ class TablePlan:
             if source is None:
                 return None
             source.parts()
+            source.check(self.benchmark.size)
             first = self.benchmark.samples(self.preset.seeds[0], 0, 1)[0]
             if len(row.shown(first)) < row.references:
                 chosen = f" chosen by {row.chosen_by}" if row.chosen_by else ""

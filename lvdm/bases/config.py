@@ -1,7 +1,7 @@
 """What the rest of the library asks of a model's config, for a model of diffusers."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from lvdm.diffusion.schedule import DiffusionConfig
 from lvdm.models.components import GenerationDefaults, ModelConfig
@@ -16,9 +16,21 @@ class DiffusersDefaults(GenerationDefaults):
 
 
 class DiffusersConfig(ModelConfig):
-    """family: the network's class; unet: its config. Sizes of text encoder and autoencoder are in theirs."""
+    """family: the network's class; unet: its config. Sizes of text encoder and autoencoder are in theirs.
 
-    def __init__(self, family: str, unet: dict[str, Any], defaults: GenerationDefaults) -> None:
-        self.family, self.unet, self.defaults = family, unet, defaults
+    factor: pixels per latent cell, along height and along width.
+    """
+
+    of_diffusers: ClassVar[bool] = True
+
+    def __init__(
+        self, family: str, unet: dict[str, Any], defaults: GenerationDefaults, factor: int, takes_image: bool = False
+    ) -> None:
+        self.family, self.unet, self.defaults, self.factor = family, unet, defaults, factor
         self.diffusion = DiffusionConfig()
         self.image = None
+        self._takes_image = takes_image
+
+    @property
+    def takes_image(self) -> bool:
+        return self._takes_image

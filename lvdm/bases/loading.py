@@ -3,13 +3,14 @@
 import contextlib
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
+from lvdm.bases.config import DiffusersConfig
 from lvdm.errors import CheckpointError, ConfigError
 from lvdm.outside import read_object
 
@@ -49,7 +50,49 @@ def load_base(
     Only safetensors are read, and no code of the folder's runs. Raises CheckpointError for a folder that diffusers
     cannot read, ConfigError without the extra, or for a pipeline that is not supported.
     """
-    index = read_object(Path(folder) / INDEX, CheckpointError)
+    found, parts = _read_index(Path(folder))
+    pipe = _read(found, Path(folder), dtype=dtype or _stored_dtypes(Path(folder), parts))
+    return wrap(pipe, device)
+
+
+def describe_base(folder: str | os.PathLike[str]) -> DiffusersConfig:
+    """The config that `load_base` gives a pipeline, from its config files alone: no weights are read.
+
+    Its networks are made on the meta device, its scheduler as it is, encoders and tokenizers not at all. Raises
+    what `load_base` does, but for files of weights, and parts of transformers, that are damaged.
+    """
+    found, parts = _read_index(Path(folder))
+    import diffusers
+
+    given: dict[str, torch.nn.Module | None] = {}
+    for part, (library, name) in parts.items():
+        kind: Any = getattr(diffusers, str(name), None) if library == "diffusers" else None
+        if isinstance(kind, type) and issubclass(kind, diffusers.ModelMixin):
+            with _readable(Path(folder) / part, str(name)), torch.device("meta"):
+                maker: Any = kind  # its methods have no annotations
+                given[part] = maker.from_config(maker.load_config(str(Path(folder) / part), local_files_only=True))
+        elif part != "scheduler":
+            given[part] = None
+    bars, noted = diffusers.utils.logging, diffusers.utils.logging.is_progress_bar_enabled()
+    bars.disable_progress_bar()  # which would speak of loading
+    try:
+        config: DiffusersConfig = wrap(_read(found, Path(folder), **given)).config
+    finally:
+        if noted:
+            bars.enable_progress_bar()
+    return config
+
+
+def part_files(folder: str | os.PathLike[str]) -> list[Path]:
+    """The files that a pipeline in a folder consists of, sorted: others may lie beside them, such as other layouts."""
+    parts = _read_index(Path(folder))[1]
+    found = [path for part in parts for path in (Path(folder) / part).rglob("*") if path.is_file()]
+    return sorted([Path(folder) / INDEX, *found])
+
+
+def _read_index(folder: Path) -> tuple[type[Any], dict[str, tuple[Any, Any]]]:
+    """A pipeline's class, and the library and class of each part. Raises what `load_base` does for them."""
+    index = read_object(folder / INDEX, CheckpointError)
     try:
         import diffusers
     except ImportError as error:
@@ -58,17 +101,31 @@ def load_base(
     found: Any = getattr(diffusers, name, None)
     if not (isinstance(found, type) and issubclass(found, diffusers.DiffusionPipeline)):
         raise ConfigError(f"{folder} holds a {name}, which diffusers {diffusers.__version__} does not have: update it")
-    parts = {part: value for part, value in index.items() if isinstance(value, list) and value and value[0]}
-    if gone := [part for part in parts if not (Path(folder) / part).is_dir()]:
+    parts = {
+        part: (value[0], value[1])
+        for part, value in index.items()
+        if isinstance(value, list) and len(value) == 2 and value[0]
+    }
+    if gone := [part for part in parts if not (folder / part).is_dir()]:
         raise CheckpointError(f"{folder} is a {name} without its {' and '.join(gone)}: fetch or copy the whole folder")
+    return found, parts
+
+
+def _read(found: type[Any], folder: Path, **options: Any) -> Any:
+    """The pipeline of this class in a folder, with these options of diffusers, or parts. Raises CheckpointError."""
     reader: Any = found  # its methods have no annotations
-    options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}
+    with _readable(folder, found.__name__):
+        return reader.from_pretrained(str(folder), use_safetensors=True, local_files_only=True, **options)
+
+
+@contextlib.contextmanager
+def _readable(folder: Path, name: str) -> Iterator[None]:
+    """What diffusers says of a folder that it cannot read, in one sentence."""
     try:
-        pipe = reader.from_pretrained(str(folder), dtype=dtype or _stored_dtypes(Path(folder), parts), **options)
+        yield
     except (OSError, ValueError, TypeError, RuntimeError, KeyError) as error:
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise CheckpointError(f"{folder} cannot be read as a {name}: {first}") from error
-    return wrap(pipe, device)
 
 
 def _stored_dtypes(folder: Path, parts: Iterable[str]) -> dict[str, torch.dtype]:

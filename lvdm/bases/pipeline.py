@@ -53,7 +53,7 @@ class DiffusersPipeline(VideoPipeline):
         network = getattr(pipe, "transformer", None) or pipe.unet
         backbone = DiffusersBackbone(network, codec.compression, prediction_of(pipe.scheduler))
         defaults = _defaults(pipe, backbone, codec)
-        config = DiffusersConfig(backbone.family, backbone.config, defaults)
+        config = DiffusersConfig(backbone.family, backbone.config, defaults, codec.factor, self.takes_image)
         tokens = _cells((1, *backbone.latent_shape(defaults.num_frames, defaults.size, codec.compression)))
         components = Components(schedule_of(pipe.scheduler, tokens), config.diffusion, backbone, codec, text)
         image_encoder = getattr(pipe, "image_encoder", None)

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from lvdm import config as configs
-from lvdm.bases.loading import is_base, is_part, load_base
+from lvdm.bases.loading import describe_base, is_base, is_part, load_base
 from lvdm.checkpoints.strict import load_strict
 from lvdm.errors import CheckpointError
 from lvdm.files import temporary_folder
@@ -66,6 +66,14 @@ def save_pipeline(
         configs.save(temporary / CONFIG_FILE, configs.to_mapping(config))
 
 
+def describe_model(folder: Path) -> ModelConfig:
+    """The config of a model folder, or of one of diffusers, without its weights.
+
+    Raises CheckpointError where there is none, and for one of diffusers what `describe_base` does.
+    """
+    return describe_base(folder) if is_base(folder) else read_model_config(folder)
+
+
 def read_model_config(folder: Path) -> ModelConfig:
     """The config of a model folder. Raises CheckpointError where there is none."""
     if not (folder / CONFIG_FILE).is_file():
@@ -75,7 +83,8 @@ def read_model_config(folder: Path) -> ModelConfig:
             )
         if is_base(folder):
             raise CheckpointError(
-                f"{folder} is a model of diffusers: aicl train and sample take it, this needs one of this library's own"
+                f"{folder} is a model of diffusers: aicl train, sample and reproduce take it, this needs one of this "
+                "library's own"
             )
         make = "make one with aicl convert, or train one"
         raise CheckpointError(f"there is no model folder {folder} (no {CONFIG_FILE} in it): {make}")

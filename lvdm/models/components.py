@@ -70,8 +70,10 @@ class GenerationDefaults:
 class ModelConfig:
     """A text-to-video or, with `image`, an image-to-video model. `unet` has the published parameter names.
 
-    family: a name in `lvdm.models.backbone.BACKBONES`.
+    family: a name in `lvdm.models.backbone.BACKBONES`. of_diffusers: whether it is a pipeline of diffusers.
     """
+
+    of_diffusers: ClassVar[bool] = False
 
     family: str
     unet: dict[str, Any]
@@ -84,6 +86,11 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         BACKBONES[self.family]  # raises ConfigError where there is none
+
+    @property
+    def takes_image(self) -> bool:
+        """Whether its videos begin with an image that is given."""
+        return self.image is not None
 
     @classmethod
     def read(cls, mapping: Mapping[str, Any], where: str) -> "ModelConfig":

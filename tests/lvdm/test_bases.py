@@ -12,7 +12,7 @@ from PIL import Image
 from lvdm.bases.backbone import DiffusersBackbone
 from lvdm.bases.codec import frames_that_fit
 from lvdm.bases.kinds import kind_of
-from lvdm.bases.loading import load_base, wrap
+from lvdm.bases.loading import describe_base, load_base, wrap
 from lvdm.bases.pipeline import SIGMAS
 from lvdm.bases.schedules import Steps, ready, schedule_of
 from lvdm.checkpoints import find_model, load_pipeline
@@ -197,6 +197,17 @@ def test_folders_that_are_no_base_are_told(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)  # not installed
     with pytest.raises(ConfigError, match=r'which needs the extra "diffusers": pip install -e "\.\[diffusers\]"'):
         load_base(tmp_path)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_config_files_alone_say_what_a_loaded_pipeline_does(name, tmp_path):
+    pipeline(name).save_pretrained(tmp_path)
+    base = load_base(tmp_path)
+    for path in tmp_path.rglob("*.safetensors"):
+        path.unlink()
+    told, loaded = describe_base(tmp_path), base.config
+    assert told.defaults == loaded.defaults and told.unet == loaded.unet and told.family == loaded.family
+    assert told.takes_image == base.takes_image and told.factor == base.components.codec.factor
 
 
 def test_parts_are_loaded_as_they_are_stored_and_go_together(tmp_path):
