@@ -58,8 +58,8 @@ def load_base(
 def describe_base(folder: str | os.PathLike[str]) -> DiffusersConfig:
     """The config that `load_base` gives a pipeline, from its config files alone: no weights are read.
 
-    Its networks are made on the meta device, its scheduler as it is, encoders and tokenizers not at all. Raises
-    what `load_base` does, but for files of weights, and parts of transformers, that are damaged.
+    Its networks are made on the meta device, its scheduler as it is, encoders and tokenizers not at all. Raises what
+    `load_base` does, but nothing about damaged weights, encoders or tokenizers.
     """
     found, parts = _read_index(Path(folder))
     import diffusers
@@ -73,12 +73,13 @@ def describe_base(folder: str | os.PathLike[str]) -> DiffusersConfig:
                 given[part] = maker.from_config(maker.load_config(str(Path(folder) / part), local_files_only=True))
         elif part != "scheduler":
             given[part] = None
-    bars, noted = diffusers.utils.logging, diffusers.utils.logging.is_progress_bar_enabled()
-    bars.disable_progress_bar()  # which would speak of loading
+    bars: Any = diffusers.utils.logging
+    shown = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()  # it would speak of loading
     try:
         config: DiffusersConfig = wrap(_read(found, Path(folder), **given)).config
     finally:
-        if noted:
+        if shown:
             bars.enable_progress_bar()
     return config
 
@@ -123,7 +124,7 @@ def _readable(folder: Path, name: str) -> Iterator[None]:
     """What diffusers says of a folder that it cannot read, in one sentence."""
     try:
         yield
-    except (OSError, ValueError, TypeError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, RuntimeError, KeyError, AttributeError) as error:
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise CheckpointError(f"{folder} cannot be read as a {name}: {first}") from error
 
