@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -75,7 +76,7 @@ class FileIdentity:
         """Of the file that is there; None where it cannot be read."""
         try:
             status = path.stat()
-            return cls(status.st_size, status.st_mtime_ns, _ends_hash(path, status.st_size))
+            return cls(status.st_size, status.st_mtime_ns, _ends_hash(path, status.st_size, status.st_mtime_ns))
         except OSError:
             return None
 
@@ -88,7 +89,9 @@ class FileIdentity:
             status = path.stat()
             if status.st_size != self.size:
                 return False
-            return self.ends is None or status.st_mtime_ns == self.modified or _ends_hash(path, self.size) == self.ends
+            if self.ends is None or status.st_mtime_ns == self.modified:
+                return True
+            return _ends_hash(path, self.size, status.st_mtime_ns) == self.ends
         except OSError:
             return True
 
@@ -109,7 +112,9 @@ def _number(text: Any) -> int | None:
     return int(text) if isinstance(text, str) and re.fullmatch("[0-9]{1,20}", text) else None
 
 
-def _ends_hash(path: Path, size: int) -> str:
+@lru_cache(maxsize=2**16)  # of a copied data set every sample of a training asks
+def _ends_hash(path: Path, size: int, modified: int) -> str:
+    """Of the first and the last bytes of a file of this size that was written at this time."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         digest.update(file.read(_END))
