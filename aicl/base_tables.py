@@ -63,9 +63,7 @@ def layout_of_published(published: Published, count: bool = False) -> Layout:
         training, sampling = kept, 2 * 2 * _INNER * max(tokens)
     elif count:
         training, sampling = counted_memory(published, integrated)
-        training += (
-            4 * prism.config.depth * cells
-        )  # the inputs of the prism's blocks, which wait for their backward pass
+        training += 4 * prism.config.depth * cells  # inputs of the prism's blocks, kept for their backward pass
     return Layout(
         {block.name: block.width for block in blocks},
         base=parameters["base"] / 1e6,

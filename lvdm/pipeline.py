@@ -104,7 +104,7 @@ class VideoPipeline:
     @property
     def takes_image(self) -> bool:
         """Whether this is an image-to-video model."""
-        return self.config.image is not None
+        return self.config.takes_image
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
         """Move and cast every part in place. A device ends offloading."""

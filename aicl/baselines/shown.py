@@ -8,6 +8,7 @@ from torch import Tensor
 from aicl.evaluation.generate import shown_pixels
 from aicl.evaluation.method import Work
 from aicl.evaluation.sample import Clip, Sample
+from lvdm.bases.config import DiffusersConfig
 from lvdm.errors import ConfigError
 from lvdm.models.components import ModelConfig
 from lvdm.video import to_frames
@@ -20,7 +21,7 @@ def check_text_to_video(config: ModelConfig) -> None:
 
     Also for a model of diffusers, on whose networks and schedulers no baseline was tried.
     """
-    if config.of_diffusers:
+    if isinstance(config, DiffusersConfig):
         raise ConfigError("baselines are for this library's own models, and this is one of diffusers")
     if config.takes_image:
         raise ConfigError("baselines are for text-to-video models, this one takes an image")

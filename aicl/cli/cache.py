@@ -105,8 +105,6 @@ def _check_out(folder: Path) -> None:
     """Raise ConfigError for a place that is no folder, or a folder of something else, such as the videos themselves."""
     if os.path.lexists(folder) and not folder.is_dir():
         raise ConfigError(f"{folder} is a file, and a cache is a folder: choose another --out")
-    if not folder.is_dir() or (folder / "cache.json").is_file():
-        return
-    names = [path.name for path in folder.iterdir() if not path.name.startswith(".")]  # another process may begin it
-    if names and not (folder / "cache.json").is_file():
+    names = [path.name for path in folder.glob("[!.]*")]
+    if names and not (folder / "cache.json").is_file():  # looked for last: another process may begin the cache
         raise ConfigError(f"{folder} is no latent cache and not empty ({names[0]}): choose another --out")

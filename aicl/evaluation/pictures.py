@@ -13,6 +13,7 @@ from aicl.evaluation.row import Row
 from aicl.evaluation.sample import Sample
 from aicl.evaluation.table_run import TableRun
 from aicl.pipeline import AICLPipeline
+from lvdm.bases.config import DiffusersConfig
 from lvdm.errors import ConfigError
 from lvdm.files import atomic_path
 from lvdm.video import write_video
@@ -29,7 +30,7 @@ def draw(run: TableRun, spec: PictureSpec, out: Path, name: str) -> list[Path]:
     source = run.source(row)
     assert source is not None
     source.check(run.benchmark.size)
-    if spec.kind == "attention" and source.config.of_diffusers:
+    if spec.kind == "attention" and isinstance(source.config, DiffusersConfig):
         raise ConfigError(f"'{spec.model}' is a model of diffusers: pictures of attention are of this library's own")
     pipe = source.load(run.device)
     if pipe.base.takes_image:

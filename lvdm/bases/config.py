@@ -1,7 +1,7 @@
 """What the rest of the library asks of a model's config, for a model of diffusers."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from lvdm.diffusion.schedule import DiffusionConfig
 from lvdm.models.components import GenerationDefaults, ModelConfig
@@ -20,8 +20,6 @@ class DiffusersConfig(ModelConfig):
 
     factor: pixels per latent cell, along height and along width.
     """
-
-    of_diffusers: ClassVar[bool] = True
 
     def __init__(
         self, family: str, unet: dict[str, Any], defaults: GenerationDefaults, factor: int, takes_image: bool = False

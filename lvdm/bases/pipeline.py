@@ -53,7 +53,9 @@ class DiffusersPipeline(VideoPipeline):
         network = getattr(pipe, "transformer", None) or pipe.unet
         backbone = DiffusersBackbone(network, codec.compression, prediction_of(pipe.scheduler))
         defaults = _defaults(pipe, backbone, codec)
-        config = DiffusersConfig(backbone.family, backbone.config, defaults, codec.factor, self.takes_image)
+        config = DiffusersConfig(
+            backbone.family, backbone.config, defaults, codec.factor, self.image_condition is not None
+        )
         tokens = _cells((1, *backbone.latent_shape(defaults.num_frames, defaults.size, codec.compression)))
         components = Components(schedule_of(pipe.scheduler, tokens), config.diffusion, backbone, codec, text)
         image_encoder = getattr(pipe, "image_encoder", None)
@@ -61,10 +63,6 @@ class DiffusersPipeline(VideoPipeline):
         super().__init__(components, config, Acceleration("none"))
         self.acceleration.choice = "the network runs as diffusers has it"
         self._compiled = False
-
-    @property
-    def takes_image(self) -> bool:
-        return self.image_condition is not None
 
     @property
     def backbone(self) -> DiffusersBackbone:

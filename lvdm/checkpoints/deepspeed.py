@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lvdm.bases.loading import is_base
 from lvdm.errors import CheckpointError
 from lvdm.outside import read_text
 
@@ -49,7 +50,7 @@ def _find(folder: Path) -> Path:
         raise CheckpointError(
             f"{folder} was saved by DeepSpeed's stage 3, in pieces: merge them with the zero_to_fp32.py that lies in it"
         )
-    if (folder / "model_index.json").is_file():
+    if is_base(folder):
         raise CheckpointError(f"{folder} is a model of diffusers, which needs no conversion: give it as the base model")
     raise CheckpointError(
         f"{folder} is a folder without {MODEL_FILE}, so no checkpoint of DeepSpeed: give a weights file"

@@ -98,10 +98,11 @@ def cache_clips(
         raise ConfigError(
             "a cache holds fixed augmentations: set data.clip.augmentation.cached_crops to how many each video gets"
         )
-    crops, versions = config.augmentation.cached_crops, range(0 if changes is None else changes.count)
-    entries = []
-    for crop in range(crops):  # beside what is made of it, so that it is read once
-        entries += [crop, *(changes.entry(crop, version, crops) for version in versions if changes is not None)]
+    crops, entries = config.augmentation.cached_crops, []
+    for crop in range(crops):
+        entries.append(crop)
+        if changes is not None:  # beside the crop that they are made of, so that it is read once
+            entries += [changes.entry(crop, version, crops) for version in range(changes.count)]
     videos = {record.key: record for record in records}.values()  # a video may be listed with several captions
     everything = [(record, entry) for record in videos for entry in entries]
     left = [

@@ -70,10 +70,8 @@ class GenerationDefaults:
 class ModelConfig:
     """A text-to-video or, with `image`, an image-to-video model. `unet` has the published parameter names.
 
-    family: a name in `lvdm.models.backbone.BACKBONES`. of_diffusers: whether it is a pipeline of diffusers.
+    family: a name in `lvdm.models.backbone.BACKBONES`.
     """
-
-    of_diffusers: ClassVar[bool] = False
 
     family: str
     unet: dict[str, Any]

@@ -68,6 +68,6 @@ def build(recipe: Recipe) -> tuple[TrainingModule, EndlessDataModule]:
     if sections.data.get("cache"):
         check_encoders(sections.data["cache"], components.codec, None if sections.model.train_text else components.text)
     module = BaseModule(VideoPipeline(components, config), recipe.training, sections.model.train_text)
-    image = "" if config.image is None else " --image IMAGE"
+    image = " --image IMAGE" if config.takes_image else ""
     module.after = f'sample it with: aicl sample --base RUN --prompt "..."{image}'
     return module, build_data(sections.data, recipe)

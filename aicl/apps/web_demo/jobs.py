@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from aicl.sampling_jobs import Job
+from lvdm.cli import is_out_of_memory
 from lvdm.errors import UserError
 
 MOST_WAITING = 100
@@ -198,7 +199,7 @@ class JobQueue:
         except UserError as error:
             return State.FAILED, str(error)
         except Exception as error:  # whatever it is, the next task must be done
-            if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
+            if is_out_of_memory(error):
                 _log.warning("task %s: out of memory: %s", task.id, error)
                 return State.FAILED, _NO_MEMORY
             _log.exception("task %s failed", task.id)

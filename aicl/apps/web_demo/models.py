@@ -65,7 +65,7 @@ def read_card(path: Path) -> ModelCard:
     return ModelCard(
         name=str(path),
         family=config.family,
-        takes_image=config.image is not None,
+        takes_image=config.takes_image,
         reads_references=info is not None,
         defaults=at_adapter_rate(config.defaults, info),
         first_reference_until=files.first_reference_until,
