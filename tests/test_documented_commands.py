@@ -128,6 +128,18 @@ def test_make_targets_and_files_that_pages_name_are_there():
             assert (ROOT / name).is_file(), f"{page} names {name}"
 
 
+def test_links_lead_to_files_and_every_page_is_in_the_menu_of_the_site():
+    for page in PAGES:
+        prose = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+        for target in re.findall(r"\]\(([^)\s]+)\)", prose):
+            if "://" not in target and not target.startswith("#"):
+                assert (page.parent / target.partition("#")[0]).exists(), f"{page} links to {target}"
+    menu = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:")[2]
+    for page in (ROOT / "docs").rglob("*.md"):
+        name = page.relative_to(ROOT / "docs").as_posix()
+        assert f": {name}\n" in menu, f"mkdocs.yml has no place for {name}"
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_python_of_the_pages_compiles_and_imports_what_is_there(page):
     for block in blocks(page, "python"):
