@@ -46,7 +46,11 @@ class LoadedAdapter:
         """
         domain = find_domain(path)
         prism, integrated, info = load_adapter(path, base.components.unet)
-        return cls(base, prism, integrated, info, None if domain is None else domain.for_prism(prism))
+        try:
+            return cls(base, prism, integrated, info, None if domain is None else domain.for_prism(prism))
+        except BaseException:  # too little memory, or Ctrl-C
+            integrated.unpatch()
+            raise
 
     def save(self, path: Path) -> None:
         """Write both files, with what is known of the adapter's training."""

@@ -192,11 +192,12 @@ class JointBackbone(WrappedBackbone):
         return shown.repeat_interleave((self._call.stop - self._call.start) // len(shown), dim=0)
 
     def unpatch(self) -> VideoBackbone:
-        """Give the backbone back as it was, `requires_grad` included."""
+        """Give the backbone back as it was, `requires_grad` included. Does nothing where that was done already."""
         self.lora.detach()
         for layer, kind in self._joint:
             layer.__dict__.pop("over_time" if kind == "temporal" else "forward", None)
         thaw(self._frozen)
+        self._joint, self._frozen = [], []
         return self.backbone
 
     def enable_gradient_checkpointing(self) -> None:
