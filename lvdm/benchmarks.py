@@ -32,7 +32,8 @@ GB = 1e9
 def generate(config: ModelConfig, device: str = "cuda", dtype: torch.dtype = torch.bfloat16, batch: int = 1) -> Record:
     """Build a model with random weights and generate its default video with guidance: seconds of each phase, memory.
 
-    A model that was distilled with guidance has one branch, as when it samples. A first run of two steps, not counted, loads kernels and fills the allocator's cache.
+    A model that was distilled with guidance has one branch, as when it samples. A first run of two steps, not counted,
+    loads kernels and fills the allocator's cache.
     """
     clock = Clock(device)
     with clock("build_s"):

@@ -14,7 +14,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
 
@@ -28,6 +28,7 @@ from aicl.baselines.low_rank import LowRankUpdates
 from aicl.baselines.shown import check_text_to_video, references_of
 from aicl.evaluation.method import METHODS, Maker, Work
 from aicl.evaluation.sample import Sample
+from aicl.guidance import branches
 from lvdm import config as configs
 from lvdm.checkpoints import check_entries
 from lvdm.checkpoints.integrity import HASH_KEY, check_hash, check_values, tensors_hash
@@ -244,11 +245,11 @@ def load_tokens(path: str | os.PathLike[str], backbone: VideoBackbone) -> JointB
     try:
         check_entries(joint.lora.state_dict(), state, f"the LoRAs of {path} and this model")
         check_values(joint.lora.state_dict(), state, f"the LoRAs of {path} and this model")
-    except CheckpointError:
+        joint.lora.load_state_dict(state)
+        joint.lora.to(next(backbone.parameters()).device).requires_grad_(False)
+    except BaseException:  # too little memory, or Ctrl-C: nobody could take it off any more
         joint.unpatch()
         raise
-    joint.lora.load_state_dict(state)
-    joint.lora.to(next(backbone.parameters()).device).requires_grad_(False)
     return joint
 
 
@@ -288,8 +289,7 @@ def _make(work: Work, joint: JointBackbone, samples: Sequence[Sample]) -> Tensor
     shown = ReferenceTokens(references_of(work, samples), positive.context)
     scale = base.config.defaults.guidance_scale if work.guidance_scale is None else work.guidance_scale
     latents = base.with_unet(joint).sample_latents(
-        [negative, replace(positive, extras={**positive.extras, "references": shown})],
-        [1 - scale, scale],
+        *branches(negative, positive, shown, scale, None, base.tell_guidance(scale)),
         x_T,
         num_inference_steps=work.num_inference_steps,
         generators=generators,
