@@ -11,13 +11,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from aicl.evaluation.engine import Experiment
-from aicl.evaluation.generate import Estimate, _batches
+from aicl.evaluation.generate import _batches
 from aicl.evaluation.generated import read_generated
 from aicl.evaluation.lossless import read_lossless, write_lossless
 from aicl.evaluation.observe import ObservationStore
 from aicl.evaluation.presets import Preset
 from aicl.evaluation.results import read_result
 from aicl.evaluation.row import Row
+from aicl.evaluation.time_left import TimeLeft
 from lvdm import config as configs
 from lvdm.errors import ConfigError, DataError, VideoError
 from lvdm.models import quantization
@@ -132,8 +133,8 @@ def test_only_what_is_lost_is_made_again(models, experiment, tmp_path):
 
 def test_what_others_make_meanwhile_does_not_enter_the_estimate(monkeypatch):
     now, said = iter([0.0, 10.0]), []
-    monkeypatch.setattr("aicl.evaluation.generate.monotonic", lambda: next(now))
-    clock = Estimate(40, said.append, "generating")
+    monkeypatch.setattr("aicl.evaluation.time_left.monotonic", lambda: next(now))
+    clock = TimeLeft(40, said.append, "generating")
     for count in (0, 10, 0, 10):
         clock.done(count)
     assert said == ["generating: 1 s each, about 20 s to go"]
