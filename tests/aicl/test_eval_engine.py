@@ -18,7 +18,6 @@ from aicl.evaluation.observe import ObservationStore
 from aicl.evaluation.presets import Preset
 from aicl.evaluation.results import read_result
 from aicl.evaluation.row import Row
-from aicl.evaluation.time_left import TimeLeft
 from lvdm import config as configs
 from lvdm.errors import ConfigError, DataError, VideoError
 from lvdm.models import quantization
@@ -129,15 +128,6 @@ def test_only_what_is_lost_is_made_again(models, experiment, tmp_path):
     gone.unlink()  # and comes back while others wait for their turn: another program works in the folder, too
     back = {"say": lambda _: gone.write_bytes(before)}
     assert run.videos.fill(run.made(run.rows[2]), run.device, batch_size=5, **back) == 0
-
-
-def test_what_others_make_meanwhile_does_not_enter_the_estimate(monkeypatch):
-    now, said = iter([0.0, 10.0]), []
-    monkeypatch.setattr("aicl.evaluation.time_left.monotonic", lambda: next(now))
-    clock = TimeLeft(40, said.append, "generating")
-    for count in (0, 10, 0, 10):
-        clock.done(count)
-    assert said == ["generating: 1 s each, about 20 s to go"]
 
 
 def pixels_of(content: bytes, folder: Path) -> torch.Tensor:
