@@ -209,4 +209,5 @@ def _models(checkpoints: Path) -> Iterator[Finding]:
         except UserError as error:
             yield Finding("model", "problem", str(error))
             continue
-        yield Finding("model", "ok", f"{folder}: {about.family}{' with an adapter' if config else ''}")
+        what = "image-to-video" if about.takes_image else "text-to-video"
+        yield Finding("model", "ok", f"{folder}: {about.family}, {what}{', with an adapter' if config else ''}")

@@ -60,7 +60,7 @@ class Job(SamplingOptions):
     num_references: int = option(
         1, "how many to take from the library (default: 1)", least=1, group="references", spellings=("num-refs",)
     )
-    image: str | None = option(None, "first frame, for image-to-video models")
+    image: str | None = option(None, "the first frame, a PNG, JPEG or WebP file: for image-to-video models alone")
     seed: int = option(0, "of the first sample (default: 0)", least=0)
     num_samples: int = option(1, "videos of each prompt, with consecutive seeds (default: 1)", least=1, most=100_000)
     batch_size: int = option(1, "samples made at once (default: 1)", least=1, spellings=("batch",))
@@ -177,8 +177,8 @@ def prepare(jobs: list[Job]) -> list[Job]:
     """Find out before anything is computed what can go wrong, and choose references by verbs from libraries.
 
     Where another way is asked for, the job keeps its library: `aicl.sampling_library.choose_by_model` comes later.
-    Raises VideoError where a job would overwrite a file unasked or a reference cannot be read, UserError where its
-    files cannot be written, DataError where a library has no reference for a prompt.
+    Raises VideoError where a job would overwrite a file unasked, or its references or image cannot be read, UserError
+    where its files cannot be written, DataError where a library has no reference for a prompt.
     """
     jobs = [job for job in jobs if job.missing()]
     for job in jobs:
@@ -190,11 +190,14 @@ def prepare(jobs: list[Job]) -> list[Job]:
             if not path.exists():
                 raise VideoError(f"{path} does not exist: check the references and the image of '{job.prompt}'")
     from aicl.reference_videos import check_reference  # slow to import, and not needed for the mistakes above
+    from lvdm.video import read_image
 
     if any(job.library for job in jobs):
         from aicl.sampling_library import choose_by_verbs
 
         jobs = choose_by_verbs(jobs)
+    for image in {job.image for job in jobs if job.image}:
+        read_image(image)
     for reference in {each.video: each for job in jobs for each in job.references}.values():
         check_reference(reference)
     for job in jobs:

@@ -1,6 +1,6 @@
 """Making the videos of a job and writing them, with the record and the comparison of each."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -13,6 +13,7 @@ from aicl.reference_videos import is_features_file, read_pixels
 from aicl.sampling_jobs import Job, sheet_file
 from aicl.sidecar_files import COMPARISON, sidecar
 from lvdm.callbacks import StepCallback
+from lvdm.errors import ConfigError
 from lvdm.files import atomic_path
 from lvdm.options import GenerationOptions
 from lvdm.video import contact_sheet, side_by_side, write_video
@@ -62,6 +63,18 @@ def generate_samples(
             plain = list(pipe.base(prompts, image=job.image, seed=batch, **watch, **own))
         for index, (seed, video, base) in enumerate(zip(batch, videos, plain)):
             yield Sample(seed, options, batch, index, video, base, seconds)
+
+
+def check_images(pipe: AICLPipeline, jobs: Sequence[Job]) -> None:
+    """Find out before anything is computed that a job lacks the image that the model begins with, or has one too many.
+
+    Raises ConfigError that names the job's prompt.
+    """
+    for job in jobs:
+        try:
+            pipe.base.check_image(job.image)
+        except ConfigError as error:
+            raise ConfigError(f"'{job.prompt}' cannot be sampled: {error}") from error
 
 
 def filled_options(pipe: AICLPipeline, job: Job) -> SamplingOptions:

@@ -225,13 +225,19 @@ class VideoPipeline:
 
         Raises ConfigError for a model without image input.
         """
-        if not self.takes_image:
-            raise ConfigError("this is a text-to-video model: it takes no image")
+        self.check_image(frames)
         encoder, resampler = self.components.image_encoder, self.components.image_resampler
         if encoder is None or resampler is None:
             raise ConfigError("the image encoder of this image-to-video model is not loaded")
         self.bring(encoder, resampler)
         return resampler(encoder(frames.to(self.device)))
+
+    def check_image(self, image: object) -> None:
+        """Raises ConfigError for an image that this model does not take, and for None where it begins with one."""
+        if self.takes_image and image is None:
+            raise ConfigError("this is an image-to-video model: give it an image, the first frame (--image)")
+        if image is not None and not self.takes_image:
+            raise ConfigError("this is a text-to-video model: it takes no image, leave it out (--image)")
 
     def image_extras(self, frames: Tensor, num_frames: int) -> dict[str, Tensor]:
         """What the network gets beside the context of first frames (b, 3, h, w) in [-1, 1], of videos of `num_frames`
@@ -254,17 +260,14 @@ class VideoPipeline:
         the ancestor, the negative prompt and a mid-grey image (zero in [-1, 1]).
         Raises ConfigError where image or fps and model don't go together.
         """
+        self.check_image(image)
         negative_prompt = self.config.defaults.negative_prompt if negative_prompt is None else negative_prompt
         context, unconditional = self.encode_prompt(prompts), self.encode_prompt([negative_prompt])
-        if self.takes_image:
-            if image is None:
-                raise ConfigError("this is an image-to-video model: give it an image (--image)")
+        if image is not None:
             frames = first_frames(image, len(prompts), size or self.config.defaults.size)
             context = torch.cat([context, self.encode_image(frames).to(context.dtype)], dim=1)
             grey = self.encode_image(torch.zeros_like(frames[:1]))
             unconditional = torch.cat([unconditional, grey.to(context.dtype)], dim=1)
-        elif image is not None:
-            raise ConfigError("this is a text-to-video model: it takes no image")
         fps = self.conditioned_fps(fps)
         return Condition(context, fps), Condition(unconditional, fps)
 

@@ -2,9 +2,11 @@
 
 import ast
 import re
+import runpy
 import shlex
 from dataclasses import dataclass, fields
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -126,6 +128,27 @@ def test_make_targets_and_files_that_pages_name_are_there():
             assert target in TARGETS, f"{page}: make {target}"
         for name in re.findall(r"`((?:configs|scripts|aicl|lvdm|tests)/[a-z0-9_/.-]+\.(?:yaml|py))`", text):
             assert (ROOT / name).is_file(), f"{page} names {name}"
+
+
+def test_links_lead_to_files_and_every_page_is_in_the_menu_of_the_site():
+    for page in PAGES:
+        prose = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+        for target in re.findall(r"\]\(([^)\s]+)\)", prose):
+            if "://" not in target and not target.startswith("#"):
+                assert (page.parent / target.partition("#")[0]).exists(), f"{page} links to {target}"
+    menu = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:")[2]
+    for page in (ROOT / "docs").rglob("*.md"):
+        name = page.relative_to(ROOT / "docs").as_posix()
+        assert f": {name}\n" in menu, f"mkdocs.yml has no place for {name}"
+
+
+def test_an_image_that_is_a_link_leads_to_the_page_of_the_site():
+    hook = runpy.run_path(str(ROOT / "docs/site/links.py"))["on_page_markdown"]
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="index.md"))
+    files = SimpleNamespace(get_file_from_path=lambda path: (ROOT / "docs" / path).exists())
+    site = SimpleNamespace(config_file_path=str(ROOT / "mkdocs.yml"))
+    text = hook("[![The demo](docs/figures/web_demo.png)](docs/web_demo.md#for), [tests](tests)", page, site, files)
+    assert text == "[![The demo](figures/web_demo.png)](web_demo.md#for), `tests`"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

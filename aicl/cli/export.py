@@ -1,8 +1,8 @@
 """Put what training runs made into one folder that can be kept and shared.
 
 examples:
-  aicl export --base runs/puppets_base --adapter runs/puppets_aicl --out checkpoints/mine
-  aicl export --base runs/puppets_base --adapter runs/puppets_aicl --out checkpoints/small \\
+  aicl export --base runs/puppets_base --adapter runs/puppets_self_pairs --out checkpoints/mine
+  aicl export --base runs/puppets_base --adapter runs/puppets_self_pairs --out checkpoints/small \\
       --dtype float16 --evaluators runs/puppets_classifier runs/puppets_clip
 
 The folder is what `AICLPipeline.from_pretrained` and `aicl sample --model` load, with a file SHA256SUMS that

@@ -5,6 +5,8 @@ examples:
   aicl sample --prompt "a robot is dancing" --references a.mp4 b.mp4@0.5 --scale 0.8 --compare --out robot.gif
   aicl sample --base checkpoints/videocrafter2 --adapter runs/aicl/adapter.safetensors \\
       --prompt "a panda is skiing" --library outputs/library --num-references 2
+  aicl sample --base checkpoints/videocrafter1_i2v_512 --adapter runs/aicl_i2v --image person.png \\
+      --prompt "a person in a green shirt is hammering" --references hammering.mp4
   aicl sample --repeat outputs/robot.json --out again.mp4
   torchrun --nproc-per-node 4 -m aicl sample --prompts-file jobs.jsonl --out outputs/run1
 
@@ -92,8 +94,9 @@ def main(args: argparse.Namespace) -> None:
 
     from aicl.sampling_library import choose_by_model
     from aicl.sampling_records import write_record
-    from aicl.sampling_run import generate_samples, job_line, write_sample
+    from aicl.sampling_run import check_images, generate_samples, job_line, write_sample
 
+    check_images(pipe, jobs)
     jobs = choose_by_model(jobs, pipe)
     default = pipe.base.config.defaults.num_inference_steps
     steps = sum((job.num_inference_steps or default) * len(job.missing()) for job in jobs)

@@ -10,7 +10,8 @@ from typing import Any
 
 from mkdocs.exceptions import PluginError
 
-_LINK = re.compile(r"(?P<image>!?)\[(?P<text>[^\]]*)\]\((?P<target>[^)\s]+)\)")
+# the text of a link may be an image
+_LINK = re.compile(r"(?P<image>!?)\[(?P<text>(?:!\[[^\]]*\]\([^)]*\)|[^\]])*)\]\((?P<target>[^)\s]+)\)")
 # page of the site -> where its text stands in the repository
 _SOURCES = {"index.md": "README.md", "checkpoints/README.md": "checkpoints/README.md"}
 _SOURCES["checkpoints/puppets/README.md"] = "checkpoints/puppets/README.md"
@@ -31,7 +32,8 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
         place = _PAGES.get(wanted) or (wanted.removeprefix("docs/") if wanted.startswith("docs/") else None)
         if place and files.get_file_from_path(place):
             link = posixpath.relpath(place, posixpath.dirname(own) or ".")
-            return f"{match['image']}[{match['text']}]({link}{'#' + anchor if anchor else ''})"
+            text = _LINK.sub(rewritten, match["text"])
+            return f"{match['image']}[{text}]({link}{'#' + anchor if anchor else ''})"
         if own.startswith("reference/"):
             return match[0]
         if not (root / wanted).exists():

@@ -139,16 +139,13 @@ class DiffusersPipeline(VideoPipeline):
         negative_prompt: str | None = None,
         num_frames: int | None = None,
     ) -> tuple[Condition, Condition]:
+        self.check_image(image)
         defaults = self.config.defaults
         negative_prompt = defaults.negative_prompt if negative_prompt is None else negative_prompt
         context, unconditional = self.encode_prompt(prompts), self.encode_prompt([negative_prompt])
         fps = self.conditioned_fps(fps)
-        if not self.takes_image:
-            if image is not None:
-                raise ConfigError("this is a text-to-video model: it takes no image")
-            return Condition(context, fps), Condition(unconditional, fps)
         if image is None:
-            raise ConfigError("this is an image-to-video model: give it an image (--image)")
+            return Condition(context, fps), Condition(unconditional, fps)
         frames = first_frames(image, len(prompts), size or defaults.size).to(self.device)
         given = self._image(frames, num_frames or defaults.num_frames)
         without = given.without or given
@@ -216,8 +213,8 @@ class DiffusersPipeline(VideoPipeline):
         return _weighted(parts, [(weight - (i == last)) * ramp + (i == last) for i, weight in enumerate(weights)])
 
     def _image(self, frames: Tensor, num_frames: int) -> ImageCondition:
-        if self.image_condition is None:
-            raise ConfigError("this is a text-to-video model: it takes no image")
+        self.check_image(frames)
+        assert self.image_condition is not None
         parts = self.components
         self.bring(parts.codec, parts.text, parts.image_encoder)
         codec: Any = parts.codec

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, ImageSequence
+from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
 from torch import Tensor
 
 from lvdm.errors import VideoError
@@ -21,12 +21,14 @@ IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 
 def read_image(path: str | os.PathLike[str]) -> Tensor:
-    """An image file, upright, as uint8 (h, w, 3), RGB. Raises VideoError for one that is missing or broken."""
+    """An image file, upright, as uint8 (h, w, 3), RGB. Raises VideoError for one that is missing or cannot be read."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as file:
                 return torch.from_numpy(np.array(ImageOps.exif_transpose(file).convert("RGB")))
+    except UnidentifiedImageError as error:
+        raise VideoError(f"image {path} cannot be read: it is no picture; give a PNG, JPEG or WebP file") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise VideoError(f"image {path} cannot be read: {error}") from error
 

@@ -212,7 +212,8 @@ def test_mistakes_in_a_prompts_file_end_in_one_sentence(call, model, line, messa
         (("--adapter", "none.safetensors"), "does not exist"),
         (("--base", "elsewhere"), "give one of them"),
         (("--device", "nonsense"), "cannot be used here"),
-        (("--image", "a.mp4"), "takes no image"),
+        (("--image", "a.mp4"), "image a.mp4 cannot be read: it is no picture; give a PNG, JPEG or WebP file"),
+        (("--image", "still.png"), f"'{PROMPT}' cannot be sampled: this is a text-to-video model: it takes no image"),
     ],
 )
 def test_mistakes_end_in_one_sentence(call, model, arguments, message):
@@ -224,6 +225,18 @@ def test_mistakes_end_in_one_sentence(call, model, arguments, message):
     code, out, err = sample(call, model, "--prompt", PROMPT, *arguments)
     assert code == 2 and message in err and err.startswith("error: ") and err.count("\n") == 1
     assert "wrote" not in out
+
+
+def test_all_jobs_have_the_image_that_their_model_begins_with_before_the_first_is_made(call):
+    tiny_pipeline("tiny_videocrafter_i2v").save_pretrained("i2v")
+    Image.new("RGB", (40, 40)).save("still.png")
+    Path("jobs.jsonl").write_text(json.dumps({"prompt": PROMPT, "image": "still.png"}) + "\na blue person jumps")
+    arguments = ("--prompts-file", "jobs.jsonl", "--refs", "a.mp4", "--out", "made")
+    code, _, err = sample(call, "i2v", *arguments)
+    assert code == 2 and err.count("\n") == 1 and not any(Path("made").iterdir())
+    assert "'a blue person jumps' cannot be sampled: this is an image-to-video model: give it an image" in err
+    assert sample(call, "i2v", *arguments, "--image", "still.png")[0] == 0
+    assert {path.name for path in Path("made").glob("*.mp4")} == {"00001.mp4", "00002.mp4"}
 
 
 def test_a_training_run_serves_as_base_model(call, model):
