@@ -18,6 +18,10 @@ OnMissing = Literal["error", "skip"]
 MANIFEST = "captions.csv"
 
 
+class MissingCaption(DataError):
+    """A video without a caption, where each needs one."""
+
+
 def read_folder(
     root: str | os.PathLike[str],
     captions: str | os.PathLike[str] | None = None,
@@ -89,10 +93,7 @@ def _beside(root: Path, default_caption: str | None, skip: bool) -> Iterator[Cli
     if missing and not skip:
         first = missing[0]
         others = f" (nor have {len(missing) - 1} others of {len(files)} videos)" if len(missing) > 1 else ""
-        raise DataError(
-            f"{first}: has no caption{others}; write it to {first.with_suffix('.txt').name} beside it, or set "
-            "data.default_caption (without a config: --default-caption) for all videos without one"
-        )
+        raise MissingCaption(f"{first}: has no caption{others}; write it to {first.with_suffix('.txt').name} beside it")
 
 
 def _listed(root: Path, manifest: Path, default_caption: str | None, skip: bool) -> Iterator[ClipRecord | None]:

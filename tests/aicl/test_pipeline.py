@@ -221,7 +221,7 @@ def test_save_and_load_give_the_same_video(pipe, tmp_path, pointer):
         generate(loaded, references=references)
     loaded.load_adapter(tmp_path / "model")
     assert torch.equal(generate(loaded, references=references), expected)
-    with pytest.raises(ConfigError, match="only prompt may be given without its name: name all else, such as references="):
+    with pytest.raises(ConfigError, match=r"only prompt may be given without its name: .* references="):
         loaded(PROMPT, references)
     small = load_model(ModelOptions(model=str(tmp_path / "model"), device="cpu"))
     small.enable_model_cpu_offload("cpu")
