@@ -17,9 +17,8 @@ from lvdm.diffusion import Denoiser
 from lvdm.errors import ConfigError
 from lvdm.inputs import ImageLike, sample_generators
 
-LIMIT = 0.03
-"""Of `KnownAction.effect`: in the small world, actions that the base model was trained on have {KNOWN} and more,
-others {NEW} and less."""
+LIMIT = 0.04
+"""Of `KnownAction.effect`, of the small world's base model: actions that it was trained on have more, others less."""
 
 _BATCH = 8  # prompts at once
 

@@ -67,7 +67,7 @@ def test_sampling_leaves_out_the_references_of_known_actions_alone(call):  # noq
     quick = ("--device", "cpu", "--steps", 1, "--num-frames", 4)
     references = ("--references", CLIP, "--scale", 0.9)
     Path("jobs.txt").write_text(f"{KNOWN}\n{NEW}\na red shirt in front of a wall\n")
-    guarded = ("--reference-guard", 0.03, "--out", "guarded")
+    guarded = ("--reference-guard", 0.04, "--out", "guarded")
     with pytest.warns(UserWarning, match="names no action that is found"):
         code, out, _ = call("sample.py", "--prompts-file", "jobs.txt", *quick, *references, *guarded)
     assert code == 0 and out.count("its references are left out") == out.count("its references are read") == 1
@@ -83,7 +83,7 @@ def test_sampling_leaves_out_the_references_of_known_actions_alone(call):  # noq
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("--reference-guard", "0.03"), "reference_guard decides whether references are read"),
+        (("--reference-guard", "0.04"), "reference_guard decides whether references are read"),
         (("--reference-guard", "0", "--references", CLIP), "reference_guard"),
         (("--general-prompt", "a person", "--references", CLIP), "general_prompt is what reference_guard compares"),
     ],
@@ -110,10 +110,10 @@ def test_a_guarded_row_has_the_videos_of_the_two_rows_that_it_is_made_of(tmp_pat
         return make(pipe, source, benchmark, samples).int()
 
     shown = {"adapter": "lvdm", "references": 1, "wrong": True}
-    plain, wrong, guarded = videos(), videos(**shown), videos(**shown, reference_guard=0.03)
+    plain, wrong, guarded = videos(), videos(**shown), videos(**shown, reference_guard=0.04)
     assert ((plain - wrong).abs().flatten(1).float().mean(1) > 1).all()
     wanted = torch.stack([wrong[0], plain[1], wrong[2]])
     assert (guarded - wanted).abs().max() <= 1
     assert torch.equal(videos(**shown, reference_guard=0.2), wrong)
     with pytest.raises(ConfigError, match="reference_guard is a number above 0, for a row with references"):
-        Row("row", model="lvdm", reference_guard=0.03)
+        Row("row", model="lvdm", reference_guard=0.04)
