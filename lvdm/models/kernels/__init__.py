@@ -28,7 +28,7 @@ def on_its_device(
     """`launch` with the GPU of its first tensor as the current one: Triton launches there, wherever the tensors lie."""
 
     @wraps(launch)
-    def launched(x: Tensor, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+    def launched(x: Tensor, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
         with torch.cuda.device_of(x):
             return launch(x, *args, **kwargs)
 
