@@ -1,10 +1,28 @@
 """Action in-context learning for video diffusion models (arXiv 2403.11535). Names are imported when first used."""
 
+# ruff: noqa: I001 (names are given again, so that type checkers take them for public)
 import sys
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # editors and type checkers do not see names that are imported when first used
+    from aicl.action_integration import IntegrationConfig as IntegrationConfig
+    from aicl.action_prism import ActionPrism as ActionPrism, PrismConfig as PrismConfig, build_prism as build_prism
+    from aicl.adapter import load_adapter as load_adapter, save_adapter as save_adapter
+    from aicl.integrated_backbone import IntegratedBackbone as IntegratedBackbone, integrate as integrate
+    from aicl.motion_features import MotionFeatures as MotionFeatures
+    from aicl.options import Reference as Reference, SamplingOptions as SamplingOptions
+    from aicl.pipeline import AICLPipeline as AICLPipeline
+    from aicl.reference_context import ReferenceContext as ReferenceContext
+    from aicl.reference_retrieval import (
+        Library as Library,
+        VerbIndex as VerbIndex,
+        VerbPairSampler as VerbPairSampler,
+        load_library as load_library,
+        save_library as save_library,
+    )
 
 __version__ = "0.2.0"
 

@@ -32,7 +32,7 @@ WAYS: tuple[Way, ...] = get_args(Way)
 FORMAT_VERSION = 1
 ABOUT, PARTS, METADATA = "library.json", "parts", "aicl_library"
 _VECTORS = ("text", "motion", "appearance")
-_PART = 64  # videos of a part: what an interruption costs at most
+_PART = 64  # videos of a part: what a kill costs at most
 _ALIKE = 0.97  # the cosines, of motion and of appearance, from which on two clips are nearly the same
 _CENTRED = 8  # videos, from which on what all have in common is taken off their vectors
 
@@ -218,10 +218,7 @@ def add_clips(
     from aicl.verbs import phrase, verbs
 
     folder = Path(folder)
-    if os.path.lexists(folder) and not folder.is_dir():
-        raise DataError(f"{folder} is a file, and a library is a folder: choose another place, or a name with .json")
-    if folder.exists() and any(folder.iterdir()) and not (folder / ABOUT).is_file():
-        raise DataError(f"{folder} is no library of clips and not empty: choose another folder")
+    check_library_place(folder)
     with locked(folder, "is adding clips"):
         identity = json.loads(json_text(embedder.identity()))
         if (folder / ABOUT).is_file():
@@ -241,21 +238,33 @@ def add_clips(
         refused: list[str] = []
         waiting: list[tuple[_Video, dict[str, NDArray[np.float32]]]] = []
         added = 0
-        for batch in in_batches(list(new.values()), batch_size, progress):
-            rows, reasons = of_readable(batch, lambda videos: _embedded(videos, place, embedder))
-            waiting += rows
-            refused += reasons
-            if len(waiting) >= _PART:
-                added += _write_part(folder, waiting)
-                waiting = []
-        return added + _write_part(folder, waiting), refused
+        try:
+            for batch in in_batches(list(new.values()), batch_size, progress):
+                rows, reasons = of_readable(batch, lambda videos: _embedded(videos, place, embedder))
+                waiting += rows
+                refused += reasons
+                if len(waiting) >= _PART:
+                    added += _write_part(folder, waiting)
+                    waiting = []
+        finally:  # what was encoded before Ctrl-C is kept
+            added += _write_part(folder, waiting)
+        return added, refused
+
+
+def check_library_place(folder: str | os.PathLike[str]) -> None:
+    """Raise DataError where something else than a library lies at its place."""
+    folder = Path(folder)
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise DataError(f"{folder} is a file, and a library is a folder: choose another place, or a name with .json")
+    if folder.exists() and any(folder.iterdir()) and not (folder / ABOUT).is_file():
+        raise DataError(f"{folder} is no library of clips and not empty: choose another folder")
 
 
 def _embedded(
     videos: Sequence[_Video], place: Path, embedder: "Embedder"
 ) -> list[tuple[_Video, dict[str, NDArray[np.float32]]]]:
     """Videos with their vectors. Raises VideoError where one cannot be read."""
-    motion, appearance = embedder.clips([place / video.path for video in videos])
+    motion, appearance = embedder.clips([Path(os.path.normpath(place / video.path)) for video in videos])
     text = embedder.texts([video.caption for video in videos])
     rows = zip(videos, text, motion, appearance)
     return [(video, {"text": t, "motion": m, "appearance": a}) for video, t, m, a in rows]

@@ -38,6 +38,10 @@ def calibrate(
         raise ConfigError("there is no adapter to calibrate: give one with --adapter")
     if not 0 < share < 0.5:
         raise ConfigError(f"the share of false alarms is {share}: choose one between 0 and 0.5, such as 0.01")
+    if len(records) < LEAST_CLIPS:  # before any of them is read
+        raise DataError(
+            f"{len(records)} clips are too few to say what is usual: give {LEAST_CLIPS} or more, or do without"
+        )
     described_clips: list[tuple[Tensor, Tensor]] = []
     for batch in in_batches(records, batch_size, progress):
         described_clips += of_readable(batch, partial(_described_batch, pipe))[0]

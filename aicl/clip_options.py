@@ -21,6 +21,9 @@ def add_source(parser: argparse.ArgumentParser) -> None:
         "--kind", choices=("folder", "webvid", "ucf101"), default="folder", help="layout of the data set"
     )
     parser.add_argument("--root", type=Path, help="folder of the videos of a list (default: where the list lies)")
+    parser.add_argument(
+        "--default-caption", metavar="TEXT", help="of videos that have none (default: that is an error)"
+    )
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="clips encoded at once (default: 8)")
 
 
@@ -32,14 +35,15 @@ def check_source(args: argparse.Namespace) -> None:
         raise ConfigError(f"--batch-size is {args.batch_size}: it must be at least 1")
 
 
-def read_source(args: argparse.Namespace, default_caption: str | None = None) -> "list[ClipRecord]":
+def read_source(args: argparse.Namespace) -> "list[ClipRecord]":
     """The videos that the options of `add_source` name. Raises DataError."""
     from lvdm.data import Manifest, read_records
 
     alone = args.source.is_dir()  # or a list of videos
     place = args.source if alone else args.root or args.source.parent
     captions = None if alone else str(args.source)
-    return read_records(Manifest(kind=args.kind, path=str(place), captions=captions, default_caption=default_caption))
+    caption = args.default_caption
+    return read_records(Manifest(kind=args.kind, path=str(place), captions=captions, default_caption=caption))
 
 
 def add_model(parser: argparse.ArgumentParser, heading: str) -> None:

@@ -99,6 +99,21 @@ class ModelOptions(Options):
             raise ConfigError("--model, --base and --config each name a model: give one of them")
         if self.base is None and self.config is None:
             self.model = self.model or DEFAULT_MODEL
+        if self.device is not None and self.device.partition(":")[0] == "cpu":
+            self.check_device("cpu")
+
+    def check_device(self, kind: str) -> None:
+        """Say what is for GPUs alone where the device is another, such as "cpu". Raises ConfigError."""
+        if kind == "cuda":
+            return
+        if self.offload:
+            raise ConfigError(
+                f"--offload frees the memory of a GPU, and the model runs on a {kind.upper()}: leave it out"
+            )
+        if self.compile in ("graphs", "full"):
+            raise ConfigError(
+                f"--compile {self.compile} is for GPUs, and the model runs on a {kind.upper()}: leave it out"
+            )
 
     def check_places(self) -> None:
         """Say at once that a file or folder is not there: what loads it takes seconds to import. Names of the Hub pass.

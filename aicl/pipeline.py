@@ -16,7 +16,7 @@ from aicl.clock import Clock
 from aicl.guidance import branches
 from aicl.integrated_backbone import IntegratedBackbone
 from aicl.loaded_adapter import LoadedAdapter
-from aicl.model_files import FOLDER_FILE, FolderConfig, ModelFiles, fetch_model_files
+from aicl.model_files import ADAPTER_FILE, FOLDER_FILE, FolderConfig, ModelFiles, fetch_model_files
 from aicl.motion_features import MotionFeatures
 from aicl.options import SamplingOptions
 from aicl.reference_domain import ReferenceCheck, ReferenceDomain
@@ -25,7 +25,7 @@ from lvdm import config as configs
 from lvdm.acceleration import Mode
 from lvdm.arguments import check_device, check_dtype, check_number, check_path
 from lvdm.callbacks import StepCallback, check_step_callback, progress_bar, step_callbacks
-from lvdm.checkpoints import load_pipeline
+from lvdm.checkpoints import find_file, load_pipeline
 from lvdm.checkpoints.folder import new_folder
 from lvdm.checkpoints.hub import upload
 from lvdm.errors import CheckpointError, ConfigError
@@ -97,22 +97,24 @@ class AICLPipeline:
         return pipeline
 
     def load_adapter(self, path: str | os.PathLike[str]) -> AdapterInfo:
-        """Put an adapter file on, in place of the present one, which stays whatever keeps the file from being used.
+        """Put an adapter on, a file or the run that trained it, in place of the present one, which stays whatever keeps
+        the file from being used.
 
         Errors and warnings: see `aicl.adapter.load_adapter`.
         """
         check_path(path, "the adapter")
+        path = find_file(path, ADAPTER_FILE)
         if self._adapter is not None:
             self._adapter.integrated.unpatch()
         try:
-            adapter = LoadedAdapter.load(self.base, Path(path))
+            adapter = LoadedAdapter.load(self.base, path)
         except BaseException:  # without its layers, references would be left out in silence
             if self._adapter is not None:
                 self._adapter.integrated.patch()
             raise
         self._use(adapter)
         if self.files is not None:
-            self.files = ModelFiles(self.files.base, Path(path))
+            self.files = ModelFiles(self.files.base, path)
         assert adapter.info is not None
         return adapter.info
 

@@ -18,6 +18,13 @@ from lvdm.options import option
 from lvdm.outside import check_text, parse_json, read_lines
 
 SAMPLES = "outputs/samples"  # where videos go whose place nobody says
+OF_REFERENCES = {
+    "scale": "is the strength of references",
+    "reference_guidance_scale": "is the strength of references",
+    "first_reference_until": "says when the first of several references is read alone",
+    "reference_fps": "is the rate at which references are sampled",
+}
+"""Options of a job that do nothing without references, and why."""
 ENDINGS = (".mp4", ".webm", ".gif", ".webp")  # what `lvdm.video.write_video` writes, which is slow to import
 
 
@@ -103,6 +110,20 @@ class Job(SamplingOptions):
         """Everything that the job writes."""
         return [file for path in self.outputs() for file in files_beside(path, self.compare)]
 
+    def missing(self) -> dict[int, Path]:
+        """What is still to be made, by its seed: with skip_existing, what has all of its files is not made again."""
+        places = dict(zip(self.seeds(), self.outputs()))
+        if not self.skip_existing:
+            return places
+        return {seed: path for seed, path in places.items() if not _whole(path, self.compare)}
+
+    def batches(self) -> list[list[int]]:
+        """The seeds that are made at once, without batches of which nothing is missing. A batch is not cut: a video
+        depends on the others in it, by rounding."""
+        seeds, missing = self.seeds(), self.missing()
+        cut = [seeds[start : start + self.batch_size] for start in range(0, len(seeds), self.batch_size)]
+        return [batch for batch in cut if missing.keys() & set(batch)]
+
 
 def record_file(video: Path) -> Path:
     """The JSON beside a video."""
@@ -119,6 +140,10 @@ def files_beside(video: Path, compare: bool) -> list[Path]:
     return [video, record_file(video), *([sidecar(video, COMPARISON), sheet_file(video)] if compare else [])]
 
 
+def _whole(video: Path, compare: bool) -> bool:
+    return all(path.exists() for path in files_beside(video, compare))
+
+
 def read_jobs(defaults: Mapping[str, Any], prompts_file: str | os.PathLike[str] | None = None) -> list[Job]:
     """The jobs that a command line asks for, in order: one, or one for each line of a file.
 
@@ -127,6 +152,10 @@ def read_jobs(defaults: Mapping[str, Any], prompts_file: str | os.PathLike[str] 
     """
     if prompts_file is None:
         job = _job(defaults, where="the command line")
+        if not (job.references or job.library):
+            for name, what in OF_REFERENCES.items():
+                if defaults.get(name) is not None:
+                    raise ConfigError(f"--{name.replace('_', '-')} {what}, and none is given: add --references")
         return [job if job.out else dataclasses.replace(job, out=str(free_name(job)))]
     folder = Path(defaults.get("out") or SAMPLES)
     if folder.suffix:
@@ -151,7 +180,7 @@ def prepare(jobs: list[Job]) -> list[Job]:
     Raises VideoError where a job would overwrite a file unasked, or its references or image cannot be read, UserError
     where its files cannot be written, DataError where a library has no reference for a prompt.
     """
-    jobs = [job for job in jobs if not (job.skip_existing and all(path.exists() for path in job.files()))]
+    jobs = [job for job in jobs if job.missing()]
     for job in jobs:
         existing = [path for path in job.files() if path.exists()]
         if existing and not (job.overwrite or job.skip_existing):

@@ -26,6 +26,7 @@ def load_model(options: ModelOptions) -> AICLPipeline:
     """
     set_backend(options.attention)
     place = cli.device(options.device)
+    options.check_device(place.type)
     precision = getattr(torch, options.dtype or ("bfloat16" if place.type == "cuda" else "float32"))
     at_first = torch.device("cpu") if options.offload else place
     if options.config is not None:

@@ -49,10 +49,8 @@ def generate_samples(
     whether a bar on stderr shows the steps.
     """
     watch: dict[str, Any] = {"callback_on_step_end": on_step, "progress": progress}
-    seeds = job.seeds()
-    starts = range(0, len(seeds), job.batch_size)
     options = filled_options(pipe, job)
-    for batch in batches or [seeds[start : start + job.batch_size] for start in starts]:
+    for batch in batches or job.batches():
         prompts = [job.prompt] * len(batch)
         given = job.sampling().given()
         videos = pipe(prompts, references=job.references, image=job.image, seed=batch, **watch, **given)

@@ -191,8 +191,9 @@ def pairs_line(sampler: PairSampler, settings: ReferenceSettings) -> str:
     if isinstance(sampler, VerbPairSampler):
         index = sampler.index
         usable = index.num_videos - sampler.unused
+        others = "another" if settings.drawn == 1 else f"{settings.drawn} others"
         return (
-            f"{len(index.counts())} actions; {usable} clips have {settings.drawn} others of their action, "
+            f"{len(index.counts())} actions; {usable} clips have {others} of their action, "
             f"{sampler.unused} have not and are never targets"
         )
     line = "each clip is shown itself, changed"

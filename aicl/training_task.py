@@ -104,6 +104,8 @@ def build(recipe: Recipe) -> tuple[AICLModule, EndlessDataModule]:
             )
         return module, build_data(sections.data, recipe)
     data = configs.from_mapping(DataConfig, sections.data, where="data")
+    if data.clip.num_frames < 2:
+        raise ConfigError("data.clip.num_frames is 1: a single frame shows no action, so AICL trains on two or more")
     if data.cache and not pipeline.supports_latent_cache:
         raise ConfigError("data.cache holds latents of this library's own models: leave it out with one of diffusers")
     if data.cache and pairs.geometry != 1.0:

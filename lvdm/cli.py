@@ -49,6 +49,11 @@ def _what_memory_lacks(error: BaseException) -> str:
     return f"the memory of {'the GPU' if gpu else 'this machine'} is not enough{found}: {advice}"
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things: "1 video", "2 videos"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def check_there(path: str | os.PathLike[str] | None, advice: str) -> None:
     """Say at once that what an option names is not there: what reads it takes seconds to import. None is not given.
 

@@ -37,6 +37,8 @@ def sample_generators(
     seed: one each, or the first of consecutive ones. A single generator is shared: its samples depend on their order.
     Raises ConfigError for another number, or for a generator on another device.
     """
+    if generator is not None and seed != 0:
+        raise ConfigError("a generator stands in place of a seed: give one of them")
     if generator is None:
         return make_generators(sample_seeds(seed, count))
     several = generator if isinstance(generator, Sequence) else [generator]

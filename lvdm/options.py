@@ -7,6 +7,7 @@ slow.
 
 import argparse
 import dataclasses
+import functools
 import inspect
 import math
 import types
@@ -14,7 +15,7 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar, cast
 
 from lvdm import config as configs
 from lvdm.errors import ConfigError
@@ -148,7 +149,10 @@ def read_options(cls: type[OptionsType], given: Mapping[str, Any], where: str = 
 
 
 def takes_options(cls: type[Options]) -> Callable[[F], F]:
-    """Decorator for a function whose `**options` are fields of `cls`: its signature and help show them one by one."""
+    """Decorator for a function whose `**options` are fields of `cls`: its signature and help show them one by one.
+
+    A name that is neither an option nor an argument, and too many arguments without a name, raise ConfigError.
+    """
 
     def decorate(function: F) -> F:
         signature = inspect.signature(function)
@@ -158,8 +162,20 @@ def takes_options(cls: type[Options]) -> Callable[[F], F]:
             inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=hints[f.name])
             for f in dataclasses.fields(cls)
         ]
-        function.__signature__ = signature.replace(parameters=[*own, *added])  # type: ignore[attr-defined]
-        return function
+        by_place = [p.name for p in own if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        by_name = [p.name for p in own if p.kind is p.KEYWORD_ONLY]
+        names, renamed = [*by_place, *by_name, *(p.name for p in added)], configs.renamed_keys(cls)
+
+        @functools.wraps(function)
+        def checked(*given: Any, **named: Any) -> Any:
+            if len(given) > len(by_place):
+                such = f", such as {by_name[0]}=" if by_name else ""
+                raise ConfigError(f"only {by_place[-1]} may be given without its name: name all else{such}")
+            configs.check_keys(named, names, "the call", renamed)
+            return function(*given, **named)
+
+        checked.__signature__ = signature.replace(parameters=[*own, *added])  # type: ignore[attr-defined]
+        return cast(F, checked)
 
     return decorate
 

@@ -96,10 +96,11 @@ class VideoPipeline:
         save_pipeline(self.components, self.config, folder)
 
     def prepare_training(self, num_frames: int, size: tuple[int, int]) -> None:
-        """Train at this length and size (height, width) from now on; only some models have to know.
+        """Train at this length and size (height, width) from now on; the noise levels of some models depend on them.
 
         Raises ConfigError for what the model cannot take.
         """
+        self.components.unet.latent_shape(num_frames, size, self.components.codec.compression)
 
     @property
     def takes_image(self) -> bool:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+import aicl
+
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("lvdm", "aicl", "scripts", "tests")
 FILES = [ROOT / "setup.py", *sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))]
@@ -72,3 +74,10 @@ def test_each_file_keeps_the_import_rule_and_the_size_limit(path):
 )
 def test_the_rule_sees_every_way_of_importing(module, source, found):
     assert violations(module, module.rpartition(".")[0], source) == found
+
+
+def test_type_checkers_see_the_names_that_are_imported_when_first_used():
+    source = ast.parse((ROOT / "aicl/__init__.py").read_text(encoding="utf-8"))
+    [shown] = [node for node in source.body if isinstance(node, ast.If)]
+    found = {(node.module, each.asname) for node in shown.body for each in node.names if each.asname == each.name}
+    assert found == {(f"aicl.{module}", name) for name, module in aicl._HOME_OF.items()}

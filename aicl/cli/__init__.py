@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import make_dataclass
 from importlib import import_module
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 from lvdm import cli
 
@@ -70,6 +70,7 @@ def parse(verb: str, arguments: Sequence[str] | None = None) -> argparse.Namespa
     """The options of a verb. Exits with status 2, after a sentence on stderr, for what it does not know."""
     parser: Parser = verb_module(verb).parser()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    parser.check_spelling(arguments)
     if not parser.takes_overrides:
         return parser.parse_args(arguments)
     # In front of the options, none of several values can take them for its own.
@@ -107,9 +108,30 @@ class Parser(argparse.ArgumentParser):
 
     def flags(self, part: str = "") -> set[str]:
         """The options of this parser, or of one of its parts, that have no value."""
+        return {name for action in self._part(part)._actions if action.nargs == 0 for name in action.option_strings}
+
+    def check_spelling(self, arguments: Sequence[str]) -> None:
+        """Name an option that does not exist, and one that is spelt alike, before what is missing without it."""
+        part = self._part(next((each for each in arguments if not each.startswith("-")), ""))
+        known = list(part._option_string_actions)
+        for argument in arguments:
+            name = argument.partition("=")[0]
+            if name == "--":
+                return
+            if not name.startswith("--") or " " in argument or any(each.startswith(name) for each in known):
+                continue
+            near = difflib.get_close_matches(name, known, n=1)
+            part.error(f"there is no option {name}" + (f": did you mean {near[0]}?" if near else ""))
+
+    def error(self, message: str) -> NoReturn:
+        """One sentence on stderr, and status 2. The usage of a verb fills the screen."""
+        self.exit(2, f"error: {message.rstrip('.')} ({self.prog} --help lists the options)\n")
+
+    def _part(self, name: str) -> argparse.ArgumentParser:
+        """The parser of the part of that name, this one if there is none."""
         parts = [action for action in self._actions if isinstance(action, argparse._SubParsersAction)]
-        chosen: argparse.ArgumentParser = next((each.choices[part] for each in parts if part in each.choices), self)
-        return {name for action in chosen._actions if action.nargs == 0 for name in action.option_strings}
+        found: argparse.ArgumentParser = next((each.choices[name] for each in parts if name in each.choices), self)
+        return found
 
     def add_overrides(self, help: str) -> None:
         """Take any number of settings as `overrides`."""

@@ -13,6 +13,7 @@ references.cached_changes changed versions of each are encoded too, which takes 
 
 import argparse
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from tqdm import tqdm
@@ -23,6 +24,7 @@ from lvdm import cli
 from lvdm.config import from_mapping, load
 from lvdm.errors import ConfigError
 
+SHOWN = 10
 PRECISIONS = ("float32", "bfloat16", "float16")
 
 
@@ -83,7 +85,7 @@ def main(args: argparse.Namespace) -> None:
             bar.set_postfix(broken=broken, refresh=False)
             bar.update(done - bar.n)
 
-        broken = cache_clips(
+        cache_clips(
             cache,
             records,
             data.clip,
@@ -98,7 +100,16 @@ def main(args: argparse.Namespace) -> None:
         )
     if text is not None and rank == 0:
         cache_texts(cache, [record.caption for record in records], text, precision=dtype)
-    print(f"{args.out} is complete" + (f"; {broken} augmentations of broken videos are left out" if broken else ""))
+    if rank == 0:
+        _say(args.out, [(record.key, reason) for record in records if (reason := cache.why_broken(record.key, 0))])
+
+
+def _say(folder: str, broken: Sequence[tuple[str, str]]) -> None:
+    """The last lines: that the cache is complete, and which videos are not in it."""
+    reasons = dict(broken)
+    print(f"{folder} is complete" + (f"; left out: {cli.counted(len(reasons), 'broken video')}" if reasons else ""))
+    for reason in list(reasons.values())[:SHOWN]:
+        print(f"  {reason}")
 
 
 def _check_out(folder: Path) -> None:

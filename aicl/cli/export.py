@@ -47,6 +47,9 @@ def parser() -> Parser:
         metavar="FOLDER",
         help="captioned videos like those of the training: say of each reference how unlike it is (see aicl calibrate)",
     )
+    parser.add_argument(
+        "--default-caption", metavar="TEXT", help="of videos of --calibrate that have none (default: that is an error)"
+    )
     parser.add_argument("--evaluators", nargs="+", default=[], help="runs of the puppet world's classifier and CLIP")
     parser.add_argument("--out", type=Path, required=True, help="a new or empty folder")
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="of all weights")
@@ -69,6 +72,8 @@ def main(args: argparse.Namespace) -> None:
     dtype = getattr(torch, args.dtype)
     evaluators = {name: folder for run in args.evaluators for name, folder in find_evaluators(run).items()}
 
+    if args.default_caption is not None and not args.calibrate:
+        raise ConfigError("--default-caption is for the videos of --calibrate, and none are given: leave it out")
     if args.calibrate and not args.adapter:
         raise ConfigError("--calibrate measures which references are usual for an adapter: give one with --adapter")
     pipeline = load_model(options)
@@ -78,7 +83,7 @@ def main(args: argparse.Namespace) -> None:
         from aicl.calibration import calibrate
         from lvdm.data import Manifest, read_records
 
-        records = read_records(Manifest(kind="folder", path=args.calibrate))
+        records = read_records(Manifest(kind="folder", path=args.calibrate, default_caption=args.default_caption))
         pipeline.domain = calibrate(
             pipeline, records, progress=lambda batches: tqdm(batches, unit="batch", desc="clips")
         )

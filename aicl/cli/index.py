@@ -12,11 +12,13 @@ which no model is loaded.
 """
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aicl.cli import Parser, new_parser
 from aicl.clip_options import add_model, add_source, check_source, model_options, open_model, read_source
+from lvdm.cli import counted
 from lvdm.errors import DataError
 
 if TYPE_CHECKING:
@@ -39,9 +41,6 @@ def parser() -> Parser:
         help=f"a folder, or a .json file (default: {DEFAULT_LIBRARY})",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing .json file")
-    parser.add_argument(
-        "--default-caption", metavar="TEXT", help="of videos that have none (default: that is an error)"
-    )
     add_model(parser, "model, for a folder")
     return parser
 
@@ -54,7 +53,7 @@ def main(args: argparse.Namespace) -> None:
     check_source(args)
     if not verbs_only:
         model_options(args).check_places()
-    records = read_source(args, args.default_caption)
+    records = read_source(args)
     if verbs_only:
         _index_verbs(args.out, records)
     else:
@@ -69,9 +68,9 @@ def _index_verbs(out: Path, records: "Sequence[ClipRecord]") -> None:
     library = build_library(records, lambda captions: tqdm(captions, unit="caption"))
     save_library(out, library)
     index = library.index
-    _say(str(out), index.num_videos, index.counts())
+    _say(f"{out}", index.num_videos, index.counts())
     if index.without_action:
-        print(f"{len(index.without_action)} captions name no action and are never chosen, such as:")
+        print(f"never chosen, since they name no action: {counted(len(index.without_action), 'caption')}")
         for number in index.without_action[:SHOWN]:
             print(f"  {library.paths[number]}: '{index.captions[number]}'")
 
@@ -80,8 +79,9 @@ def _index_clips(args: argparse.Namespace, records: "Sequence[ClipRecord]") -> N
     from tqdm.auto import tqdm
 
     from aicl.action_embeddings import Embedder
-    from aicl.action_library import ActionLibrary, add_clips
+    from aicl.action_library import ActionLibrary, add_clips, check_library_place
 
+    check_library_place(args.out)
     pipe = open_model(args)
     added, refused = add_clips(
         args.out,
@@ -91,14 +91,14 @@ def _index_clips(args: argparse.Namespace, records: "Sequence[ClipRecord]") -> N
         args.batch_size,
     )
     library = ActionLibrary.open(args.out)
-    _say(f"{args.out}: {added} clips added", len(library), library.actions())
+    _say(f"{args.out}: {counted(added, 'clip')} added", len(library), library.actions())
     if refused:
-        print(f"{len(refused)} videos cannot be read and are left out, such as:")
+        print(f"left out, since they cannot be read: {counted(len(refused), 'video')}")
         for sentence in refused[:SHOWN]:
             print(f"  {sentence}")
-    print(f'search it with: aicl search "a person is dancing" --library {args.out}')
+    print(f'search it with: aicl search "a person is dancing" --library {shlex.quote(str(args.out))}')
 
 
 def _say(what: str, videos: int, counts: dict[str, int]) -> None:
     frequent = ", ".join(f"{verb} {count}" for verb, count in list(counts.items())[:SHOWN])
-    print(f"{what}: {videos} videos, {len(counts)} verbs, most often {frequent or 'none'}")
+    print(f"{what}: {counted(videos, 'video')}, {counted(len(counts), 'verb')}, most often {frequent or 'none'}")

@@ -88,7 +88,8 @@ def main(args: argparse.Namespace) -> None:
             failed += [f"'{label}' of {name}" for label in experiment.failed]
         if rank == 0 and experiment.preset.rows:
             print(experiment.write(name))
-            print(f"written to {args.out}/{name}.md, .tex and {args.out}/results/")
+            results = f" and {args.out}/results/" if (args.out / "results").is_dir() else ""  # of rows that were run
+            print(f"written to {args.out}/{name}.md, .tex{results}")
         for picture in experiment.draw(name) if rank == 0 else []:
             print(f"drawn: {picture}")
     if world_size > 1:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from aicl.cli import Parser, new_parser
 from aicl.options import ModelOptions, Reference
 from aicl.sampling_jobs import Job, free_name, prepare, read_jobs
-from lvdm.cli import check_there
+from lvdm.cli import check_there, device
 from lvdm.errors import ConfigError
 from lvdm.options import add_arguments, read_options
 
@@ -87,6 +87,9 @@ def main(args: argparse.Namespace) -> None:
     jobs = read_jobs(_job_options(given), prompts_file)
     rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     jobs = prepare(jobs[rank::processes])  # a video depends on its own job only, so it does not matter who makes it
+    if not jobs:
+        print("all of these videos are there already")
+        return
     pipe = _load(model)
 
     from aicl.sampling_library import choose_by_model
@@ -96,17 +99,20 @@ def main(args: argparse.Namespace) -> None:
     check_images(pipe, jobs)
     jobs = choose_by_model(jobs, pipe)
     default = pipe.base.config.defaults.num_inference_steps
-    steps = sum((job.num_inference_steps or default) * len(job.outputs()) for job in jobs)
+    steps = sum((job.num_inference_steps or default) * len(job.missing()) for job in jobs)
     pipe.accelerate(model.compile, expected_steps=steps)
     for job in jobs:
         _warn_of_unknown_words(pipe, job)
         print(job_line(pipe, job))
-        for path, sample in zip(job.outputs(), generate_samples(pipe, job)):
-            write_sample(pipe, job, sample, path)
-            write_record(path, pipe, model, job, sample)
-            print(f"wrote {path}")
-            if sample.index == 0:
+        missing, warned = job.missing(), False
+        for sample in generate_samples(pipe, job):
+            if path := missing.get(sample.seed):  # others of its batch may be there
+                write_sample(pipe, job, sample, path)
+                write_record(path, pipe, model, job, sample)
+                print(f"wrote {path}")
+            if not warned:
                 _warn_of_unusual_references(pipe)
+                warned = True
     _say_costs(pipe)
 
 
@@ -123,6 +129,8 @@ def repeat(given: dict[str, Any]) -> None:
 
     found = read_record(given["repeat"])
     model = dataclasses.replace(found.model, device=given.get("device", found.model.device))
+    if device(model.device).type != "cuda":  # what is for GPUs alone changes a video by rounding at most
+        model = dataclasses.replace(model, offload=False, compile="auto")
     changes = {name: given.get(name, False) for name in ("overwrite", "compare")}
     job = dataclasses.replace(found.job, **changes, skip_existing=False, out=given.get("out"))
     [job] = prepare([job if job.out else dataclasses.replace(job, out=str(free_name(job)))])
@@ -197,7 +205,8 @@ def _warn_of_unusual_references(pipe: "AICLPipeline") -> None:
 def _say_costs(pipe: "AICLPipeline") -> None:
     import torch
 
-    print(pipe.base.acceleration.choice)
+    if pipe.device.type != "cpu":  # where there is something to choose
+        print(pipe.base.acceleration.choice)
     if pipe.timings:
         seconds = ", ".join(f"{name} {value:.2f}" for name, value in pipe.timings.items())
         print(f"seconds of the last video: {seconds}")

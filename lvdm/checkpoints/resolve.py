@@ -19,6 +19,7 @@ from lvdm.outside import is_hub_id
 
 STEP_FOLDER = re.compile(r"step_(\d{8,})")
 PIPELINE = "pipeline"  # where a checkpoint keeps a whole model
+WEIGHTS = (".safetensors",)  # of what a checkpoint is written for, beside the state of its training
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -43,8 +44,17 @@ def find_export(path: str | os.PathLike[str], file: str, inside: str = "") -> Pa
         if (folder / file).exists() and not (folder / "checkpoints").exists():
             return folder
     raise CheckpointError(
-        f"{path} holds no {Path(inside) / file}: give a folder that has one, or that of a run that wrote one"
+        f"{path} holds no {Path(inside) / file}{_instead(root)}: give a folder that has one, or that of a run that "
+        "wrote one"
     )
+
+
+def _instead(run: Path) -> str:
+    """What the newest checkpoint of a run was written for, where it is something else than what was looked for."""
+    for checkpoint in reversed(list_checkpoints(run / "checkpoints")):
+        found = [each.name for each in sorted(checkpoint.iterdir()) if each.name == PIPELINE or each.suffix in WEIGHTS]
+        return f", its checkpoints have {found[0]}" if found else ""
+    return ", as it has no checkpoint yet" if (run / "checkpoints").is_dir() else ""
 
 
 def find_file(path: str | os.PathLike[str], file: str) -> Path:

@@ -71,6 +71,7 @@ _PRESENT_VALUES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 # A cache's settings -> where a config says them; the longest of those that fit is meant.
+_NETWORKS = {"codec": "autoencoder", "text": "text encoder"}  # settings that say by what it was encoded
 _SAID_BY = {
     "changes.changes": "references.changes",
     "changes.count": "references.cached_changes",
@@ -127,6 +128,11 @@ class ClipCache:
         """Whether the augmentation is settled: cached, or known to be broken."""
         path = self._clip_path(key, cached_crop)
         return path.exists() or path.with_suffix(_BROKEN).exists()
+
+    def why_broken(self, key: str, cached_crop: int) -> str | None:
+        """What was wrong with the video when this augmentation was to be cached; None if nothing is known."""
+        mark = self._clip_path(key, cached_crop).with_suffix(_BROKEN)
+        return _read_mark(mark, key, cached_crop)[0] if mark.exists() else None
 
     def has_text(self, caption: str) -> bool:
         """Whether the features of this caption are cached."""
@@ -207,6 +213,10 @@ def _others(name: str, found: Any, wanted: Any) -> list[str]:
     if isinstance(found, Mapping) and isinstance(wanted, Mapping):
         keys = {**wanted, **found}
         return [each for key in keys for each in _others(f"{name}.{key}", found.get(key), wanted.get(key))]
+    if name in _NETWORKS:  # known by a hash, which says nothing to people
+        return [
+            f"with another {_NETWORKS[name]}" if found and wanted else f"with{'' if found else 'out'} {name} features"
+        ]
     for prefix, said in _SAID_BY.items():
         if name == prefix or name.startswith(f"{prefix}."):
             name = said + name.removeprefix(prefix)

@@ -1,5 +1,6 @@
 """Videos (or their cached latents) -> training samples, by global sample number."""
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
@@ -51,6 +52,10 @@ class ClipConfig:
             raise ConfigError(
                 f"a clip of {self.num_frames} frames and size {self.size} is empty: both must be positive"
             )
+        for name in ("fps", "stride"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ConfigError(f"data.clip.{name} is {value}: it must be above 0")
         check_sizes(self, "data.clip")
 
 

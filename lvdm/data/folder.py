@@ -18,6 +18,10 @@ OnMissing = Literal["error", "skip"]
 MANIFEST = "captions.csv"
 
 
+class MissingCaption(DataError):
+    """A video without a caption, where each needs one."""
+
+
 def read_folder(
     root: str | os.PathLike[str],
     captions: str | os.PathLike[str] | None = None,
@@ -71,22 +75,25 @@ def is_hidden(path: Path) -> bool:
 def _beside(root: Path, default_caption: str | None, skip: bool) -> Iterator[ClipRecord | None]:
     """The videos with texts beside them; None in place of one without a caption, if these are skipped."""
     texts: dict[Path, dict[str, Path]] = {}  # folder -> name without its ending -> text file
-    for file in video_files(root):
+    missing: list[Path] = []
+    files = video_files(root)
+    for file in files:
         if file.parent not in texts:
             found = (path for path in sorted(file.parent.iterdir()) if path.suffix.lower() == ".txt")
             texts[file.parent] = {path.stem: path for path in found}
         text = texts[file.parent].get(file.stem)
         caption = check_text(read_text(text, DataError).strip(), text, DataError) if text else None
         caption = caption or default_caption
-        if caption is None and skip:
-            yield None
-            continue
         if caption is None:
-            raise DataError(
-                f"{file}: has no caption; write it to {file.with_suffix('.txt').name} beside it, or set "
-                "data.default_caption (aicl index and check-data: --default-caption) for all videos without one"
-            )
-        yield ClipRecord(file, caption, key=file.relative_to(root).as_posix())
+            missing.append(file)
+            if skip:
+                yield None
+        else:
+            yield ClipRecord(file, caption, key=file.relative_to(root).as_posix())
+    if missing and not skip:
+        first = missing[0]
+        others = f" (nor have {len(missing) - 1} others of {len(files)} videos)" if len(missing) > 1 else ""
+        raise MissingCaption(f"{first}: has no caption{others}; write it to {first.with_suffix('.txt').name} beside it")
 
 
 def _listed(root: Path, manifest: Path, default_caption: str | None, skip: bool) -> Iterator[ClipRecord | None]:

@@ -8,7 +8,7 @@ from typing import Literal, cast
 from lvdm.config import check_at_least
 from lvdm.data.clips import ClipRecord
 from lvdm.data.dataset import ClipConfig
-from lvdm.data.folder import OnMissing, read_folder
+from lvdm.data.folder import MissingCaption, OnMissing, read_folder
 from lvdm.data.ucf101 import Part, read_split, read_ucf101
 from lvdm.data.webvid import read_webvid
 from lvdm.errors import ConfigError, DataError
@@ -74,7 +74,12 @@ def read_records(manifest: Manifest) -> list[ClipRecord]:
         log.warning("data.part and data.split are for UCF-101: of data.kind = %s all videos are taken", manifest.kind)
     if manifest.kind == "webvid":
         return read_webvid(cast(str, manifest.captions), manifest.path)  # Manifest checks that there are some
-    return read_folder(manifest.path, manifest.captions, manifest.default_caption, manifest.on_missing_caption)
+    try:
+        return read_folder(manifest.path, manifest.captions, manifest.default_caption, manifest.on_missing_caption)
+    except MissingCaption as error:
+        raise DataError(
+            f"{error}, or set data.default_caption (without a config: --default-caption) for all videos without one"
+        ) from error
 
 
 def read_report(path: str | Path) -> list[str]:

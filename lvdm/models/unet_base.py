@@ -218,7 +218,10 @@ class VideoUNet(VideoBackbone):
         self._check_size(shape)
         frames, limit = shape[2], self._max_frames()
         if limit is not None and frames > limit:
-            raise ConfigError(f"{frames} frames are too many: the model's relative positions tell {limit} frames apart")
+            raise ConfigError(
+                f"{frames} frames are too many: the model's relative positions tell {limit} frames apart; a longer "
+                f"video is sampled in windows, window_frames={limit}"
+            )
 
     @abstractmethod
     def _max_frames(self) -> int | None:

@@ -58,9 +58,18 @@ def read_progress(checkpoint: Path) -> Progress:
         content = json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8"))
         return configs.from_mapping(Progress, content, where=PROGRESS)
     except (OSError, ValueError, RecursionError) as error:  # ConfigError is a ValueError
-        raise CheckpointError(
-            f"{checkpoint} is not a training checkpoint: it has no readable {PROGRESS} ({error})"
-        ) from error
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise CheckpointError(f"{checkpoint} is damaged: its {PROGRESS} cannot be read ({error})") from error
+        if not checkpoint.exists():
+            raise CheckpointError(
+                f"the checkpoint {checkpoint} does not exist: name another, or --resume auto"
+            ) from None
+        if of_run := list_checkpoints(checkpoint / "checkpoints"):
+            raise CheckpointError(
+                f"{checkpoint} is a run, not one of its checkpoints: continue it by its run.name with --resume auto, "
+                f"or name a checkpoint, such as {of_run[-1]}"
+            ) from None
+        raise CheckpointError(f"{checkpoint} is no checkpoint of a training: it has no {PROGRESS}") from None
 
 
 def check_checkpoint(checkpoint: Path) -> None:

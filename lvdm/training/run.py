@@ -113,6 +113,8 @@ def _train(config: dict[str, Any], sections: Settings, folder: Path, resume: str
     trainer = build_trainer(settings, options, logger=loggers, callbacks=callbacks, default_root_dir=folder)
     state = None if checkpoint is None else checkpoint / STATE
     trainer.fit(module, datamodule=data, ckpt_path=state, weights_only=True)
+    if checkpoints.stopped_by is not None and progress.step < settings.steps:
+        rank_zero_info(f"stopped at step {progress.step} of {settings.steps}: --resume auto goes on from there")
     return 0 if checkpoints.stopped_by is None else 128 + checkpoints.stopped_by
 
 

@@ -100,6 +100,8 @@ class TrainingSettings:
             "checkpoint_every",
             "keep",
         )
+        if self.preview_every == 0:
+            raise ConfigError("training.preview_every is 0: it must be at least 1, or null for no previews")
         check_at_least(self, 1, (*counts, "preview_every", "previews", "preview_steps", "stop_factor"), "training")
         check_at_least(
             self, 0, ("lr", "weight_decay", "warmup_steps", "min_lr_ratio", "max_minutes", "max_grad_norm"), "training"

@@ -67,7 +67,10 @@ def build(recipe: Recipe) -> tuple[TrainingModule, EndlessDataModule]:
         start(components, find_model(sections.model.init_from))
     if sections.data.get("cache"):
         check_encoders(sections.data["cache"], components.codec, None if sections.model.train_text else components.text)
-    module = BaseModule(VideoPipeline(components, config), recipe.training, sections.model.train_text)
+    pipeline, clip = VideoPipeline(components, config), sections.data.get("clip") or {}
+    if clip.get("num_frames") and clip.get("size"):
+        pipeline.prepare_training(clip["num_frames"], tuple(clip["size"]))
+    module = BaseModule(pipeline, recipe.training, sections.model.train_text)
     image = " --image IMAGE" if config.takes_image else ""
     module.after = f'sample it with: aicl sample --base RUN --prompt "..."{image}'
     return module, build_data(sections.data, recipe)

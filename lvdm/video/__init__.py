@@ -1,11 +1,10 @@
 """Files <-> pixels <-> frames: the only home of pixel ranges, resizing, frame sampling and frame rates."""
 
-from lvdm.video.images import IMAGE_ENDINGS, frame_files, read_animation, read_image
+from lvdm.video.images import IMAGE_ENDINGS, VIDEO_ENDINGS, frame_files, read_animation, read_image
 from lvdm.video.montage import contact_sheet, enlarged, side_by_side, text_strip
 from lvdm.video.outputs import OutputType, check_output_type, convert_pixels
 from lvdm.video.pixels import ShortRule, frame_indices, frame_step, resize_crop, to_frames, to_pixels
 from lvdm.video.reading import (
-    VIDEO_ENDINGS,
     Video,
     VideoInfo,
     check_video,

@@ -13,6 +13,10 @@ from torch import Tensor
 from lvdm.errors import VideoError
 
 _MAX_FRAMES = 1000  # of an animated image, all of which are read
+VIDEO_ENDINGS = (
+    ".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".flv", ".3gp",
+    ".gif",
+)  # fmt: skip
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 
@@ -54,13 +58,16 @@ def read_animation(path: str | os.PathLike[str]) -> tuple[Tensor, float]:
 def frame_files(folder: str | os.PathLike[str]) -> list[Path]:
     """The images of a folder in their order, numbers in names counting as numbers; hidden files are left out.
 
-    Raises VideoError where there are none.
+    Raises VideoError where there are none, and where there are videos too: the folder is no video then.
     """
     try:
         names = sorted(os.listdir(folder), key=_runs)
     except OSError as error:
         raise VideoError(f"{folder}: cannot be read ({error.strerror}); give a folder of images") from error
     files = [Path(folder) / name for name in names if name[0] != "." and Path(name).suffix.lower() in IMAGE_ENDINGS]
+    videos = [name for name in names if name[0] != "." and Path(name).suffix.lower() in VIDEO_ENDINGS]
+    if videos:
+        raise VideoError(f"{folder}: holds videos, such as {videos[0]}; give one of them, or a folder of frames alone")
     if not files:
         raise VideoError(f"{folder}: holds no images; give a video, or a folder of its frames as images")
     return files

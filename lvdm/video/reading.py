@@ -32,10 +32,6 @@ except ImportError:
 log = logging.getLogger(__name__)
 
 Reader = Literal["auto", "decord", "pyav"]
-VIDEO_ENDINGS = (
-    ".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".flv", ".3gp",
-    ".gif",
-)  # fmt: skip
 
 _TIMED_CONTAINERS = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"}  # store when each frame is shown
 _WHOLE = 0.95  # a smaller share of the frames that the header promises means that the end of the file is missing

@@ -134,6 +134,20 @@ def test_a_cache_is_not_made_where_something_else_lies(out, message, capsys):
     assert stop.value.code == 2 and message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("sample --promt x", "error: there is no option --promt: did you mean --prompt? (aicl sample --help lists"),
+        ("evaluate score out --benchmrk x", "no option --benchmrk: did you mean --benchmark? (aicl evaluate score"),
+        ("train", "error: the following arguments are required: --config (aicl train --help lists the options)"),
+    ],
+)
+def test_a_mistake_in_the_options_is_one_sentence(line, message, capsys):
+    assert exit_code(*line.split()) == 2
+    err = capsys.readouterr().err
+    assert message in err and err.count("\n") == 1
+
+
 def test_settings_may_stand_before_and_after_options():
     args = parse("train", ["training.steps=1", "--config", "a.yaml", "run.name=b"])
     assert (args.config, args.overrides) == ("a.yaml", ["training.steps=1", "run.name=b"])

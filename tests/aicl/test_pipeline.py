@@ -219,9 +219,12 @@ def test_save_and_load_give_the_same_video(pipe, tmp_path, pointer):
     loaded.remove_adapter()
     with pytest.raises(ConfigError, match="no adapter"):
         generate(loaded, references=references)
-    loaded.load_adapter(tmp_path / "model" / "adapter.safetensors")
+    loaded.load_adapter(tmp_path / "model")
     assert torch.equal(generate(loaded, references=references), expected)
-    small = load_model(ModelOptions(model=str(tmp_path / "model"), device="cpu", offload=True))  # as --offload does
+    with pytest.raises(ConfigError, match=r"only prompt may be given without its name: .* references="):
+        loaded(PROMPT, references)
+    small = load_model(ModelOptions(model=str(tmp_path / "model"), device="cpu"))
+    small.enable_model_cpu_offload("cpu")
     assert small.base.offload is not None and small.base.components.codec.slice_size == 2
 
 

@@ -129,7 +129,7 @@ def test_the_command_measures_an_adapter_and_sampling_warns(clips, tmp_path, cap
 
 def test_what_cannot_be_calibrated_is_one_sentence(records):
     pipe = tiny_pipeline()
-    with pytest.raises(DataError, match="3 clips can be read, 40 are needed"):
+    with pytest.raises(DataError, match="3 clips are too few to say what is usual: give 40"):
         calibrate(pipe, records[:3])
     with pytest.raises(ConfigError, match=r"choose one between 0 and 0\.5"):
         calibrate(pipe, records, share=0.7)

@@ -108,6 +108,10 @@ def test_what_is_no_reference_is_one_sentence(make, message):
 def test_folders_that_show_no_action(tmp_path):
     with pytest.raises(VideoError, match="holds no images"):
         check_reference(Reference(tmp_path))
+    (tmp_path / "clip.MP4").touch()
+    with pytest.raises(VideoError, match=r"holds videos, such as clip\.MP4"):
+        check_reference(Reference(tmp_path))
+    (tmp_path / "clip.MP4").unlink()
     Image.new("RGB", (8, 8)).save(tmp_path / "one.png")
     with pytest.raises(VideoError, match="a single frame shows no action"):
         check_reference(Reference(tmp_path))

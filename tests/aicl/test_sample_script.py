@@ -71,12 +71,30 @@ def test_a_video_its_record_and_its_comparison(call, model):
 def test_nothing_is_overwritten_unasked(call, model):
     command = ("--prompt", PROMPT, "--num-samples", 2, "--out", "out.gif")
     assert sample(call, model, *command)[0] == 0
-    before = Path("out-seed0.gif").read_bytes()
     code, _, err = sample(call, model, *command, "--seed", 1)
     assert code == 2 and "out-seed1.gif exists already" in err and err.count("\n") == 1
-    assert sample(call, model, *command, "--skip-existing")[0] == 0
+    Path("out-seed1.json").unlink()  # an interruption came before it was written
+    before, cut = Path("out-seed0.gif").stat().st_mtime_ns, Path("out-seed1.gif").stat().st_mtime_ns
+    code, out, _ = sample(call, model, *command, "--skip-existing", "--num-samples", 3)
+    assert code == 0 and "wrote out-seed1.gif" in out and "wrote out-seed2.gif" in out and "seed0" not in out
+    assert Path("out-seed0.gif").stat().st_mtime_ns == before and Path("out-seed1.gif").stat().st_mtime_ns > cut
+    code, out, _ = sample(call, model, *command, "--skip-existing")
+    assert (code, out) == (0, "all of these videos are there already\n")
+    before = Path("out-seed0.gif").read_bytes()
     assert sample(call, model, *command, "--overwrite", "--refs", "a.mp4")[0] == 0
     assert Path("out-seed0.gif").read_bytes() != before
+
+
+def test_options_that_would_do_nothing_are_refused(call, model):
+    for given, message in (
+        (("--scale", 0.5), "--scale is the strength of references, and none is given: add --references"),
+        (("--first-reference-until", 0.5), "--first-reference-until says when"),
+        (("--reference-fps", 4), "--reference-fps is the rate"),
+        (("--refs", "a.mp4", "--offload"), "--offload frees the memory of a GPU, and the model runs on a CPU"),
+        (("--refs", "a.mp4", "--compile", "graphs"), "--compile graphs is for GPUs, and the model runs on a CPU"),
+    ):
+        code, _, err = sample(call, model, "--prompt", PROMPT, *given)
+        assert code == 2 and message in err and err.count("\n") == 1
 
 
 def test_without_a_name_a_free_one_is_found(call, model):
@@ -111,7 +129,7 @@ def test_library_chooses_by_the_action_and_says_why(call, model):
     Path("a.txt").write_text("Young man walking on the beach")
     Path("b.txt").write_text("Mountain lake")
     code, out, _ = call("index_references.py", ".", "--out", "index.json")
-    assert code == 0 and "2 videos, 1 verbs, most often walk 1" in out and "b.mp4: 'Mountain lake'" in out
+    assert code == 0 and "2 videos, 1 verb, most often walk 1" in out and "b.mp4: 'Mountain lake'" in out
     assert load_library("index.json").index.verbs == [("walk",), ()]
     code, _, err = call("index_references.py", ".", "--out", "index.json")
     assert code == 2 and "exists already" in err
@@ -124,7 +142,7 @@ def test_library_chooses_by_the_action_and_says_why(call, model):
     assert code == 2 and "index.json holds verbs alone" in err
     Path("out.mp4").unlink()  # it has no caption
     code, out, _ = call("index_references.py", ".", "--out", "library", "--model", str(model), "--device", "cpu")
-    assert code == 0 and "2 clips added: 2 videos, 1 verbs" in out
+    assert code == 0 and "2 clips added: 2 videos, 1 verb," in out
     arguments = ("--library", "library", "--example", "b.mp4", "--out", "moving.mp4")
     code, out, _ = sample(call, model, "--prompt", PROMPT, *arguments)
     assert code == 0 and "its motion is" in out

@@ -290,6 +290,11 @@ def test_full_size_configs_state_the_papers_training(name, batch, size):
     assert configs.from_mapping(AICLSections, sections).references == 1
 
 
+def test_a_single_frame_shows_no_action(tmp_path, clips):
+    with pytest.raises(ConfigError, match=r"num_frames is 1: a single frame shows no action"):
+        train(aicl_config(tmp_path, data={"clip": {"num_frames": 1, "size": [16, 16]}}))
+
+
 def test_a_base_model_is_needed(tmp_path, clips):
     with pytest.raises(ConfigError, match=r"either base.path .* or base.config"):
         train(aicl_config(tmp_path, base={}))

@@ -265,7 +265,10 @@ def test_a_cache_belongs_to_its_settings_and_models(videos, pipeline, whole):
     for make, reason in (
         (lambda: ClipDataset(videos, other, seed=SEED, cache=whole), r"data\.clip\.size = .*, not \[16, 24\];"),
         (lambda: ClipDataset(videos, CONFIG, seed=SEED + 1, cache=whole), r"made with run\.seed = 5, not 6;"),
-        (lambda: ClipCache.create(whole.folder, settings(pipeline) | {"codec": "0123"}), "codec = .*, not 0123"),
+        (
+            lambda: ClipCache.create(whole.folder, settings(pipeline) | {"codec": "0123"}),
+            "made with another autoencoder;",
+        ),
         (lambda: ClipDataset(videos, ClipConfig(2, (16, 16)), seed=SEED, cache=whole), "fixed augmentations"),
     ):
         with pytest.raises(ConfigError, match=reason):

@@ -176,6 +176,8 @@ def test_steps_can_be_composed_with_further_branches(pipes):
             {"guidence_scale": 4.0},
             "unknown key 'guidence_scale' in the call: did you mean 'guidance_scale'",
         ),
+        ("tiny_lvdm", {"images": 4}, "unknown key 'images' in the call: did you mean 'image'?"),
+        ("tiny_lvdm", {"seed": 1, "generator": torch.Generator()}, "a generator stands in place of a seed"),
         ("tiny_lvdm", {"steps": 4}, "'steps' in the call is called 'num_inference_steps' now"),
         ("tiny_lvdm", {"eta": 2.0}, "eta is 2.0: it must be from 0 to 1"),
         ("tiny_lvdm", {"output_type": "gif"}, "output_type is 'gif': choose from pixels, np, pt, pil"),

@@ -155,9 +155,26 @@ def test_a_run_is_never_overwritten_and_never_mixed_with_another(tmp_path, clips
 
 
 def test_resume_needs_a_checkpoint(tmp_path, clips):
-    with pytest.raises(CheckpointError, match="not a training checkpoint"):
+    with pytest.raises(CheckpointError, match="is no checkpoint of a training"):
         train(autoencoder_config(tmp_path), resume=str(tmp_path))
+    with pytest.raises(CheckpointError, match="missing does not exist: name another"):
+        train(autoencoder_config(tmp_path), resume=str(tmp_path / "missing"))
     assert not (tmp_path / "runs").exists()
+    (tmp_path / "run/checkpoints/step_00000002").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match=r"is a run, .* such as .*step_00000002"):
+        train(autoencoder_config(tmp_path), resume=str(tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    ("clip", "message"),
+    [({"num_frames": 9}, "9 frames are too many"), ({"size": [15, 15]}, "multiples of"), ({"fps": 0}, "above 0")],
+)
+def test_clips_that_the_model_cannot_take_are_refused_before_anything_is_written(tmp_path, clips, clip, message):
+    config = base_config(tmp_path)
+    config["data"]["clip"] |= clip
+    with pytest.raises(ConfigError, match=message):
+        train(config)
+    assert not (tmp_path / "runs/base/config.yaml").exists()
 
 
 def test_a_batch_gives_the_same_losses_however_it_is_split(tmp_path, clips):
