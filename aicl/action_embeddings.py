@@ -49,11 +49,11 @@ class Embedder:
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> Vectors:
-        """Captions or prompts -> (n, d)."""
-        encoder = self.pipe.base.components.text
+        """Captions or prompts -> (n, d). Raises ConfigError for a base model that reads no text."""
         context = self.pipe.base.encode_prompt(texts).float().cpu()  # (n, tokens, d)
-        ends = encoder.tokenize(texts).argmax(dim=1)  # the end token has the highest id
-        return _unit(context[torch.arange(len(context)), ends])
+        if not context.shape[1]:
+            raise ConfigError("this base model reads no text, so captions cannot be compared: use another model")
+        return _unit(context[torch.arange(len(context)), self.pipe.base.components.text.ends(texts, context)])
 
     @torch.no_grad()
     def clips(self, videos: Sequence[Any]) -> tuple[Vectors, Vectors]:

@@ -201,11 +201,11 @@ def load_adapter(
     prism, integrated = build_prism(info.prism), integrate(unet, info.integration)
     try:
         _load_state(prism, integrated, state, f"the entries of {path} and its config")
-    except CheckpointError:
+        for module in (prism, integrated.blocks):
+            module.to(device)
+    except BaseException:  # too little memory, or Ctrl-C: nobody could take it off any more
         integrated.unpatch()
         raise
-    for module in (prism, integrated.blocks):
-        module.to(device)
     return prism, integrated, info
 
 

@@ -40,7 +40,8 @@ REQUIRED = (
 OPTIONAL = {
     "deepspeed": "training with ZeRO, as the full-size configs do",
     "xformers": "--attention xformers",
-    "gradio": "aicl user-study",
+    "gradio": "aicl demo and aicl user-study",
+    "faiss-cpu": "searching an action library by text, motion or looks",
     "tensorboard": "TensorBoard files of a training",
     "transformers": "the video classifier of Table IV",
     "diffusers": "base models of diffusers",

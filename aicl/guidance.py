@@ -1,22 +1,23 @@
 """Guidance with references: which branches a prediction is the weighted sum of."""
 
 from dataclasses import replace
+from typing import Any
 
-from aicl.reference_context import ReferenceContext
 from lvdm.diffusion import Condition
 
 
 def branches(
     negative: Condition,
     positive: Condition,
-    context: ReferenceContext | None,
+    context: Any,
     guidance_scale: float,
     reference_guidance_scale: float | None,
     embedded: bool = False,
 ) -> tuple[list[Condition], list[float]]:
     """Guidance branches and their weights: e(none), e(text) where it has a strength of its own, e(text, R).
 
-    A model that was distilled with guidance (`embedded`) is told g and has no e(none).
+    context: what the network takes as its `references`, such as a ReferenceContext; None: there are none. embedded: it
+    was distilled with guidance, so that it is told g and has no e(none).
     """
     g, r = guidance_scale, reference_guidance_scale
     full = positive if context is None else replace(positive, extras={**positive.extras, "references": context})

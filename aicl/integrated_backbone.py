@@ -153,10 +153,12 @@ class IntegratedBackbone(WrappedBackbone):
         self._hooks.append(self.backbone.register_forward_pre_hook(self._call.begin, with_kwargs=True))
 
     def unpatch(self) -> VideoBackbone:
-        """Take the new layers off and give the backbone back as it was, `requires_grad` included."""
+        """Take the new layers off and give the backbone back as it was, `requires_grad` included. Does nothing where
+        they are off already: what another integration has put on since stays."""
         for handle in self._hooks:
             handle.remove()
         thaw(self._frozen)
+        self._hooks, self._frozen = [], []
         return self.backbone
 
 

@@ -46,7 +46,11 @@ class LoadedAdapter:
         """
         domain = find_domain(path)
         prism, integrated, info = load_adapter(path, base.components.unet)
-        return cls(base, prism, integrated, info, None if domain is None else domain.for_prism(prism))
+        try:
+            return cls(base, prism, integrated, info, None if domain is None else domain.for_prism(prism))
+        except BaseException:  # too little memory, or Ctrl-C
+            integrated.unpatch()
+            raise
 
     def save(self, path: Path) -> None:
         """Write both files, with what is known of the adapter's training."""
@@ -75,14 +79,13 @@ class LoadedAdapter:
         features, latents = encode_rows(self._encoder, rows, prompts, num_frames, size, fps, clock)
         if self.domain is None:
             return features, []
-        names = [each.name for each in rows[0] for _ in (each.video.frames if is_features(each) else [0])]
-        parts = [part.features for part in features.split()]
-        return features, [
-            self.domain.check(
-                names, [None if z is None else z[min(i, len(z) - 1)] for z in latents], [r[i] for r in parts]
-            )
-            for i in range(len(features.features))
-        ]
+        parts, checks = [part.features for part in features.split()], []
+        for i in range(len(features.features)):
+            row = rows[min(i, len(rows) - 1)]  # one for all prompts, or one each
+            names = [each.name for each in row for _ in (each.video.frames if is_features(each) else [0])]
+            seen = [None if z is None else z[min(i, len(z) - 1)] for z in latents]
+            checks.append(self.domain.check(names, seen, [r[i] for r in parts]))
+        return features, checks
 
     def reference_context(
         self,

@@ -28,7 +28,7 @@ from lvdm.callbacks import StepCallback, check_step_callback, progress_bar, step
 from lvdm.checkpoints import find_file, load_pipeline
 from lvdm.checkpoints.folder import new_folder
 from lvdm.checkpoints.hub import upload
-from lvdm.errors import ConfigError, UserError
+from lvdm.errors import CheckpointError, ConfigError
 from lvdm.inputs import ImageLike, check_prompts, sample_generators
 from lvdm.models.components import GenerationDefaults
 from lvdm.models.quantization import Quantization
@@ -97,8 +97,8 @@ class AICLPipeline:
         return pipeline
 
     def load_adapter(self, path: str | os.PathLike[str]) -> AdapterInfo:
-        """Put an adapter on, a file or the run that trained it, in place of the present one, which stays where the file
-        cannot be used.
+        """Put an adapter on, a file or the run that trained it, in place of the present one, which stays whatever keeps
+        the file from being used.
 
         Errors and warnings: see `aicl.adapter.load_adapter`.
         """
@@ -108,7 +108,7 @@ class AICLPipeline:
             self._adapter.integrated.unpatch()
         try:
             adapter = LoadedAdapter.load(self.base, path)
-        except UserError:
+        except BaseException:  # without its layers, references would be left out in silence
             if self._adapter is not None:
                 self._adapter.integrated.patch()
             raise
@@ -127,11 +127,14 @@ class AICLPipeline:
         self._use(None)
 
     def save_pretrained(self, folder: str | os.PathLike[str], base: str | os.PathLike[str] | None = None) -> None:
-        """Write a folder for `from_pretrained`: the base model (or only a pointer to `base`) and the adapter.
+        """Write a folder for `from_pretrained`: the base model (or only a pointer to `base`, a folder) and the adapter.
 
-        Raises CheckpointError if `folder` has content already, ConfigError if there is no adapter to save.
+        Raises CheckpointError if `folder` has content already or `base` is none, ConfigError if there is no adapter to
+        save.
         """
         adapter = self._reading()
+        if base is not None and not Path(base).is_dir():
+            raise CheckpointError(f"there is no model folder {base}: give one on this disk, or leave base out")
         pointer = FolderConfig(first_reference_until=self.first_reference_until, guidance_scale=self.guidance_scale)
         if base is not None:
             pointer.base = str(Path(base).resolve())

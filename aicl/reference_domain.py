@@ -5,6 +5,7 @@ to frame, and change from place to place. Their Mahalanobis distance to the trai
 that a chosen share of such clips keeps. The statistic lies beside the adapter, ADAPTER.domain.json.
 """
 
+import math
 import os
 import warnings
 from collections.abc import Sequence
@@ -63,8 +64,9 @@ class ReferenceCheck:
 
     @property
     def ratio(self) -> float:
-        """The larger of the two: above 1, the reference is unlike the training's clips."""
-        return max(self.features, self.latents or 0.0)
+        """The larger of the two: above 1, the reference is unlike the training's clips. NaN where one is NaN."""
+        both = (self.features, self.latents or 0.0)
+        return math.nan if any(map(math.isnan, both)) else max(both)
 
     @property
     def far(self) -> bool:
@@ -164,9 +166,10 @@ def described(latents: Tensor) -> Tensor:
     """Latents (n, c, t, h, w) -> (n, 4 * c): mean, and the logarithms of spread and changes in time and place."""
     z = latents.float().cpu()
     over = (2, 3, 4)
-    spread = z.flatten(2).std(-1)
-    in_time = z.diff(dim=2).abs().mean(over) if z.shape[2] > 1 else torch.zeros_like(spread)
-    in_place = 0.5 * (z.diff(dim=3).abs().mean(over) + z.diff(dim=4).abs().mean(over))
+    in_time, down, across = (
+        z.diff(dim=dim).abs().mean(over) if z.shape[dim] > 1 else z.new_zeros(z.shape[:2]) for dim in over
+    )
+    spread, in_place = z.flatten(2).std(-1), 0.5 * (down + across)
     return torch.cat([z.mean(over), *((each + _EPSILON).log() for each in (spread, in_time, in_place))], dim=1)
 
 

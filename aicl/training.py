@@ -3,7 +3,6 @@
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from aicl.action_integration import ReferenceAttention
 from aicl.action_prism import ActionPrism
 from aicl.adapter import save_adapter
+from aicl.guidance import branches
 from aicl.integrated_backbone import IntegratedBackbone
 from aicl.training_features import disturb_features
 from aicl.training_pairs import PairMaker, ReferenceSettings
@@ -146,7 +146,7 @@ class AICLModule(DiffusionModule):
     def judge_diagnostics(self, histories: Mapping[str, Sequence[tuple[int, float]]]) -> str | None:
         """Whether references are still not read after a thousand steps."""
         points = histories["reference_gap_percent"]
-        if points[-1][0] < _JUDGED_AFTER or len(points) < 3:
+        if len(points) < 3 or points[-1][0] < _JUDGED_AFTER:
             return None
         gap = statistics.median(value for _, value in points[-5:])
         if gap >= _LEAST_GAP:
@@ -169,20 +169,21 @@ class AICLModule(DiffusionModule):
         positive, negative = pipe.conditions(batch["caption"], image, size=size, num_frames=frames)
         R = self.prism(references, self.encode_captions(batch)[1])
         shown = self.integrated.reference_context(R, references.shape[3])
-        with_references = replace(positive, extras={**positive.extras, "references": shown})
         patched = pipe.with_unet(self.integrated)
         guidance, videos = pipe.config.defaults.guidance_scale, {"reference": pipe.decode(references[:, 0])}
-        for label, model, branch in (("base", pipe, positive), ("ours", patched, with_references)):
+        embedded = pipe.tell_guidance(guidance)
+        for label, model, context in (("base", pipe, None), ("ours", patched, shown)):
             generators = make_generators(range(b))
             x_T = pipe.initial_noise(generators, frames, size)
             latents = model.sample_latents(
-                [negative, branch],
-                [1 - guidance, guidance],
+                *branches(negative, positive, context, guidance, None, embedded),
                 x_T,
                 num_inference_steps=self.settings.preview_steps,
                 generators=generators,
             )
             videos[label] = model.decode(latents)
+        if embedded:
+            pipe.tell_guidance(None)  # as training goes on
         return videos
 
     def export(self, folder: Path, meta: dict[str, Any]) -> None:

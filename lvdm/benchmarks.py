@@ -32,14 +32,15 @@ GB = 1e9
 def generate(config: ModelConfig, device: str = "cuda", dtype: torch.dtype = torch.bfloat16, batch: int = 1) -> Record:
     """Build a model with random weights and generate its default video with guidance: seconds of each phase, memory.
 
-    A first run of two steps, not counted, loads kernels and fills the allocator's cache.
+    A model that was distilled with guidance has one branch, as when it samples. A first run of two steps, not counted,
+    loads kernels and fills the allocator's cache.
     """
     clock = Clock(device)
     with clock("build_s"):
         components = build_components(config, device=device, dtype=dtype).eval()
     pipe = VideoPipeline(components, config)
     image = np.full((*config.defaults.size, 3), 127, np.uint8) if pipe.takes_image else None
-    prompts, guidance = ["a corgi runs along the beach"] * batch, config.defaults.guidance_scale
+    prompts = ["a corgi runs along the beach"] * batch
 
     def run(steps: int, clock: Clock) -> torch.Tensor:
         generators = make_generators(range(batch))
@@ -47,10 +48,8 @@ def generate(config: ModelConfig, device: str = "cuda", dtype: torch.dtype = tor
             positive, negative = pipe.conditions(prompts, image)
         x_T = pipe.initial_noise(generators)
         with clock("sample_s"):
-            weights = [1 - guidance, guidance]
-            latents = pipe.sample_latents(
-                [negative, positive], weights, x_T, num_inference_steps=steps, generators=generators
-            )
+            branches = pipe.guidance_branches(negative, positive, config.defaults.guidance_scale)
+            latents = pipe.sample_latents(*branches, x_T, num_inference_steps=steps, generators=generators)
         with clock("decode_s"):
             return pipe.decode(latents)
 

@@ -20,7 +20,8 @@ class Offload:
         """Have these parts on the device, and the ones that were there before in the CPU's memory."""
         if self._present == parts:
             return
-        for part in self._present:
+        leaving, self._present = self._present, ()  # none is known to be there, should what follows fail
+        for part in leaving:
             part.to("cpu")
         if self.device.type == "cuda":
             torch.cuda.empty_cache()  # what one part leaves is of another size than what the next one needs

@@ -188,13 +188,8 @@ class VideoPipeline:
         x_T = self.initial_noise(generators, settings["num_frames"], size, given.window_frames)
         texts = {name: settings[name] for name in ("fps", "negative_prompt")}
         positive, negative = self.conditions(prompts, image, size=size, num_frames=settings["num_frames"], **texts)
-        guidance_scale, branches = settings["guidance_scale"], [negative, positive]
-        weights = [1 - guidance_scale, guidance_scale]
-        if self.tell_guidance(guidance_scale):
-            branches, weights = [positive], [1.0]
         latents = self.sample_latents(
-            branches,
-            weights,
+            *self.guidance_branches(negative, positive, settings["guidance_scale"]),
             x_T,
             **{name: settings[name] for name in ("num_inference_steps", "sampler", "eta", "step_cache")},
             windows=given.windows(),
@@ -271,9 +266,18 @@ class VideoPipeline:
         fps = self.conditioned_fps(fps)
         return Condition(context, fps), Condition(unconditional, fps)
 
-    def tell_guidance(self, guidance_scale: float) -> bool:
-        """Whether the UNet was distilled with guidance: it is told the strength then, and needs no branch without the
-        prompt."""
+    def guidance_branches(
+        self, negative: Condition, positive: Condition, guidance_scale: float
+    ) -> tuple[list[Condition], list[float]]:
+        """The branches of classifier-free guidance and their weights, [1 - g, g], for `sample_latents`; of a network
+        that embeds guidance, which is told the scale, the conditional one alone."""
+        if self.tell_guidance(guidance_scale):
+            return [positive], [1.0]
+        return [negative, positive], [1 - guidance_scale, guidance_scale]
+
+    def tell_guidance(self, guidance_scale: float | None) -> bool:
+        """Whether the UNet was distilled with guidance: it is told the scale then, see `VideoBackbone.embed_guidance`,
+        and needs no branch without the prompt."""
         unet = self.components.unet
         if not unet.embeds_guidance:
             return False

@@ -180,11 +180,9 @@ def _clip(
     with clock("text_s"):
         positive, negative = pipe.conditions(["a corgi runs"], image)
     with clock("sample_s"):
-        branches, weights = [negative, positive], [1 - defaults.guidance_scale, defaults.guidance_scale]
-        if pipe.tell_guidance(defaults.guidance_scale):
-            branches, weights = [positive], [1.0]
+        branches = pipe.guidance_branches(negative, positive, defaults.guidance_scale)
         noise = pipe.initial_noise(generators)
-        latents = pipe.sample_latents(branches, weights, noise, generators=generators, **options)
+        latents = pipe.sample_latents(*branches, noise, generators=generators, **options)
     with clock("decode_s"):
         pixels = pipe.decode(latents)
     with clock("write_s"):

@@ -109,7 +109,7 @@ class AttentionGuidance:
                 x = x - self.strength * sigma * gradient / size
             return x
 
-        guided = denoiser.guided([negative, positive], [1 - scale, scale])
+        guided = denoiser.guided(*base.guidance_branches(negative, positive, scale))
         model = Pulled(**vars(guided), before=pulled)
         spacing = base.config.diffusion.spacing
         latents = sample_ddim(model, x_T, schedule, steps, defaults.eta, generators=generators, spacing=spacing)

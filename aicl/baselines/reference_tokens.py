@@ -14,7 +14,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
 
@@ -28,6 +28,7 @@ from aicl.baselines.low_rank import LowRankUpdates
 from aicl.baselines.shown import check_text_to_video, references_of
 from aicl.evaluation.method import METHODS, Maker, Work
 from aicl.evaluation.sample import Sample
+from aicl.guidance import branches
 from lvdm import config as configs
 from lvdm.checkpoints import check_entries
 from lvdm.checkpoints.integrity import HASH_KEY, check_hash, check_values, tensors_hash
@@ -192,11 +193,12 @@ class JointBackbone(WrappedBackbone):
         return shown.repeat_interleave((self._call.stop - self._call.start) // len(shown), dim=0)
 
     def unpatch(self) -> VideoBackbone:
-        """Give the backbone back as it was, `requires_grad` included."""
+        """Give the backbone back as it was, `requires_grad` included. Does nothing where that was done already."""
         self.lora.detach()
         for layer, kind in self._joint:
             layer.__dict__.pop("over_time" if kind == "temporal" else "forward", None)
         thaw(self._frozen)
+        self._joint, self._frozen = [], []
         return self.backbone
 
     def enable_gradient_checkpointing(self) -> None:
@@ -243,11 +245,11 @@ def load_tokens(path: str | os.PathLike[str], backbone: VideoBackbone) -> JointB
     try:
         check_entries(joint.lora.state_dict(), state, f"the LoRAs of {path} and this model")
         check_values(joint.lora.state_dict(), state, f"the LoRAs of {path} and this model")
-    except CheckpointError:
+        joint.lora.load_state_dict(state)
+        joint.lora.to(next(backbone.parameters()).device).requires_grad_(False)
+    except BaseException:  # too little memory, or Ctrl-C: nobody could take it off any more
         joint.unpatch()
         raise
-    joint.lora.load_state_dict(state)
-    joint.lora.to(next(backbone.parameters()).device).requires_grad_(False)
     return joint
 
 
@@ -287,8 +289,7 @@ def _make(work: Work, joint: JointBackbone, samples: Sequence[Sample]) -> Tensor
     shown = ReferenceTokens(references_of(work, samples), positive.context)
     scale = base.config.defaults.guidance_scale if work.guidance_scale is None else work.guidance_scale
     latents = base.with_unet(joint).sample_latents(
-        [negative, replace(positive, extras={**positive.extras, "references": shown})],
-        [1 - scale, scale],
+        *branches(negative, positive, shown, scale, None, base.tell_guidance(scale)),
         x_T,
         num_inference_steps=work.num_inference_steps,
         generators=generators,

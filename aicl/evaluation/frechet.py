@@ -16,6 +16,7 @@ from lvdm.errors import DataError
 
 VERSION = 1
 GROUPS = 20  # of the jackknife
+FEWEST = 3  # videos in a set whose distance has an interval: one is left out, and two have a covariance
 
 
 class FeatureStats:
@@ -135,8 +136,14 @@ def distance_with_interval(
     """The distance of features (n, d) to real ones (m, d) with an interval from a delete-a-group jackknife.
 
     Each set is cut into `groups` random groups; leaving out one at a time gives the variance that either set
-    contributes. A bootstrap would repeat videos, which makes covariances poorer and every replicate too large.
+    contributes. A bootstrap would repeat videos, which makes covariances poorer and every replicate too large. Raises
+    DataError as `frechet_distance` does, and for fewer than three videos in a set however few are allowed.
     """
+    if allow_few and min(len(features), len(real)) < FEWEST:
+        raise DataError(
+            f"the interval of a Frechet distance needs three videos or more in each set, "
+            f"got {len(features)} and {len(real)}"
+        )
     parts = [_groups(one, groups) for one in (features, real)]
     whole = [merged(part) for part in parts]
     value = frechet_distance(*whole, allow_few=allow_few)

@@ -12,7 +12,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from time import monotonic
 from typing import Any, Self
 
 import torch
@@ -24,6 +23,7 @@ from aicl.evaluation.lossless import ENDING, write_lossless
 from aicl.evaluation.method import Maker, Work
 from aicl.evaluation.sample import Clip, Sample
 from aicl.evaluation.source import Hashes, Source, reference_captions, sample_key
+from aicl.evaluation.time_left import TimeLeft
 from aicl.options import Reference
 from aicl.pipeline import AICLPipeline
 from aicl.reference_videos import read_pixels
@@ -99,7 +99,7 @@ class VideoStore:
             rows = {made.path.parent for made in missing}
             say(f"generating: {len(missing)} of {len(unique)} videos are missing, in {len(rows)} rows")
         work = sum(not made.path.is_file() for batch in mine for made in batch)
-        clock = Estimate(work, say if rank == 0 else None, "generating")
+        clock = TimeLeft(work, say if rank == 0 else None, "generating")
         with (
             ThreadPoolExecutor(_WRITERS) as writers,
             tqdm(total=work, unit="video", disable=rank > 0 or not work) as bar,
@@ -276,52 +276,6 @@ def shown_pixels(pipeline: AICLPipeline, benchmark: Benchmark, clips: Sequence[C
     size = (defaults.height, defaults.width)
     videos = [Reference(video) for video in benchmark.shown(clips)]
     return [read_pixels(video, defaults.num_frames, size, defaults.save_fps).cpu() for video in videos]
-
-
-class Estimate:
-    """Says once, after the second batch, how long the rest takes (the first one also loads and compiles), and after
-    each row what it took."""
-
-    def __init__(self, total: int, say: Callable[[str], None] | None, doing: str) -> None:
-        self._total, self._say, self._doing = total, say, doing
-        self._count, self._first, self._start = 0, 0, 0.0
-        self._asked = False
-        self._row: tuple[str, int, float] | None = None  # its name, what was done before, and when it began
-
-    def row(self, name: str | None) -> None:
-        """What follows is of this row; None ends the last one."""
-        if self._row is not None and self._row[0] != name and self._say is not None:
-            count, seconds = self._count - self._row[1], monotonic() - self._row[2]
-            memory = f", {torch.cuda.max_memory_allocated() / 1e9:.1f} GB at most" if torch.cuda.is_available() else ""
-            if count:
-                self._say(f"{self._row[0]}: {count} videos, {seconds / count:.2g} s each{memory}")
-        if name is None:
-            self._row = None
-        elif self._row is None or self._row[0] != name:
-            if torch.cuda.is_available():
-                torch.cuda.reset_peak_memory_stats()
-            self._row = name, self._count, monotonic()
-
-    def done(self, count: int) -> None:
-        """Another `count` are done; none where another program made them meanwhile."""
-        if not count:
-            return
-        self._count += count
-        if not self._first:
-            self._first, self._start = self._count, monotonic()
-        elif self._say is not None and not self._asked:
-            self._asked = True
-            seconds = (monotonic() - self._start) / (self._count - self._first)
-            left = seconds * (self._total - self._count)
-            if left >= 1:
-                self._say(f"{self._doing}: {seconds:.2g} s each, about {duration(left)} to go")
-
-
-def duration(seconds: float) -> str:
-    """In words, such as "40 s", "12 min" or "3.5 h"."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _batches(videos: Sequence[Made], size: int) -> Iterator[list[Made]]:

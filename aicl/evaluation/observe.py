@@ -19,10 +19,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from aicl.evaluation.benchmark import Benchmark
-from aicl.evaluation.generate import Estimate
 from aicl.evaluation.lossless import read_lossless
 from aicl.evaluation.metric import Evaluator, TextEvaluator
 from aicl.evaluation.sample import Clip
+from aicl.evaluation.time_left import TimeLeft
 from lvdm.errors import DataError, VideoError
 from lvdm.files import atomic_path
 from lvdm.finite import is_finite
@@ -157,7 +157,7 @@ def look(
     if rank == 0:
         say(f"measuring: {len(missing)} of {len(unique)} videos have not been looked at{label and ' of ' + label}")
     total = sum(map(len, mine))
-    clock = Estimate(total, say if rank == 0 else None, "measuring")
+    clock = TimeLeft(total, say if rank == 0 else None, "measuring")
     with (
         ThreadPoolExecutor(_READERS) as readers,
         ThreadPoolExecutor(1) as ahead,  # reads the next batch while evaluators look at one

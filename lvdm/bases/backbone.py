@@ -11,6 +11,8 @@ from lvdm.diffusion.schedule import Prediction
 from lvdm.errors import ConfigError
 from lvdm.models.backbone import Compression, ExtensibleBlock, Grid, VideoBackbone
 
+UNGUIDED = 1.0  # the scale of guidance that changes nothing
+
 Conditions = Tensor | Sequence[tuple[slice, Tensor]] | None
 """A condition of all rows of a batch, or of slices that make up the batch, as a denoiser passes its extras."""
 
@@ -30,7 +32,7 @@ class DiffusersBackbone(VideoBackbone):
         self.model, self.prediction = model, prediction
         self.compression: Compression = compression
         self.image_channels = self.kind.image_channels(model.config)
-        self.guidance = 1.0
+        self.guidance = UNGUIDED
         self.latent_channels = model.config.in_channels - self.image_channels
         self.repeated_blocks = tuple({type(block) for _, block, _ in extensible(model, self.kind)})
         self._blocks = [
@@ -89,10 +91,10 @@ class DiffusersBackbone(VideoBackbone):
     def embeds_guidance(self) -> bool:
         return self.kind.embeds_guidance(self.model.config)
 
-    def embed_guidance(self, scale: float) -> None:
+    def embed_guidance(self, scale: float | None) -> None:
         if not self.embeds_guidance:
             super().embed_guidance(scale)
-        self.guidance = scale
+        self.guidance = UNGUIDED if scale is None else scale
 
     def extensible_blocks(self) -> Sequence[ExtensibleBlock]:
         return self._blocks

@@ -84,6 +84,7 @@ class Steps:
     """One sampling with a scheduler of diffusers: what the network is given, and what becomes of its output.
 
     A scheduler of inverted noise levels (Mochi's) counts from noise to data; what goes in and out here does not.
+    Raises ConfigError for an eta that the scheduler has not.
     """
 
     def __init__(self, scheduler: Any, generators: Any, eta: float | None) -> None:
@@ -95,7 +96,10 @@ class Steps:
         self._options: dict[str, Any] = {"return_dict": False}
         if "generator" in takes and generators is not None:
             self._options["generator"] = list(generators)
-        if "eta" in takes and eta is not None:
+        if eta is not None and "eta" not in takes:
+            name = type(scheduler).__name__
+            raise ConfigError(f"eta is no setting of this model's scheduler, {name}: leave it out")
+        if eta is not None:
             self._options["eta"] = eta
 
     def __len__(self) -> int:

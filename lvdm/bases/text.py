@@ -74,6 +74,10 @@ class DiffusersText(TextEncoder):
         padded = [F.pad(context, (0, 0, 0, length - len(context))) for context, length in found]
         return torch.stack(padded).to(weight)
 
+    def ends(self, texts: Sequence[str], context: Tensor) -> Tensor:
+        """The place (b,) of each prompt's last row that is no padding, in its context (b, tokens, width)."""
+        return (context.any(dim=-1) * torch.arange(context.shape[1], device=context.device)).amax(dim=1)
+
     def _encode(self, pipe: Any, text: str, device: torch.device) -> Tensor:
         """One prompt -> (tokens, width)."""
         takes = inspect.signature(pipe.encode_prompt).parameters

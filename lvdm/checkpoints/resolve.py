@@ -25,7 +25,12 @@ WEIGHTS = (".safetensors",)  # of what a checkpoint is written for, beside the s
 def list_checkpoints(folder: Path) -> list[Path]:
     """The complete checkpoints in `folder`, oldest first."""
     found = [path for path in folder.glob("step_*") if STEP_FOLDER.fullmatch(path.name)]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
+    return sorted(found, key=checkpoint_step)
+
+
+def checkpoint_step(checkpoint: Path) -> int:
+    """The optimiser step in the name of a checkpoint's folder."""
+    return int(checkpoint.name.removeprefix("step_"))
 
 
 def find_export(path: str | os.PathLike[str], file: str, inside: str = "") -> Path:

@@ -167,8 +167,11 @@ class VideoBackbone(nn.Module, ABC):
         """Whether it was distilled with guidance, so that it is told the scale and needs no unconditional branch."""
         return False
 
-    def embed_guidance(self, scale: float) -> None:
-        """Tell a network that embeds guidance the scale. Raises ConfigError for one that does not."""
+    def embed_guidance(self, scale: float | None) -> None:
+        """Tell a network that embeds guidance the scale; None: as it was told at first, which it is trained on top of.
+
+        Raises ConfigError for one that does not.
+        """
         raise ConfigError("this model does not embed a guidance scale: give it an unconditional branch")
 
     @property
@@ -220,7 +223,7 @@ class WrappedBackbone(VideoBackbone):
     def embeds_guidance(self) -> bool:
         return self.backbone.embeds_guidance
 
-    def embed_guidance(self, scale: float) -> None:
+    def embed_guidance(self, scale: float | None) -> None:
         self.backbone.embed_guidance(scale)
 
     def adapter_sizes(self) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -113,6 +113,11 @@ class TextEncoder(nn.Module):
         """Prompts -> context (b, context_length, width). The empty prompt is a prompt like any other."""
         return self(self.tokenize(texts).to(self.model.positional_embedding.device, non_blocking=True))
 
+    def ends(self, texts: Sequence[str], context: Tensor) -> Tensor:
+        """Where each prompt ends in its context (b, tokens, width): the place (b,) of the end token, which has seen all
+        others."""
+        return self.tokenize(texts).argmax(dim=1)  # the first of the highest ids, which is that of the end token
+
     def forward(self, tokens: Tensor) -> Tensor:
         return self.model(tokens)
 

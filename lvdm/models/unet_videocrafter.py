@@ -17,6 +17,7 @@ from lvdm.models.transformers import SpatialBlock, TemporalBlock, Transformer
 from lvdm.models.unet_base import UNetParams, VideoUNet
 
 MOTION_GUIDANCE, MOTION_FROM = 0.05, 700  # strength of T2V-Turbo v2's motion prior, and its timesteps, of 1000
+FIRST_GUIDANCE = (7.5, 0.0)  # of the prompt and of the motion prior, until a network is told others
 INPUT_ATTENTION_HEADS = 8  # of the attention that `addition_attention` puts first, whatever the width
 DEFAULT_FPS = 16
 
@@ -90,16 +91,17 @@ class UNetVideoCrafter(VideoUNet):
         self.combine_proj = None if motion is None else nn.Linear(2 * width, width, bias=False)
         # In millionths, since floating-point buffers are rounded to half precision with the weights, and on the
         # device, where CUDA graphs read it.
-        self.register_buffer("guidance", torch.tensor([7_500_000, 0]), persistent=False)
+        self.register_buffer("guidance", _millionths(*FIRST_GUIDANCE), persistent=False)
 
     @property
     def embeds_guidance(self) -> bool:
         """Whether the strength of guidance is a condition, in place of a branch without the prompt."""
         return self.time_cond_proj is not None
 
-    def embed_guidance(self, scale: float, motion: float = MOTION_GUIDANCE) -> None:
-        """Set the strengths that the next calls are conditioned on, of the prompt's guidance and the motion prior's."""
-        self.guidance.copy_(torch.tensor([round(1e6 * scale), round(1e6 * motion)]))
+    def embed_guidance(self, scale: float | None, motion: float = MOTION_GUIDANCE) -> None:
+        """Set the strengths that the next calls are conditioned on, of the prompt's guidance and the motion prior's;
+        None: FIRST_GUIDANCE."""
+        self.guidance.copy_(_millionths(*(FIRST_GUIDANCE if scale is None else (scale, motion))))
 
     def forward(self, x: Tensor, timesteps: Tensor, context: Tensor, fps: Tensor | float | None = None) -> Tensor:
         """Latents x (b, c, t, h, w), timesteps (b,), context (b, m, context_dim) -> (b, out_channels, t, h, w).
@@ -182,6 +184,11 @@ class UNetVideoCrafter(VideoUNet):
 def build(params: Mapping[str, Any]) -> UNetVideoCrafter:
     """From the parameters that published YAML files give (`unet_config`). Raises ConfigError as `build_backbone`."""
     return UNetVideoCrafter(from_mapping(VideoCrafterParams, params, "unet"))
+
+
+def _millionths(*strengths: float) -> Tensor:
+    """Strengths of guidance as whole millionths, int64."""
+    return torch.tensor([round(1e6 * strength) for strength in strengths])
 
 
 def _sinusoids(values: Tensor, projection: nn.Linear) -> Tensor:

@@ -7,7 +7,8 @@
         SHA256SUMS             the checksums of all of these
 
 A folder is written under a temporary name and renamed when everything is in it. One that is found damaged later is
-passed over for the one before it, and renamed to step_00001000.damaged.
+passed over for the one before it, and renamed to step_00001000.damaged. Where a run goes on from an earlier checkpoint
+that was named, the later ones belong to a course that was left: they are renamed to step_00002000.abandoned.
 """
 
 import json
@@ -17,6 +18,7 @@ import shutil
 import warnings
 import zipfile
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from pytorch_lightning.utilities import rank_zero_info
 from lvdm import config as configs
 from lvdm.checkpoints import check_entries, list_checkpoints
 from lvdm.checkpoints.integrity import check_values
+from lvdm.checkpoints.resolve import checkpoint_step
 from lvdm.errors import CheckpointError
 from lvdm.files import disk_errors, make_folder, sync_folder, write_json
 from lvdm.hashing import SUMS, check_sums, write_sums
@@ -108,8 +111,9 @@ def newest_whole(folder: Path) -> tuple[Path | None, list[Path]]:
     return None, []
 
 
-def clear_up(folder: Path, damaged: list[Path]) -> None:
-    """Put damaged checkpoints out of the way of new ones, and remove what a killed process was writing.
+def clear_up(folder: Path, damaged: list[Path], step: int) -> None:
+    """Put what does not lead to a training that goes on from `step` out of its way: damaged checkpoints, later ones
+    (`keep` would count them, and the next `--resume auto` take them), and what a killed process was writing.
 
     Only for the process that has the run's folder to itself.
     """
@@ -117,6 +121,11 @@ def clear_up(folder: Path, damaged: list[Path]) -> None:
         aside = checkpoint.with_name(f"{checkpoint.name}.damaged")
         shutil.rmtree(aside, ignore_errors=True)  # of the same step, and damaged before
         os.replace(checkpoint, aside)
+    for checkpoint in (path for path in list_checkpoints(folder) if checkpoint_step(path) > step):
+        names = (f"{checkpoint.name}.abandoned{number or ''}" for number in count())
+        aside = next(path for name in names if not (path := folder / name).exists())
+        os.replace(checkpoint, aside)
+        rank_zero_info(f"training goes on from step {step}: {checkpoint} is of another course, and now {aside.name}")
     for left in folder.glob(f"{_WRITING}*"):
         shutil.rmtree(left)
 
@@ -154,8 +163,6 @@ def write_checkpoint(trainer: pl.Trainer, folder: Path, progress: Progress, keep
             shutil.rmtree(temporary, ignore_errors=True)
         raise
     if trainer.is_global_zero:
-        if final.exists():  # the same step again: only after resuming at it, and then it holds the same
-            shutil.rmtree(final)
         os.replace(temporary, final)
         for old in list_checkpoints(folder)[:-keep]:
             shutil.rmtree(old)

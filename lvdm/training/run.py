@@ -62,7 +62,8 @@ def train(config: dict[str, Any], resume: str = "none") -> int:
     Files go to `run.out`/`run.name`: config.yaml, metrics.csv, tensorboard/, previews/, checkpoints/, and what
     `strategy: auto` chose as strategy.json, which a run that goes on keeps to.
     A training has its folder to itself; a second one in it is refused while the first lives. A damaged checkpoint is
-    passed over, with a warning, for the one before it.
+    passed over, with a warning, for the one before it. Checkpoints of later steps than the one that it goes on from are
+    renamed, and kept.
 
     Raises ConfigError before anything is written if the config cannot work or the run exists already, CheckpointError
     if there is nothing to continue from or it does not fit, LossError when the loss is no longer a number or explodes,
@@ -97,7 +98,7 @@ def _train(config: dict[str, Any], sections: Settings, folder: Path, resume: str
     data.start = progress.samples
     if first_process():
         make_folder(folder)
-        clear_up(folder / "checkpoints", damaged)
+        clear_up(folder / "checkpoints", damaged, progress.step)
         configs.save(folder / "config.yaml", config)
         if sections.training.strategy == "auto":
             record(folder / DECISION, config, sections.training, settings)

@@ -52,6 +52,8 @@ def test_untrained_is_the_base_bit_for_bit_and_unpatch_gives_it_back(family, mod
     assert [p.requires_grad for p in unet.parameters()] == flags
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in unet.modules())
     integrate(unet, IntegrationConfig(mode=mode, head_dim=16))
+    integrated.unpatch()  # again: nothing of it is on the backbone, which the other one has frozen
+    assert not any(p.requires_grad for p in unet.parameters())
 
 
 @pytest.mark.parametrize("mode", MODES)

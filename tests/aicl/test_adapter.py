@@ -13,6 +13,7 @@ from aicl.action_prism import ActionPrism, PrismConfig
 from aicl.adapter import Fingerprint, load_adapter, read_adapter, save_adapter
 from aicl.integrated_backbone import integrate
 from lvdm.errors import CheckpointError
+from tests.aicl.test_pipeline import generate, pixels, tiny_pipeline
 from tests.aicl.tiny_models import randomise, tiny_unet, unet_inputs
 
 PRISM = PrismConfig(context_dim=12, width=16, depth=1, heads=2, head_dim=8, text_width=10)
@@ -129,3 +130,20 @@ def test_missing_entries_are_listed_and_leave_the_unet_clean(adapter, tmp_path):
     with pytest.raises(CheckpointError, match=r"prism\.text_in\.bias"):
         load_adapter(tmp_path / "short.safetensors", unet)
     assert not any(module._forward_hooks for module in unet.modules())
+
+
+@pytest.mark.parametrize("place", ["aicl.adapter.build_prism", "aicl.loaded_adapter.ReferenceEncoder"])
+def test_an_adapter_that_cannot_be_put_on_leaves_the_one_that_was_there(tmp_path, monkeypatch, place):
+    pipe = tiny_pipeline()
+    expected = generate(pipe, references=[pixels(0)])
+    save_adapter(tmp_path / "adapter.safetensors", pipe.prism, pipe.integrated)
+
+    def full(*given):
+        raise torch.OutOfMemoryError
+
+    with monkeypatch.context() as patched, pytest.raises(torch.OutOfMemoryError):
+        patched.setattr(place, full)
+        pipe.load_adapter(tmp_path / "adapter.safetensors")
+    assert torch.equal(generate(pipe, references=[pixels(0)]), expected)
+    pipe.load_adapter(tmp_path / "adapter.safetensors")
+    assert torch.equal(generate(pipe, references=[pixels(0)]), expected)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import aicl.tasks  # noqa: F401 (makes the tasks known)
+from aicl.action_embeddings import Embedder
 from aicl.action_integration import IntegrationConfig
 from aicl.action_prism import build_prism
 from aicl.adapter import load_adapter, save_adapter
@@ -173,6 +174,12 @@ def test_a_pipeline_reads_references_and_without_them_is_the_base(name, tmp_path
     blocks = integrate(base.components.unet, read_integration_config({**BLOCKS, "feature_channels": 6}, base))
     randomise(blocks.blocks, seed=1)
     pipe = AICLPipeline(base, prism, blocks)
+    if hasattr(base.pipe, "encode_prompt"):
+        texts = Embedder(pipe).texts(["a person jumps", "a red person walks"])
+        assert np.allclose(np.linalg.norm(texts, axis=1), 1) and not np.allclose(texts[0], texts[1])
+    else:
+        with pytest.raises(ConfigError, match="reads no text"):
+            Embedder(pipe).texts(["a person jumps"])
     options: dict[str, Any] = {"num_frames": frames, "height": height, "width": width, "num_inference_steps": 2}
     options |= {"image": image(name), "progress": False, "output_type": "pixels"}
     plain = pipe.base("a person jumps", **options)

@@ -124,6 +124,21 @@ def test_webvid_asks_for_actions_that_ucf101_does_not_train(webvid):
     assert again.samples(0, 0, 5) == samples and again.count == 5
 
 
+def test_a_video_of_several_captions_is_one_reference(webvid, tmp_path):
+    table = tmp_path / "results.csv"
+    header, *rows = Path(webvid["captions"]).read_text(encoding="utf-8").splitlines()
+    table.write_text("\n".join([header, *rows, *(f"{row} slowly" for row in rows)]) + "\n", encoding="utf-8")
+    options = webvid | {"captions": str(table), "selection": str(tmp_path / "selection.jsonl"), "prompts": 5}
+    for sample in build_benchmark(options, "cpu").samples(0, 0, 5):
+        assert len({clip.key for clip in sample.references}) == MAX_REFERENCES
+
+
+def test_a_single_class_of_ucf101_has_no_wrong_references(ucf101, tmp_path):
+    (tmp_path / "split.yaml").write_text(f"unseen: [{UNSEEN[0]}]\n", encoding="utf-8")
+    [sample] = build_benchmark(ucf101 | {"split": str(tmp_path / "split.yaml")}, "cpu").samples(0, 0, 1)
+    assert sample.label == UNSEEN[0] and len(sample.references) == MAX_REFERENCES and sample.wrong == ()
+
+
 def test_a_list_of_other_videos_is_refused(webvid, tmp_path):
     other = tmp_path / "selection.jsonl"
     other.write_text('{"key": "000000_000001/77.mp4"}\n')

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from aicl.evaluation.engine import Experiment
-from aicl.evaluation.generate import Estimate, _batches
+from aicl.evaluation.generate import _batches
 from aicl.evaluation.generated import read_generated
 from aicl.evaluation.lossless import read_lossless, write_lossless
 from aicl.evaluation.observe import ObservationStore
@@ -128,15 +128,6 @@ def test_only_what_is_lost_is_made_again(models, experiment, tmp_path):
     gone.unlink()  # and comes back while others wait for their turn: another program works in the folder, too
     back = {"say": lambda _: gone.write_bytes(before)}
     assert run.videos.fill(run.made(run.rows[2]), run.device, batch_size=5, **back) == 0
-
-
-def test_what_others_make_meanwhile_does_not_enter_the_estimate(monkeypatch):
-    now, said = iter([0.0, 10.0]), []
-    monkeypatch.setattr("aicl.evaluation.generate.monotonic", lambda: next(now))
-    clock = Estimate(40, said.append, "generating")
-    for count in (0, 10, 0, 10):
-        clock.done(count)
-    assert said == ["generating: 1 s each, about 20 s to go"]
 
 
 def pixels_of(content: bytes, folder: Path) -> torch.Tensor:

@@ -92,6 +92,14 @@ def test_too_few_videos_are_refused_unless_overridden():
         frechet_distance(few, FeatureStats(3))
 
 
+def test_an_interval_needs_three_videos_however_few_are_allowed():
+    pair, many = torch.randn(2, 1), torch.randn(40, 1)
+    for features, real in ((pair, many), (many, pair)):
+        with pytest.raises(DataError, match="needs three videos or more in each set, got"):
+            distance_with_interval(features, real, allow_few=True)
+    assert distance_with_interval(torch.randn(3, 1), many, allow_few=True).value >= 0
+
+
 def test_features_must_be_finite_and_of_the_right_width():
     with pytest.raises(DataError, match="not finite"):
         FeatureStats.of(torch.tensor([[1.0, float("nan")]]))

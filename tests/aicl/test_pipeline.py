@@ -228,6 +228,13 @@ def test_save_and_load_give_the_same_video(pipe, tmp_path, pointer):
     assert small.base.offload is not None and small.base.components.codec.slice_size == 2
 
 
+def test_a_pointer_to_no_model_is_refused(pipe, tmp_path):
+    for base in (tmp_path / "none", "owner/name"):
+        with pytest.raises(CheckpointError, match="there is no model folder"):
+            pipe.save_pretrained(tmp_path / "model", base=base)
+    assert not (tmp_path / "model").exists()
+
+
 def test_a_single_reference_needs_no_list(pipe, tmp_path):
     path = write_video(tmp_path / "a.mp4", pixels(0), fps=8)
     for one in (path, str(path), pixels(0), pipe.encode_references(path, PROMPT)):

@@ -8,7 +8,7 @@ import torch
 from aicl import AICLPipeline
 from aicl.calibration import calibrate
 from aicl.cli import run_verb
-from aicl.reference_domain import ReferenceDomain, domain_file
+from aicl.reference_domain import ReferenceCheck, ReferenceDomain, described, domain_file
 from lvdm.data.clips import ClipRecord
 from lvdm.errors import CheckpointError, ConfigError, DataError
 from lvdm.video import write_video
@@ -69,6 +69,18 @@ def test_motion_features_are_judged_by_their_motion_alone(pipe):
     [checks] = pipe.reference_checks
     assert [check.latents is None for check in checks] == [True, True, False]
     assert checks[0].features > checks[1].features
+
+
+def test_references_of_several_prompts_are_called_by_their_own_names(pipe, clips):
+    names = [str(clips / f"{number:02d}.mp4") for number in range(2)]
+    generate(pipe, [PROMPT] * 2, references=[[name] for name in names], num_inference_steps=1)
+    assert [[check.reference for check in row] for row in pipe.reference_checks] == [[name] for name in names]
+
+
+def test_what_is_no_number_is_far_and_a_single_row_has_no_change_in_place():
+    assert ReferenceCheck("a", float("nan"), 0.5).far and ReferenceCheck("a", 0.5, float("nan")).far
+    assert not ReferenceCheck("a", None, 0.5).far and ReferenceCheck("a", 1.5, 0.5).far
+    assert described(torch.randn(2, 4, 3, 1, 5)).isfinite().all()  # R of answers, which have no height
 
 
 def test_it_travels_with_the_adapter_and_belongs_to_it_alone(pipe, tmp_path):

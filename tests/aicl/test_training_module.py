@@ -58,6 +58,7 @@ def test_judged_is_what_was_measured_three_times_and_after_a_thousand_steps(tmp_
     def judged(*points):
         return module.judge_diagnostics({"reference_gap_percent": list(points)})
 
+    assert judged() is None  # none was a finite number
     assert judged((500, 0.0), (1000, 0.0)) is None
     assert judged((1, 0.0), (500, 0.0), (999, 0.0)) is None
     assert "after 1000 steps" in judged((1, 0.0), (500, 0.0), (1000, 0.0))
@@ -176,3 +177,20 @@ def test_a_preview_shows_the_batchs_first_frames_at_its_size_and_length(tmp_path
         ("reference", "base", "ours"), (b, 2, 32, 48, 3)
     )
     assert torch.equal(videos["ours"], videos["base"])  # what reads references starts at zero
+
+
+def test_a_preview_of_a_distilled_model_has_one_branch_and_leaves_what_training_tells(tmp_path, monkeypatch):
+    save_base(MODEL, tmp_path / "base")
+    make_clips(tmp_path / "clips")
+    module, data = build(aicl_config(tmp_path, training={"preview_steps": 1}))
+    told: list[float | None] = []
+    backbone = type(module.pipeline.components.unet)
+    monkeypatch.setattr(backbone, "embeds_guidance", True)
+    monkeypatch.setattr(backbone, "embed_guidance", lambda network, scale: told.append(scale))
+    sampled, sample = [], VideoPipeline.sample_latents
+    monkeypatch.setattr(
+        VideoPipeline, "sample_latents", lambda *args, **options: sampled.append(args[1:3]) or sample(*args, **options)
+    )
+    module.preview(next(iter(data.train_dataloader())))
+    assert [(len(branches), weights) for branches, weights in sampled] == [(1, [1.0])] * 2
+    assert told == [module.pipeline.config.defaults.guidance_scale, None]

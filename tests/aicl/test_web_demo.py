@@ -134,6 +134,23 @@ def test_what_was_not_finished_is_taken_up_when_the_server_is_back(models, tmp_p
     second.stop()
 
 
+def test_a_full_queue_and_two_tasks_of_one_session_are_taken_up_too(models, tmp_path, monkeypatch):
+    monkeypatch.setattr("aicl.apps.web_demo.jobs.MOST_WAITING", 2)
+    first = Service(list_models(models)[0], tmp_path, [lambda task: None])
+    kept = [first.submit(visitor(first, number), first.cards[0].name, PROMPT, Settings()) for number in range(2)]
+    running = outputs.read_task(outputs.task_folder(visitor(first, 0).results, kept[0].id))
+    running.id, running.created = "0" * 12, running.created - 1  # and the end of another one could not be written down
+    running.job.out = str(outputs.task_folder(visitor(first, 0).results, running.id) / outputs.VIDEO)
+    outputs.save_task(outputs.task_folder(visitor(first, 0).results, running.id), running)
+
+    made = []
+    second = Service(list_models(models)[0], tmp_path, [lambda task: made.append(task.id)])
+    second.start()
+    wait(lambda: len(made) == 3)
+    assert made == [running.id, *(task.id for task in kept)]
+    second.stop()
+
+
 @pytest.fixture(scope="module")
 def finished(models, tmp_path_factory):
     """A task with two references and two seeds that was really made, and the worker that made it."""
@@ -289,6 +306,16 @@ def test_old_sessions_go_and_busy_ones_stay(tmp_path):
     assert outputs.clean(tmp_path, 3500, 10**6, busy=["busy"]) == ["old"]
     assert outputs.clean(tmp_path, 3500, 100, busy=["busy"]) == ["large"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["busy", "new"]
+
+
+def test_a_file_that_is_renamed_meanwhile_does_not_end_the_cleaning(tmp_path, monkeypatch):
+    (tmp_path / "session" / "results").mkdir(parents=True)
+    (tmp_path / "session" / "kept").write_bytes(b"x" * 10)
+    found = Path.glob
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: [*found(self, pattern), self / ".tmp-video.mp4"])
+    monkeypatch.setattr(Path, "rglob", lambda self, pattern: [*found(self, "**/*"), self / ".tmp-video.mp4"])
+    assert outputs.clean(tmp_path, 3500, 10**6, busy=[]) == []
+    assert outputs.clean(tmp_path, 3500, 5, busy=[]) == ["session"]
 
 
 def test_a_folder_without_models_and_one_with_a_damaged_one(models, tmp_path):

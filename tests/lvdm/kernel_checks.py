@@ -4,6 +4,9 @@ For a process of their own, since Triton decides when it is imported whether it 
 tests/gpu has the same on a GPU.
 """
 
+from contextlib import suppress
+from types import SimpleNamespace
+
 import torch
 import torch.nn.functional as F
 
@@ -152,7 +155,38 @@ def check_the_rest():
     close(rotary._run(expected, cos, sin, -1), x, "rotary positions, back")
 
 
+def check_the_gradient_of_a_bias_alone():
+    x, weight, bias, slope = draw(6, 96), draw(96), draw(96, grad=True), draw(6, 96)
+    F.layer_norm(x, (96,), weight, bias).backward(slope)
+    ctx = SimpleNamespace(saved_tensors=(x, weight), eps=1e-5, types=(weight.dtype, bias.dtype))
+    layer_norm._layer_norm_backward, before = layer_norm._run_backward, layer_norm._layer_norm_backward
+    for differentiate, slopes, first in (
+        (layer_norm._differentiate, [slope], 1),
+        (layer_norm._differentiate_sum, [torch.zeros_like(x), slope], 2),
+    ):
+        ctx.needs_input_grad = [False] * (first + 1) + [True, False]
+        close(differentiate(ctx, *slopes)[first + 1], bias.grad, "layer norm, gradient of a bias alone")
+    layer_norm._layer_norm_backward = before
+
+
+def check_devices():
+    """Each launch makes the GPU of what it reads the current one."""
+    modules = (fp8, group_norm, layer_norm, products, rotary, sums, temporal_attention)
+    launches = [getattr(each, name) for each in modules for name in vars(each) if name.startswith("_run")]
+    assert len(launches) == 12
+    asked, device_of = [], torch.cuda.device_of
+    torch.cuda.device_of = lambda x: asked.append(x) or device_of(x)
+    x = draw(2, 40)
+    for launch in launches:
+        with suppress(TypeError):  # there is no more to launch with
+            launch(x)
+    torch.cuda.device_of = device_of
+    assert len(asked) == len(launches) and all(each is x for each in asked), "a kernel is launched on any GPU"
+
+
 def check_all():
     for check in (check_group_norm, check_layer_norm, check_temporal_attention, check_products, check_the_rest):
         check()
+    check_the_gradient_of_a_bias_alone()
+    check_devices()
     print("all kernels agree")

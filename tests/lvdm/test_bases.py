@@ -160,6 +160,7 @@ def test_options_that_a_base_cannot_take_are_refused_in_one_sentence():
     for changes, sentence in [
         ({"sampler": "lcm"}, "samples with its own scheduler, UniPCMultistepScheduler: leave sampler out"),
         ({"step_cache": 2}, "step_cache leaves out"),
+        ({"eta": 0.5}, "eta is no setting of this model's scheduler, UniPCMultistepScheduler: leave it out"),
         ({"num_frames": 6}, "6 frames do not fit"),
         ({"height": 24}, "do not consist of this model's patches of 2"),
         ({"image": torch.zeros(16, 16, 3, dtype=torch.uint8)}, "takes no image"),

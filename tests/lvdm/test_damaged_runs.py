@@ -151,6 +151,17 @@ def test_what_a_killed_run_was_writing_is_removed(run, tmp_path, clips):
     assert not left.exists()
 
 
+def test_going_on_from_an_earlier_checkpoint_puts_the_later_ones_aside(run, tmp_path, clips):
+    """They are of a course that was left: kept, but neither gone on from nor counted among those to keep."""
+    settings = {"training": {"steps": 5, "checkpoint_every": 1, "keep": 2}}
+    assert train(config_in(tmp_path, clips, **settings), resume=str(run / "checkpoints/step_00000002")) == 0
+    assert [path.name for path in list_checkpoints(run / "checkpoints")] == ["step_00000004", "step_00000005"]
+    for step in (4, 6):
+        check_checkpoint(run / f"checkpoints/step_0000000{step}.abandoned")
+    assert train(config_in(tmp_path, clips, training={"steps": 7}), resume="auto") == 0
+    assert losses(run).keys() == set(range(1, 8))
+
+
 METRICS = {
     "NUL bytes at the end": lambda text: text + b"\0" * 512,
     "NUL bytes in the middle": lambda text: text[:60] + b"\0" * 40 + text[100:],

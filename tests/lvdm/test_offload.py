@@ -29,6 +29,20 @@ def test_one_part_at_a_time():
     assert log == ["text to meta", "text to cpu", "unet to meta", "unet to cpu", "text to meta"]
 
 
+def test_a_part_that_does_not_fit_leaves_none_that_only_seems_to_be_there():
+    class TooLarge(Recorded):
+        def to(self, device):
+            raise torch.OutOfMemoryError
+
+    log = []
+    unet, offload = Recorded(log, "unet"), Offload("meta")
+    offload.bring(unet)
+    with pytest.raises(torch.OutOfMemoryError):
+        offload.bring(TooLarge(log, "vae"))
+    offload.bring(unet)
+    assert log == ["unet to meta", "unet to cpu", "unet to meta"]
+
+
 @pytest.mark.parametrize("name", ["tiny_lvdm", "tiny_videocrafter_i2v"])
 def test_videos_stay_the_same_and_each_step_brings_what_it_needs(name, monkeypatch):
     torch.manual_seed(0)

@@ -124,6 +124,14 @@ class JobQueue:
             self._waiting.append(task)
             self._changed.notify()
 
+    def take_up(self, tasks: Sequence[Task]) -> None:
+        """Put tasks of an earlier queue at the end, however many there are: they were taken once."""
+        with self._changed:
+            for task in tasks:
+                task.state = State.WAITING
+            self._waiting.extend(tasks)
+            self._changed.notify_all()
+
     def cancel(self, task: Task) -> None:
         """Take a task out, or have it stop at its next step."""
         with self._changed:

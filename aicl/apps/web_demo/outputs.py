@@ -1,11 +1,13 @@
 """The files of tasks: where they lie, what can be downloaded, how they are made again, and when they go."""
 
+import os
 import shlex
 import shutil
 import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 from aicl.apps.web_demo.jobs import State, Task
@@ -155,10 +157,20 @@ def _caption(reference: Reference, prompt: str) -> str:
 
 
 def _last_use(folder: Path) -> float:
-    return max(path.stat().st_mtime for path in (folder, *folder.glob("*"), *folder.glob("results/*")))
+    found = (_stat(path) for path in (folder, *folder.glob("*"), *folder.glob("results/*")))
+    return max((stat.st_mtime for stat in found if stat is not None), default=0.0)
 
 
 def _sizes(folder: Path) -> Iterator[int]:
     for path in folder.rglob("*"):
-        if path.is_file():
-            yield path.stat().st_size
+        stat = _stat(path)
+        if stat is not None and S_ISREG(stat.st_mode):
+            yield stat.st_size
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    """None for what is gone by now: files under work are renamed when they are whole."""
+    try:
+        return path.stat()
+    except FileNotFoundError:
+        return None

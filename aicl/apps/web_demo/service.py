@@ -75,9 +75,7 @@ class Service:
             for task in outputs.saved_tasks(folder / "results")
             if task.state.active and task.id not in known
         ]
-        for task in sorted(left, key=lambda each: each.created):
-            task.state = State.WAITING
-            self.queue.add(task)
+        self.queue.take_up(sorted(left, key=lambda each: each.created))
         self.queue.start()
         threading.Thread(target=self._clean_regularly, daemon=True, name="cleaning").start()
 

@@ -46,7 +46,7 @@ class Choices:
 
 
 class Session:
-    """A visitor's choices and folder. Changes are made inside `with session.changing() as choices`."""
+    """A visitor's choices and folder. Each change is on the disk when its method returns."""
 
     def __init__(self, key: str, folder: Path) -> None:
         self.key, self.folder = key, folder

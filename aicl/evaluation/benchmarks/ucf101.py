@@ -81,7 +81,7 @@ class UCF101Benchmark(FileBenchmark):
     def samples(self, seed: int, start: int, stop: int) -> list[Sample]:
         """See `Benchmark`; the classes take turns, and the references of a sample are of different groups if they can.
 
-        The target is one of the real videos, and wrong references are of one other class.
+        The target is one of the real videos, and wrong references are of one other class, where there is one.
         """
         return [self._sample(seed, number) for number in range(start, stop)]
 
@@ -102,10 +102,12 @@ class UCF101Benchmark(FileBenchmark):
         rng = sample_rng(seed, _NUMBERS + number)
         pool = self.pool or ()
         place = number % len(pool)
-        label, other = pool[place], pool[(place + 1 + int(rng.integers(len(pool) - 1))) % len(pool)]
+        label, other = pool[place], None
+        if len(pool) > 1:
+            other = pool[(place + 1 + int(rng.integers(len(pool) - 1))) % len(pool)]
         noise = int(rng.integers(2**53))
         target = self._real[label][int(rng.integers(len(self._real[label])))]
-        references, wrong = self._draw(rng, label), self._draw(rng, other)
+        references, wrong = self._draw(rng, label), () if other is None else self._draw(rng, other)
         words, prompt = ACTIONS[label], target.caption
         if self.names == "made_up":
             words = gerund(made_up_phrase(Random(int(rng.integers(2**53))), self._taken))

@@ -65,7 +65,7 @@ class WebVidBenchmark(FileBenchmark):
         rest = [i for i in range(len(records)) if i not in taken and records[i].key not in keys]
         self._asked = [(records[i], found[i]) for i in chosen]
         self._rest = [records[i] for i in rest]
-        self._index = VerbIndex([records[i].caption for i in rest], [found[i] for i in rest])
+        self._index = VerbIndex.of_records(self._rest, [found[i] for i in rest])
         self.count, self._list = len(chosen), place.name
 
     def __str__(self) -> str:

@@ -6,9 +6,10 @@ than it was made for) takes the plain form, and so does what happens inside `pla
 
 import importlib.util
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, wraps
+from typing import Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +17,22 @@ from torch import Tensor
 HALF = (torch.bfloat16, torch.float16)
 NAMES = ("group_norm", "layer_norm", "temporal_attention", "geglu", "temporal_conv", "sums", "rotary", "fp8")
 _enabled = set(NAMES)
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+def on_its_device(
+    launch: Callable[Concatenate[Tensor, Arguments], Result],
+) -> Callable[Concatenate[Tensor, Arguments], Result]:
+    """`launch` with the GPU of its first tensor as the current one: Triton launches there, wherever the tensors lie."""
+
+    @wraps(launch)
+    def launched(x: Tensor, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        with torch.cuda.device_of(x):
+            return launch(x, *args, **kwargs)
+
+    return launched
 
 
 @contextmanager

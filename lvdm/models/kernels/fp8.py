@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
 from lvdm.models.fp8 import LARGEST, SMALLEST
+from lvdm.models.kernels import on_its_device
 
 VALUES = 4096  # of a program, at least one row
 
@@ -28,6 +29,7 @@ def _quantize_rows(
     tl.store(scales + row, scale, mask=row < rows)
 
 
+@on_its_device
 def _run(x: Tensor, wrap: Any = lambda kernel: kernel) -> tuple[Tensor, Tensor]:
     rows, k = x.shape
     block_k = triton.next_power_of_2(k)

@@ -13,6 +13,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
+from lvdm.models.kernels import on_its_device
+
 SLICE = 256  # positions whose sums one program adds up
 BLOCK_N, BLOCK_C = 32, 64
 
@@ -94,6 +96,7 @@ def _normalise(x, coefficients, y, n, c, silu: tl.constexpr, block_n: tl.constex
     tl.store(y + at, values.to(y.dtype.element_ty), mask=inside)
 
 
+@on_its_device
 def _run(
     x: Tensor, weight: Tensor, bias: Tensor, shift: Tensor | None, groups: int, eps: float, silu: bool, wrap=lambda k: k
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -218,6 +221,7 @@ def _gradient(x, dy, coefficients, terms, dx, n, c, silu: tl.constexpr, block_n:
     tl.store(dx + at, result.to(dx.dtype.element_ty), mask=inside)
 
 
+@on_its_device
 def _run_backward(
     x: Tensor, dy: Tensor, shift: Tensor | None, coefficients: Tensor, moments: Tensor, silu: bool, wrap=lambda k: k
 ) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
+from lvdm.models.kernels import on_its_device
+
 MAX_WIDTH = 4096  # what a program keeps in registers
 
 
@@ -36,6 +38,7 @@ def _add_norm(
     tl.store(y + at, result.to(y.dtype.element_ty), mask=inside)
 
 
+@on_its_device
 def _run(
     x: Tensor, update: Tensor | None, weight: Tensor, bias: Tensor, eps: float, wrap=lambda kernel: kernel
 ) -> tuple[Tensor, Tensor]:
@@ -85,6 +88,7 @@ def _gradient(
         tl.store(at + c, of_bias, mask=channel < c)
 
 
+@on_its_device
 def _run_backward(
     total: Tensor, dy: Tensor, dtotal: Tensor | None, weight: Tensor, eps: float, parameters: bool, wrap=lambda k: k
 ) -> tuple[Tensor, Tensor]:
@@ -128,7 +132,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _differentiate(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    return (*_gradients(ctx, dy, None, ctx.needs_input_grad[1]), None)
+    return (*_gradients(ctx, dy, None, any(ctx.needs_input_grad[1:3])), None)
 
 
 def _save_sum(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -138,7 +142,7 @@ def _save_sum(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) 
 
 
 def _differentiate_sum(ctx: Any, dtotal: Tensor, dy: Tensor) -> tuple[Tensor | None, ...]:
-    dx, weight, bias = _gradients(ctx, dy, dtotal.contiguous(), ctx.needs_input_grad[2])
+    dx, weight, bias = _gradients(ctx, dy, dtotal.contiguous(), any(ctx.needs_input_grad[2:4]))
     return dx, dx, weight, bias, None
 
 

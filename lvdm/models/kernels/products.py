@@ -15,6 +15,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
+from lvdm.models.kernels import on_its_device
+
 BLOCK_K = 64
 NARROW = {"block_m": 128, "block_n": 64, "block_k": BLOCK_K, "num_warps": 8, "num_stages": 3}
 SQUARE = NARROW | {"block_n": 128}
@@ -154,6 +156,7 @@ def temporal_conv_fits(weight: Tensor) -> bool:
     return weight.shape[1] % BLOCK_K == 0 and weight.shape[2:] == (3, 1)
 
 
+@on_its_device
 def _run_geglu(
     x: Tensor, weight: Tensor, bias: Tensor, blocks: dict[str, int] | None = None, wrap: Any = lambda kernel: kernel
 ) -> Tensor:
@@ -167,6 +170,7 @@ def _run_geglu(
     return out
 
 
+@on_its_device
 def _run_gated(h: Tensor, dout: Tensor | None, wrap: Any = lambda kernel: kernel) -> Tensor:
     n = h.shape[-1] // 2
     rows = h.numel() // (2 * n)
@@ -179,6 +183,7 @@ def _run_gated(h: Tensor, dout: Tensor | None, wrap: Any = lambda kernel: kernel
     return out
 
 
+@on_its_device
 def _run_conv(
     x: Tensor, weight: Tensor, blocks: dict[str, int] | None = None, wrap: Any = lambda kernel: kernel
 ) -> Tensor:

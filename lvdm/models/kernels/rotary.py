@@ -8,6 +8,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
+from lvdm.models.kernels import on_its_device
+
 BLOCK_ROWS = 32
 
 
@@ -30,6 +32,7 @@ def _rotate(
     tl.store(out + at + half, (first * s + second * c).to(out.dtype.element_ty), mask=inside)
 
 
+@on_its_device
 def _run(x: Tensor, cos: Tensor, sin: Tensor, direction: int, wrap: Any = lambda kernel: kernel) -> Tensor:
     _, n, heads, d = x.shape
     rows, out = x.numel() // d, torch.empty_like(x)

@@ -8,6 +8,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
+from lvdm.models.kernels import on_its_device
+
 BLOCK = 2048
 
 
@@ -21,6 +23,7 @@ def _add_biased(x, y, bias, out, count, c, block: tl.constexpr):
     tl.store(out + at, total.to(out.dtype.element_ty), mask=inside)
 
 
+@on_its_device
 def _run(x: Tensor, y: Tensor, bias: Tensor, wrap=lambda kernel: kernel) -> Tensor:
     out, count = torch.empty_like(x), x.numel()
     wrap(_add_biased)[(triton.cdiv(count, BLOCK),)](x, y, bias, out, count, bias.shape[0], block=BLOCK, num_warps=8)

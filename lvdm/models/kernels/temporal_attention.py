@@ -16,6 +16,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
+from lvdm.models.kernels import on_its_device
+
 MAX_FRAMES, MAX_WIDTH = 32, 256  # what fits into registers
 TABLE_PROGRAMS = 4096  # programs that share out the positions where tables get gradients, each with sums of its own
 
@@ -210,6 +212,7 @@ def fits(q: Tensor, k: Tensor, parts: int) -> bool:
     return frames <= MAX_FRAMES and q.shape[4] <= MAX_WIDTH and k.shape[1] % parts == 0 and packed
 
 
+@on_its_device
 def _run(
     q: Tensor,
     k: Tensor,
@@ -239,6 +242,7 @@ def _run(
     return out
 
 
+@on_its_device
 def _run_backward(
     q: Tensor,
     k: Tensor,
