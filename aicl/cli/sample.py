@@ -192,7 +192,8 @@ def _warn_of_unknown_words(pipe: "AICLPipeline", job: Job) -> None:
             if job.references
             else "what it makes of them is left to chance"
         )
-        warnings.warn(f"this model {known} of '{job.prompt}': {shown}", stacklevel=1)
+        told = " and of the captions of its references" if any(each.caption for each in job.references) else ""
+        warnings.warn(f"this model {known} of '{job.prompt}'{told}: {shown}", stacklevel=1)
 
 
 def _warn_of_unusual_references(pipe: "AICLPipeline") -> None:
