@@ -172,7 +172,10 @@ class ActionLibrary:
         if embedder is None:
             raise ConfigError(f"a search by {by} needs the model that made the library: name it")
         if self.identity and embedder.identity() != self.identity:
-            raise ConfigError("the library was made with another model: search with that one, or index the clips anew")
+            raise ConfigError(
+                "the library was made with another model: search with that one (--model, or --base and --adapter), or "
+                "index the clips anew"
+            )
         if by == "text":
             if text is None:
                 raise ConfigError("a search by text needs a text")

@@ -18,6 +18,7 @@ from aicl.cli import Parser, data_schema, new_parser
 from lvdm import cli
 from lvdm.config import from_mapping, load
 from lvdm.errors import ConfigError, DataError
+from lvdm.files import check_writable
 
 if TYPE_CHECKING:
     from lvdm.data import Manifest
@@ -64,11 +65,11 @@ def manifest(args: argparse.Namespace) -> "Manifest":
 def main(args: argparse.Namespace) -> int:
     """Check the data set and write its report; status 1 if a video is broken."""
     data = manifest(args)
+    _check_report(args.report)
 
     from lvdm.data import read_records
     from lvdm.data.checking import check_records
 
-    _check_report(args.report)
     records = read_records(data)
     with tqdm(total=len(records), unit="video") as bar:
 
@@ -90,6 +91,7 @@ def _check_report(path: str) -> None:
     """Raise ConfigError where something else than an earlier report lies at the report's place: it is not replaced."""
     from lvdm.data import read_report
 
+    check_writable(path)
     if os.path.lexists(path):
         try:
             read_report(path)

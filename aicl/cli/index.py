@@ -20,6 +20,7 @@ from aicl.cli import Parser, new_parser
 from aicl.clip_options import add_model, add_source, check_source, model_options, open_model, read_source
 from lvdm.cli import counted
 from lvdm.errors import DataError
+from lvdm.files import check_writable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -82,6 +83,7 @@ def _index_clips(args: argparse.Namespace, records: "Sequence[ClipRecord]") -> N
     from aicl.action_library import ActionLibrary, add_clips, check_library_place
 
     check_library_place(args.out)
+    check_writable(args.out / "library.json")
     pipe = open_model(args)
     added, refused = add_clips(
         args.out,

@@ -92,12 +92,13 @@ def main(args: argparse.Namespace) -> None:
         return
     pipe = _load(model)
 
+    from aicl.sampling_guard import leave_out_needless
     from aicl.sampling_library import choose_by_model
     from aicl.sampling_records import write_record
     from aicl.sampling_run import check_images, generate_samples, job_line, write_sample
 
     check_images(pipe, jobs)
-    jobs = choose_by_model(jobs, pipe)
+    jobs = leave_out_needless(choose_by_model(jobs, pipe), pipe)
     default = pipe.base.config.defaults.num_inference_steps
     steps = sum((job.num_inference_steps or default) * len(job.missing()) for job in jobs)
     pipe.accelerate(model.compile, expected_steps=steps)
@@ -191,7 +192,8 @@ def _warn_of_unknown_words(pipe: "AICLPipeline", job: Job) -> None:
             if job.references
             else "what it makes of them is left to chance"
         )
-        warnings.warn(f"this model {known} of '{job.prompt}': {shown}", stacklevel=1)
+        told = " and of the captions of its references" if any(each.caption for each in job.references) else ""
+        warnings.warn(f"this model {known} of '{job.prompt}'{told}: {shown}", stacklevel=1)
 
 
 def _warn_of_unusual_references(pipe: "AICLPipeline") -> None:

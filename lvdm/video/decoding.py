@@ -74,7 +74,11 @@ def opened(path: str | os.PathLike[str]) -> Iterator[tuple["av.container.InputCo
                 raise VideoError(f"{path}: has frames of {size} pixels, too large to be read; make it smaller")
             stream.thread_type = "NONE"  # loader workers are the parallelism
             yield container, stream
+    except PermissionError as error:  # PyAV's too
+        raise VideoError(f"{path}: may not be read (permission denied); give yourself the right to read it") from error
     except (av.FFmpegError, OSError, MemoryError) as error:
+        if os.path.isfile(path) and not os.path.getsize(path):
+            raise VideoError(f"{path}: is empty; fetch it again or remove it") from error
         raise VideoError(f"{path}: not a readable video ({_reason(error)}); re-encode or remove it") from error
     except ValueError as error:  # a NUL byte in the name, a stream that PyAV cannot describe
         if isinstance(error, VideoError):

@@ -132,7 +132,7 @@ def bad_files(folder, mp4):
     yield truncated(early_header, folder / "cut.mp4", 0.85), "cut off"
     yield truncated(encode(folder / "whole.avi", codec="mpeg4"), folder / "cut.avi", 0.9), "cut off"
     yield folder / "text.mp4", "not a readable video"
-    yield folder / "empty.mp4", "not a readable video"
+    yield folder / "empty.mp4", "is empty; fetch it again"
     yield folder / "folder.mp4", "is a folder"
     yield folder / "missing.mp4", "is not there"
     yield silent_wave(folder / "sound.wav"), "no video stream"
