@@ -50,18 +50,22 @@ class ReferenceContext:
         were absent. spans: one a reference, see the class. scale: from 0 up; 0 is the base model, bit for bit.
         Raises ConfigError for what does not fit.
         """
-        m = features.shape[1]
+        b, m = features.shape[:2]
         if isinstance(frames_per_reference, int):
-            frames = (frames_per_reference,) * (m // frames_per_reference)
+            frames = (frames_per_reference,) * (m // max(frames_per_reference, 1))
         else:
             frames = tuple(frames_per_reference)
-        if sum(frames) != m:
+        if sum(frames) != m or min(frames, default=0) < 1:
             raise ConfigError(f"R has {m} frames, its references are said to have {list(frames)}")
         if not 0 <= scale < math.inf:
             raise ConfigError(f"scale is {scale}: give a number from 0 up, 0 for the base model and 1 for full effect")
         spans = None if spans is None else tuple(spans)
         if spans is not None and len(spans) != len(frames):
             raise ConfigError(f"{len(spans)} spans say when {len(frames)} references are read: give one each")
+        if isinstance(weights, Tensor):
+            fits = weights.ndim == 2 and weights.shape[1] == len(frames) and len({1, b, len(weights)}) < 3
+            if not fits:
+                raise ConfigError(f"weights {tuple(weights.shape)} must be {(b, len(frames))}: one for each reference")
         if weights is None or isinstance(weights, Tensor):
             return cls(features, frames, weights, scale, spans)
         if len(weights) != len(frames) or any(not w >= 0 or math.isinf(w) for w in weights):

@@ -37,7 +37,8 @@ class Job(SamplingOptions):
     the seeds seed, seed + 1, ...; `batch_size` of them are made at once. out: a file that ends in one of ENDINGS, or,
     without an ending, a folder of frames; several samples get their seed appended. compare: also write reference | base
     | AICL, as one video and as a PNG of their frames. label: the class of the action, kept for evaluation. chosen:
-    which videos of the library were taken and why, filled in by `prepare`.
+    which videos of the library were taken and why, filled in by `prepare`. left_out: the references that were left out
+    by reference_guard.
     """
 
     RENAMED: ClassVar[dict[str, str]] = SamplingOptions.RENAMED | {
@@ -60,6 +61,19 @@ class Job(SamplingOptions):
     num_references: int = option(
         1, "how many to take from the library (default: 1)", least=1, group="references", spellings=("num-refs",)
     )
+    reference_guard: float | None = option(
+        None,
+        "leave the references out where the base model knows the prompt's action: where its words change the motion of "
+        "the first prediction by more than this share, such as 0.04",
+        above=0,
+        group="references",
+    )
+    general_prompt: str | None = option(
+        None,
+        "for --reference-guard: the prompt with a general word, such as moving, for its action (default: made from it)",
+        group="references",
+        metavar="TEXT",
+    )
     image: str | None = option(None, "the first frame, a PNG, JPEG or WebP file: for image-to-video models alone")
     seed: int = option(0, "of the first sample (default: 0)", least=0)
     num_samples: int = option(1, "videos of each prompt, with consecutive seeds (default: 1)", least=1, most=100_000)
@@ -74,6 +88,7 @@ class Job(SamplingOptions):
     overwrite: bool = option(False, "replace existing files", group="output")
     skip_existing: bool = option(False, "go on with an interrupted run", group="output")
     chosen: list[dict[str, str]] = dataclasses.field(default_factory=list)
+    left_out: list[str] = dataclasses.field(default_factory=list)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -86,6 +101,10 @@ class Job(SamplingOptions):
             raise ConfigError("num_references says how many to take from a library: name one, or leave it out")
         if not self.library and (self.library_by or self.example):
             raise ConfigError("library_by and example say how to choose from a library: name one, or leave them out")
+        if self.reference_guard is not None and not (self.references or self.library):
+            raise ConfigError("reference_guard decides whether references are read: give some, or leave it out")
+        if self.general_prompt is not None and self.reference_guard is None:
+            raise ConfigError("general_prompt is what reference_guard compares the prompt with: set it, too")
         if self.out and Path(self.out).suffix.lower() not in (*ENDINGS, ""):
             raise ConfigError(f"out {self.out} must end in {', '.join(ENDINGS)}, or nothing for a folder of frames")
 

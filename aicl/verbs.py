@@ -36,7 +36,7 @@ from aicl.word_forms import (
 )
 from aicl.word_lists import DETERMINERS
 
-__all__ = ["contains", "inflections", "lemma", "phrase", "verbs", "words"]
+__all__ = ["contains", "generalised", "inflections", "lemma", "phrase", "verbs", "words"]
 
 _NOUN_STOPS = (
     lists.PREPOSITIONS
@@ -48,6 +48,7 @@ _NOUN_STOPS = (
     | lists.DO
     | lists.NEGATIONS
 )
+_GENERAL = {"gerund": "moving", "third": "moves", "plain": "move", "past": "moved"}
 _UPS = re.compile(r"\b(push|sit|pull|chin|press)[ -]?ups?$")  # one spelling of the exercises
 _CONTRACTIONS = {"ll": "will", "re": "are", "m": "am", "ve": "have", "d": "would"}
 
@@ -75,6 +76,27 @@ def phrase(caption: str) -> str | None:
     tokens = [token for token in words(caption.rstrip(" .")) if token not in DETERMINERS]
     verb = lemma(tokens[2]) if tokens[:2] == ["person", "is"] and len(tokens) > 2 else None
     return None if verb is None else " ".join([verb, *tokens[3:]])
+
+
+def generalised(caption: str) -> str | None:
+    """The caption, in lower case, with "move" in place of each action and of what is done to; None if it names none.
+
+    >>> generalised("A man is riding his bicycle on a road while a dog runs behind him")
+    'a man is moving on a road while a dog moves behind him'
+    """
+    reading = _Reading(_tokens(caption))
+    if not reading.actions():
+        return None
+    kept: list[str] = []
+    place = 0
+    while place < len(reading.tokens):
+        if place in reading.found and place not in reading.denied:
+            kept.append(_GENERAL[reading.found[place]])
+            place = reading.end_of_object(place + 1)
+        else:
+            kept.append(reading.tokens[place])
+            place += 1
+    return re.sub(r" (?=[.,;:!?])", "", " ".join(kept))
 
 
 def contains(caption: str, phrases: Iterable[str]) -> tuple[str, ...]:
@@ -132,6 +154,19 @@ class _Reading:
             else:
                 actions[base] = None
         return tuple(actions)
+
+    def end_of_object(self, start: int) -> int:
+        """Where what an action is done to ends, which begins at `start`: there at once, if it does the next action."""
+        end = start
+        while end < len(self.tokens) and end not in self.found:
+            if self.tokens[end] in _NOUN_STOPS or is_adverb(self.tokens[end]):
+                break
+            end += 1
+        if end == start or not animate(self.tokens[end - 1]):
+            return end
+        clause = lists.PUNCTUATION | (lists.CONJUNCTIONS - {"and", "or", "&", "+"})
+        rest = (i for i in range(end, len(self.tokens)) if i in self.found or self.tokens[i] in clause)
+        return start if next(rest, None) in self.found else end
 
     def _at(self, i: int) -> str:
         return self.tokens[i] if 0 <= i < len(self.tokens) else "."

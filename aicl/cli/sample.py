@@ -92,12 +92,13 @@ def main(args: argparse.Namespace) -> None:
         return
     pipe = _load(model)
 
+    from aicl.sampling_guard import leave_out_needless
     from aicl.sampling_library import choose_by_model
     from aicl.sampling_records import write_record
     from aicl.sampling_run import check_images, generate_samples, job_line, write_sample
 
     check_images(pipe, jobs)
-    jobs = choose_by_model(jobs, pipe)
+    jobs = leave_out_needless(choose_by_model(jobs, pipe), pipe)
     default = pipe.base.config.defaults.num_inference_steps
     steps = sum((job.num_inference_steps or default) * len(job.missing()) for job in jobs)
     pipe.accelerate(model.compile, expected_steps=steps)

@@ -24,6 +24,7 @@ from aicl.evaluation.method import Maker, Work
 from aicl.evaluation.sample import Clip, Sample
 from aicl.evaluation.source import Hashes, Source, reference_captions, sample_key
 from aicl.evaluation.time_left import TimeLeft
+from aicl.known_actions import known_actions
 from aicl.options import Reference
 from aicl.pipeline import AICLPipeline
 from aicl.reference_videos import read_pixels
@@ -236,6 +237,27 @@ def make(pipeline: AICLPipeline, source: Source, benchmark: Benchmark, samples: 
 
     Raises ConfigError where the benchmark lacks what the row shows.
     """
+    row = source.row
+    if row.reference_guard is None:
+        return _make(pipeline, source, benchmark, samples, references=row.references)
+    images = _first_frames(pipeline, benchmark, samples)
+    known = known_actions(pipeline, [sample.prompt for sample in samples], image=images)
+    needless = [each.is_known(row.reference_guard) for each in known]
+    made: list[Tensor] = [torch.empty(0)] * len(samples)
+    for left_out in (False, True):
+        places = [i for i, each in enumerate(needless) if each is left_out]
+        if places:
+            some = [samples[i] for i in places]
+            videos = _make(pipeline, source, benchmark, some, references=0 if left_out else row.references)
+            for i, video in zip(places, videos):
+                made[i] = video
+    return torch.stack(made)
+
+
+def _make(
+    pipeline: AICLPipeline, source: Source, benchmark: Benchmark, samples: Sequence[Sample], references: int
+) -> Tensor:
+    """As `make`, with the row's references or with none (0), at the guidance that the model has with or without."""
     row, base = source.row, pipeline.base
     targets = [sample.target for sample in samples if sample.target is not None]
     if (row.kind == "autoencoder" or base.takes_image) and len(targets) < len(samples):
@@ -244,7 +266,10 @@ def make(pipeline: AICLPipeline, source: Source, benchmark: Benchmark, samples: 
         pixels, _ = benchmark.load(targets)
         return to_pixels(check_frames(base.components.codec.reconstruct(to_frames(pixels).to(base.device)))).cpu()
     options: dict[str, Any] = {}
-    if row.references:
+    guidance_scale = source.guidance_scale
+    if row.references and not references:
+        guidance_scale = base.config.defaults.guidance_scale if row.guidance_scale is None else row.guidance_scale
+    if references:
         if any(len(row.shown(sample)) < row.references for sample in samples):
             kind = "references of another action" if row.wrong else "references"
             raise ConfigError(f"row '{row.label}' shows {row.references} {kind}, of which {benchmark} has fewer")
@@ -258,16 +283,22 @@ def make(pipeline: AICLPipeline, source: Source, benchmark: Benchmark, samples: 
         options |= {"reference_guidance_scale": row.reference_guidance_scale, "scale": row.scale}
         options["first_reference_until"] = source.first_reference_until
     if base.takes_image:
-        options["image"] = [video[0] for video in shown_pixels(pipeline, benchmark, targets)]
+        options["image"] = _first_frames(pipeline, benchmark, samples)
     return pipeline(
         [sample.prompt for sample in samples],
         seed=[sample.seed for sample in samples],
         num_inference_steps=row.num_inference_steps,
-        guidance_scale=source.guidance_scale,
+        guidance_scale=guidance_scale,
         step_cache=row.step_cache,
         progress=False,
         **options,
     ).cpu()
+
+
+def _first_frames(pipeline: AICLPipeline, benchmark: Benchmark, samples: Sequence[Sample]) -> list[Tensor] | None:
+    """The first frame of each sample's own real clip, uint8 (h, w, 3), for an image-to-video model alone."""
+    targets = [sample.target for sample in samples if sample.target is not None]
+    return [video[0] for video in shown_pixels(pipeline, benchmark, targets)] if pipeline.base.takes_image else None
 
 
 def shown_pixels(pipeline: AICLPipeline, benchmark: Benchmark, clips: Sequence[Clip]) -> list[Tensor]:

@@ -18,6 +18,7 @@ class Row:
     `wrong` ones do another action. chosen_by: they are chosen from a library in this way, one of the benchmark's, and
     may show anything; None: they show the sample's action. reference_captions: the prompt, their own, or the action
     alone ("bare").
+    reference_guard: the limit of `aicl.known_actions`, by which a sample whose action the base model knows gets none.
     guidance_scale, reference_guidance_scale, first_reference_until, num_inference_steps: None is the model's own, with
     references the adapter's where its folder has one.
     step_cache: steps from one whole call of the UNet to the next, see `lvdm.diffusion.step_cache`. quantization: of the
@@ -43,6 +44,7 @@ class Row:
     wrong: bool = False
     chosen_by: str | None = None
     reference_captions: Literal["prompt", "own", "bare"] = "prompt"
+    reference_guard: float | None = None
     guidance_scale: float | None = None
     reference_guidance_scale: float | None = None
     scale: float = 1.0
@@ -63,6 +65,8 @@ class Row:
             raise ConfigError(f"row '{self.label}': a wrong reference needs references, got 0")
         if self.chosen_by is not None and (self.references == 0 or self.wrong):
             raise ConfigError(f"row '{self.label}': chosen_by needs references that are not wrong ones")
+        if self.reference_guard is not None and (self.references == 0 or not self.reference_guard > 0):
+            raise ConfigError(f"row '{self.label}': reference_guard is a number above 0, for a row with references")
         if self.group is not None and not 0 <= self.group[0] < self.group[1]:
             raise ConfigError(f"row '{self.label}': group {list(self.group)} must be [i, n] with 0 <= i < n")
         if self.method is not None:
@@ -75,7 +79,7 @@ class Row:
         if self.kind != "generated" or self.references == 0:
             raise ConfigError(f"row '{self.label}': a method is for generated videos with references")
         alone: dict[str, Any] = {"reference_guidance_scale": None, "first_reference_until": None, "scale": 1.0}
-        for name, default in (alone | {"step_cache": 1, "quantization": "none"}).items():
+        for name, default in (alone | {"reference_guard": None, "step_cache": 1, "quantization": "none"}).items():
             if getattr(self, name) != default:
                 raise ConfigError(f"row '{self.label}': {name} is a setting of AICL, not of a method: leave it out")
 

@@ -121,7 +121,8 @@ class Source:
         settings = {name: getattr(row, name) for name in ("kind", "references", "reference_captions", "scale")}
         settings["dtype"] = str(self.dtype).removeprefix("torch.")
         # what a folder's videos are made with is the same for all of them, which references of a sample are shown, too
-        settings |= {name: getattr(row, name) for name in ("wrong", "chosen_by") if getattr(row, name)}
+        of_references = ("wrong", "chosen_by", "reference_guard")
+        settings |= {name: getattr(row, name) for name in of_references if getattr(row, name)}
         if row.kind == "generated":
             settings["guidance_scale"] = self.guidance_scale
             settings["reference_guidance_scale"] = row.reference_guidance_scale

@@ -28,7 +28,7 @@ class CLIPConfig:
 
     def __post_init__(self) -> None:
         if self.size % self.patch or self.width % 32:
-            raise ConfigError("clip.size must be a multiple of clip.patch, and clip.width of 32")
+            raise ConfigError("clip_model.size must be a multiple of clip_model.patch, and clip_model.width of 32")
 
 
 class PuppetCLIP(nn.Module):

@@ -5,7 +5,8 @@ A loader worker makes rows of a few dozen numbers and captions, each a pure func
 set to store, no two epochs are alike, and a run resumes exactly.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
+from math import inf
 from random import Random
 from typing import Any, Literal
 
@@ -55,13 +56,12 @@ class PuppetConfig:
     frames: of a clip, which lasts `seconds`: 17 in 2.125 s are 8 a second, as 16 in 2 s, for autoencoders that are
     causal in time. actions: which named actions appear. programs: how many random motions the bank holds;
     program_share: how often a sample shows one. names: how seen actions are named; random motions are named by a
-    made-up name or, in
-    `generic_share` of cases, not at all. free_captions, bare_captions: shares of captions in free wording, and without
-    looks. patterns: share of striped shirts, and of striped backgrounds.
+    made-up name or, in `generic_share` of cases, not at all. free_captions, bare_captions: shares of captions in free
+    wording, and without looks. patterns: share of striped shirts, and of striped backgrounds.
     in_turn: sample n shows the n-th named action, counted round and round, and no random motion (for measuring).
     references: how many clips accompany a target (0 for a base model). paired: share of references that are another
-    rendering of the target's own motion, with other person, looks and camera; the rest are independent
-    scenes of the same motion. same_camera: share of the paired ones that keep the target's camera.
+    rendering of the target's own motion, with other person, looks and camera; the rest are independent scenes of the
+    same motion. same_camera: share of the paired ones that keep the target's camera.
     wrong_share: share of samples with an action's own name whose references all show another action; their captions say
     what the target does. hard_scenes: moving cameras, textures and the like, see HardScenes.
     """
@@ -99,6 +99,10 @@ class PuppetConfig:
         ):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ConfigError(f"data.{name} = {getattr(self, name)} is a share: choose a number in [0, 1]")
+        for name in ("names", "reference_captions"):
+            shares = astuple(getattr(self, name))
+            if min(shares) < 0 or not 0 < sum(shares) < inf:
+                raise ConfigError(f"data.{name} are shares: choose numbers from 0 on, not all of them 0")
         if self.program_share > 0 and self.programs < 1:
             raise ConfigError("data.program_share asks for random motions: set data.programs to 1 or more")
         if min(self.size, self.frames) < 1 or self.references < 0:
@@ -117,8 +121,9 @@ class PuppetConfig:
 def draw_batch(config: PuppetConfig, seed: int, numbers: NDArray[np.int64]) -> dict[str, Any]:
     """The samples `numbers` as numbers and captions, without frames.
 
-    number, noise_seed int64 (b,), timestep_u float64 (b,), scenes float32 (b, FIELDS), caption (list), fps (b,);
-    with references also reference_scene_parameters (b, k, FIELDS) and reference_captions (list of lists of k).
+    number, noise_seed int64 (b,), timestep_u float64 (b,), scene_parameters float32 (b, FIELDS), caption (list), fps
+    (b,); with references also reference_scene_parameters (b, k, FIELDS), reference_captions and, with a wrong_share,
+    reference_wrong (lists of lists of k); with hard scenes scene_seeds (a list of lists of 1 + k).
     """
     clips = 1 + config.references
     width = _CHOICES + clips * (_DRAWS + _CHOICES)

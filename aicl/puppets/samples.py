@@ -64,11 +64,6 @@ class Samples:
         """Of the prompts, (n,)."""
         return _actions(self.targets)
 
-    @property
-    def wrong_actions(self) -> Tensor:
-        """Of the wrong references, (n,)."""
-        return _actions(self.wrong[:, 0])
-
 
 def draw_samples(data: PuppetData, seed: int, start: int, stop: int) -> Samples:
     """Samples number `start` to `stop` - 1 of a seed; every action of the pool comes up equally often."""

@@ -91,8 +91,8 @@ def cache_clips(
     """Cache every augmentation of every video that is not yet cached; returns how many were broken in this call.
 
     With `changes` as many changed versions of each cached crop follow as it says, see `CachedChanges.entry`.
-    `part` = (rank, world size) does every world-size-th of the augmentations that are left. The codec is cast to
-    `precision` and run under autocast, as training runs it.
+    `part` = (rank, world size) does every world-size-th of all augmentations, as far as they are left. The codec is
+    cast to `precision` and run under autocast, as training runs it. Raises ConfigError where crops are not fixed.
     """
     if config.augmentation.cached_crops is None:
         raise ConfigError(

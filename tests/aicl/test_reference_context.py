@@ -1,8 +1,10 @@
 """What the backbone is given to read of several references: weights, the first alone, memory that graphs share."""
 
+import pytest
 import torch
 
 from aicl.reference_context import ReferenceContext
+from lvdm.errors import ConfigError
 
 R = torch.arange(10.0).reshape(1, 5, 2, 1, 1)  # of references with 2 and 3 frames
 EARLY, LATE = torch.tensor([700, 700]), torch.tensor([499, 499])
@@ -52,3 +54,12 @@ def test_overwritten_it_is_the_other_in_the_memory_of_this_one():
     plain = ReferenceContext.build(R.clone(), [2, 3])
     plain.overwrite(ReferenceContext.build(2 * R, [2, 3]))
     assert plain.weights is None and torch.equal(plain.features, 2 * R)
+
+
+def test_frames_and_weights_of_another_shape_are_refused():
+    for frames in (0, -1, 2, [5, 0], [2, 2]):
+        with pytest.raises(ConfigError, match="R has 5 frames"):
+            ReferenceContext.build(R, frames)
+    for weights in (torch.ones(1, 3), torch.ones(2)):
+        with pytest.raises(ConfigError, match=r"weights .* must be \(1, 2\)"):
+            ReferenceContext.build(R, [2, 3], weights)

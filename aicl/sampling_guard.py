@@ -1,0 +1,54 @@
+"""Jobs whose references are left out where the base model knows the action of their prompt by itself."""
+
+import dataclasses
+import warnings
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from aicl.pipeline import AICLPipeline
+    from aicl.sampling_jobs import Job
+
+
+def leave_out_needless(jobs: "list[Job]", pipe: "AICLPipeline") -> "list[Job]":
+    """The jobs, without references where `reference_guard` says so; each is said on the screen.
+
+    Warns of a prompt in which no action is found: its references stay.
+    """
+    guarded = [i for i, job in enumerate(jobs) if job.reference_guard is not None and job.references]
+    if not guarded:
+        return jobs
+    from aicl.known_actions import known_actions
+
+    asked = [jobs[i] for i in guarded]
+    general, images = [job.general_prompt for job in asked], [job.image for job in asked]
+    found = known_actions(pipe, [job.prompt for job in asked], general, images)
+    jobs = list(jobs)
+    for i, known in zip(guarded, found):
+        job = jobs[i]
+        limit = job.reference_guard
+        assert limit is not None
+        if known.general is None:
+            warnings.warn(
+                f"'{job.prompt}' names no action that is found, so the guard cannot ask whether the base model knows "
+                "it, and the references stay: give --general-prompt, the prompt with a general word in its place",
+                stacklevel=2,
+            )
+        change = f"beside '{known.general}' the prompt changes the first prediction's motion by {known.effect:.1%}"
+        job = dataclasses.replace(job, reference_guard=None, general_prompt=None)
+        if known.is_known(limit):
+            print(f"the base model knows this action, so its references are left out: {change}")
+            job = dataclasses.replace(
+                job,
+                references=[],
+                left_out=[each.name for each in job.references],
+                chosen=[],
+                num_references=1,
+                scale=1.0,
+                reference_guidance_scale=None,
+                first_reference_until=None,
+                reference_fps=None,
+            )
+        elif known.general is not None:
+            print(f"the base model does not know this action, so its references are read: {change}")
+        jobs[i] = job
+    return jobs
