@@ -171,6 +171,8 @@ class ActionLibrary:
         """All videos by their cosine with what is asked for, the nearest first."""
         if embedder is None:
             raise ConfigError(f"a search by {by} needs the model that made the library: name it")
+        if not hasattr(embedder, "identity"):
+            raise ConfigError(f"embedder must be an Embedder, such as Embedder(pipe), got a {type(embedder).__name__}")
         if self.identity and embedder.identity() != self.identity:
             raise ConfigError(
                 "the library was made with another model: search with that one (--model, or --base and --adapter), or "

@@ -150,6 +150,8 @@ class Reference:
 
     def __post_init__(self) -> None:
         if isinstance(self.video, str | os.PathLike):
+            if not os.fspath(self.video):  # which a Path takes for the working folder
+                raise ConfigError("the name of a reference is empty: give a file or a folder of frames")
             self.video = Path(self.video)
             check_text(str(self.video), "reference", ConfigError)
         if self.caption is not None:

@@ -16,7 +16,7 @@ from aicl.training import AICLModule
 from aicl.training_pairs import PairMaker, ReferenceSettings, build_pair_sampler, pairs_line
 from lvdm import config as configs
 from lvdm.checkpoints import find_file, load_pipeline, read_model
-from lvdm.data import DataConfig, read_records
+from lvdm.data import ClipRecord, DataConfig, PairSampler, read_records
 from lvdm.data.caching import check_encoders, load_encoders
 from lvdm.data.datamodule import EndlessDataModule
 from lvdm.errors import ConfigError
@@ -74,6 +74,9 @@ class AICLSections:
 def build(recipe: Recipe) -> tuple[AICLModule, EndlessDataModule]:
     """Task "aicl": see AICLSections. Raises ConfigError for sections that do not fit together."""
     sections: AICLSections = recipe.parse(AICLSections)
+    read = (
+        None if is_made(sections.data) else _read_data(sections)
+    )  # what is wrong with it is said before the model loads
     pipeline = build_base_pipeline(sections.base, recipe.training)
     if sections.base.text_on_cpu:
         pipeline.keep_text_on_cpu()
@@ -95,7 +98,7 @@ def build(recipe: Recipe) -> tuple[AICLModule, EndlessDataModule]:
     maker = PairMaker(pairs)
     module = AICLModule(pipeline, prism, integrated, recipe.training, sections.reference_dropout, maker, fps)
     module.after = f"sample it with: {_sampling_command(sections.base, pipeline, clip)}"
-    if is_made(sections.data):
+    if read is None:
         own = sections.data.get("references", 0)
         if isinstance(sections.references, int) or pairs.wrong_share or (pairs.kind != "self" and not own):
             raise ConfigError(
@@ -103,9 +106,7 @@ def build(recipe: Recipe) -> tuple[AICLModule, EndlessDataModule]:
                 "and references.wrong_share; without any, references.kind must be self"
             )
         return module, build_data(sections.data, recipe)
-    data = configs.from_mapping(DataConfig, sections.data, where="data")
-    if data.clip.num_frames < 2:
-        raise ConfigError("data.clip.num_frames is 1: a single frame shows no action, so AICL trains on two or more")
+    data, records, sampler = read
     if data.cache and not pipeline.supports_latent_cache:
         raise ConfigError("data.cache holds latents of this library's own models: leave it out with one of diffusers")
     if data.cache and pairs.geometry != 1.0:
@@ -121,12 +122,12 @@ def build(recipe: Recipe) -> tuple[AICLModule, EndlessDataModule]:
     if data.cache and sections.base.path is not None:
         encoders = load_encoders(base_folder(sections.base.path), "cpu")  # in float32, whatever this run computes in
         check_encoders(data.cache, encoders.codec, encoders.text)
-    records = read_records(data)
-    sampler = build_pair_sampler(pairs, records)
     made = build_data(sections.data, recipe, records=records, pair_sampler=sampler, changes=pairs.changes_to_cache)
     made.about += f"; {pairs_line(sampler, pairs)}"
     if len({record.key for record in records}) == 1:
         made.about += "; reference_gap says nothing here, since a wrong reference would be another clip"
+    if other := _unlike_base(pipeline, data):
+        made.about += f"; {other}"
     if data.clip.fps is None:
         made.about += (
             "; frames are taken by data.clip.stride, whatever a video's rate, so the adapter keeps none: references "
@@ -134,6 +135,25 @@ def build(recipe: Recipe) -> tuple[AICLModule, EndlessDataModule]:
             "--reference-fps"
         )
     return module, made
+
+
+def _read_data(sections: AICLSections) -> tuple[DataConfig, list[ClipRecord], PairSampler]:
+    """The videos of section `data`, and how they are paired. Raises ConfigError, DataError."""
+    data = configs.from_mapping(DataConfig, sections.data, where="data")
+    if data.clip.num_frames < 2:
+        raise ConfigError("data.clip.num_frames is 1: a single frame shows no action, so AICL trains on two or more")
+    records = read_records(data)
+    return data, records, build_pair_sampler(sections.pairs, records)
+
+
+def _unlike_base(pipeline: VideoPipeline, data: DataConfig) -> str:
+    """In words, that clips are of another length or size than the base model's videos, as where the config is for
+    another base model; "" where they are not."""
+    own = pipeline.config.defaults
+    if (data.clip.num_frames, *data.clip.size) == (own.num_frames, *own.size):
+        return ""
+    clips = f"{data.clip.num_frames} frames of {data.clip.size[1]}x{data.clip.size[0]}"
+    return f"clips of {clips}, where the base model's own videos have {own.num_frames} of {own.size[1]}x{own.size[0]}"
 
 
 def _sampling_command(base: AICLSections.Base, pipeline: VideoPipeline, clip: dict[str, Any]) -> str:

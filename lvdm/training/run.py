@@ -3,7 +3,7 @@
 import logging
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -69,6 +69,8 @@ def train(config: dict[str, Any], resume: str = "none") -> int:
     if there is nothing to continue from or it does not fit, LossError when the loss is no longer a number or explodes,
     DiskError when the disk is full or cannot be written.
     """
+    if not isinstance(config, Mapping):
+        raise ConfigError(f"config must be a mapping of sections, as lvdm.config.load reads one, got {config!r:.200}")
     config = dict(config)
     settings = Settings.read(config)
     folder = Path(settings.run.out) / settings.run.name
@@ -233,7 +235,10 @@ def _flatten(mapping: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 def _quieten() -> None:
     """Lightning's advice about things that are meant to be so."""
-    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda record: "Tip:" not in record.msg)
+    noise = ("Tip:", "GPU available", "TPU available", "HPU available", "`Trainer.fit` stopped")  # we say where it runs
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(
+        lambda record: not any(each in str(record.msg) for each in noise)
+    )
     for message in (
         ".*overridden `transfer_batch_to_device`.*",
         ".*treespec, LeafSpec.*",

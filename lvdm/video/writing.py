@@ -34,6 +34,8 @@ def write_video(path: str | os.PathLike[str], pixels: Tensor, fps: float, overwr
     if path.suffix.lower() not in _WRITERS:
         known = ", ".join(OUTPUT_ENDINGS)
         raise VideoError(f"{path}: cannot write {path.suffix!r}; end the name in {known}, or nothing for PNG files")
+    if not isinstance(pixels, Tensor):
+        raise VideoError(f"{path}: a video is a tensor, uint8 (t, h, w, 3), not a {type(pixels).__name__}")
     if pixels.ndim != 4 or pixels.shape[-1] != 3 or len(pixels) == 0 or str(pixels.dtype) != "torch.uint8":
         raise VideoError(f"{path}: a video is uint8 (t, h, w, 3), not {pixels.dtype} {tuple(pixels.shape)}")
     if not fps > 0:

@@ -113,6 +113,7 @@ def test_it_says_what_does_not_fit(made, embedder, tmp_path):
     for arguments, message in (
         ({}, "needs a text or an example clip"),
         ({"text": "he runs", "by": "motion"}, "by motion needs the model that made the library"),
+        ({"clip": moving(1), "embedder": object()}, r"must be an Embedder, such as Embedder\(pipe\), got"),
         ({"text": "he runs", "by": "motion", "embedder": embedder}, "by motion needs an example clip"),
         ({"clip": moving(0), "by": "text", "embedder": embedder}, "by text needs a text"),
         ({"text": "he runs", "by": "colour"}, "by is 'colour': choose from verbs, text, motion, appearance"),

@@ -78,6 +78,7 @@ def test_rows_are_shared_or_one_each():
         ([{"a.mp4"}], "pixels or motion features, got a set"),
         ([["a.mp4"], []], "every prompt needs the same number of references"),
         ([["a.mp4"], ["b.mp4"], ["c.mp4"]], "2 prompts need one list of references or 2, got 3"),
+        ("", "the name of a reference is empty"),
         ("a\0.mp4", "has a NUL character"),
         ("a\udcff.mp4", "has half a character"),
     ],

@@ -79,7 +79,7 @@ def test_a_single_reference_and_none_left_out_draw_no_weights(tmp_path, clips):
 def test_the_module_keeps_its_pairs_and_a_base_without_training_modes(tmp_path):
     make_clips(tmp_path / "clips")
     module, data = build(aicl_config(tmp_path, base={"config": MODEL}, references={"kind": "self", "count": 2}))
-    assert data.about.endswith("; each clip is shown itself, changed")
+    assert "; each clip is shown itself, changed; clips of 2 frames of 16x16, where the base" in data.about
     assert module.pairs.settings == ReferenceSettings(kind="self", count=2)
     assert not any(part.training for part in module.pipeline.components.modules().values())
     maker = PairMaker(ReferenceSettings(count=3))

@@ -96,6 +96,7 @@ def test_bad_pixels_and_endings_are_refused(tmp_path):
     for path, video, fps, reason in (
         ("a.wmv", pixels(2), 8, "'.wmv'"),
         ("a.mp4", pixels(2).float(), 8, "uint8"),
+        ("a.mp4", pixels(2).numpy(), 8, "not a ndarray"),
         ("a.mp4", pixels(2)[0], 8, "(t, h, w, 3)"),
         ("a.mp4", pixels(2)[:0], 8, "(t, h, w, 3)"),
         ("a.mp4", pixels(2), 0, "frame rate"),
