@@ -1,9 +1,10 @@
 """Which base model and which adapter a path means, and what a model folder of ours says about itself."""
 
+import dataclasses
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from aicl.options import SamplingOptions
 from lvdm import config as configs
@@ -13,16 +14,21 @@ from lvdm.checkpoints.hub import download
 from lvdm.errors import ConfigError
 from lvdm.outside import is_hub_id
 
+if TYPE_CHECKING:
+    from lvdm.models.components import GenerationDefaults
+
 FOLDER_FILE = "aicl.yaml"
 ADAPTER_FILE = "adapter.safetensors"
+OF_ADAPTER = ("first_reference_until", "guidance_scale", "num_inference_steps")
+"""Options of `SamplingOptions` of which an adapter may bring defaults, for videos with references."""
 
 
 @dataclass
 class FolderConfig:
     """`aicl.yaml` of a model folder: where the base model and the adapter lie, relative to it.
 
-    first_reference_until, guidance_scale: defaults of these options of `SamplingOptions` that belong to an adapter, so
-    the second one is for videos with references; None is the base model's own.
+    first_reference_until, guidance_scale, num_inference_steps: defaults of these options of `SamplingOptions` that
+    belong to an adapter, so they are for videos with references; None is the base model's own.
     """
 
     OLD_NAMES: ClassVar[dict[str, str]] = {"lead": "first_reference_until"}
@@ -31,14 +37,23 @@ class FolderConfig:
     adapter: str = ADAPTER_FILE
     first_reference_until: float = 0.0
     guidance_scale: float | None = None
+    num_inference_steps: int | None = None
 
     def __post_init__(self) -> None:
-        SamplingOptions(first_reference_until=self.first_reference_until, guidance_scale=self.guidance_scale)  # checks
+        SamplingOptions(**self.of_adapter())  # checks them
+
+    def of_adapter(self) -> dict[str, Any]:
+        """The defaults that belong to the adapter, by name."""
+        return {name: getattr(self, name) for name in OF_ADAPTER}
 
     def content(self) -> dict[str, Any]:
-        """What stands in the file: without a guidance_scale where there is none, which earlier versions do not know."""
+        """What stands in the file: without what is None, which earlier versions do not know."""
         content: dict[str, Any] = configs.to_mapping(self)
         return {name: value for name, value in content.items() if value is not None}
+
+    def save(self, folder: Path) -> None:
+        """Write the file of a model folder."""
+        configs.save(folder / FOLDER_FILE, self.content())
 
     @classmethod
     def read(cls, folder: Path) -> "FolderConfig | None":
@@ -59,6 +74,16 @@ class ModelFiles:
     adapter: Path | None = None
     first_reference_until: float = 0.0
     guidance_scale: float | None = None
+    num_inference_steps: int | None = None
+
+
+def with_references(
+    defaults: "GenerationDefaults", guidance_scale: float | None, num_inference_steps: int | None
+) -> "GenerationDefaults":
+    """A base model's defaults for videos with references, of which an adapter may have some of its own, or None."""
+    own = {"guidance_scale": guidance_scale, "num_inference_steps": num_inference_steps}
+    given: dict[str, Any] = {name: value for name, value in own.items() if value is not None}
+    return dataclasses.replace(defaults, **given)
 
 
 def find_model_files(path: str | os.PathLike[str], adapter: str | os.PathLike[str] | None = None) -> ModelFiles:
@@ -67,14 +92,14 @@ def find_model_files(path: str | os.PathLike[str], adapter: str | os.PathLike[st
     `adapter`, a file or the run that trained it, replaces the folder's own. Raises CheckpointError for a run that wrote
     nothing yet, ConfigError for a damaged aicl.yaml; what is missing otherwise, its loader says.
     """
-    own = None if adapter is None else find_file(adapter, ADAPTER_FILE)
+    own = None if adapter is None else adapter_file(adapter)
     folder = FolderConfig.read(Path(path))
     if folder is None:
         return ModelFiles(find_model(path), own)
     if own is not None:
         return ModelFiles(find_model(Path(path) / folder.base), own)
     base = find_model(Path(path) / folder.base)
-    return ModelFiles(base, Path(path) / folder.adapter, folder.first_reference_until, folder.guidance_scale)
+    return ModelFiles(base, Path(path) / folder.adapter, **folder.of_adapter())
 
 
 def fetch_model_files(
@@ -94,6 +119,11 @@ def fetch_model_files(
     if adapter is not None:
         check_path(adapter, "the adapter")
     return find_model_files(download(str(path), **hub) if is_hub_id(path) else path, adapter)
+
+
+def adapter_file(path: str | os.PathLike[str]) -> Path:
+    """The file of an adapter that `path` names: itself, or that of a folder or a run. Raises CheckpointError."""
+    return find_file(path, ADAPTER_FILE)
 
 
 def base_folder(path: str | os.PathLike[str]) -> Path:

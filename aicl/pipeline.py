@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self, cast
@@ -16,16 +15,15 @@ from aicl.clock import Clock
 from aicl.guidance import branches
 from aicl.integrated_backbone import IntegratedBackbone
 from aicl.loaded_adapter import LoadedAdapter
-from aicl.model_files import ADAPTER_FILE, FOLDER_FILE, FolderConfig, ModelFiles, fetch_model_files
+from aicl.model_files import OF_ADAPTER, FolderConfig, ModelFiles, adapter_file, fetch_model_files, with_references
 from aicl.motion_features import MotionFeatures
 from aicl.options import SamplingOptions
 from aicl.reference_domain import ReferenceCheck, ReferenceDomain
 from aicl.reference_videos import reference_rows
-from lvdm import config as configs
 from lvdm.acceleration import Mode
 from lvdm.arguments import check_device, check_dtype, check_number, check_path
 from lvdm.callbacks import StepCallback, check_step_callback, progress_bar, step_callbacks
-from lvdm.checkpoints import find_file, load_pipeline
+from lvdm.checkpoints import load_pipeline
 from lvdm.checkpoints.folder import new_folder
 from lvdm.checkpoints.hub import upload
 from lvdm.errors import CheckpointError, ConfigError
@@ -42,8 +40,8 @@ class AICLPipeline:
 
     `base` is lvdm's pipeline and stays usable: called directly, it reads no references.
     `files`: where the model was loaded from, None if it was put together from parts.
-    `first_reference_until`, `guidance_scale`: defaults of these options with references, which belong to an adapter: a
-    folder may bring them. Without a guidance_scale of its own, references have the base model's.
+    `first_reference_until`, `guidance_scale`, `num_inference_steps`: defaults of these options with references, which
+    belong to an adapter: a folder may bring them. Where the last two are None, references have the base model's.
     `timings`: seconds of the last call's phases, in order: text, references (reading and encoding the videos), prism,
     first_step (of sampling; it makes the keys and values of R), sampling (all other steps), decode.
     `reference_checks`: how far the references of the last call were from those usual for the adapter, see `domain`, for
@@ -92,8 +90,9 @@ class AICLPipeline:
         pipeline = cls(load_pipeline(files.base, device=device, dtype=torch_dtype))
         if files.adapter is not None:
             pipeline.load_adapter(files.adapter)
-        pipeline.files, pipeline.first_reference_until = files, files.first_reference_until
-        pipeline.guidance_scale = files.guidance_scale
+        pipeline.files = files
+        for name in OF_ADAPTER:
+            setattr(pipeline, name, getattr(files, name))
         return pipeline
 
     def load_adapter(self, path: str | os.PathLike[str]) -> AdapterInfo:
@@ -103,7 +102,7 @@ class AICLPipeline:
         Errors and warnings: see `aicl.adapter.load_adapter`.
         """
         check_path(path, "the adapter")
-        path = find_file(path, ADAPTER_FILE)
+        path = adapter_file(path)
         if self._adapter is not None:
             self._adapter.integrated.unpatch()
         try:
@@ -135,14 +134,14 @@ class AICLPipeline:
         adapter = self._reading()
         if base is not None and not Path(base).is_dir():
             raise CheckpointError(f"there is no model folder {base}: give one on this disk, or leave base out")
-        pointer = FolderConfig(first_reference_until=self.first_reference_until, guidance_scale=self.guidance_scale)
+        pointer = FolderConfig(**{name: getattr(self, name) for name in OF_ADAPTER})
         if base is not None:
             pointer.base = str(Path(base).resolve())
         with new_folder(folder) as temporary:
             if base is None:
                 self.base.save(temporary / pointer.base)
             adapter.save(temporary / pointer.adapter)
-            configs.save(temporary / FOLDER_FILE, pointer.content())
+            pointer.save(temporary)
 
     def push_to_hub(
         self,
@@ -215,10 +214,9 @@ class AICLPipeline:
         return at_adapter_rate(self.base.config.defaults, self.info)
 
     def defaults_with(self, references: bool) -> GenerationDefaults:
-        """What a call uses where it says nothing: `defaults`, with references at the adapter's guidance_scale."""
-        if not references or self.guidance_scale is None:
-            return self.defaults
-        return replace(self.defaults, guidance_scale=self.guidance_scale)
+        """What a call uses where it says nothing: `defaults`, with references what the adapter has of its own."""
+        own = (self.guidance_scale, self.num_inference_steps) if references else (None, None)
+        return with_references(self.defaults, *own)
 
     @property
     def device(self) -> torch.device:
@@ -395,3 +393,4 @@ class AICLPipeline:
         self.base.acceleration.forget()  # what was captured with another adapter, or none
         self._adapter, self.first_reference_until = adapter, 0.0
         self.guidance_scale: float | None = None
+        self.num_inference_steps: int | None = None

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aicl.cli import Parser, new_parser
+from aicl.model_files import OF_ADAPTER
 from aicl.options import ModelOptions, SamplingOptions
 from lvdm.cli import check_there
 from lvdm.errors import CheckpointError, ConfigError
@@ -44,6 +45,12 @@ def parser() -> Parser:
         help="the model's default of this option for videos with references (default: the base model's)",
     )
     parser.add_argument(
+        "--num-inference-steps",
+        type=int,
+        metavar="NUMBER",
+        help="the model's default of this option for videos with references (default: the base model's)",
+    )
+    parser.add_argument(
         "--calibrate",
         metavar="FOLDER",
         help="captioned videos like those of the training: say of each reference how unlike it is (see aicl calibrate)",
@@ -69,7 +76,8 @@ def main(args: argparse.Namespace) -> None:
     from lvdm.checkpoints.folder import new_folder
     from lvdm.hashing import SUMS, write_sums
 
-    SamplingOptions(first_reference_until=args.first_reference_until, guidance_scale=args.guidance_scale)  # checks
+    own = {name: getattr(args, name) for name in OF_ADAPTER}
+    SamplingOptions(**own)  # checks them
     dtype = getattr(torch, args.dtype)
     evaluators = {name: folder for run in args.evaluators for name, folder in find_evaluators(run).items()}
 
@@ -93,7 +101,8 @@ def main(args: argparse.Namespace) -> None:
     with new_folder(args.out) as whole:
         model = whole / "model"  # a folder of its own while it is written
         if args.adapter:
-            pipeline.first_reference_until, pipeline.guidance_scale = args.first_reference_until, args.guidance_scale
+            for name, value in own.items():
+                setattr(pipeline, name, value)
             pipeline.save_pretrained(model)
         else:
             pipeline.base.save(model)

@@ -95,12 +95,11 @@ def main(args: argparse.Namespace) -> None:
     from aicl.sampling_guard import leave_out_needless
     from aicl.sampling_library import choose_by_model
     from aicl.sampling_records import write_record
-    from aicl.sampling_run import check_images, generate_samples, job_line, write_sample
+    from aicl.sampling_run import check_images, filled_options, generate_samples, job_line, write_sample
 
     check_images(pipe, jobs)
     jobs = leave_out_needless(choose_by_model(jobs, pipe), pipe)
-    default = pipe.base.config.defaults.num_inference_steps
-    steps = sum((job.num_inference_steps or default) * len(job.missing()) for job in jobs)
+    steps = sum((filled_options(pipe, job).num_inference_steps or 1) * len(job.missing()) for job in jobs)
     pipe.accelerate(model.compile, expected_steps=steps)
     for job in jobs:
         _warn_of_unknown_words(pipe, job)

@@ -121,7 +121,7 @@ def build_blocks(service: Service) -> gr.Blocks:
             card = service.card(name)
             return {
                 steps: min(card.defaults.num_inference_steps, MOST_STEPS),
-                guidance: card.guidance_scale,
+                guidance: card.defaults.guidance_scale,
                 until: card.first_reference_until,
             }
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aicl.adapter import at_adapter_rate, read_adapter_info
-from aicl.model_files import FOLDER_FILE, find_model_files
+from aicl.model_files import FOLDER_FILE, find_model_files, with_references
 from aicl.prompt_templates import template_for
 from aicl.reference_retrieval import Library, build_library
 from lvdm.checkpoints.folder import CONFIG_FILE, read_model_config
@@ -23,7 +23,7 @@ EXAMPLES = "examples"  # the folder of clips beside a model
 class ModelCard:
     """A model folder: what it takes, what it makes, and which words it knows.
 
-    name: how a command line names it. guidance_scale: the default with references.
+    name: how a command line names it. defaults: those with references, where it has an adapter.
     """
 
     name: str
@@ -32,7 +32,6 @@ class ModelCard:
     reads_references: bool
     defaults: GenerationDefaults
     first_reference_until: float
-    guidance_scale: float
     text: TextConfig
 
     @property
@@ -62,14 +61,14 @@ def read_card(path: Path) -> ModelCard:
     files = find_model_files(path)
     config = read_model_config(files.base)
     info = None if files.adapter is None else read_adapter_info(files.adapter)
+    defaults = at_adapter_rate(config.defaults, info)
     return ModelCard(
         name=str(path),
         family=config.family,
         takes_image=config.takes_image,
         reads_references=info is not None,
-        defaults=at_adapter_rate(config.defaults, info),
+        defaults=with_references(defaults, files.guidance_scale, files.num_inference_steps),
         first_reference_until=files.first_reference_until,
-        guidance_scale=config.defaults.guidance_scale if files.guidance_scale is None else files.guidance_scale,
         text=config.text,
     )
 
