@@ -10,7 +10,6 @@ import importlib.util
 import pkgutil
 
 GROUP = "aicl"
-_loaded: set[str] = set()
 
 
 def load_extensions() -> tuple[str, ...]:
@@ -23,8 +22,7 @@ def load_extensions() -> tuple[str, ...]:
         if package.ispkg and importlib.util.find_spec(f"aicl.{package.name}.register") is not None
     ]
     names += [entry.value for entry in importlib.metadata.entry_points(group=GROUP)]
-    for name in dict.fromkeys(names):
-        if name not in _loaded:
-            _loaded.add(name)
-            importlib.import_module(name)
-    return tuple(_loaded)
+    names = list(dict.fromkeys(names))
+    for name in names:
+        importlib.import_module(name)
+    return tuple(names)

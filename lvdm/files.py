@@ -6,9 +6,9 @@ import fcntl
 import json
 import os
 import re
+import secrets
 import shutil
 import socket
-import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,10 +35,11 @@ def atomic_path(path: str | os.PathLike[str], durable: bool = True) -> Iterator[
     """
     path = Path(path)
     temporary = _temporary(path)
+    mode = temporary.stat().st_mode & 0o777
     try:
         with disk_errors(path):
             yield temporary
-            temporary.chmod(0o666 & ~_umask())  # mkstemp makes private files; a result should not be one
+            temporary.chmod(mode)  # safetensors puts a private file in its place
             if durable:
                 sync(temporary)
             os.replace(temporary, path)
@@ -119,15 +120,15 @@ def temporary_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
         if left.is_dir() and (handle := _hold(left)) is not None:
             shutil.rmtree(left, ignore_errors=True)
             os.close(handle)
+    temporary = folder.parent / f"{prefix}{secrets.token_hex(4)}"
     try:
-        temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=folder.parent))
+        temporary.mkdir()
     except OSError as error:
         raise DiskError(f"{folder}: cannot be written ({error.strerror}); choose another place") from error
     handle = _hold(temporary)
     try:
         with disk_errors(folder):
             yield temporary
-            temporary.chmod(0o777 & ~_umask())  # mkdtemp makes private folders
             sync_folder(temporary)
             os.replace(temporary, folder)
     except DiskError as error:  # of a file in it: nobody knows the temporary name
@@ -211,7 +212,10 @@ def _open_locked(path: Path, what: str) -> int:
 
 def _hold(folder: Path) -> int | None:
     """A handle that keeps others from removing a folder while this process lives; None if another has one."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:  # another process has just removed it
+        return None
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -221,18 +225,16 @@ def _hold(folder: Path) -> int | None:
 
 
 def _temporary(path: Path) -> Path:
-    """A new, empty file beside `path`, whose folder is made. Raises DiskError where that cannot be done."""
+    """A new, empty file beside `path`, whose folder is made. Raises DiskError where that cannot be done.
+
+    Others may read it if the umask lets them: those of `tempfile` are private, and to make them public one has to ask
+    for the umask, which sets it, for all threads.
+    """
+    temporary = path.parent / f".{path.stem}.{secrets.token_hex(4)}{path.suffix}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
+        temporary.touch(exist_ok=False)
     except (OSError, ValueError) as error:  # ValueError: a name that no file system takes
         reason = getattr(error, "strerror", None) or error
         raise DiskError(f"{path}: cannot be written ({reason}); choose another place") from error
-    os.close(handle)
-    return Path(name)
-
-
-def _umask() -> int:
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask
+    return temporary

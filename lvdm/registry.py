@@ -2,12 +2,45 @@
 
 import importlib
 import pkgutil
+import threading
 from collections.abc import Callable, Iterator
+from types import ModuleType
 from typing import Generic, TypeVar
 
 from lvdm.errors import ConfigError
 
 T = TypeVar("T")
+
+
+def import_modules(package: ModuleType, prefix: str = "") -> None:
+    """Import the modules of a package whose names begin with `prefix`."""
+    for module in pkgutil.iter_modules(package.__path__):
+        if module.name.startswith(prefix):
+            importlib.import_module(f"{package.__name__}.{module.name}")
+
+
+class FirstUse:
+    """Runs `load`, which imports, before the first use. A use from within it finds what there is so far.
+
+    Another thread that comes meanwhile runs it, too, and so waits for the imports as Python has it: a lock of our own
+    could be held by one thread while the other one holds a module's.
+    """
+
+    def __init__(self, load: Callable[[], None]) -> None:
+        self._load, self._done = load, False
+        self._inside: set[int] = set()  # threads
+
+    def __call__(self) -> None:
+        """To be called before each use."""
+        thread = threading.get_ident()
+        if self._done or thread in self._inside:
+            return
+        self._inside.add(thread)
+        try:
+            self._load()
+        finally:
+            self._inside.discard(thread)
+        self._done = True
 
 
 class Registry(Generic[T]):
@@ -20,6 +53,7 @@ class Registry(Generic[T]):
 
     def __init__(self, kind: str, modules: str | None = None) -> None:
         self.kind, self._modules = kind, modules
+        self._load = FirstUse(self._import)
         self._entries: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
@@ -61,12 +95,7 @@ class Registry(Generic[T]):
         self._load()
         return list(self._entries.values())
 
-    def _load(self) -> None:
-        """Import the modules that add entries of their own, the first time."""
-        if self._modules is None:
-            return
-        package, _, prefix = self._modules.rpartition(".")
-        self._modules = None  # first, since one of them may look something up
-        for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
-            if module.name.startswith(prefix):
-                importlib.import_module(f"{package}.{module.name}")
+    def _import(self) -> None:
+        if self._modules is not None:
+            package, _, prefix = self._modules.rpartition(".")
+            import_modules(importlib.import_module(package), prefix)

@@ -17,6 +17,7 @@ from aicl.cli import Parser, new_parser
 from aicl.options import ModelOptions, SamplingOptions
 from lvdm.cli import check_there
 from lvdm.errors import CheckpointError, ConfigError
+from lvdm.files import atomic_path
 
 if TYPE_CHECKING:
     import torch
@@ -135,5 +136,6 @@ def copy_evaluator(source: Path, target: Path, name: str, dtype: "torch.dtype") 
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{source}: {name}.safetensors and {name}.yaml cannot both be read") from error
     cast = {key: value.to(dtype) if value.is_floating_point() else value for key, value in weights.items()}
-    save_file(cast, target / f"{name}.safetensors")
+    with atomic_path(target / f"{name}.safetensors") as temporary:
+        save_file(cast, temporary)
     (target / f"{name}.yaml").write_bytes(description)

@@ -5,10 +5,8 @@ its settings alone, and a row with one reference shows the first of the three. T
 `aicl/evaluation/benchmarks` that ends in `register_benchmark(kind, build)`.
 """
 
-import importlib
 import inspect
 import os
-import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,6 +19,7 @@ from aicl.evaluation.sample import Clip, Sample
 from lvdm.config import check_keys
 from lvdm.errors import ConfigError, VideoError
 from lvdm.hashing import file_hash
+from lvdm.registry import FirstUse, import_modules
 from lvdm.video import load_clip, probe, to_pixels
 
 _READERS = 8  # threads
@@ -121,7 +120,16 @@ Build = Callable[..., Benchmark]
 """(device, **options) -> a benchmark."""
 
 _BENCHMARKS: dict[str, Build] = {}
-_found = False
+
+
+@FirstUse
+def _find() -> None:
+    """Import every module that registers a benchmark."""
+    from aicl.evaluation import benchmarks
+    from aicl.extensions import load_extensions
+
+    import_modules(benchmarks)
+    load_extensions()
 
 
 def register_benchmark(kind: str, build: Build) -> None:
@@ -152,19 +160,6 @@ def benchmark_kinds() -> list[str]:
     """All known kinds, sorted."""
     _find()
     return sorted(_BENCHMARKS)
-
-
-def _find() -> None:
-    global _found
-    if _found:
-        return
-    _found = True
-    from aicl.evaluation import benchmarks
-    from aicl.extensions import load_extensions
-
-    for module in pkgutil.iter_modules(benchmarks.__path__):
-        importlib.import_module(f"{benchmarks.__name__}.{module.name}")
-    load_extensions()
 
 
 def _path(clip: Clip) -> Path:

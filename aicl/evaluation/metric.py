@@ -6,9 +6,7 @@ changed metric costs no new look, and a changed network no new video. To add a m
 `aicl/evaluation/metrics` that ends in `register(Metric(...))`; nothing else has to know of it.
 """
 
-import importlib
 import inspect
-import pkgutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
@@ -19,6 +17,7 @@ from torch import Tensor
 from aicl.evaluation.statistics import Estimate
 from lvdm.config import check_keys
 from lvdm.errors import ConfigError, DataError
+from lvdm.registry import FirstUse, import_modules
 
 CONTEXT = ("prompt", "wording", "label", "reference", "other", "target", "image", "real", "pool", "shown_labels")
 """What a metric may need beside evaluators: each video's prompt as an evaluator reads it, its wording, its class, the
@@ -217,7 +216,17 @@ Build = Callable[..., Evaluator]
 
 _METRICS: dict[str, Metric] = {}
 _EVALUATORS: dict[str, Build] = {}
-_found = False
+
+
+@FirstUse
+def _find() -> None:
+    """Import every module that registers a metric or an evaluator."""
+    from aicl.evaluation import evaluators, metrics
+    from aicl.extensions import load_extensions
+
+    import_modules(evaluators)
+    import_modules(metrics)
+    load_extensions()
 
 
 def register(metric: Metric) -> Metric:
@@ -276,18 +285,3 @@ def build_evaluators(specs: Mapping[str, Any], device: torch.device | str) -> di
         if built[role].role != role:
             raise ConfigError(f"evaluators.{role}: a '{kind}' is no {role} but a {built[role].role}")
     return built
-
-
-def _find() -> None:
-    """Import, once, every module that registers something."""
-    global _found
-    if _found:
-        return
-    _found = True
-    from aicl.evaluation import evaluators, metrics
-    from aicl.extensions import load_extensions
-
-    for package in (evaluators, metrics):
-        for module in pkgutil.iter_modules(package.__path__):
-            importlib.import_module(f"{package.__name__}.{module.name}")
-    load_extensions()

@@ -14,7 +14,7 @@ from lvdm import config as configs
 from lvdm.bases.loading import describe_base, is_base, is_part, load_base
 from lvdm.checkpoints.strict import load_strict
 from lvdm.errors import CheckpointError
-from lvdm.files import temporary_folder
+from lvdm.files import atomic_path, temporary_folder
 from lvdm.models.components import Components, ModelConfig, build_components
 from lvdm.models.quantization import is_quantized
 from lvdm.outside import hinted, open_tensors, read_object
@@ -112,7 +112,8 @@ def write_part(
     names = [f"{part}-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
     names = names if len(shards) > 1 else [f"{part}.safetensors"]
     for name, keys in zip(names, shards):
-        save_file({key: _stored(state[key], dtype) for key in keys}, folder / name, metadata={"format": "pt"})
+        with atomic_path(folder / name) as temporary:
+            save_file({key: _stored(state[key], dtype) for key in keys}, temporary, metadata={"format": "pt"})
     if len(shards) > 1:
         index = {
             "metadata": {"total_size": sum(_bytes(tensor, dtype) for tensor in state.values())},

@@ -70,8 +70,8 @@ _PRESENT_NAMES = {"view": "augmentation", "variants": "cached_crops"}
 _PRESENT_VALUES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
-# A cache's settings -> where a config says them; the longest of those that fit is meant.
 _NETWORKS = {"codec": "autoencoder", "text": "text encoder"}  # settings that say by what it was encoded
+# A cache's settings -> where a config says them; the longest of those that fit is meant.
 _SAID_BY = {
     "changes.changes": "references.changes",
     "changes.count": "references.cached_changes",

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lvdm import config as configs
 from lvdm.acceleration.regions import compile_regions
+from lvdm.files import atomic_path
 from lvdm.models.autoencoder import AutoencoderKL
 from lvdm.models.codec import LatentCodec
 from lvdm.models.codec_families import AutoencoderConfig
@@ -111,10 +112,9 @@ class AutoencoderModule(TrainingModule):
     def export(self, folder: Path, meta: dict[str, Any]) -> None:
         """autoencoder.safetensors, and autoencoder.yaml: the sections `autoencoder` and `latents` of a model config."""
         autoencoder = self._autoencoder
-        save_file(
-            {name: value.detach().contiguous().cpu() for name, value in autoencoder.state_dict().items()},
-            folder / "autoencoder.safetensors",
-        )
+        weights = {name: value.detach().contiguous().cpu() for name, value in autoencoder.state_dict().items()}
+        with atomic_path(folder / "autoencoder.safetensors") as temporary:
+            save_file(weights, temporary)
         deviation = (self.latent_square - self.latent_mean.square()).clamp(min=1e-6).sqrt()
         own = self.config
         if self._of_frames:

@@ -1,8 +1,8 @@
 """Pixels -> video files."""
 
 import os
+import secrets
 import shutil
-import tempfile
 from fractions import Fraction
 from pathlib import Path
 from typing import Literal
@@ -126,19 +126,21 @@ def _write_pngs(path: Path, pixels: np.ndarray, fps: float) -> None:
     names = [f"{number:05d}.png" for number in range(len(pixels))]
     if path.exists() and (not path.is_dir() or any(not name.endswith(".png") for name in os.listdir(path))):
         raise VideoError(f"{path}: is not a folder of PNG files; choose another name")
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}"
+    before = path.parent / f"{temporary.name}.old"
     try:
+        temporary.mkdir()
         for name, image in zip(names, pixels):
             Image.fromarray(image).save(temporary / name)
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o777 & ~umask)
         if path.exists():
-            shutil.rmtree(path)
+            os.replace(path, before)
         os.replace(temporary, path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
+        if before.exists():
+            os.replace(before, path)
         raise
+    shutil.rmtree(before, ignore_errors=True)
 
 
 _WRITERS = {".mp4": _write_mp4, ".webm": _write_webm, ".gif": _write_gif, ".webp": _write_webp, "": _write_pngs}

@@ -61,6 +61,7 @@ def test_words_that_the_base_model_learnt_change_its_prediction_and_others_do_no
         known_actions(pipe, [KNOWN, NEW], [KNOWN])
 
 
+@pytest.mark.filterwarnings("ignore:this model does not know the word", "ignore:reference .* is unlike the clips")
 def test_sampling_leaves_out_the_references_of_known_actions_alone(call):  # noqa: F811
     for name in ("checkpoints", "configs"):
         Path(name).symlink_to(ROOT / name)

@@ -65,7 +65,7 @@ def test_a_new_metric_is_one_file(tmp_path, monkeypatch):
     )
     monkeypatch.setattr(metrics, "__path__", [*metrics.__path__, str(tmp_path)])
     monkeypatch.setattr(registry, "_METRICS", dict(all_metrics()))
-    monkeypatch.setattr(registry, "_found", False)
+    monkeypatch.setattr(registry._find, "_done", False)
     assert values("stillness", Observed({"flow.fastest": torch.tensor([[1.0, 3.0]])})) == [98.0]
     assert columns_of(["cc", "stillness"])["stillness"].title == "stillness"
 

@@ -10,9 +10,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from lvdm.checkpoints.folder import write_part
 from lvdm.errors import CheckpointError, DiskError, UserError
 from lvdm.files import LOCK_FILE, atomic_path, locked, make_folder, temporary_folder, write_json
 from lvdm.hashing import check_sums, write_sums
+from lvdm.video import write_video
 from tests.lvdm.disks import full_disk, read_only_disk
 
 BIG = {"a": torch.zeros(100_000)}
@@ -35,6 +37,26 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_old_file(tmp_path, writer):
     with atomic_path(path) as temporary:
         WRITERS[writer](temporary)
     assert path.stat().st_size >= 400_000
+
+
+@pytest.mark.parametrize(("umask", "file", "folder"), [(0o022, 0o644, 0o755), (0o077, 0o600, 0o700)])
+def test_results_are_as_readable_as_the_umask_says_which_no_thread_sets_for_the_others(
+    tmp_path, monkeypatch, umask, file, folder
+):
+    before, ask = os.umask(umask), os.umask
+    try:
+        monkeypatch.setattr(os, "umask", lambda value: pytest.fail("for a moment all files were open to everybody"))
+        for name, write in WRITERS.items():
+            with atomic_path(tmp_path / name) as temporary:
+                write(temporary)
+            assert (tmp_path / name).stat().st_mode & 0o777 == file
+        with temporary_folder(tmp_path / "folder") as temporary:
+            write_part(temporary, "unet", BIG)
+        assert {path.stat().st_mode & 0o777 for path in (tmp_path / "folder").iterdir()} == {file}
+        write_video(tmp_path / "frames", torch.zeros(2, 4, 4, 3, dtype=torch.uint8), fps=8)
+        assert all((tmp_path / name).stat().st_mode & 0o777 == folder for name in ("folder", "frames"))
+    finally:
+        ask(before)
 
 
 def test_a_full_disk_leaves_no_half_folder(tmp_path):

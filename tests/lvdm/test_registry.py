@@ -1,6 +1,7 @@
 """Names of things that configs choose from: added where they are defined, found without a list of modules."""
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -53,3 +54,19 @@ def test_modules_of_a_prefix_are_imported_at_the_first_look(package, look):
     assert look(things)
     assert list(things) == ["thing_a", "thing_b"] and things["thing_b"] == "thing_b"
     assert f"{package}.other" not in sys.modules
+
+
+def test_threads_that_look_while_modules_are_imported_wait_for_them(package, tmp_path):
+    slow = tmp_path / package / "thing_a.py"
+    slow.write_text("import time\ntime.sleep(0.3)\n" + slow.read_text())
+    things = __import__(package).THINGS
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(lambda _: things["thing_b"], range(4))) == ["thing_b"] * 4
+
+
+def test_a_module_that_cannot_be_imported_is_said_at_every_look(package, tmp_path):
+    (tmp_path / package / "thing_c.py").write_text("import no_such_module\n")
+    things = __import__(package).THINGS
+    for _ in range(2):
+        with pytest.raises(ImportError, match="no_such_module"):
+            things["thing_a"]

@@ -1,5 +1,8 @@
 """Pixels -> files: what players show again, what is refused, montages."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -46,6 +49,24 @@ def test_gif_dithers_colours_that_its_palette_lacks(tmp_path):
         shown = torch.from_numpy(np.array(image.convert("RGB"))).float()
     means = [x.unflatten(0, (16, 8)).unflatten(2, (16, 8)).mean((1, 3)) for x in (shown, scene[0].float())]
     assert (means[0] - means[1]).abs().max() < 5
+
+
+def test_a_png_folder_that_cannot_be_put_in_place_leaves_the_old_one(tmp_path, monkeypatch):
+    frames, move = torch.zeros(2, 4, 4, 3, dtype=torch.uint8), os.replace
+    write_video(tmp_path / "frames", frames, fps=8)
+
+    def full(source, target):
+        if Path(target) == tmp_path / "frames" and not str(source).endswith(".old"):
+            raise OSError(28, "No space left on device")
+        move(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(VideoError, match="No space left"):
+        write_video(tmp_path / "frames", frames[:1], fps=8, overwrite=True)
+    assert len(list((tmp_path / "frames").iterdir())) == 2 and len(list(tmp_path.iterdir())) == 1
+    monkeypatch.undo()
+    write_video(tmp_path / "frames", frames[:1], fps=8, overwrite=True)
+    assert len(list((tmp_path / "frames").iterdir())) == 1 and len(list(tmp_path.iterdir())) == 1
 
 
 def test_png_folder(tmp_path):
