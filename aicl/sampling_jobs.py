@@ -208,6 +208,11 @@ def prepare(jobs: list[Job]) -> list[Job]:
         for path in (*(each.video for each in job.references), *others):
             if not path.exists():
                 raise VideoError(f"{path} does not exist: check the references and the image of '{job.prompt}'")
+            if own := next((file for file in existing if file.samefile(path)), None):
+                raise VideoError(f"{own} is read by the job that would replace it: choose another --out")
+        for path in job.outputs():
+            if path.is_dir() and (path.suffix or any(each.suffix != ".png" for each in path.iterdir())):
+                raise VideoError(f"{path} is a folder of something else than PNG files: choose another --out")
     from aicl.reference_videos import check_reference  # slow to import, and not needed for the mistakes above
     from lvdm.video import read_image
 

@@ -87,7 +87,10 @@ class Meter(Callback):
         if records:  # which count the steps before their own
             first, last = records[0].step + 1, records[-1].step + 1
             where = f"at step {first}" if first == last else f"between steps {first} and {last}"
-        kept = "the last checkpoint before it is kept: lower training.lr or look at these samples, then --resume auto"
+        kept = (
+            "the last checkpoint before it, if there is one, is kept: mend these samples, then --resume auto, or lower "
+            "training.lr and go on under another run.name with --resume CHECKPOINT"
+        )
         broken = (~torch.isfinite(losses)).nonzero().flatten().tolist()
         if broken:
             # Once weights are broken every later sample fails, so the first are the ones to look at.

@@ -176,8 +176,10 @@ def test_lengths_that_differ_ask_for_a_choice(tmp_path):
     with pytest.raises(VideoError, match=r"0\.mp4 has 4 frames and .*1\.mp4 6: say with --frames"):
         choose_reading(videos, [])
     assert choose_reading(videos, [], frames=FRAMES).frames == FRAMES
-    with pytest.raises(VideoError, match=r"0\.mp4: a clip spans 6 .*take fewer frames or allow short"):
+    with pytest.raises(VideoError, match=r"0\.mp4: a clip spans 6 .*take fewer frames .* or allow short"):
         measure(videos, choose_reading(videos, [], frames=6), tmp_path)
+    with pytest.raises(VideoError, match=r"0\.mp4: is shorter than 6 frames at 4 a second"):
+        measure(videos, choose_reading(videos, [], frames=6, fps=4), tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,15 @@ def test_nothing_is_overwritten_unasked(call, model):
     assert Path("out-seed0.gif").read_bytes() != before
 
 
+def test_what_a_job_reads_and_other_folders_are_never_replaced(call, model):
+    Path("mine").mkdir()
+    Path("mine/notes.txt").write_text("precious")
+    for out, message in (("a.mp4", "a.mp4 is read by the job"), ("mine", "mine is a folder of something else")):
+        code, _, err = sample(call, model, "--prompt", PROMPT, "--refs", "a.mp4", "--out", out, "--overwrite")
+        assert code == 2 and message in err and err.count("\n") == 1
+    assert probe("a.mp4").num_frames == 8 and Path("mine/notes.txt").read_text() == "precious"
+
+
 def test_options_that_would_do_nothing_are_refused(call, model):
     for given, message in (
         (("--scale", 0.5), "--scale is the strength of references, and none is given: add --references"),

@@ -236,6 +236,10 @@ def test_a_broken_loss_stops_the_run_and_leaves_the_last_good_checkpoint(
     assert checkpoints[-1].name == f"step_{last:08d}"
     state = torch.load(checkpoints[-1] / "state.ckpt", weights_only=True)
     assert all(value.isfinite().all() for value in state["state_dict"].values())
+    monkeypatch.undo()  # as the message says: a lower rate under another name, from the checkpoint that was kept
+    other = autoencoder_config(tmp_path, training={"steps": last + 1, "lr": 1e-6})
+    assert train(other | {"run": other["run"] | {"name": "other"}}, resume=str(checkpoints[-1])) == 0
+    assert losses(tmp_path / "runs/other").keys() == {last + 1}
 
 
 def test_only_the_newest_checkpoints_are_kept_and_none_is_half_there(tmp_path, clips):
