@@ -55,3 +55,22 @@ def test_an_adapter_may_have_a_guidance_scale_of_its_own_for_references(pipe, tm
     assert torch.equal(generate(loaded, references=shown), weak) and "guidance_scale=2.0" in repr(loaded)
     loaded.load_adapter(tmp_path / "model" / "adapter.safetensors")
     assert loaded.guidance_scale is None  # it went with the folder's own adapter
+
+
+def test_an_adapter_may_have_a_number_of_steps_of_its_own_for_references(pipe, tmp_path):
+    clip = {"height": 32, "width": 32, "num_frames": 4, "progress": False}
+    one_step = pipe("a robot", references=[pixels(0)], num_inference_steps=1, **clip)
+    pipe.num_inference_steps = 1
+    try:
+        assert torch.equal(pipe("a robot", references=[pixels(0)], **clip), one_step)
+        pipe.save_pretrained(tmp_path / "model")
+    finally:
+        pipe.num_inference_steps = None
+    loaded = AICLPipeline.from_pretrained(tmp_path / "model")
+    assert torch.equal(loaded("a robot", references=[pixels(0)], **clip), one_step)
+    two_steps = generate(pipe, references=[pixels(0)], num_inference_steps=2)
+    assert torch.equal(generate(loaded, references=[pixels(0)], num_inference_steps=2), two_steps)
+    base = pipe.base.config.defaults.num_inference_steps
+    assert loaded.defaults_with(references=False).num_inference_steps == base > 1
+    loaded.load_adapter(tmp_path / "model" / "adapter.safetensors")
+    assert loaded.num_inference_steps is None  # it went with the folder's own adapter
