@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from aicl.options import SamplingOptions
+from aicl.options import OF_ADAPTER, SamplingOptions
 from lvdm import config as configs
 from lvdm.arguments import check_path
 from lvdm.checkpoints import find_file, find_model
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 FOLDER_FILE = "aicl.yaml"
 ADAPTER_FILE = "adapter.safetensors"
-OF_ADAPTER = ("first_reference_until", "guidance_scale", "num_inference_steps")
-"""Options of `SamplingOptions` of which an adapter may bring defaults, for videos with references."""
 
 
 @dataclass

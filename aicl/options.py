@@ -14,6 +14,8 @@ from lvdm.options import GenerationOptions, Options, option
 from lvdm.outside import check_text, is_hub_id
 
 DEFAULT_MODEL = "checkpoints/puppets"
+OF_ADAPTER = ("first_reference_until", "guidance_scale", "num_inference_steps")
+"""Options of `SamplingOptions` of which an adapter may bring defaults, for videos with references."""
 
 
 @dataclass(kw_only=True)

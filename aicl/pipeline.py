@@ -15,9 +15,9 @@ from aicl.clock import Clock
 from aicl.guidance import branches
 from aicl.integrated_backbone import IntegratedBackbone
 from aicl.loaded_adapter import LoadedAdapter
-from aicl.model_files import OF_ADAPTER, FolderConfig, ModelFiles, adapter_file, fetch_model_files, with_references
+from aicl.model_files import FolderConfig, ModelFiles, adapter_file, fetch_model_files, with_references
 from aicl.motion_features import MotionFeatures
-from aicl.options import SamplingOptions
+from aicl.options import OF_ADAPTER, SamplingOptions
 from aicl.reference_domain import ReferenceCheck, ReferenceDomain
 from aicl.reference_videos import reference_rows
 from lvdm.acceleration import Mode

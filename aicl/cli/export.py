@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aicl.cli import Parser, new_parser
-from aicl.model_files import OF_ADAPTER
-from aicl.options import ModelOptions, SamplingOptions
+from aicl.options import OF_ADAPTER, ModelOptions, SamplingOptions
 from lvdm.cli import check_there
 from lvdm.errors import CheckpointError, ConfigError
 from lvdm.files import atomic_path
