@@ -49,7 +49,7 @@ def known_actions(
     image: ImageLike | Sequence[ImageLike | None] | None = None,
     seed: int = 0,
 ) -> list[KnownAction]:
-    """What the base model of `pipe` knows of each prompt's action: one call of its network, with two rows a prompt.
+    """What the base model of `pipe` knows of each prompt's action: two calls of its network for every few prompts.
 
     general: the prompts with a general word in place of the action, such as "a dog is moving on a beach" for "a dog is
     surfing on a beach"; None, as a whole or for one, is what `aicl.verbs.generalised` makes of it. image: the first

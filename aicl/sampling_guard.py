@@ -2,7 +2,9 @@
 
 import dataclasses
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from aicl.options import SamplingOptions
 
 if TYPE_CHECKING:
     from aicl.pipeline import AICLPipeline
@@ -18,7 +20,10 @@ def leave_out_needless(jobs: "list[Job]", pipe: "AICLPipeline") -> "list[Job]":
     if not guarded:
         return jobs
     from aicl.known_actions import known_actions
+    from aicl.sampling_jobs import OF_REFERENCES
 
+    fields = dataclasses.fields(SamplingOptions)
+    of_references: dict[str, Any] = {field.name: field.default for field in fields if field.name in OF_REFERENCES}
     asked = [jobs[i] for i in guarded]
     general, images = [job.general_prompt for job in asked], [job.image for job in asked]
     found = known_actions(pipe, [job.prompt for job in asked], general, images)
@@ -43,10 +48,7 @@ def leave_out_needless(jobs: "list[Job]", pipe: "AICLPipeline") -> "list[Job]":
                 left_out=[each.name for each in job.references],
                 chosen=[],
                 num_references=1,
-                scale=1.0,
-                reference_guidance_scale=None,
-                first_reference_until=None,
-                reference_fps=None,
+                **of_references,
             )
         elif known.general is not None:
             print(f"the base model does not know this action, so its references are read: {change}")
