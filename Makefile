@@ -21,7 +21,7 @@ $(STAMP): requirements.txt setup.py pyproject.toml
 	@"$(PYTHON)" -c 'import venv, ensurepip' 2>/dev/null || \
 	  { echo "error: $(PYTHON) has no venv module; install it (Debian: python3-venv) or pass another PYTHON"; exit 2; }
 	@test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
-	@echo "installing the pinned requirements into $(VENV) (about 5 GB, a few minutes the first time)"
+	@echo "installing the pinned requirements into $(VENV) (about 6 GB, a few minutes the first time)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=24" "setuptools>=77"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
