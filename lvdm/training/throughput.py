@@ -58,23 +58,30 @@ def measure_throughput(config: dict[str, Any], settings: TrainingSettings) -> Th
     settings = replace(settings, steps=WARM_UP + MEASURED)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    pace = Pace()
     try:
-        _fit(config, run, settings, pace)
-    except torch.OutOfMemoryError:
-        return None
+        seconds = _fit(config, run, settings)
     finally:
         gc.collect()
         if torch.cuda.is_available():
             peak = torch.cuda.max_memory_reserved() / GIB
             torch.cuda.empty_cache()
-    return Throughput(MEASURED * settings.batch_size / pace.seconds, peak if torch.cuda.is_available() else 0.0)
+    if seconds is None:
+        return None
+    return Throughput(MEASURED * settings.batch_size / seconds, peak if torch.cuda.is_available() else 0.0)
 
 
-def _fit(config: dict[str, Any], run: RunSettings, settings: TrainingSettings, pace: Pace) -> None:
-    """In a function of its own, so that nothing of it outlives an error."""
-    options, module, data = build_run(config, run, settings)
-    build_trainer(settings, options, logger=False, callbacks=[pace]).fit(module, datamodule=data)
+def _fit(config: dict[str, Any], run: RunSettings, settings: TrainingSettings) -> float | None:
+    """Seconds of the steps that are measured; None where the memory was not enough.
+
+    Error, module and callbacks (Lightning gives them the module) end here, so that all memory can be freed afterwards.
+    """
+    try:
+        options, module, data = build_run(config, run, settings)
+        pace = Pace()
+        build_trainer(settings, options, logger=False, callbacks=[pace]).fit(module, datamodule=data)
+    except torch.OutOfMemoryError:
+        return None
+    return pace.seconds
 
 
 def by_hand(settings: TrainingSettings) -> list[TrainingSettings]:

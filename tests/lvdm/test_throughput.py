@@ -1,5 +1,6 @@
 """What strategy auto chooses beside the best by hand, on a card that is made up; and what is timed, on the CPU."""
 
+import weakref
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -75,3 +76,22 @@ def test_steps_are_timed_on_the_cpu(tmp_path):
     found = measure_throughput(config, replace(settings, gradient_accumulation_steps=2))
     assert found is not None and found.samples_per_s > 0 and found.peak_gib == 0
     assert not (tmp_path / "runs").exists()
+
+
+def test_what_ran_out_of_memory_is_in_memory_no_longer(tmp_path, monkeypatch):
+    make_clips(tmp_path / "clips")
+    config = tiny_config(tmp_path, "base", model={"config": MODEL})
+    modules, build_run = [], throughput.build_run
+
+    def fail(batch):
+        raise torch.OutOfMemoryError("no memory is left")
+
+    def build(*arguments):
+        options, module, data = build_run(*arguments)
+        modules.append(weakref.ref(module))
+        module.losses = fail
+        return options, module, data
+
+    monkeypatch.setattr(throughput, "build_run", build)
+    assert measure_throughput(config, TrainingSettings(**config["training"])) is None
+    assert [module() for module in modules] == [None]  # or the next attempt would have less memory
