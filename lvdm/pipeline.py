@@ -12,6 +12,7 @@ Each step is a method of its own, so that a method built on top (references, fur
 import copy
 import inspect
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Self
@@ -329,13 +330,20 @@ class VideoPipeline:
         step_cache: the steps from one whole call of a UNet to the next, in between which only its outermost level is
         computed, see `lvdm.diffusion.step_cache`; 1 computes everything always, as published. windows: (frames, shared
         frames) of the windows that a longer video is made of, see `lvdm.diffusion.windows`.
-        `generators`, those of the initial noise, feed the stochastic samplers. Raises ConfigError for an unknown
-        sampler, an eta for a sampler that has none, or branches and weights that don't fit; SamplingError, which names
-        the step, where the latents are no longer finite.
+        `generators`, those of the initial noise, feed the stochastic samplers. Warns of "lcm" where neither the model's
+        defaults nor an embedded guidance say that it was distilled for it. Raises ConfigError for an unknown sampler,
+        an eta for a sampler that has none, or branches and weights that don't fit; SamplingError, which names the step,
+        where the latents are no longer finite.
         """
         defaults, parts = self.config.defaults, self.components
         sampler = sampler or defaults.sampler
         sample = SAMPLERS[sampler]
+        if sampler == "lcm" and defaults.sampler != "lcm" and not parts.unet.embeds_guidance:
+            warnings.warn(
+                "the sampler 'lcm' is for models that were distilled for it, such as T2V-Turbo, and nothing says that "
+                f"this one was: expect bad videos, or leave it out, which takes '{defaults.sampler}'",
+                stacklevel=1,  # once, whoever calls
+            )
         takes = inspect.signature(sample).parameters
         watch = FiniteWatch(callback)
         options: dict[str, Any] = {"generators": generators, "callback": watch}
