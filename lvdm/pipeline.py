@@ -24,7 +24,7 @@ from lvdm.acceleration import Acceleration, Mode
 from lvdm.arguments import check_number
 from lvdm.callbacks import StepCallback, check_step_callback, progress_bar, step_callbacks
 from lvdm.diffusion import Condition, Denoiser, draw_noise
-from lvdm.diffusion.samplers import SAMPLERS, Callback
+from lvdm.diffusion.samplers import SAMPLERS, Callback, takes_spacing
 from lvdm.diffusion.step_cache import StepCache
 from lvdm.diffusion.windows import Windows
 from lvdm.errors import ConfigError
@@ -310,6 +310,13 @@ class VideoPipeline:
         shape = (seen[0], *compression.grid(frames, size))
         return draw_noise((len(generators), *shape), generators, self.device)
 
+    def steps_taken(self, num_inference_steps: int, sampler: str) -> int:
+        """How many steps a sampler takes where so many are asked for: the published spacing has more for counts that do
+        not divide the noise levels, see `NoiseSchedule.sampling_timesteps`. Raises ConfigError for impossible ones."""
+        if num_inference_steps == 1 or not takes_spacing(sampler):
+            return num_inference_steps
+        return len(self.components.schedule.sampling_timesteps(num_inference_steps, self.config.diffusion.spacing))
+
     def sample_latents(
         self,
         branches: Sequence[Condition],
@@ -351,7 +358,7 @@ class VideoPipeline:
             options["eta"] = defaults.eta if eta is None else eta
         elif eta is not None:
             raise ConfigError(f"eta is a setting of the sampler 'ddim', not of '{sampler}'")
-        if "spacing" in takes and takes["spacing"].default == "published":
+        if takes_spacing(sampler):
             options["spacing"] = self.config.diffusion.spacing
         steps = defaults.num_inference_steps if num_inference_steps is None else num_inference_steps
         self.bring(parts.unet)
