@@ -102,9 +102,10 @@ def write_sample(pipe: AICLPipeline, job: Job, sample: Sample, path: Path) -> No
 def job_line(pipe: AICLPipeline, job: Job) -> str:
     """A job in one line, for the screen."""
     o = filled_options(pipe, job)
-    text = (
-        f"'{job.prompt}', {o.num_frames} frames of {o.width}x{o.height}, {o.num_inference_steps} steps of {o.sampler}"
-    )
+    asked, sampler = cast(int, o.num_inference_steps), cast(str, o.sampler)  # filled in
+    taken = pipe.base.steps_taken(asked, sampler)
+    more = "" if taken == asked else f" (the published timesteps for {asked})"
+    text = f"'{job.prompt}', {o.num_frames} frames of {o.width}x{o.height}, {taken} steps of {sampler}{more}"
     return (
         f"{text}, guidance {o.guidance_scale}, seed {job.seed}, {_references_line(job, o.first_reference_until or 0)}"
     )

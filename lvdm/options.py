@@ -85,7 +85,13 @@ class GenerationOptions(Options):
     height: int | None = option(None, "of the video, in pixels", least=1, most=2**16)
     width: int | None = option(None, "of the video, in pixels", least=1, most=2**16)
     fps: int | None = option(None, "frame rate (1/s) to condition on, for models that take one", least=1)
-    num_inference_steps: int | None = option(None, "steps of the sampler", least=1, most=2**16, spellings=("steps",))
+    num_inference_steps: int | None = option(
+        None,
+        "steps of the sampler (the published models take some more where the number does not divide 1000)",
+        least=1,
+        most=2**16,
+        spellings=("steps",),
+    )
     sampler: SamplerName | None = option(  # noqa: RUF009 (a Literal by another name, which cannot change)
         None,
         "how noise becomes a video (default: the model's own: ddim, or lcm for T2V-Turbo; models of diffusers have "

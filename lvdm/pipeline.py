@@ -12,6 +12,7 @@ Each step is a method of its own, so that a method built on top (references, fur
 import copy
 import inspect
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Self
@@ -23,7 +24,7 @@ from lvdm.acceleration import Acceleration, Mode
 from lvdm.arguments import check_number
 from lvdm.callbacks import StepCallback, check_step_callback, progress_bar, step_callbacks
 from lvdm.diffusion import Condition, Denoiser, draw_noise
-from lvdm.diffusion.samplers import SAMPLERS, Callback
+from lvdm.diffusion.samplers import SAMPLERS, Callback, takes_spacing
 from lvdm.diffusion.step_cache import StepCache
 from lvdm.diffusion.windows import Windows
 from lvdm.errors import ConfigError
@@ -309,6 +310,13 @@ class VideoPipeline:
         shape = (seen[0], *compression.grid(frames, size))
         return draw_noise((len(generators), *shape), generators, self.device)
 
+    def steps_taken(self, num_inference_steps: int, sampler: str) -> int:
+        """How many steps a sampler takes where so many are asked for: the published spacing has more for counts that do
+        not divide the noise levels, see `NoiseSchedule.sampling_timesteps`. Raises ConfigError for impossible ones."""
+        if num_inference_steps == 1 or not takes_spacing(sampler):
+            return num_inference_steps
+        return len(self.components.schedule.sampling_timesteps(num_inference_steps, self.config.diffusion.spacing))
+
     def sample_latents(
         self,
         branches: Sequence[Condition],
@@ -329,13 +337,20 @@ class VideoPipeline:
         step_cache: the steps from one whole call of a UNet to the next, in between which only its outermost level is
         computed, see `lvdm.diffusion.step_cache`; 1 computes everything always, as published. windows: (frames, shared
         frames) of the windows that a longer video is made of, see `lvdm.diffusion.windows`.
-        `generators`, those of the initial noise, feed the stochastic samplers. Raises ConfigError for an unknown
-        sampler, an eta for a sampler that has none, or branches and weights that don't fit; SamplingError, which names
-        the step, where the latents are no longer finite.
+        `generators`, those of the initial noise, feed the stochastic samplers. Warns of "lcm" where neither the model's
+        defaults nor an embedded guidance say that it was distilled for it. Raises ConfigError for an unknown sampler,
+        an eta for a sampler that has none, or branches and weights that don't fit; SamplingError, which names the step,
+        where the latents are no longer finite.
         """
         defaults, parts = self.config.defaults, self.components
         sampler = sampler or defaults.sampler
         sample = SAMPLERS[sampler]
+        if sampler == "lcm" and defaults.sampler != "lcm" and not parts.unet.embeds_guidance:
+            warnings.warn(
+                "the sampler 'lcm' is for models that were distilled for it, such as T2V-Turbo, and nothing says that "
+                f"this one was: expect bad videos, or leave it out, which takes '{defaults.sampler}'",
+                stacklevel=1,  # once, whoever calls
+            )
         takes = inspect.signature(sample).parameters
         watch = FiniteWatch(callback)
         options: dict[str, Any] = {"generators": generators, "callback": watch}
@@ -343,7 +358,7 @@ class VideoPipeline:
             options["eta"] = defaults.eta if eta is None else eta
         elif eta is not None:
             raise ConfigError(f"eta is a setting of the sampler 'ddim', not of '{sampler}'")
-        if "spacing" in takes and takes["spacing"].default == "published":
+        if takes_spacing(sampler):
             options["spacing"] = self.config.diffusion.spacing
         steps = defaults.num_inference_steps if num_inference_steps is None else num_inference_steps
         self.bring(parts.unet)

@@ -9,7 +9,8 @@
 
 Presets are in configs/benchmarks and configs/tables; key=value changes one. A row whose weights are missing says so in
 the table. A row that could not be made, since numbers were no longer finite for example, says so too; the others are
-measured, and the command ends with an error. What was generated or measured before is not done again.
+measured, and the command ends with an error. So it does where no row of a table could be run. What was generated or
+measured before is not done again.
 """
 
 import argparse
@@ -56,7 +57,8 @@ def parser() -> Parser:
 def main(args: argparse.Namespace) -> None:
     """Measure what a preset asks for, write its tables and draw its pictures.
 
-    Raises UserError, after all tables are written, where rows could not be made though all they need is there.
+    Raises UserError, after all tables are written, where rows could not be made though all they need is there, and
+    where no row of a table was run.
     """
     tables = [f"table_{TABLES[name]}" for name in args.table] + [f"experiment_{name}" for name in args.experiment]
     tables += map(str, args.preset)
@@ -79,13 +81,17 @@ def main(args: argparse.Namespace) -> None:
             torch.distributed.barrier()
 
     failed: list[str] = []
+    empty: list[str] = []
     for files in asked:
         name = f"{files[-1].stem}_{files[0].stem}"
         check_writable(args.out / f"{name}.md")
         experiment = Experiment(load_preset(files, args.overrides), args.out, device)
         if experiment.preset.rows:
             experiment.run(rank, world_size, wait, name if args.save_videos else None)
-            failed += [f"'{label}' of {name}" for label in experiment.failed]
+            if (why := experiment.why_nothing) is not None:
+                empty.append(f"{name} (row {why})")
+            else:
+                failed += [f"'{label}' of {name}" for label in experiment.failed]
         if rank == 0 and experiment.preset.rows:
             print(experiment.write(name))
             results = f" and {args.out}/results/" if (args.out / "results").is_dir() else ""  # of rows that were run
@@ -94,6 +100,12 @@ def main(args: argparse.Namespace) -> None:
             print(f"drawn: {picture}")
     if world_size > 1:
         torch.distributed.destroy_process_group()
+    errors = []
+    if empty:
+        errors.append(f"nothing was measured for {', '.join(empty)}; the tables say what each row lacks")
     if failed:
-        rows = ", ".join(failed)
-        raise UserError(f"{rows} could not be made: why stands beneath the tables, which have the other rows")
+        errors.append(
+            f"{', '.join(failed)} could not be made: why stands beneath the tables, which have the other rows"
+        )
+    if errors:
+        raise UserError("; ".join(errors))

@@ -91,6 +91,15 @@ class Experiment:
         """Labels of rows that `run` could not make, though all they need is there; their tables say why."""
         return list(dict.fromkeys(row.label for table in self.tables for row in table.rows if table.failure(row)))
 
+    @property
+    def why_nothing(self) -> str | None:
+        """The first row and why it was not run, where no row of any table was; None where any was."""
+        obstacles = [(row.label, table.obstacle(row)) for table in self.tables for row in table.rows]
+        if any(why is None for _, why in obstacles):
+            return None
+        label, why = obstacles[0]
+        return f"'{label}': {why}"
+
     def _export(self, name: str, rank: int, world_size: int) -> None:
         rows = [
             (table, row)

@@ -237,27 +237,6 @@ def make(pipeline: AICLPipeline, source: Source, benchmark: Benchmark, samples: 
 
     Raises ConfigError where the benchmark lacks what the row shows.
     """
-    row = source.row
-    if row.reference_guard is None:
-        return _make(pipeline, source, benchmark, samples, references=row.references)
-    images = _first_frames(pipeline, benchmark, samples)
-    known = known_actions(pipeline, [sample.prompt for sample in samples], image=images)
-    needless = [each.is_known(row.reference_guard) for each in known]
-    made: list[Tensor] = [torch.empty(0)] * len(samples)
-    for left_out in (False, True):
-        places = [i for i, each in enumerate(needless) if each is left_out]
-        if places:
-            some = [samples[i] for i in places]
-            videos = _make(pipeline, source, benchmark, some, references=0 if left_out else row.references)
-            for i, video in zip(places, videos):
-                made[i] = video
-    return torch.stack(made)
-
-
-def _make(
-    pipeline: AICLPipeline, source: Source, benchmark: Benchmark, samples: Sequence[Sample], references: int
-) -> Tensor:
-    """As `make`, with the row's references or with none (0), at the guidance that the model has with or without."""
     row, base = source.row, pipeline.base
     targets = [sample.target for sample in samples if sample.target is not None]
     if (row.kind == "autoencoder" or base.takes_image) and len(targets) < len(samples):
@@ -265,6 +244,35 @@ def _make(
     if row.kind == "autoencoder":
         pixels, _ = benchmark.load(targets)
         return to_pixels(check_frames(base.components.codec.reconstruct(to_frames(pixels).to(base.device)))).cpu()
+    images = [video[0] for video in shown_pixels(pipeline, benchmark, targets)] if base.takes_image else None
+    if row.reference_guard is None:
+        return _generate(pipeline, source, benchmark, samples, images, references=row.references)
+    known = known_actions(pipeline, [sample.prompt for sample in samples], image=images)
+    needless = [each.is_known(row.reference_guard) for each in known]
+    made: list[Tensor] = [torch.empty(0)] * len(samples)
+    for left_out in (False, True):
+        places = [i for i, each in enumerate(needless) if each is left_out]
+        if places:
+            some, first = [samples[i] for i in places], None if images is None else [images[i] for i in places]
+            videos = _generate(pipeline, source, benchmark, some, first, references=0 if left_out else row.references)
+            for i, video in zip(places, videos):
+                made[i] = video
+    return torch.stack(made)
+
+
+def _generate(
+    pipeline: AICLPipeline,
+    source: Source,
+    benchmark: Benchmark,
+    samples: Sequence[Sample],
+    images: list[Tensor] | None,
+    references: int,
+) -> Tensor:
+    """Videos with the row's references or with none (0), at the guidance that the model has with or without.
+
+    images: the first frames, uint8 (h, w, 3) each, of an image-to-video model alone.
+    """
+    row, base = source.row, pipeline.base
     options: dict[str, Any] = {}
     guidance_scale = source.guidance_scale
     if row.references and not references:
@@ -282,10 +290,9 @@ def _make(
         options["references"] = [given[i : i + row.references] for i in range(0, len(given), row.references)]
         options |= {"reference_guidance_scale": row.reference_guidance_scale, "scale": row.scale}
         options["first_reference_until"] = source.first_reference_until
-    if base.takes_image:
-        options["image"] = _first_frames(pipeline, benchmark, samples)
     return pipeline(
         [sample.prompt for sample in samples],
+        image=images,
         seed=[sample.seed for sample in samples],
         num_inference_steps=row.num_inference_steps,
         guidance_scale=guidance_scale,
@@ -293,12 +300,6 @@ def _make(
         progress=False,
         **options,
     ).cpu()
-
-
-def _first_frames(pipeline: AICLPipeline, benchmark: Benchmark, samples: Sequence[Sample]) -> list[Tensor] | None:
-    """The first frame of each sample's own real clip, uint8 (h, w, 3), for an image-to-video model alone."""
-    targets = [sample.target for sample in samples if sample.target is not None]
-    return [video[0] for video in shown_pixels(pipeline, benchmark, targets)] if pipeline.base.takes_image else None
 
 
 def shown_pixels(pipeline: AICLPipeline, benchmark: Benchmark, clips: Sequence[Clip]) -> list[Tensor]:

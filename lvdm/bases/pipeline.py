@@ -155,6 +155,10 @@ class DiffusersPipeline(VideoPipeline):
             Condition(_joined(unconditional, without.tokens), fps, dict(without.extras)),
         )
 
+    def steps_taken(self, num_inference_steps: int, sampler: str) -> int:
+        """As asked: the scheduler's own."""
+        return num_inference_steps
+
     def sample_latents(
         self,
         branches: Sequence[Condition],

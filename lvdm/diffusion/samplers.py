@@ -10,6 +10,7 @@ returns replaces x. `spacing` is explained at `NoiseSchedule.sampling_timesteps`
 the published rule would start it at timestep 1 and return noise.
 """
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -152,6 +153,12 @@ def sample_lcm(
         x = _add_noise(to.alpha * clean, to.sigma**2, generators)
         x = _reported(callback, step, len(levels), now, x)
     return x
+
+
+def takes_spacing(sampler: str) -> bool:
+    """Whether a sampler takes the model's own spacing of timesteps. Raises ConfigError for an unknown one."""
+    spacing = inspect.signature(SAMPLERS[sampler]).parameters.get("spacing")
+    return spacing is not None and spacing.default == "published"
 
 
 @dataclass(frozen=True)

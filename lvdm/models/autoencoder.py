@@ -345,12 +345,13 @@ class Norm(nn.GroupNorm):
     def forward(self, x: Tensor, silu: bool = False, shift: Tensor | None = None) -> Tensor:
         """silu: apply SiLU to the result. shift: (c,), added before the norm."""
         if kernels.enabled("group_norm") and kernels.usable(x):
-            from lvdm.models.kernels.group_norm import group_norm
+            from lvdm.models.kernels.group_norm import fits, group_norm
 
-            rows = x.permute(0, 2, 3, 1).contiguous()  # no copy where channels lie last
-            shift = None if shift is None else shift[None]
-            y = group_norm(rows.flatten(1, 2), self.weight, self.bias, shift, GROUPS, self.eps, silu)
-            return y.view(rows.shape).permute(0, 3, 1, 2)
+            if fits(x.shape[2] * x.shape[3], x.shape[1]):
+                rows = x.permute(0, 2, 3, 1).contiguous()  # no copy where channels lie last
+                shift = None if shift is None else shift[None]
+                y = group_norm(rows.flatten(1, 2), self.weight, self.bias, shift, GROUPS, self.eps, silu)
+                return y.view(rows.shape).permute(0, 3, 1, 2)
         x = x if shift is None else x + shift[:, None, None]
         with own_precision(x):
             y = F.group_norm(x, self.num_groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)

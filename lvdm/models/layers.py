@@ -96,13 +96,13 @@ class GroupNorm(nn.GroupNorm):
         """shift: (c,) or (b, c), added before the norm. silu: apply SiLU to the result."""
         rows = x.flatten(0, self.rows - 1).flatten(1, -2)  # (rows, n, c)
         if kernels.enabled("group_norm") and kernels.usable(x):
-            from lvdm.models.kernels.group_norm import group_norm
+            from lvdm.models.kernels.group_norm import fits, group_norm
 
-            if shift is not None:
-                shift = shift.expand(x.shape[0] if shift.ndim > 1 else 1, -1).contiguous()
-            return group_norm(rows.contiguous(), self.weight, self.bias, shift, self.num_groups, self.eps, silu).view(
-                x.shape
-            )
+            if fits(*rows.shape[1:]):
+                if shift is not None:
+                    shift = shift.expand(x.shape[0] if shift.ndim > 1 else 1, -1).contiguous()
+                y = group_norm(rows.contiguous(), self.weight, self.bias, shift, self.num_groups, self.eps, silu)
+                return y.view(x.shape)
         if shift is not None:
             shift = shift.to(x.dtype)  # a bias is float32 under autocast, where x is not
             rows = x + (shift if shift.ndim == 1 else shift.view(len(shift), *[1] * (x.ndim - 2), -1))

@@ -2,10 +2,12 @@ import json
 
 import pytest
 
+from aicl.cli import parse, reproduce
 from aicl.evaluation.results import Protocol, Result, check_comparable, read_result, write_result
 from aicl.evaluation.statistics import Estimate
 from aicl.evaluation.tables import Table, latex, markdown
-from lvdm.errors import DataError
+from lvdm import config as configs
+from lvdm.errors import DataError, UserError
 
 
 def result(row: str = "ours", acc: float = 0.5, **protocol) -> Result:
@@ -104,3 +106,20 @@ def test_a_line_that_differs_between_rows_says_whose_it_is():
     first.lines, second.lines = {"chance": 10.0, "another image": 71.0}, {"chance": 10.0, "another image": 64.5}
     text = markdown(Table("t", [("base", first), ("ours", second)], ["acc"]))
     assert "- chance: 10.00\n" in text and "- another image: 71.00 (base), 64.50 (ours)\n" in text
+
+
+def test_a_table_of_nothing_is_written_and_ends_with_an_error(tmp_path):
+    lacking, other = ({"label": label, "model": "nowhere"} for label in ("base", "other"))
+    few = ["benchmark.size=32", "benchmark.frames=4", "sets=[{}]", "seeds=[0]", "videos=2", "real=2"]
+    where = ["--out", str(tmp_path / "out"), "--device", "cpu"]
+    for name, rows in {"some": [{"label": "real", "kind": "real"}, lacking], "none": [lacking, other]}.items():
+        configs.save(tmp_path / f"{name}.yaml", {"title": "T", "rows": rows, "metrics": ["dynamic_degree"]})
+    some, none = (str(tmp_path / f"{name}.yaml") for name in ("some", "none"))
+    reproduce.main(parse("reproduce", ["--preset", some, *where, *few]))
+    with pytest.raises(UserError) as caught:
+        reproduce.main(parse("reproduce", ["--preset", none, some, *where, *few]))
+    why = "no model 'nowhere' is given: model.nowhere=FOLDER"
+    expected = f"nothing was measured for none_puppets (row 'base': {why}); the tables say what each row lacks"
+    assert str(caught.value) == expected
+    assert f"base: not run, {why}" in (tmp_path / "out/none_puppets.md").read_text(encoding="utf-8")
+    assert "| base | not run |" in (tmp_path / "out/some_puppets.md").read_text(encoding="utf-8")

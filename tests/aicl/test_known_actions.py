@@ -94,8 +94,9 @@ def test_options_that_do_not_go_together(call, arguments, sentence):  # noqa: F8
     assert code == 2 and sentence in err and err.count("\n") == 1
 
 
-def test_a_guarded_row_has_the_videos_of_the_two_rows_that_it_is_made_of(tmp_path, monkeypatch):
-    pipe = tiny_pipeline()
+@pytest.mark.parametrize("model", ["tiny_videocrafter", "tiny_videocrafter_i2v"])
+def test_a_guarded_row_has_the_videos_of_the_two_rows_that_it_is_made_of(model, tmp_path, monkeypatch):
+    pipe, read = tiny_pipeline(model), []
     pipe.guidance_scale = 2.0  # with references, where the base model has another
     pipe.save_pretrained(tmp_path / "tiny")
     files = fetch_model_files(tmp_path / "tiny")
@@ -106,12 +107,17 @@ def test_a_guarded_row_has_the_videos_of_the_two_rows_that_it_is_made_of(tmp_pat
     def known(prompt):
         return KnownAction(prompt, "a person is moving", 0.1 if prompt == samples[1].prompt else 0.01)
 
+    reading = generate.shown_pixels
+    monkeypatch.setattr(generate, "shown_pixels", lambda *given: read.extend(given[2]) or reading(*given))
+
     def videos(**row):
+        read.clear()
         source = Source(Row("row", model="lvdm", num_inference_steps=2, **row), files, torch.float32)
         return make(pipe, source, benchmark, samples).int()
 
     shown = {"adapter": "lvdm", "references": 1, "wrong": True}
     plain, wrong, guarded = videos(), videos(**shown), videos(**shown, reference_guard=0.04)
+    assert read == ([sample.target for sample in samples] if pipe.base.takes_image else [])  # once
     assert ((plain - wrong).abs().flatten(1).float().mean(1) > 1).all()
     wanted = torch.stack([wrong[0], plain[1], wrong[2]])
     assert (guarded - wanted).abs().max() <= 1

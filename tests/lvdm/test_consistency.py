@@ -1,6 +1,8 @@
 """Few steps: the consistency sampler, UNets that are told the strength of guidance, and T2V-Turbo v2's layout."""
 
 import math
+import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +14,8 @@ from lvdm.checkpoints import convert_checkpoint, family_of, load_pipeline
 from lvdm.diffusion import Condition, NoiseSchedule, make_generators, sample_lcm
 from lvdm.errors import CheckpointError, ConfigError
 from lvdm.models.components import build_components
-from tests.lvdm.published import tiny_checkpoint
+from lvdm.pipeline import VideoPipeline
+from tests.lvdm.published import model_config, tiny_checkpoint
 from tests.lvdm.test_unets import run, small
 
 EMBEDDED = {"fps_cond": True, "temporal_conv": True, "time_cond_proj_dim": 8, "motion_cond_proj_dim": 8}
@@ -105,6 +108,24 @@ def test_the_motion_prior_needs_the_guidance():
         small("videocrafter", motion_cond_proj_dim=8)
 
 
+def test_lcm_on_a_model_that_was_not_distilled_for_it_is_said_once():
+    config = model_config("tiny_lvdm")
+    pipe = VideoPipeline(build_components(config).eval(), config)
+    small = {"num_inference_steps": 1, "height": 16, "width": 16, "num_frames": 1, "progress": False}
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("default")
+        pipe("a dog runs", **small)
+        pipe("a dog runs", sampler="lcm", **small)
+        pipe("a cat runs", sampler="lcm", **small)
+        pipe.config = replace(config, defaults=replace(config.defaults, sampler="lcm"))
+        pipe("a dog runs", **small)
+    [warning] = found
+    assert str(warning.message) == (
+        "the sampler 'lcm' is for models that were distilled for it, such as T2V-Turbo, and nothing says that this one "
+        "was: expect bad videos, or leave it out, which takes 'ddim'"
+    )
+
+
 def test_a_published_unet_alone_is_converted_with_the_other_parts_of_its_teacher(tmp_path):
     teacher, config = tiny_checkpoint("videocrafter2_t2v_512")
     save_file({name: tensor.contiguous() for name, tensor in teacher.items()}, tmp_path / "teacher.safetensors")
@@ -124,7 +145,8 @@ def test_a_published_unet_alone_is_converted_with_the_other_parts_of_its_teacher
     assert torch.equal(unet.combine_proj.weight, student["combine_proj.weight"])
     assert torch.equal(unet.time_embed[0].weight, student["time_embed.0.weight"])
     options = {"num_inference_steps": 2, "sampler": "lcm", "progress": False}
-    videos = [pipe("a dog runs", guidance_scale=scale, **options) for scale in (2.0, 8.0)]
+    with warnings.catch_warnings(action="error"):  # its guidance tells that it was distilled
+        videos = [pipe("a dog runs", guidance_scale=scale, **options) for scale in (2.0, 8.0)]
     assert not torch.equal(*videos)
 
 

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from lvdm.models import kernels
+from lvdm.models.autoencoder import Norm
+from lvdm.models.layers import GroupNorm
 from tests import processes
 
 
@@ -33,6 +35,25 @@ def test_a_cpu_and_float32_take_the_plain_form():
     with kernels.only("sums"):
         assert [name for name in kernels.NAMES if kernels.enabled(name)] == ["sums"]
     assert all(kernels.enabled(name) for name in kernels.NAMES)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed here")
+def test_features_too_large_for_a_grid_take_the_plain_form(monkeypatch):
+    from lvdm.models.kernels import group_norm
+
+    assert group_norm.fits(1920 * 1080, 512) and group_norm.fits(65535 * 32, 1023)
+    assert not group_norm.fits(65535 * 32 + 1, 32)  # CUDA takes 65,535 blocks on an axis
+    assert not group_norm.fits(2**21 - 32, 1025)  # places beyond 32 bits
+    taken = []
+    monkeypatch.setattr(kernels, "usable", lambda x: True)
+    monkeypatch.setattr(group_norm, "group_norm", lambda x, *given: taken.append(tuple(x.shape)) or x.clone())
+    monkeypatch.setattr(group_norm, "MAX_BLOCKS", 2)
+    for norm, features in ((GroupNorm(32, rows=1), torch.randn(1, 4, 4, 5, 32)), (Norm(32), torch.randn(1, 32, 16, 5))):
+        with kernels.only():
+            plain = norm(features)
+        assert torch.equal(norm(features), plain) and not taken
+        norm(features[:, :3] if isinstance(norm, GroupNorm) else features[:, :, :12])
+        assert taken.pop() == (1, 60, 32)
 
 
 def test_some_kernels_are_for_values_without_gradients():

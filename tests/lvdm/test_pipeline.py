@@ -290,6 +290,19 @@ def test_a_callback_sees_every_step_and_may_change_the_latents(pipes):
     assert torch.equal(video, pipe.decode(torch.zeros(1, 4, 4, 8, 8)))
 
 
+def test_how_many_steps_are_taken_is_known_beforehand(pipes):
+    pipe = pipes["tiny_lvdm"]
+
+    def watch(seen):
+        return lambda pipeline, step, timestep, tensors: seen.append(step)
+
+    counts = {(6, "ddim"): 7, (5, "dpmpp_2m"): 5, (64, "dpmpp_2m"): 67, (1, "ddim"): 1, (6, "ddpm"): 6}
+    for (asked, sampler), taken in counts.items():
+        seen: list[int] = []
+        run(pipe, num_inference_steps=asked, sampler=sampler, num_frames=1, callback_on_step_end=watch(seen))
+        assert pipe.steps_taken(asked, sampler) == taken and seen == list(range(taken)), (asked, sampler)
+
+
 def test_the_signature_shows_every_option():
     shown = inspect.signature(VideoPipeline.__call__).parameters
     assert {"num_inference_steps", "guidance_scale", "output_type", "generator"} <= shown.keys()

@@ -17,6 +17,8 @@ from lvdm.models.kernels import on_its_device
 
 SLICE = 256  # positions whose sums one program adds up
 BLOCK_N, BLOCK_C = 32, 64
+MAX_BLOCKS = 2**16 - 1  # on the second axis of a CUDA grid, where the blocks of positions are
+MAX_ELEMENTS = 2**31  # of a row, whose places are counted in 32 bits
 
 
 @triton.jit
@@ -280,6 +282,11 @@ def _differentiate(ctx: Any, dy: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
 
 
 _group_norm.register_autograd(_differentiate, setup_context=_save)
+
+
+def fits(n: int, c: int) -> bool:
+    """Whether the kernels can take rows of n positions and c channels."""
+    return n <= MAX_BLOCKS * BLOCK_N and n * c < MAX_ELEMENTS
 
 
 def group_norm(
