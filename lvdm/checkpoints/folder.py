@@ -22,6 +22,7 @@ from lvdm.pipeline import VideoPipeline
 
 CONFIG_FILE = "config.yaml"
 SHARD_BYTES = 2 * 1024**3
+ALIGNMENT = 64  # bytes, of PyTorch's own allocator on a CPU
 
 
 def load_pipeline(
@@ -134,7 +135,7 @@ def read_part(
         if not path.is_file():
             raise CheckpointError(f"{folder} is incomplete: {name} is missing")
         with open_tensors(path, CheckpointError, str(device), remedy="convert the checkpoint again") as file:
-            state |= {key: _stored(file.get_tensor(key), dtype) for key in file.keys()}  # noqa: SIM118
+            state |= {key: _aligned(_stored(file.get_tensor(key), dtype)) for key in file.keys()}  # noqa: SIM118
     if places and places.keys() != state.keys():
         raise CheckpointError(f"{index} lists other entries than its shards hold: convert the checkpoint again")
     return state
@@ -178,6 +179,14 @@ def _shards(state: Mapping[str, torch.Tensor], limit: int, dtype: torch.dtype | 
 
 def _bytes(tensor: torch.Tensor, dtype: torch.dtype | None) -> int:
     return tensor.numel() * (dtype if dtype and tensor.is_floating_point() else tensor.dtype).itemsize
+
+
+def _aligned(tensor: torch.Tensor) -> torch.Tensor:
+    """Itself, or a copy where PyTorch's allocator would place it: a file is mapped, and an entry begins anywhere in it.
+
+    On some processors products round by where a matrix begins: a loaded model would not be the saved one to the bit.
+    """
+    return tensor.clone() if tensor.device.type == "cpu" and tensor.data_ptr() % ALIGNMENT else tensor
 
 
 def _stored(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:

@@ -216,7 +216,9 @@ def test_a_saved_pipeline_generates_the_same_video(pipes, tmp_path):
     save_pipeline(pipe.components, pipe.config, tmp_path / "model")
     loaded = load_pipeline(tmp_path / "model")
     assert torch.equal(run(loaded), run(pipe))
-    assert not any(p.requires_grad for part in loaded.components.modules().values() for p in part.parameters())
+    weights = [p for part in loaded.components.modules().values() for p in part.parameters()]
+    assert not any(p.requires_grad for p in weights)
+    assert not any(p.data_ptr() % 64 for p in weights)  # or some processors round differently
 
 
 def test_a_pipeline_in_half_precision_gives_nearly_the_same_video(pipes, tmp_path):
