@@ -178,7 +178,7 @@ def quick(command: Command) -> list[str] | None:
     if command.verb == "train":
         steps = ["training.steps=1", "training.preview_every=null"]
         return [*arguments, *steps] if "configs/tiny/" in str(arguments[1:2]) else None
-    if command.verb == "sample" and any("puppets/examples" in each for each in arguments):
+    if command.verb == "sample" and any(re.search(r"puppets(_i2v)?/examples", each) for each in arguments):
         if "--window-frames" in arguments:
             return None  # four times as much work
         return [*arguments, "--num-inference-steps", "2", "--device", "cpu"]

@@ -3,7 +3,7 @@
   aicl reproduce --table I --benchmark ucf101 webvid model.lvdm=checkpoints/lvdm_t2v_256 adapter.lvdm=runs/aicl_lvdm
   aicl reproduce --table IV --benchmark ucf101 benchmark.path=data/UCF-101 evaluators.classifier=checkpoints/videomae
   aicl reproduce --table V --benchmark folder benchmark.path=my_videos videos=50
-  aicl reproduce --table I III V        # on the puppet world, with the shipped models
+  aicl reproduce --table I III IV V     # on the puppet world, with the shipped models
   aicl reproduce --experiment pseudo_words videos=64 real=600 allow_few=true
   torchrun --nproc-per-node 4 -m aicl reproduce --table I --benchmark ucf101
 

@@ -5,7 +5,7 @@ examples:
   aicl sample --prompt "a robot is dancing" --references a.mp4 b.mp4@0.5 --scale 0.8 --compare --out robot.gif
   aicl sample --base checkpoints/videocrafter2 --adapter runs/aicl/adapter.safetensors \\
       --prompt "a panda is skiing" --library outputs/library --num-references 2
-  aicl sample --base checkpoints/videocrafter1_i2v_512 --adapter runs/aicl_i2v --image person.png \\
+  aicl sample --model checkpoints/puppets_i2v --image person.png \\
       --prompt "a person in a green shirt is hammering" --references hammering.mp4
   aicl sample --repeat outputs/robot.json --out again.mp4
   torchrun --nproc-per-node 4 -m aicl sample --prompts-file jobs.jsonl --out outputs/run1

@@ -19,6 +19,7 @@ PAGES = {
     "index.md": "README.md",
     "checkpoints/README.md": "checkpoints/README.md",
     "checkpoints/puppets/README.md": "checkpoints/puppets/README.md",
+    "checkpoints/puppets_i2v/README.md": "checkpoints/puppets_i2v/README.md",
 }
 # title, what the section is for, module:class
 SETTINGS = (

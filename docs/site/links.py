@@ -13,8 +13,8 @@ from mkdocs.exceptions import PluginError
 # the text of a link may be an image
 _LINK = re.compile(r"(?P<image>!?)\[(?P<text>(?:!\[[^\]]*\]\([^)]*\)|[^\]])*)\]\((?P<target>[^)\s]+)\)")
 # page of the site -> where its text stands in the repository
-_SOURCES = {"index.md": "README.md", "checkpoints/README.md": "checkpoints/README.md"}
-_SOURCES["checkpoints/puppets/README.md"] = "checkpoints/puppets/README.md"
+_CARDS = ("checkpoints/README.md", "checkpoints/puppets/README.md", "checkpoints/puppets_i2v/README.md")
+_SOURCES = {"index.md": "README.md"} | {card: card for card in _CARDS}
 _PAGES = {source: page for page, source in _SOURCES.items()}
 
 

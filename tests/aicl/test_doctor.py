@@ -20,10 +20,11 @@ def found(**options) -> dict[tuple[str, str], list[str]]:
     return lines
 
 
-def test_the_shipped_model_is_found_and_nothing_stops_the_commands(capsys):
+def test_the_shipped_models_are_found_and_nothing_stops_the_commands(capsys):
     assert verb.main(parse("doctor", ["--checkpoints", str(SHIPPED)])) == 0
     printed = capsys.readouterr().out
-    assert "puppets: lvdm, text-to-video, with an adapter" in printed and "PROBLEM" not in printed
+    assert "puppets: lvdm, text-to-video, with an adapter" in printed
+    assert "puppets_i2v: videocrafter, image-to-video, with an adapter" in printed and "PROBLEM" not in printed
 
 
 @pytest.mark.parametrize(
