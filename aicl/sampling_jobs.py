@@ -35,10 +35,10 @@ class Job(SamplingOptions):
     references: each as `Reference.of` takes it. library: of `aicl index`, to take `num_references` references from:
     `library_by` verbs or text of the prompt, or by motion or appearance of an `example` clip. num_samples videos have
     the seeds seed, seed + 1, ...; `batch_size` of them are made at once. out: a file that ends in one of ENDINGS, or,
-    without an ending, a folder of frames; several samples get their seed appended. compare: also write reference | base
-    | AICL, as one video and as a PNG of their frames. label: the class of the action, kept for evaluation. chosen:
-    which videos of the library were taken and why, filled in by `prepare`. left_out: the references that were left out
-    by reference_guard.
+    without an ending, a folder of frames; several samples get their seed appended. compare: also write image |
+    reference | base | AICL, as one video and as a PNG of their frames. label: the class of the action, kept for
+    evaluation. chosen: which videos of the library were taken and why, filled in by `prepare`. left_out: the references
+    that were left out by reference_guard.
     """
 
     RENAMED: ClassVar[dict[str, str]] = SamplingOptions.RENAMED | {
@@ -84,7 +84,7 @@ class Job(SamplingOptions):
         ".mp4, .webm, .gif, .webp or a folder of frames by its ending; with --prompts-file the videos' folder",
         group="output",
     )
-    compare: bool = option(False, "also reference | base | AICL, as a video and a PNG", group="output")
+    compare: bool = option(False, "also image | reference | base | AICL, as a video and a PNG", group="output")
     overwrite: bool = option(False, "replace existing files", group="output")
     skip_existing: bool = option(False, "go on with an interrupted run", group="output")
     chosen: list[dict[str, str]] = dataclasses.field(default_factory=list)

@@ -15,8 +15,9 @@ from aicl.sidecar_files import COMPARISON, sidecar
 from lvdm.callbacks import StepCallback
 from lvdm.errors import ConfigError
 from lvdm.files import atomic_path
+from lvdm.inputs import first_frames
 from lvdm.options import GenerationOptions
-from lvdm.video import contact_sheet, side_by_side, write_video
+from lvdm.video import contact_sheet, side_by_side, to_pixels, write_video
 
 
 @dataclass(frozen=True)
@@ -128,13 +129,17 @@ def _references_line(job: Job, until: float) -> str:
 
 
 def _compared(job: Job, sample: Sample) -> tuple[list[Tensor], list[str]]:
-    """The references that are videos, the base model's video and ours, and what they are called."""
+    """The image, the references that are videos, the base model's video and ours, and what they are called."""
     num_frames, size = sample.options.clip()
     num_frames = min(num_frames, sample.options.window_frames or num_frames)
     fps, base = cast(float, sample.options.reference_fps), cast(Tensor, sample.base)  # filled in; made to be compared
     videos: list[Reference] = [each for each in job.references if not is_features_file(each.video)]
     shown = [read_pixels(each, num_frames, size, fps) for each in videos]
-    return [*shown, base, sample.video], [*["reference"] * len(shown), "base", "AICL"]
+    names = ["reference"] * len(shown)
+    if job.image is not None:
+        still = to_pixels(first_frames(job.image, 1, size).movedim(0, 1))  # as the model gets it
+        shown, names = [still, *shown], ["image", *names]
+    return [*shown, base, sample.video], [*names, "base", "AICL"]
 
 
 _GENERATION = frozenset(GenerationOptions.__dataclass_fields__)

@@ -250,8 +250,10 @@ def test_all_jobs_have_the_image_that_their_model_begins_with_before_the_first_i
     code, _, err = sample(call, "i2v", *arguments)
     assert code == 2 and err.count("\n") == 1 and not any(Path("made").iterdir())
     assert "'a blue person jumps' cannot be sampled: this is an image-to-video model: give it an image" in err
-    assert sample(call, "i2v", *arguments, "--image", "still.png")[0] == 0
-    assert {path.name for path in Path("made").glob("*.mp4")} == {"00001.mp4", "00002.mp4"}
+    assert sample(call, "i2v", *arguments, "--image", "still.png", "--compare")[0] == 0
+    assert {path.name for path in Path("made").glob("0000?.mp4")} == {"00001.mp4", "00002.mp4"}
+    sheet = Image.open("made/00001-compare.png")  # the image, the reference, base and ours
+    assert sheet.height >= 4 * (32 + 14) and sheet.getpixel((8, 14 + 8)) == (0, 0, 0) != sheet.getpixel((40, 14 + 8))
 
 
 def test_a_training_run_serves_as_base_model(call, model):
