@@ -188,7 +188,7 @@ def test_a_task_leaves_every_file_that_the_page_offers(finished):
 def test_the_steps_that_the_sampler_takes_are_known_from_the_start_and_shown(finished, service):
     _, _, task, _ = finished
     assert task.done == task.total == 4 * 4  # for two seeds, and as many of the base; three were asked for
-    assert " &middot; 4 steps (the published timesteps for 3) &middot; guidance 3" in page.result(task, None)
+    assert " &middot; 4 steps (the model's timesteps for 3) &middot; guidance 3" in page.result(task, None)
     assert service.submit(visitor(service), task.model, PROMPT, Settings(num_inference_steps=3)).total == 4
     exact = dataclasses.replace(task, job=dataclasses.replace(task.job, num_inference_steps=4))
     assert " 4 steps &middot; guidance 3" in page.result(exact, None)

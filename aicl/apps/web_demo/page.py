@@ -243,7 +243,7 @@ def _repeat(task: Task) -> str:
 def _settings(task: Task) -> str:
     job = task.job
     seeds = f"seed {job.seed}" if job.num_samples == 1 else f"seeds {job.seed} to {job.seed + job.num_samples - 1}"
-    more = "" if task.steps == job.num_inference_steps else f" (the published timesteps for {job.num_inference_steps})"
+    more = "" if task.steps == job.num_inference_steps else f" (the model's timesteps for {job.num_inference_steps})"
     parts = [
         seeds,
         f"{task.steps} steps{more}",
