@@ -1,6 +1,5 @@
 """All benchmarks of one model in one call: a part that fails is written down, and the others run all the same."""
 
-import gc
 import sys
 import tempfile
 import time
@@ -17,6 +16,7 @@ from lvdm.benchmarks import Record
 from lvdm.errors import UserError
 from lvdm.models.components import ModelConfig
 from lvdm.models.quantization import has_fp8
+from lvdm.training.choice import free_memory
 from lvdm.training.throughput import compare_strategies
 
 Part = Callable[[], Iterable[Record]]
@@ -95,9 +95,7 @@ def run_parts(parts: Mapping[str, Part]) -> Iterator[Record]:
         except Exception as error:  # whatever it is (no memory, a kernel, a missing package): the next part may work
             said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
             yield {"benchmark": name, "failed": " ".join(said.split())[-500:]}
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_memory()
 
 
 def strategies(

@@ -105,7 +105,7 @@ def job_line(pipe: AICLPipeline, job: Job) -> str:
     o = filled_options(pipe, job)
     asked, sampler = cast(int, o.num_inference_steps), cast(str, o.sampler)  # filled in
     taken = pipe.base.steps_taken(asked, sampler)
-    more = "" if taken == asked else f" (the published timesteps for {asked})"
+    more = "" if taken == asked else f" (the model's timesteps for {asked})"
     text = f"'{job.prompt}', {o.num_frames} frames of {o.width}x{o.height}, {taken} steps of {sampler}{more}"
     return (
         f"{text}, guidance {o.guidance_scale}, seed {job.seed}, {_references_line(job, o.first_reference_until or 0)}"

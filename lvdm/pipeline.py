@@ -24,7 +24,7 @@ from lvdm.acceleration import Acceleration, Mode
 from lvdm.arguments import check_number
 from lvdm.callbacks import StepCallback, check_step_callback, progress_bar, step_callbacks
 from lvdm.diffusion import Condition, Denoiser, draw_noise
-from lvdm.diffusion.samplers import SAMPLERS, Callback, takes_spacing
+from lvdm.diffusion.samplers import SAMPLERS, Callback, steps_taken, takes_spacing
 from lvdm.diffusion.step_cache import StepCache
 from lvdm.diffusion.windows import Windows
 from lvdm.errors import ConfigError
@@ -311,11 +311,8 @@ class VideoPipeline:
         return draw_noise((len(generators), *shape), generators, self.device)
 
     def steps_taken(self, num_inference_steps: int, sampler: str) -> int:
-        """How many steps a sampler takes where so many are asked for: the published spacing has more for counts that do
-        not divide the noise levels, see `NoiseSchedule.sampling_timesteps`. Raises ConfigError for impossible ones."""
-        if num_inference_steps == 1 or not takes_spacing(sampler):
-            return num_inference_steps
-        return len(self.components.schedule.sampling_timesteps(num_inference_steps, self.config.diffusion.spacing))
+        """How many steps a sampler takes where so many are asked for, see `lvdm.diffusion.samplers.steps_taken`."""
+        return steps_taken(sampler, self.components.schedule, num_inference_steps, self.config.diffusion.spacing)
 
     def sample_latents(
         self,

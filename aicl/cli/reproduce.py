@@ -54,11 +54,11 @@ def parser() -> Parser:
     return parser
 
 
-def main(args: argparse.Namespace) -> None:
+def main(args: argparse.Namespace) -> int:
     """Measure what a preset asks for, write its tables and draw its pictures.
 
     Raises UserError, after all tables are written, where rows could not be made though all they need is there, and
-    where no row of a table was run.
+    where no row of a table was run; of several processes the first does, and the others return its exit status.
     """
     tables = [f"table_{TABLES[name]}" for name in args.table] + [f"experiment_{name}" for name in args.experiment]
     tables += map(str, args.preset)
@@ -107,5 +107,6 @@ def main(args: argparse.Namespace) -> None:
         errors.append(
             f"{', '.join(failed)} could not be made: why stands beneath the tables, which have the other rows"
         )
-    if errors:
+    if errors and rank == 0:
         raise UserError("; ".join(errors))
+    return 2 if errors else 0

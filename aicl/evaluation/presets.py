@@ -97,6 +97,8 @@ class Preset:
                 raise ConfigError(f"the baseline of '{self.title}' is '{name}': name one of its rows, {labels}")
         for metrics in (self.metrics, *(spec.metrics for spec in self.sets if spec.metrics is not None)):
             columns_of(metrics)
+        if not self.sets:
+            raise ConfigError(f"'{self.title}' has no sets: give one or more, or leave sets out for a single table")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
             raise ConfigError(f"seeds must be one or more different numbers from 0 on, got {self.seeds}")
         if (

@@ -156,8 +156,8 @@ class DiffusersPipeline(VideoPipeline):
         )
 
     def steps_taken(self, num_inference_steps: int, sampler: str) -> int:
-        """As asked: the scheduler's own."""
-        return num_inference_steps
+        """As many as the scheduler has timesteps for: some of them evaluate the network several times a step."""
+        return len(self._scheduler(num_inference_steps, cells=1, device="cpu").timesteps)
 
     def sample_latents(
         self,
@@ -188,8 +188,7 @@ class DiffusersPipeline(VideoPipeline):
         steps = num_inference_steps or self.config.defaults.num_inference_steps
         backbone = self.components.unet
         self.bring(backbone)
-        sigmas = SIGMAS.get(type(self.pipe).__name__)
-        scheduler = ready(self.pipe.scheduler, steps, _cells(x_T.shape), x_T.device, sigmas)
+        scheduler = self._scheduler(steps, _cells(x_T.shape), x_T.device)
         loop, watch = Steps(scheduler, generators, eta), FiniteWatch(callback)
         denoiser = Denoiser(backbone, self.components.schedule, backbone.prediction)
         guided = denoiser.guided(branches, weights)
@@ -202,6 +201,10 @@ class DiffusersPipeline(VideoPipeline):
             x = x if changed is None else changed
         watch.finish()
         return x
+
+    def _scheduler(self, steps: int, cells: int, device: torch.device | str) -> Any:
+        """The pipeline's own, see `ready`."""
+        return ready(self.pipe.scheduler, steps, cells, torch.device(device), SIGMAS.get(type(self.pipe).__name__))
 
     def _guided(self, outputs: Tensor, weights: Sequence[float]) -> Tensor:
         """The weighted sum of the branches' outputs (branches * b, c, t, h, w).

@@ -22,7 +22,6 @@ from lvdm.pipeline import VideoPipeline
 
 CONFIG_FILE = "config.yaml"
 SHARD_BYTES = 2 * 1024**3
-ALIGNMENT = 64  # bytes, of PyTorch's own allocator on a CPU
 
 
 def load_pipeline(
@@ -30,8 +29,8 @@ def load_pipeline(
 ) -> VideoPipeline:
     """Load a model folder, or one of diffusers, for inference, onto `device` in `dtype` (None: the CPU, as stored).
 
-    Weights go from the files to their place without a second copy. Raises CheckpointError for a folder that is not
-    there, incomplete or of other weights than its config says.
+    Weights go from the files to their place without a second copy in memory: on a CPU the files are mapped. Raises
+    CheckpointError for a folder that is not there, incomplete or of other weights than its config says.
     """
     folder = Path(folder)
     if is_base(folder):
@@ -126,7 +125,10 @@ def write_part(
 def read_part(
     folder: Path, part: str, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
 ) -> dict[str, torch.Tensor]:
-    """All entries of one part, on `device`. Raises CheckpointError for missing or damaged files."""
+    """All entries of one part, on `device`; those on a CPU that need no cast are mapped, not read.
+
+    Raises CheckpointError for missing or damaged files.
+    """
     index = folder / f"{part}.safetensors.index.json"
     places = _read_index(index) if index.is_file() else {}
     state: dict[str, torch.Tensor] = {}
@@ -135,7 +137,7 @@ def read_part(
         if not path.is_file():
             raise CheckpointError(f"{folder} is incomplete: {name} is missing")
         with open_tensors(path, CheckpointError, str(device), remedy="convert the checkpoint again") as file:
-            state |= {key: _aligned(_stored(file.get_tensor(key), dtype)) for key in file.keys()}  # noqa: SIM118
+            state |= {key: _stored(file.get_tensor(key), dtype) for key in file.keys()}  # noqa: SIM118
     if places and places.keys() != state.keys():
         raise CheckpointError(f"{index} lists other entries than its shards hold: convert the checkpoint again")
     return state
@@ -179,14 +181,6 @@ def _shards(state: Mapping[str, torch.Tensor], limit: int, dtype: torch.dtype | 
 
 def _bytes(tensor: torch.Tensor, dtype: torch.dtype | None) -> int:
     return tensor.numel() * (dtype if dtype and tensor.is_floating_point() else tensor.dtype).itemsize
-
-
-def _aligned(tensor: torch.Tensor) -> torch.Tensor:
-    """Itself, or a copy where PyTorch's allocator would place it: a file is mapped, and an entry begins anywhere in it.
-
-    On some processors products round by where a matrix begins: a loaded model would not be the saved one to the bit.
-    """
-    return tensor.clone() if tensor.device.type == "cpu" and tensor.data_ptr() % ALIGNMENT else tensor
 
 
 def _stored(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:

@@ -9,6 +9,7 @@ from torch import nn
 from lvdm.checkpoints.integrity import check_values
 from lvdm.errors import CheckpointError
 
+ALIGNMENT = 64  # bytes, of PyTorch's own allocator on a CPU
 GROUPS_SHOWN = 8  # of each kind of difference; a wrong family differs in hundreds of entries
 
 
@@ -42,14 +43,23 @@ def check_entries(expected: Mapping[str, torch.Tensor], found: Mapping[str, torc
 
 
 def load_strict(module: nn.Module, state: Mapping[str, torch.Tensor], what: str) -> None:
-    """Make `state` the entries of `module`, which may be on the meta device: tensors are taken over, not copied.
+    """Make `state` the entries of `module`, which may be on the meta device: tensors are taken over, not copied, but
+    for those on a CPU that begin where PyTorch would not place them, as in a mapped file.
 
     Raises CheckpointError for entries that are missing, too many, of another shape or type, NaN or infinite.
     """
     expected = module.state_dict()
     check_entries(expected, state, what)
     check_values(expected, state, what)
-    module.load_state_dict(state, strict=True, assign=True)
+    module.load_state_dict({name: _aligned(tensor) for name, tensor in state.items()}, strict=True, assign=True)
+
+
+def _aligned(tensor: torch.Tensor) -> torch.Tensor:
+    """Itself, or a copy where PyTorch's allocator places it.
+
+    Products may round by where a matrix begins: a loaded model would not be the saved one to the bit.
+    """
+    return tensor.clone() if tensor.device.type == "cpu" and tensor.data_ptr() % ALIGNMENT else tensor
 
 
 def _shape(tensor: torch.Tensor) -> str:

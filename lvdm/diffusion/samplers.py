@@ -161,6 +161,15 @@ def takes_spacing(sampler: str) -> bool:
     return spacing is not None and spacing.default == "published"
 
 
+def steps_taken(sampler: str, schedule: NoiseSchedule, steps: int, spacing: Spacing) -> int:
+    """How many steps a sampler takes on a model of this schedule and spacing where so many are asked for: the published
+    spacing has more for counts that do not divide the noise levels, see `NoiseSchedule.sampling_timesteps`.
+
+    Raises ConfigError for an unknown sampler, and for more steps than there are noise levels to space.
+    """
+    return len(_levels(schedule, steps, spacing)) - 1 if takes_spacing(sampler) else steps
+
+
 @dataclass(frozen=True)
 class _Level:
     """A noise level as plain numbers, so that sampling never waits for the device. t is -1 for the clean latent."""

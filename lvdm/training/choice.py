@@ -103,8 +103,7 @@ def measure(settings: TrainingSettings, build: Build, device: torch.device) -> M
         return None
     finally:
         del module, data
-        gc.collect()  # they hold each other, and what they leave would count as memory at rest the next time
-        torch.cuda.empty_cache()
+        free_memory()  # what they leave would count as memory at rest the next time
 
 
 def _measure(module: TrainingModule, data: EndlessDataModule, device: torch.device) -> Memory:
@@ -140,6 +139,12 @@ def first_batch(module: TrainingModule, data: EndlessDataModule, device: torch.d
     batch: Any = next(iter(data.train_dataloader()))
     batch = data.on_before_batch_transfer(batch, 0)
     return module.transfer_batch_to_device(batch, device, 0)
+
+
+def free_memory() -> None:
+    """Have the memory of modules and trainers, which hold each other, again once nothing else holds them."""
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def divisors(count: int) -> list[int]:

@@ -1,6 +1,5 @@
 """How many samples a second a training takes, and how near `strategy: auto` comes to the best chosen by hand."""
 
-import gc
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +10,7 @@ import torch
 from pytorch_lightning.callbacks import Callback
 
 from lvdm.training.checkpoints import Progress
-from lvdm.training.choice import GIB, divisors
+from lvdm.training.choice import GIB, divisors, free_memory
 from lvdm.training.module import training_module
 from lvdm.training.run import build_run, build_trainer
 from lvdm.training.settings import RunSettings, Settings, TrainingSettings
@@ -52,22 +51,17 @@ class Pace(Callback):
 def measure_throughput(config: dict[str, Any], settings: TrainingSettings) -> Throughput | None:
     """Train some steps as `train(config)` would with these settings, without writing anything.
 
-    None where the GPU's memory, as far as PyTorch may have it, is not enough. What was used is free again afterwards.
+    None where the GPU's memory, as far as PyTorch may have it, is not enough. What was used is free again afterwards,
+    but for what an error holds that is raised.
     """
     run = Settings.read(config).run
     settings = replace(settings, steps=WARM_UP + MEASURED)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    try:
-        seconds = _fit(config, run, settings)
-    finally:
-        gc.collect()
-        if torch.cuda.is_available():
-            peak = torch.cuda.max_memory_reserved() / GIB
-            torch.cuda.empty_cache()
-    if seconds is None:
-        return None
-    return Throughput(MEASURED * settings.batch_size / seconds, peak if torch.cuda.is_available() else 0.0)
+    seconds = _fit(config, run, settings)
+    peak = torch.cuda.max_memory_reserved() / GIB if torch.cuda.is_available() else 0.0
+    free_memory()
+    return None if seconds is None else Throughput(MEASURED * settings.batch_size / seconds, peak)
 
 
 def _fit(config: dict[str, Any], run: RunSettings, settings: TrainingSettings) -> float | None:
@@ -178,7 +172,8 @@ class _Known:
             if not (settings.compile or settings.cuda_graphs):
                 raise
             self.failed[name] = str(error).partition("\n")[0][:200]
-            return None
+        free_memory()  # of what the error held, or the next candidate would have less
+        return None
 
 
 def _in_words(settings: TrainingSettings) -> str:

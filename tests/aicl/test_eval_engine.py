@@ -310,6 +310,7 @@ def test_the_length_of_a_rows_videos_is_told_by_its_adapters_rate(models, tmp_pa
         ({"evaluators": {"clip": {"kind": "clipp", "path": "x"}}}, "unknown key 'clipp' in evaluators"),
         ({"rows": [{"label": "x", "model": "tiny", "lead": 0.5}]}, "'lead' .*first_reference_until"),
         ({"seeds": [1, 1]}, "different numbers"),
+        ({"sets": []}, "'A table' has no sets"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_ends_in_a_sentence(models, tmp_path, change, message):

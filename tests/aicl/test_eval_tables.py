@@ -108,14 +108,14 @@ def test_a_line_that_differs_between_rows_says_whose_it_is():
     assert "- chance: 10.00\n" in text and "- another image: 71.00 (base), 64.50 (ours)\n" in text
 
 
-def test_a_table_of_nothing_is_written_and_ends_with_an_error(tmp_path):
+def test_a_table_of_nothing_is_written_and_ends_with_an_error(tmp_path, monkeypatch):
     lacking, other = ({"label": label, "model": "nowhere"} for label in ("base", "other"))
     few = ["benchmark.size=32", "benchmark.frames=4", "sets=[{}]", "seeds=[0]", "videos=2", "real=2"]
     where = ["--out", str(tmp_path / "out"), "--device", "cpu"]
     for name, rows in {"some": [{"label": "real", "kind": "real"}, lacking], "none": [lacking, other]}.items():
         configs.save(tmp_path / f"{name}.yaml", {"title": "T", "rows": rows, "metrics": ["dynamic_degree"]})
     some, none = (str(tmp_path / f"{name}.yaml") for name in ("some", "none"))
-    reproduce.main(parse("reproduce", ["--preset", some, *where, *few]))
+    assert reproduce.main(parse("reproduce", ["--preset", some, *where, *few])) == 0
     with pytest.raises(UserError) as caught:
         reproduce.main(parse("reproduce", ["--preset", none, some, *where, *few]))
     why = "no model 'nowhere' is given: model.nowhere=FOLDER"
@@ -123,3 +123,5 @@ def test_a_table_of_nothing_is_written_and_ends_with_an_error(tmp_path):
     assert str(caught.value) == expected
     assert f"base: not run, {why}" in (tmp_path / "out/none_puppets.md").read_text(encoding="utf-8")
     assert "| base | not run |" in (tmp_path / "out/some_puppets.md").read_text(encoding="utf-8")
+    monkeypatch.setenv("RANK", "1")  # of several processes the first says it
+    assert reproduce.main(parse("reproduce", ["--preset", none, *where, *few])) == 2

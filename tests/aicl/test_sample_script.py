@@ -52,7 +52,7 @@ def frames(folder: Path) -> list[bytes]:
 
 def test_the_line_of_a_job_says_how_many_steps_are_taken(call, model):
     code, out, err = sample(call, model, "--prompt", PROMPT, "--refs", "a.mp4", "--steps", 6, "--out", "out.mp4")
-    assert code == 0 and ", 7 steps of ddim (the published timesteps for 6), guidance 4.0" in out and " 0/7 " in err
+    assert code == 0 and ", 7 steps of ddim (the model's timesteps for 6), guidance 4.0" in out and " 0/7 " in err
     assert json.loads(Path("out.json").read_text())["job"]["num_inference_steps"] == 6  # makes the same again
 
 

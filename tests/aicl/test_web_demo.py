@@ -162,7 +162,7 @@ def finished(models, tmp_path_factory):
     own = uploads.reserve(session, "mine.mp4")[0]
     write_sample(own.with_suffix(".mp4"), 9, frames=6).rename(own)
     uploads.accept_video(session, own, "mine.mp4")
-    settings = Settings(2, 5, 2, guidance_scale=3.0, first_reference_until=0.5, reference_guidance_scale=2.0)
+    settings = Settings(2, 5, 3, guidance_scale=3.0, first_reference_until=0.5, reference_guidance_scale=2.0)
     task = service.submit(session, service.cards[0].name, PROMPT, settings)
     service.start()
     wait(lambda: not task.state.active)
@@ -183,6 +183,15 @@ def test_a_task_leaves_every_file_that_the_page_offers(finished):
     assert service.result_file(session, task.id, "R.safetensors").is_file()
     with pytest.raises(DataError):
         service.result_file(visitor(service, 1), task.id, "R.safetensors")
+
+
+def test_the_steps_that_the_sampler_takes_are_known_from_the_start_and_shown(finished, service):
+    _, _, task, _ = finished
+    assert task.done == task.total == 4 * 4  # for two seeds, and as many of the base; three were asked for
+    assert " &middot; 4 steps (the model's timesteps for 3) &middot; guidance 3" in page.result(task, None)
+    assert service.submit(visitor(service), task.model, PROMPT, Settings(num_inference_steps=3)).total == 4
+    exact = dataclasses.replace(task, job=dataclasses.replace(task.job, num_inference_steps=4))
+    assert " 4 steps &middot; guidance 3" in page.result(exact, None)
 
 
 def test_the_command_line_and_the_record_of_a_result_repeat_it(finished):

@@ -142,6 +142,18 @@ def test_training_sees_the_noise_levels_that_sampling_does(name):
         assert alpha == pytest.approx(1 - sigma if base.components.unet.prediction == "flow" else (1 - sigma**2) ** 0.5)
 
 
+@pytest.mark.parametrize(("kind", "taken"), [("HeunDiscreteScheduler", 7), ("DDIMScheduler", 4)])
+def test_how_many_steps_a_scheduler_takes_is_known_beforehand(kind, taken, monkeypatch):
+    import diffusers
+
+    pipe, seen = pipeline("TextToVideoSDPipeline"), []
+    monkeypatch.setattr(pipe, "scheduler", getattr(diffusers, kind).from_config(pipe.scheduler.config))
+    base = wrap(pipe)
+    options: dict[str, Any] = {"num_frames": 1, "height": 16, "width": 16, "num_inference_steps": 4, "progress": False}
+    base(PROMPTS[0], callback_on_step_end=lambda pipeline, step, *others: seen.append(step), **options)
+    assert base.steps_taken(4, "scheduler") == taken and seen == list(range(taken))
+
+
 # -- what is refused ----------------------------------------------------------------------------------------------
 
 

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from lvdm.checkpoints import check_entries, detect_family, load_strict, read_checkpoint
 from lvdm.checkpoints.families import split_parts
+from lvdm.checkpoints.folder import read_part, write_part
 from lvdm.errors import CheckpointError
 from tests.parity.rebuild import full_layouts
 
@@ -48,6 +49,19 @@ def test_a_checkpoint_is_mapped_not_read(tmp_path):
     state = read_checkpoint(tmp_path / "model.ckpt")
     assert state["big"][-1] == 0
     assert anonymous_memory() - before < 16 * 2**20
+
+
+def test_a_part_is_mapped_not_read_and_lies_where_it_would_once_a_model_takes_it_over(tmp_path):
+    state = {"bias": torch.ones(1), "weight": torch.rand(1, 16 * 2**20)}  # 64 MiB that begin 4 bytes after a border
+    write_part(tmp_path, "part", state)
+    before = anonymous_memory()
+    found = read_part(tmp_path, "part")
+    assert found["weight"].data_ptr() % 64 and torch.equal(found["weight"][0, -9:], state["weight"][0, -9:])
+    assert anonymous_memory() - before < 16 * 2**20
+    with torch.device("meta"):
+        module = torch.nn.Linear(16 * 2**20, 1)
+    load_strict(module, found, "the entries")
+    assert not module.weight.data_ptr() % 64 and torch.equal(module.weight, state["weight"])
 
 
 def anonymous_memory() -> int:

@@ -78,13 +78,14 @@ def test_steps_are_timed_on_the_cpu(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-def test_what_ran_out_of_memory_is_in_memory_no_longer(tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError])
+def test_what_a_failed_attempt_held_is_in_memory_no_longer(error, tmp_path, monkeypatch):
     make_clips(tmp_path / "clips")
     config = tiny_config(tmp_path, "base", model={"config": MODEL})
     modules, build_run = [], throughput.build_run
 
     def fail(batch):
-        raise torch.OutOfMemoryError("no memory is left")
+        raise error("this cannot run")
 
     def build(*arguments):
         options, module, data = build_run(*arguments)
@@ -93,5 +94,7 @@ def test_what_ran_out_of_memory_is_in_memory_no_longer(tmp_path, monkeypatch):
         return options, module, data
 
     monkeypatch.setattr(throughput, "build_run", build)
-    assert measure_throughput(config, TrainingSettings(**config["training"])) is None
+    known = throughput._Known(config)
+    assert known.measure([TrainingSettings(**config["training"], compile=True)], limit=80) == {}
+    assert list(known.failed.values()) == ["this cannot run"] * (error is RuntimeError)
     assert [module() for module in modules] == [None]  # or the next attempt would have less memory

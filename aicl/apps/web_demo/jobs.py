@@ -59,16 +59,25 @@ class Task:
     warnings: list[str] = field(default_factory=list)
     _cancel: threading.Event = field(default_factory=threading.Event, repr=False)
 
+    @property
+    def steps(self) -> int:
+        """The steps that the sampler takes for a video."""
+        return self.total // runs(self.job)
+
     def step(self) -> None:
         """Count one step. Raises Cancelled if nobody waits for the task any more."""
         if self._cancel.is_set():
             raise Cancelled
         self.done += 1
-        self.total = max(self.total, self.done)  # some numbers of steps are rounded up, see docs/design.md
 
     def cancel(self) -> None:
         """Have the task stop at its next step."""
         self._cancel.set()
+
+
+def runs(job: Job) -> int:
+    """How often a sampler runs for a job: for each video, and for that of the base model beside it."""
+    return job.num_samples * (2 if job.compare else 1)
 
 
 class JobQueue:

@@ -11,6 +11,8 @@ from aicl.prompt_templates import template_for
 from aicl.reference_retrieval import Library, build_library
 from lvdm.checkpoints.folder import CONFIG_FILE, read_model_config
 from lvdm.data import read_folder
+from lvdm.diffusion.samplers import steps_taken
+from lvdm.diffusion.schedule import DiffusionConfig
 from lvdm.errors import CheckpointError, UserError
 from lvdm.models.components import GenerationDefaults
 from lvdm.models.text import TextConfig
@@ -33,6 +35,7 @@ class ModelCard:
     defaults: GenerationDefaults
     first_reference_until: float
     text: TextConfig
+    diffusion: DiffusionConfig
 
     @property
     def fps(self) -> int:
@@ -48,6 +51,11 @@ class ModelCard:
     def template(self) -> str | None:
         """The name of the template of prompts that it was trained on, if one is known."""
         return template_for(self.words)
+
+    def steps_taken(self, steps: int) -> int:
+        """How many steps its sampler takes where so many are asked for. Raises ConfigError for too many."""
+        schedule, spacing = self.diffusion.build_schedule(), self.diffusion.spacing
+        return steps_taken(self.defaults.sampler, schedule, steps, spacing)
 
     def unknown_words(self, text: str) -> list[str]:
         """The words of a prompt that the model knows no meaning of, in order."""
@@ -70,6 +78,7 @@ def read_card(path: Path) -> ModelCard:
         defaults=with_references(defaults, files.guidance_scale, files.num_inference_steps),
         first_reference_until=files.first_reference_until,
         text=config.text,
+        diffusion=config.diffusion,
     )
 
 

@@ -40,7 +40,7 @@ class SampleFiles:
 
     @property
     def comparison(self) -> Path:
-        """References, base model and AICL in one video."""
+        """Image, references, base model and AICL in one video."""
         return sidecar(self.video, COMPARISON)
 
     @property

@@ -243,9 +243,10 @@ def _repeat(task: Task) -> str:
 def _settings(task: Task) -> str:
     job = task.job
     seeds = f"seed {job.seed}" if job.num_samples == 1 else f"seeds {job.seed} to {job.seed + job.num_samples - 1}"
+    more = "" if task.steps == job.num_inference_steps else f" (the model's timesteps for {job.num_inference_steps})"
     parts = [
         seeds,
-        f"{job.num_inference_steps} steps",
+        f"{task.steps} steps{more}",
         f"guidance {job.guidance_scale:g}" if job.guidance_scale else "",
     ]
     parts.append(f"references at {job.scale:g}" if job.references and job.scale != 1 else "")

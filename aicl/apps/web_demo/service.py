@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from aicl.apps.web_demo import outputs
-from aicl.apps.web_demo.jobs import JobQueue, State, Task
+from aicl.apps.web_demo.jobs import JobQueue, State, Task, runs
 from aicl.apps.web_demo.models import ModelCard, example_clips
 from aicl.apps.web_demo.previews import Preview, preview
 from aicl.apps.web_demo.sessions import Session, Sessions, Slot
@@ -128,8 +128,7 @@ class Service:
             compare=bool(references),
             **options,
         )
-        passes = 2 if job.compare else 1
-        task = Task(id, session.key, card.name, job, total=steps * settings.num_samples * passes)
+        task = Task(id, session.key, card.name, job, total=card.steps_taken(steps) * runs(job))
 
         def keep() -> None:
             outputs.save_task(make_folder(folder), task)
