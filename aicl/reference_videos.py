@@ -16,6 +16,7 @@ from aicl.options import Reference
 from lvdm.errors import ConfigError, VideoError
 from lvdm.video import (
     IMAGE_ENDINGS,
+    as_tensor,
     frame_files,
     frame_indices,
     load_pixels,
@@ -24,6 +25,7 @@ from lvdm.video import (
     read_image,
     resize_crop,
     to_frames,
+    to_rgb,
 )
 
 
@@ -155,11 +157,11 @@ def _is_image(video: Path) -> bool:
 def _pixels(video: Any) -> Tensor:
     """Pixels in any accepted form -> uint8 (t, h, w, 3). Raises ConfigError."""
     if isinstance(video, list | tuple):
-        frames = [np.asarray(frame.convert("RGB") if isinstance(frame, Image.Image) else frame) for frame in video]
+        frames = [np.asarray(to_rgb(frame) if isinstance(frame, Image.Image) else frame) for frame in video]
         if len({frame.shape for frame in frames}) != 1:
             raise ConfigError("the frames of a reference must all have one size")
         video = np.stack(frames)
-    pixels = torch.as_tensor(video)
+    pixels = as_tensor(video)
     if pixels.dtype.is_floating_point and pixels.ndim == 4:  # the output types "np" and "pt" of pipelines
         pixels = _bytes(pixels)
     if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[-1] != 3:

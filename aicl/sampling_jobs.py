@@ -74,7 +74,10 @@ class Job(SamplingOptions):
         group="references",
         metavar="TEXT",
     )
-    image: str | None = option(None, "the first frame, a PNG, JPEG or WebP file: for image-to-video models alone")
+    image: str | None = option(
+        None,
+        "the first frame of image-to-video models: a PNG, JPEG or WebP file, stretched to the size of the video",
+    )
     seed: int = option(0, "of the first sample (default: 0)", least=0)
     num_samples: int = option(1, "videos of each prompt, with consecutive seeds (default: 1)", least=1, most=100_000)
     batch_size: int = option(1, "samples made at once (default: 1)", least=1, spellings=("batch",))
@@ -103,6 +106,8 @@ class Job(SamplingOptions):
             raise ConfigError("library_by and example say how to choose from a library: name one, or leave them out")
         if self.reference_guard is not None and not (self.references or self.library):
             raise ConfigError("reference_guard decides whether references are read: give some, or leave it out")
+        if self.image is not None and not self.image.strip():
+            raise ConfigError("image is an empty name: give a PNG, JPEG or WebP file, or leave it out")
         if self.general_prompt is not None and self.reference_guard is None:
             raise ConfigError("general_prompt is what reference_guard compares the prompt with: set it, too")
         if self.out and Path(self.out).suffix.lower() not in (*ENDINGS, ""):

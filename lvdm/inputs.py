@@ -14,7 +14,7 @@ from lvdm.arguments import described
 from lvdm.diffusion import make_generators
 from lvdm.errors import ConfigError
 from lvdm.outside import check_text
-from lvdm.video import read_image, to_frames
+from lvdm.video import as_tensor, read_image, to_frames, to_rgb
 
 ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
 
@@ -71,7 +71,8 @@ def first_frames(image: ImageLike | Sequence[ImageLike], count: int, size: tuple
     items = cast(Sequence[ImageLike], image) if several else [cast(ImageLike, image)] * count
     images = [_first_frame(item, size) for item in items]
     if len(images) != count:
-        raise ConfigError(f"{count} prompts need one image or {count}, got {len(images)}")
+        wanted = "one prompt takes one image" if count == 1 else f"{count} prompts take one image or {count}"
+        raise ConfigError(f"{wanted}, got {len(images)}")
     return torch.stack(images)
 
 
@@ -81,8 +82,8 @@ def _first_frame(image: ImageLike, size: tuple[int, int]) -> Tensor:
         image = read_image(image)
     if not isinstance(image, Image.Image | np.ndarray | Tensor):
         raise ConfigError(f"an image must be a file, a PIL image or pixels, got {described(image)}")
-    pixels = torch.as_tensor(np.array(image.convert("RGB")) if isinstance(image, Image.Image) else image)
-    if pixels.dtype != torch.uint8 or pixels.ndim != 3 or pixels.shape[-1] != 3:
+    pixels = as_tensor(np.array(to_rgb(image)) if isinstance(image, Image.Image) else image)
+    if pixels.dtype != torch.uint8 or pixels.ndim != 3 or pixels.shape[-1] != 3 or not pixels.numel():
         raise ConfigError(f"an image must be uint8 (h, w, 3), got {pixels.dtype} {tuple(pixels.shape)}")
     frame = to_frames(pixels[None]).movedim(1, 0)  # (1, 3, h, w)
     return F.interpolate(frame, tuple(size), mode="bilinear", align_corners=False)[0]

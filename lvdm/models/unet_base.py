@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lvdm.diffusion.step_cache import InnerFeatures
 from lvdm.errors import ConfigError
-from lvdm.models.backbone import ExtensibleBlock, VideoBackbone
+from lvdm.models.backbone import Compression, ExtensibleBlock, VideoBackbone
 from lvdm.models.layers import (
     NORM_GROUPS,
     Downsample,
@@ -208,6 +208,18 @@ class VideoUNet(VideoBackbone):
         yield "middle_block", self.middle_block, levels[-1]
         yield from ((f"output_blocks.{i}", stage, up[i]) for i, stage in enumerate(self.output_blocks.children()))
 
+    def latent_shape(self, frames: int, size: tuple[int, int], compression: Compression) -> tuple[int, int, int, int]:
+        """See `VideoBackbone.latent_shape`; raises ConfigError also for a size that the levels do not divide."""
+        pixels = compression.space * self._size_factor
+        if size[0] % pixels or size[1] % pixels:
+            raise ConfigError(f"size {size[0]}x{size[1]} (height x width) must consist of multiples of {pixels} pixels")
+        return super().latent_shape(frames, size, compression)
+
+    @property
+    def _size_factor(self) -> int:
+        """What height and width of latents are multiples of, so that every level divides them."""
+        return 2 ** (len(self.params.channel_mult) - 1)
+
     def check_input(self, shape: Sequence[int]) -> None:
         """Raise ConfigError if latents of shape (b, c, t, h, w) are of no use to this model.
 
@@ -231,7 +243,7 @@ class VideoUNet(VideoBackbone):
         if len(shape) != 5 or shape[1] != self.params.in_channels:
             expected = f"(batch, {self.params.in_channels}, frames, height, width)"
             raise ConfigError(f"latents must have shape {expected}, got {tuple(shape)}")
-        height, width, factor = shape[3], shape[4], 2 ** (len(self.params.channel_mult) - 1)
+        height, width, factor = shape[3], shape[4], self._size_factor
         if height % factor or width % factor:
             raise ConfigError(f"latent size {height}x{width} must be a multiple of {factor} in height and width")
 

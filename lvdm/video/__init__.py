@@ -1,9 +1,9 @@
 """Files <-> pixels <-> frames: the only home of pixel ranges, resizing, frame sampling and frame rates."""
 
-from lvdm.video.images import IMAGE_ENDINGS, VIDEO_ENDINGS, frame_files, read_animation, read_image
+from lvdm.video.images import IMAGE_ENDINGS, VIDEO_ENDINGS, frame_files, read_animation, read_image, to_rgb
 from lvdm.video.montage import contact_sheet, enlarged, side_by_side, text_strip
 from lvdm.video.outputs import OutputType, check_output_type, convert_pixels
-from lvdm.video.pixels import ShortRule, frame_indices, frame_step, resize_crop, to_frames, to_pixels
+from lvdm.video.pixels import ShortRule, as_tensor, frame_indices, frame_step, resize_crop, to_frames, to_pixels
 from lvdm.video.reading import (
     Video,
     VideoInfo,
@@ -25,6 +25,7 @@ __all__ = [
     "ShortRule",
     "Video",
     "VideoInfo",
+    "as_tensor",
     "check_output_type",
     "check_video",
     "contact_sheet",
@@ -46,5 +47,6 @@ __all__ = [
     "text_strip",
     "to_frames",
     "to_pixels",
+    "to_rgb",
     "write_video",
 ]

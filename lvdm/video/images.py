@@ -26,11 +26,25 @@ def read_image(path: str | os.PathLike[str]) -> Tensor:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as file:
-                return torch.from_numpy(np.array(ImageOps.exif_transpose(file).convert("RGB")))
+                return torch.from_numpy(np.array(to_rgb(ImageOps.exif_transpose(file))))
     except UnidentifiedImageError as error:
         raise VideoError(f"image {path} cannot be read: it is no picture; give a PNG, JPEG or WebP file") from error
+    except IsADirectoryError as error:
+        raise VideoError(f"image {path} cannot be read: it is a folder; give a PNG, JPEG or WebP file") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise VideoError(f"image {path} cannot be read: {error}") from error
+        raise VideoError(f"image {path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An image as viewers show it, in RGB of 8 bits: transparent parts over white, grey of 16 bits scaled to 8.
+
+    Pillow's own conversion uncovers what lies below transparent parts, and cuts 16 bits off at 255.
+    """
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image).clip(0, 2**16 - 1) // 2**8).astype(np.uint8))
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    return image.convert("RGB")
 
 
 def read_animation(path: str | os.PathLike[str]) -> tuple[Tensor, float]:
@@ -47,7 +61,7 @@ def read_animation(path: str | os.PathLike[str]) -> tuple[Tensor, float]:
                     raise ValueError(f"it has {count} frames, at most {_MAX_FRAMES} can be read")
                 frames, milliseconds = [], 0.0
                 for frame in ImageSequence.Iterator(file):
-                    frames.append(np.array(frame.convert("RGB")))
+                    frames.append(np.array(to_rgb(frame)))
                     milliseconds += float(frame.info.get("duration") or 0)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise VideoError(f"image {path} cannot be read: {error}") from error

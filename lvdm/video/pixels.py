@@ -105,6 +105,16 @@ def resize_crop(pixels: Tensor, size: tuple[int, int], position: tuple[float, fl
     return pixels[:, top : top + size[0], left : left + size[1]].contiguous()
 
 
+def as_tensor(pixels: np.ndarray | Tensor) -> Tensor:
+    """A NumPy array as a tensor, also one that is mirrored or read-only; a tensor as it is. Raises ConfigError."""
+    if isinstance(pixels, Tensor):
+        return pixels
+    try:
+        return torch.from_numpy(np.array(pixels, order="C"))
+    except TypeError as error:
+        raise ConfigError(f"pixels must be numbers, got an array of {pixels.dtype}: give uint8") from error
+
+
 def to_frames(pixels: Tensor) -> Tensor:
     """uint8 (..., t, h, w, c) -> float32 in [-1, 1] (..., c, t, h, w)."""
     # In the usual memory order, or convolutions would choose other algorithms than for a batch of the same frames.

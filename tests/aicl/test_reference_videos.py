@@ -27,6 +27,8 @@ def test_every_form_of_the_same_frames_gives_the_same_video(pipe, tmp_path):
     forms = [video, video.numpy(), images, list(video), tuple(video.numpy()), folder, str(folder)]
     for form in [*forms, Reference(video), [Reference(folder)], pipe.encode_references(folder, PROMPT)]:
         assert torch.equal(generate(pipe, references=form), expected)
+    reversed_colours = video.numpy()[..., ::-1]  # such as OpenCV's, a view that torch does not take
+    assert torch.equal(generate(pipe, references=reversed_colours), generate(pipe, references=video.flip(-1)))
     assert torch.equal(generate(pipe, references=[images, folder]), generate(pipe, references=[video, video]))
 
 
@@ -98,6 +100,10 @@ def test_anything_else_is_one_sentence(references, message):
         (lambda: Reference.of({"vidoe": "a"}, "line 1"), "did you mean 'video'"),
         (lambda: Reference.of({"caption": "a"}, "line 1"), "missing key 'video' in line 1"),
         (lambda: check_reference(Reference(np.zeros((4, 8, 8, 3), int))), "must be uint8"),
+        (
+            lambda: check_reference(Reference(np.full((4, 8, 8, 3), "no"))),
+            "pixels must be numbers, got an array of <U2",
+        ),
         (lambda: check_reference(Reference([Image.new("RGB", (8, 8)), Image.new("RGB", (9, 8))])), "one size"),
     ],
 )

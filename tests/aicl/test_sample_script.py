@@ -200,6 +200,7 @@ def test_mistakes_in_a_prompts_file_end_in_one_sentence(call, model, line, messa
     [
         (("--size", "512"), "WIDTHxHEIGHT"),
         (("--size", "31x32"), "multiple"),
+        (("--image", ""), "image is an empty name: give a PNG, JPEG or WebP file"),
         (("--refs", "none.mp4"), "none.mp4 does not exist"),
         (("--refs", "still.png"), "a single frame shows no action"),
         (("--refs", "still.mp4"), "still.mp4: not a readable video"),

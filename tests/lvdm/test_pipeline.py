@@ -16,6 +16,7 @@ from lvdm.errors import ConfigError, VideoError
 from lvdm.inputs import first_frames
 from lvdm.models.components import build_components
 from lvdm.pipeline import VideoPipeline
+from lvdm.video import read_image
 from tests.lvdm.published import model_config
 
 TINY = ["tiny_lvdm", "tiny_videocrafter", "tiny_videocrafter_i2v"]
@@ -142,8 +143,30 @@ def test_an_image_may_come_in_any_form(tmp_path):
     assert all(torch.equal(frame, frames[0]) for frame in frames)
     assert torch.equal(first_frames(pixels, 4, size), frames)
     assert torch.equal(first_frames(np.stack([pixels] * 4), 4, size), frames)
+    mirrored = np.broadcast_to(pixels[:, ::-1], pixels.shape)  # read-only, too
+    assert torch.equal(first_frames(mirrored, 1, (20, 30)), first_frames(pixels, 1, (20, 30)).flip(-1))
     exact = first_frames(pixels, 1, (20, 30))[0].permute(1, 2, 0)
     torch.testing.assert_close(exact, torch.from_numpy(pixels) / 127.5 - 1)
+
+
+def test_transparent_parts_of_an_image_are_white_and_16_bits_are_scaled(tmp_path):
+    """As viewers show both: what is stored under transparent parts is arbitrary, and Pillow cuts 16 bits off."""
+    grey = np.linspace(0, 255, 64 * 4).astype(np.uint8).reshape(4, 64)
+    alpha = np.full((4, 64), 255, np.uint8)
+    alpha[:, :8], alpha[:, 8:16] = 0, 128
+    shown = np.round(grey * (alpha / 255) + 255 * (1 - alpha / 255))
+    Image.fromarray(np.dstack([grey, grey, grey, alpha]), "RGBA").save(tmp_path / "rgba.png")
+    Image.fromarray(np.dstack([grey, alpha]), "LA").save(tmp_path / "la.png")
+    Image.fromarray(grey).save(tmp_path / "key.png", transparency=int(grey[3, 60]))  # one colour is transparent
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "wide.png")
+    keyed = np.where(grey == grey[3, 60], 255, grey)
+    for name, expected in [("rgba", shown), ("la", shown), ("key", keyed), ("wide", grey)]:
+        path = tmp_path / f"{name}.png"
+        read = read_image(path)
+        assert read.dtype == torch.uint8 and read.shape == (4, 64, 3)
+        assert np.abs(read.numpy().astype(float) - expected[..., None]).max() <= 1, name
+        with Image.open(path) as opened:  # an image that is given is treated as its file
+            assert torch.equal(first_frames(opened, 1, (4, 64)), first_frames(path, 1, (4, 64)))
 
 
 def test_steps_can_be_composed_with_further_branches(pipes):
@@ -164,8 +187,8 @@ def test_steps_can_be_composed_with_further_branches(pipes):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("tiny_lvdm", {"height": 31, "width": 32}, "size 31x32 (height x width) must consist of multiples of 2 pixels"),
-        ("tiny_lvdm", {"height": 34, "width": 32}, "latent size 17x16 must be a multiple of 2"),
+        ("tiny_lvdm", {"height": 31, "width": 32}, "size 31x32 (height x width) must consist of multiples of 4 pixels"),
+        ("tiny_lvdm", {"height": 34, "width": 32}, "size 34x32 (height x width) must consist of multiples of 4 pixels"),
         ("tiny_lvdm", {"num_frames": 6}, "6 frames are too many"),
         ("tiny_lvdm", {"num_frames": 0}, "num_frames is 0: it must be from 1 to 65536"),
         ("tiny_lvdm", {"height": 0}, "height is 0: it must be from 1 to 65536"),
@@ -194,8 +217,10 @@ def test_steps_can_be_composed_with_further_branches(pipes):
         ("tiny_lvdm", {"seed": [1, 2]}, "1 prompts need 1 seeds, got 2"),
         ("tiny_lvdm", {"num_inference_steps": 0}, "num_inference_steps is 0: it must be from 1 to 65536"),
         ("tiny_videocrafter_i2v", {"image": None}, "this is an image-to-video model: give it an image"),
-        ("tiny_videocrafter_i2v", {"image": [RED, RED]}, "1 prompts need one image or 1, got 2"),
+        ("tiny_videocrafter_i2v", {"image": [RED, RED]}, "one prompt takes one image, got 2"),
         ("tiny_videocrafter_i2v", {"image": RED / 255.0}, "an image must be uint8 (h, w, 3), got torch.float64"),
+        ("tiny_videocrafter_i2v", {"image": RED[:0]}, "an image must be uint8 (h, w, 3), got torch.uint8 (0, 32, 3)"),
+        ("tiny_videocrafter_i2v", {"image": np.array([["no"]])}, "pixels must be numbers, got an array of <U2"),
     ],
 )
 def test_impossible_arguments_are_one_sentence(pipes, name, options, message):
@@ -209,6 +234,8 @@ def test_an_image_file_that_cannot_be_read_is_one_sentence(pipes, tmp_path):
     for path in (tmp_path / "image.png", tmp_path / "absent.png"):
         with pytest.raises(VideoError, match=f"image {re.escape(str(path))} cannot be read"):
             run(pipes["tiny_videocrafter_i2v"], image=path)
+    with pytest.raises(VideoError, match="it is a folder; give a PNG, JPEG or WebP file"):
+        run(pipes["tiny_videocrafter_i2v"], image=tmp_path)
 
 
 def test_a_saved_pipeline_generates_the_same_video(pipes, tmp_path):
