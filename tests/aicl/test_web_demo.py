@@ -281,6 +281,11 @@ def test_an_image_to_video_model_asks_for_its_image(service, tmp_path):
     uploads.accept_image(session, place, shown)
     task = service.submit(session, name, PROMPT, Settings())
     assert Path(task.job.image).is_file() and task.job.references == []
+    [files] = outputs.sample_files(task)
+    for path in (files.video, files.base):
+        path.touch()
+    shown = page.result(dataclasses.replace(task, state=State.DONE), service.cards[1])
+    assert "from prompt and image alone" in shown and "from the prompt alone" not in shown
     place, shown = uploads.reserve(session, "frame.png")
     place.write_bytes(b"GIF89a")
     with pytest.raises(DataError, match=r"frame.png is not an image \(PNG, JPEG or WebP\)"):

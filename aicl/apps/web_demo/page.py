@@ -104,7 +104,8 @@ def gallery(library: Library | None, numbers: Sequence[int], model: int) -> str:
 
 def image(name: str | None) -> str:
     """The first frame of an image-to-video model."""
-    shown = f"<img src='image' alt=''> {escape(name)}" if name else "This model begins with an image of yours."
+    asked = "This model begins with an image of yours: describe in the prompt whom and what it shows."
+    shown = f"<img src='image' alt=''> {escape(name)}" if name else asked
     return f"""<div class="web-image"><span>{shown}</span><div class="web-buttons"><label class="web-file" tabindex="0">
 Choose an image<input type="file" accept="image/png,image/jpeg,image/webp" data-upload="image"></label></div>
 <p class="web-notice" role="alert" hidden></p></div>"""
@@ -204,7 +205,8 @@ def _seed(task: Task, files: outputs.SampleFiles, beside: str) -> str:
     told = "with the references" if task.job.references else "no references were given"
     figures = _figure(task, files.video, ours, told, "web-ours")
     if files.base.is_file():
-        figures = _figure(task, files.base, "Base model", "from the prompt alone", "") + figures
+        given = "prompt and image" if task.job.image else "the prompt"
+        figures = _figure(task, files.base, "Base model", f"from {given} alone", "") + figures
     figures = beside + figures
     label = f"<h3>Seed {files.seed}</h3>" if task.job.num_samples > 1 else ""
     sheet = ""
