@@ -170,7 +170,8 @@ def takes_options(cls: type[Options]) -> Callable[[F], F]:
         ]
         by_place = [p.name for p in own if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
         by_name = [p.name for p in own if p.kind is p.KEYWORD_ONLY]
-        names, renamed = [*by_place, *by_name, *(p.name for p in added)], configs.renamed_keys(cls)
+        names = [name for name in (*by_place, *by_name, *(p.name for p in added)) if name != "self"]
+        renamed = configs.renamed_keys(cls)
 
         @functools.wraps(function)
         def checked(*given: Any, **named: Any) -> Any:

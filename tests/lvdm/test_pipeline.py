@@ -199,6 +199,7 @@ def test_steps_can_be_composed_with_further_branches(pipes):
             {"guidence_scale": 4.0},
             "unknown key 'guidence_scale' in the call: did you mean 'guidance_scale'",
         ),
+        ("tiny_lvdm", {"references": 4}, "unknown key 'references' in the call: valid keys are prompt, image,"),
         ("tiny_lvdm", {"images": 4}, "unknown key 'images' in the call: did you mean 'image'?"),
         ("tiny_lvdm", {"seed": 1, "generator": torch.Generator()}, "a generator stands in place of a seed"),
         ("tiny_lvdm", {"steps": 4}, "'steps' in the call is called 'num_inference_steps' now"),
