@@ -13,7 +13,7 @@ from PIL import Image
 
 from aicl.apps.web_demo import outputs, page, uploads
 from aicl.apps.web_demo.jobs import JobQueue, State, Task
-from aicl.apps.web_demo.models import list_models
+from aicl.apps.web_demo.models import example_clips, list_models
 from aicl.apps.web_demo.service import Service, Settings
 from aicl.apps.web_demo.work import Worker
 from aicl.cli import parse
@@ -27,7 +27,7 @@ from aicl.sampling_jobs import Job, read_jobs
 from aicl.sampling_records import check_files, read_record
 from aicl.sampling_run import generate_samples
 from lvdm.errors import CheckpointError, ConfigError, DataError, UserError
-from lvdm.video import probe, write_video
+from lvdm.video import probe, read_frames, read_image, write_video
 from tests.aicl.study_samples import write_sample
 from tests.aicl.web_samples import CAPTIONS, PROMPT, write_models
 
@@ -290,6 +290,25 @@ def test_an_image_to_video_model_asks_for_its_image(service, tmp_path):
     place.write_bytes(b"GIF89a")
     with pytest.raises(DataError, match=r"frame.png is not an image \(PNG, JPEG or WebP\)"):
         uploads.accept_image(session, place, shown)
+
+
+def test_an_image_may_be_the_first_frame_of_an_example(models, tmp_path):
+    cards = list_models(models)[0]
+    service = Service(cards, tmp_path / "web", [lambda task: None], example_clips(cards[0].name))
+    session, gallery = visitor(service), service.gallery(1)
+    html = page.image(None, service.libraries[1], gallery, 1)
+    assert all(f'<option value="{number}">{caption}</option>' in html for number, caption in enumerate(CAPTIONS))
+    service.take_frame(session, 1, 2)
+    image, name = session.image
+    clip = service.libraries[1].paths[2]
+    assert name == CAPTIONS[2] and torch.equal(read_image(image), read_frames(clip, [0])[0])
+    assert service.submit(session, cards[1].name, PROMPT, Settings()).job.image == str(image)
+    with pytest.raises(DataError, match="no such example"):
+        service.take_frame(session, 1, 99)
+    service.libraries[1] = None
+    assert "<select" in html and "<select" not in page.image(None, None, [], 1)
+    with pytest.raises(DataError, match="upload your own"):
+        service.take_frame(session, 1, 2)
 
 
 def test_settings_beyond_the_limits_get_a_sentence(service):

@@ -209,6 +209,7 @@ def test_what_is_chosen_is_what_the_page_can_choose(server, secrets):
     for body in (
         b"", b"[]", b"{", b"[" * 9000, b'{"do": NaN}', {"do": "delete"}, {"do": ["example"]}, {"do": None}, {},
         {"do": "example", "number": 99}, {"do": "example", "number": -1}, {"do": "example", "number": True},
+        {"do": "frame", "number": 99}, {"do": "frame", "number": True}, {"do": "frame", "model": 9},
         {"do": "example", "model": 9}, {"do": "example", "number": secrets[0]}, {"do": "remove", "id": secrets[0]},
         {"do": "prompt", "text": {"path": secrets[0], "meta": {"_type": "gradio.FileData"}}}, {"do": "prompt"},
         {"do": "verb", "text": "fly"}, {"do": "verb", "text": "x" * 4000}, {"do": "caption", "id": "x", "text": "a"},

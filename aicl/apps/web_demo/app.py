@@ -106,7 +106,7 @@ def build_app(service: Service) -> FastAPI:
 
 
 def _choose(service: Service, session: Session, asked: dict[str, Any]) -> None:
-    """Change the references of a session, or what it looks at. Raises Refusal for what the page does not send."""
+    """Change what a session chose, or what it looks at. Raises Refusal for what the page does not send."""
     verb, text, id, number, model = (asked.get(name) for name in ("do", "text", "id", "number", "model"))
     if not (isinstance(verb, str) and is_text(text or "") and is_text(id or "")):
         raise Refusal(400, "the page sends nothing of this kind")
@@ -114,6 +114,7 @@ def _choose(service: Service, session: Session, asked: dict[str, Any]) -> None:
         raise Refusal(400, "the page sends no such numbers")
     actions: dict[str, Callable[[], None]] = {
         "example": lambda: service.add_example(session, model or 0, number or 0),
+        "frame": lambda: service.take_frame(session, model or 0, number or 0),
         "prompt": lambda: service.retrieve(session, model or 0, text or "", "your prompt"),
         "verb": lambda: service.retrieve(session, model or 0, f"a person is about to {text}", "what you asked for"),
         "remove": lambda: session.remove(id or ""),

@@ -109,7 +109,7 @@ def build_blocks(service: Service) -> gr.Blocks:
                 references: page.references(session.slots, number, card, library is not None),
                 gallery: page.gallery(library, service.gallery(number), number),
                 examples: gr.update(visible=card.reads_references),
-                image: page.image(picture[1] if picture else None),
+                image: page.image(picture[1] if picture else None, library, service.gallery(number), number),
                 image_part: gr.update(visible=card.takes_image),
                 hint: page.hints(card, text or ""),
             }

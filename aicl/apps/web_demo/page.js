@@ -123,6 +123,7 @@
     }
     if (target.matches("[data-caption]")) choose(target, { do: "caption", id: target.dataset.caption, text: target.value });
     if (target.matches("[data-filter]")) filter(target);
+    if (target.matches("[data-frame]") && target.value) choose(target, { do: "frame", number: Number(target.value) });
   });
   document.addEventListener("keydown", (event) => { // a label is no button for the keyboard
     if (["Enter", " "].includes(event.key) && event.target.matches("label.web-file")) event.target.click();

@@ -102,12 +102,18 @@ def gallery(library: Library | None, numbers: Sequence[int], model: int) -> str:
 <div class="web-clips">{clips}</div></div>"""
 
 
-def image(name: str | None) -> str:
-    """The first frame of an image-to-video model."""
+def image(name: str | None, library: Library | None, numbers: Sequence[int], model: int) -> str:
+    """The first frame of an image-to-video model: one that was chosen, and the ways to choose one."""
     asked = "This model begins with an image of yours: describe in the prompt whom and what it shows."
     shown = f"<img src='image' alt=''> {escape(name)}" if name else asked
-    return f"""<div class="web-image"><span>{shown}</span><div class="web-buttons"><label class="web-file" tabindex="0">
-Choose an image<input type="file" accept="image/png,image/jpeg,image/webp" data-upload="image"></label></div>
+    clips = [(number, library.index.captions[number]) for number in numbers] if library else []
+    options = "".join(f'<option value="{number}">{escape(caption)}</option>' for number, caption in clips)
+    examples = f"""<select data-frame aria-label="The first frame of an example clip">
+<option value="">or that of an example</option>{options}</select>"""
+    return f"""<div class="web-image" data-model="{model}"><span>{shown}</span><div class="web-buttons">
+<label class="web-file" tabindex="0">Choose an image
+<input type="file" accept="image/png,image/jpeg,image/webp" data-upload="image"></label>
+{examples if clips else ""}</div>
 <p class="web-notice" role="alert" hidden></p></div>"""
 
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aicl.apps.web_demo import outputs
+from PIL import Image
+
+from aicl.apps.web_demo import outputs, uploads
 from aicl.apps.web_demo.jobs import JobQueue, State, Task, runs
 from aicl.apps.web_demo.models import ModelCard, example_clips
 from aicl.apps.web_demo.previews import Preview, preview
@@ -15,7 +17,8 @@ from aicl.apps.web_demo.sessions import Session, Sessions, Slot
 from aicl.reference_retrieval import Library
 from aicl.sampling_jobs import Job
 from lvdm.errors import ConfigError, DataError, UserError
-from lvdm.files import make_folder
+from lvdm.files import disk_errors, make_folder
+from lvdm.video import read_frames
 
 MOST_STEPS = 100
 MOST_SAMPLES = 4
@@ -204,6 +207,17 @@ class Service:
             raise DataError("there is no such example")
         actions = ", ".join(library.index.verbs[number])
         session.add([self._slot(library, number, f"you picked it; its caption names '{actions}'")])
+
+    def take_frame(self, session: Session, model: int, number: int) -> None:
+        """Take the first frame of an example clip as the image. Raises DataError for a clip that is not offered."""
+        library = self._library(model)
+        if number not in self.gallery(model):
+            raise DataError("there is no such example")
+        frame = read_frames(library.paths[number], [0])[0]
+        place, _ = uploads.reserve(session, "")
+        with disk_errors(place.parent), place.open("wb") as file:
+            Image.fromarray(frame.numpy()).save(file, format="PNG")
+        uploads.accept_image(session, place, library.index.captions[number])
 
     def retrieve(self, session: Session, model: int, caption: str, called: str) -> None:
         """Choose one more reference that shares an action with a caption (eq. 8), which the reason calls `called`.
