@@ -187,12 +187,7 @@ def load_adapter(
     layout but other weights than the adapter was trained on.
     """
     info, state = read_adapter(path)
-    layout = layout_of(unet)
-    if (info.family, info.layout) != (unet.family, layout):
-        raise CheckpointError(
-            f"{path} was trained on a network of family '{info.family}' with {_describe(info.layout)}, "
-            f"not on this one, of family '{unet.family}' with {_describe(layout)}: load it on its own base model"
-        )
+    _check_network(path, info, unet)
     if info.base and (changed := _differing(info.base, base_config(unet))):
         raise CheckpointError(f"{path} was trained on another {unet.family} ({changed}): load it on its own base model")
     _warn_of_other_weights(path, info, unet)
@@ -212,10 +207,11 @@ def load_adapter(
 def initialise(prism: ActionPrism, integrated: IntegratedBackbone, path: str | os.PathLike[str]) -> None:
     """Give both the parameters of an adapter file, of which training then starts.
 
-    Raises CheckpointError for a file that cannot be read, or whose prism or integration is another than these. Warns
-    where it was trained on other weights of the base model.
+    Raises CheckpointError for a file that cannot be read, one of a base model of another family or layout, or one whose
+    prism or integration is another than these. Warns where it was trained on other weights of the base model.
     """
     info, state = read_adapter(path)
+    _check_network(path, info, integrated.backbone)
     theirs, mine = (configs.to_mapping(config) | {"use_checkpoint": None} for config in (info.prism, prism.config))
     different = sorted(name for name in mine if mine[name] != theirs[name])
     integration, own = configs.to_mapping(info.integration), configs.to_mapping(integrated.config)
@@ -227,6 +223,15 @@ def initialise(prism: ActionPrism, integrated: IntegratedBackbone, path: str | o
         )
     _load_state(prism, integrated, state, f"the entries of {path} and this training's adapter")
     _warn_of_other_weights(path, info, integrated.backbone)
+
+
+def _check_network(path: str | os.PathLike[str], info: AdapterInfo, unet: VideoBackbone) -> None:
+    layout = layout_of(unet)
+    if (info.family, info.layout) != (unet.family, layout):
+        raise CheckpointError(
+            f"{path} was trained on a network of family '{info.family}' with {_describe(info.layout)}, "
+            f"not on this one, of family '{unet.family}' with {_describe(layout)}: load it on its own base model"
+        )
 
 
 def _warn_of_other_weights(path: str | os.PathLike[str], info: AdapterInfo, unet: VideoBackbone) -> None:

@@ -239,6 +239,9 @@ def test_training_starts_from_an_adapter_of_the_same_sizes_alone(tmp_path, clips
             build(aicl_config(tmp_path, init_from=start, **{section: setting}))
     with pytest.raises(ConfigError, match="make them equal"):
         build(aicl_config(tmp_path, integration={"feature_channels": 8}))
+    other = {"path": None, "config": str(ROOT / "configs/models/tiny_videocrafter.yaml")}
+    with pytest.raises(CheckpointError, match=r"was trained on a network of family 'lvdm' .*: load it on its own"):
+        build(aicl_config(tmp_path, init_from=start, base=other))
 
 
 def test_image_to_video_trains(tmp_path, clips):
