@@ -104,7 +104,7 @@ def test_references_left_out_are_as_if_they_had_never_been_shown(tmp_path, clips
     module.reference_dropout = 0.0
     for name in ("references", "reference_captions"):
         batch[name] = [row[:1] for row in batch[name]] if name == "reference_captions" else batch[name][:, :1]
-    torch.testing.assert_close(module.losses(batch), losses[1.0])
+    torch.testing.assert_close(module.losses(batch), losses[1.0], rtol=1e-5, atol=0)  # rounding, of other shapes
 
 
 def test_the_first_reference_of_a_sample_is_never_left_out(tmp_path, clips):
