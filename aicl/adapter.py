@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from aicl import __version__
@@ -19,9 +18,8 @@ from aicl.action_prism import ActionPrism, PrismConfig, build_prism
 from aicl.integrated_backbone import IntegratedBackbone, check_fit, integrate, layout_of
 from lvdm import config as configs
 from lvdm.checkpoints import check_entries
-from lvdm.checkpoints.integrity import HASH_KEY, check_hash, check_values, tensors_hash
+from lvdm.checkpoints.integrity import check_hash, check_values, save_hashed
 from lvdm.errors import CheckpointError, ConfigError
-from lvdm.files import atomic_path
 from lvdm.models.backbone import VideoBackbone
 from lvdm.models.components import GenerationDefaults
 from lvdm.outside import checked_path, metadata_object, open_tensors
@@ -118,10 +116,7 @@ def save_adapter(
     content = configs.to_mapping(info)
     if not info.base:
         del content["base"]  # earlier versions of this library do not know it
-    state = {name: value.detach().cpu().contiguous() for name, value in trained_state(prism, integrated).items()}
-    metadata = {"format": "pt", "aicl": json.dumps(content), HASH_KEY: tensors_hash(state)}
-    with atomic_path(path) as temporary:
-        save_file(state, temporary, metadata=metadata)
+    save_hashed(path, trained_state(prism, integrated), {"format": "pt", "aicl": json.dumps(content)})
 
 
 def read_adapter(path: str | os.PathLike[str]) -> tuple[AdapterInfo, dict[str, Tensor]]:

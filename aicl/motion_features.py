@@ -6,14 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from aicl.adapter import Fingerprint
 from lvdm import config as configs
-from lvdm.checkpoints.integrity import HASH_KEY, check_hash, check_values, tensors_hash
+from lvdm.checkpoints.integrity import check_hash, check_values, save_hashed
 from lvdm.errors import CheckpointError, ConfigError
-from lvdm.files import atomic_path
 from lvdm.outside import checked_path, hinted, metadata_object, open_tensors
 
 FORMAT_VERSION = 1
@@ -49,10 +47,7 @@ class MotionFeatures:
             raise CheckpointError(f"{path} exists already: choose another name or ask to overwrite it")
         about = {"format": FORMAT_VERSION, "frames": list(self.frames), "sources": self.sources}
         about["prism"] = configs.to_mapping(self.prism)
-        with atomic_path(path) as temporary:
-            features = self.features.detach().cpu().contiguous()
-            tensors = {"features": features}
-            save_file(tensors, temporary, metadata={METADATA: json.dumps(about), HASH_KEY: tensors_hash(tensors)})
+        save_hashed(path, {"features": self.features}, {METADATA: json.dumps(about)})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "MotionFeatures":

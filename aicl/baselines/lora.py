@@ -16,7 +16,6 @@ from time import monotonic
 from typing import ClassVar, Literal
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
@@ -26,11 +25,11 @@ from aicl.baselines.shown import check_text_to_video, latents_of
 from aicl.evaluation.method import ADAPTATION_FILE, METHODS, Maker, Work
 from aicl.evaluation.sample import Clip, Sample
 from lvdm.checkpoints import check_entries
-from lvdm.checkpoints.integrity import HASH_KEY, check_hash, check_values, tensors_hash
+from lvdm.checkpoints.integrity import check_hash, check_values, save_hashed
 from lvdm.config import check_at_least
 from lvdm.diffusion import Condition, Denoiser, make_generators, timesteps_from_uniform
 from lvdm.errors import CheckpointError, ConfigError, SamplingError
-from lvdm.files import atomic_path, write_json
+from lvdm.files import write_json
 from lvdm.models.components import ModelConfig
 from lvdm.outside import open_tensors
 
@@ -217,9 +216,7 @@ def _make(work: Work, lora: LowRankUpdates, names: Sequence[str], samples: Seque
 
 
 def _save(path: Path, lora: LowRankUpdates) -> None:
-    state = {name: value.detach().cpu().contiguous() for name, value in lora.state_dict().items()}
-    with atomic_path(path) as temporary:
-        save_file(state, temporary, metadata={"format": "pt", HASH_KEY: tensors_hash(state)})
+    save_hashed(path, lora.state_dict(), {"format": "pt"})
 
 
 def _load(path: Path, lora: LowRankUpdates) -> None:

@@ -19,7 +19,6 @@ from functools import partial
 from typing import Any, ClassVar
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from aicl.adapter import Fingerprint
@@ -31,11 +30,10 @@ from aicl.evaluation.sample import Sample
 from aicl.guidance import branches
 from lvdm import config as configs
 from lvdm.checkpoints import check_entries
-from lvdm.checkpoints.integrity import HASH_KEY, check_hash, check_values, tensors_hash
+from lvdm.checkpoints.integrity import check_hash, check_values, save_hashed
 from lvdm.config import check_at_least
 from lvdm.diffusion import make_generators
 from lvdm.errors import CheckpointError, ConfigError
-from lvdm.files import atomic_path
 from lvdm.models.attention import Attention, attend, attend_over_time
 from lvdm.models.backbone import VideoBackbone, WrappedBackbone, freeze, thaw
 from lvdm.models.components import ModelConfig
@@ -214,16 +212,13 @@ def _attend_frames(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def save_tokens(path: str | os.PathLike[str], joint: JointBackbone, meta: Mapping[str, Any] | None = None) -> None:
     """Write the LoRAs as safetensors, atomically, with their settings and what base model they belong to."""
-    state = {name: value.detach().cpu().contiguous() for name, value in joint.lora.state_dict().items()}
     about = {
         "config": configs.to_mapping(joint.config),
         "family": joint.family,
         "fingerprint": configs.to_mapping(Fingerprint.of(joint.backbone)),
         "notes": dict(meta or {}),
     }
-    with atomic_path(path) as temporary:
-        metadata = {"format": "pt", METADATA: json.dumps(about), HASH_KEY: tensors_hash(state)}
-        save_file(state, temporary, metadata=metadata)
+    save_hashed(path, joint.lora.state_dict(), {"format": "pt", METADATA: json.dumps(about)})
 
 
 def load_tokens(path: str | os.PathLike[str], backbone: VideoBackbone) -> JointBackbone:

@@ -1,12 +1,17 @@
 """Whether tensors are what was written, and numbers that a network can use."""
 
 import hashlib
+import json
+import os
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from lvdm.errors import CheckpointError
+from lvdm.files import atomic_path
 from lvdm.finite import is_finite
 
 HASH_KEY = "sha256"  # in the metadata of a safetensors file: the hash of its tensors
@@ -26,6 +31,26 @@ def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
 def tensor_bytes(tensor: Tensor) -> memoryview:
     """The bytes of a tensor, copied only where it does not lie in one piece on the CPU."""
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+def save_hashed(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file, atomically, with the tensors' hash in its metadata: equal content, equal bytes."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with atomic_path(path) as temporary:
+        save_file(state, temporary, metadata={**metadata, HASH_KEY: tensors_hash(state)})
+        _sort_metadata(temporary)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Bring a file's metadata, which safetensors writes in an order of chance, into that of its names, in place."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()  # as compact as it was
+        assert len(text) <= length
+        file.seek(8)
+        file.write(text.ljust(length))
 
 
 def check_hash(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], where: object) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 from lvdm import config as configs
 from lvdm.checkpoints import load_pipeline, load_strict, save_pipeline
 from lvdm.checkpoints.folder import read_part, write_part
-from lvdm.checkpoints.integrity import check_values, tensors_hash
+from lvdm.checkpoints.integrity import check_hash, check_values, save_hashed, tensors_hash
 from lvdm.data.cache import CachedClip, ClipCache
 from lvdm.data.manifest import read_report
 from lvdm.errors import CheckpointError, DataError, SamplingError, UserError, VideoError
@@ -43,6 +43,20 @@ def test_weights_that_are_no_numbers_are_an_error_at_loading(number):
     with pytest.raises(CheckpointError, match=r"the file: 1 hold NaN or infinity \(bias\)"):
         load_strict(module, state, "the file")
     assert is_finite(module.bias)
+
+
+def test_the_same_content_is_written_as_the_same_bytes(tmp_path):
+    tensors = {"b": torch.randn(3, 5).T, "a": torch.arange(4, dtype=torch.float16)}
+    about = {"format": "pt", "note": 'a "café"\n\t\x01\x7f\u2028/\\', "empty": "", "step": "1", "日本": "{}"}
+    for number in range(8):
+        items = list(about.items())
+        save_hashed(tmp_path / f"{number}.safetensors", tensors, dict(items[number % 5 :] + items[: number % 5]))
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+    with safe_open(tmp_path / "0.safetensors", "pt") as file:
+        found, said = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    assert all(torch.equal(found[name], tensors[name]) for name in tensors) and found.keys() == tensors.keys()
+    assert {name: said[name] for name in about} == about and len(said) == 6
+    check_hash(found, said, "the file")
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool, torch.complex64, torch.float8_e4m3fn])
