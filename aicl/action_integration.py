@@ -1,5 +1,6 @@
 """Action Integration: the cross-attention from a backbone's features to R (III-C, eq. 7)."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -58,7 +59,8 @@ class ReferenceAttention(nn.Module):
         inner = config.inner_width or width
         if inner % config.head_dim:
             of = "integration.inner_width" if config.inner_width else "the backbone's width"
-            raise ConfigError(f"integration.head_dim {config.head_dim} does not divide {of} {inner}")
+            fits = math.gcd(inner, config.head_dim)
+            raise ConfigError(f"integration.head_dim {config.head_dim} does not divide {of} {inner}: set it to {fits}")
         self.heads = inner // config.head_dim
         self.norm = LayerNorm(width)
         self.to_q = nn.Linear(width, inner, bias=False)
