@@ -236,7 +236,7 @@ def test_says_what_does_not_fit():
         integrate(integrated.backbone, IntegrationConfig(head_dim=16))
     with pytest.raises(ConfigError, match=r"integration.head_dim is 0"):
         IntegrationConfig(head_dim=0)
-    with pytest.raises(ConfigError, match="head_dim 48 does not divide the backbone.s width 32: set it to 16"):
+    with pytest.raises(ConfigError, match=r"head_dim 48 does not divide the backbone.s width 32: set it to 16"):
         integrate(tiny_unet("lvdm"), IntegrationConfig(head_dim=48))
     with pytest.raises(ConfigError, match="8 channels, the integration reads 4"):
         integrated.reference_context(features(channels=8), 4)
