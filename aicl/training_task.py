@@ -74,9 +74,8 @@ class AICLSections:
 def build(recipe: Recipe) -> tuple[AICLModule, EndlessDataModule]:
     """Task "aicl": see AICLSections. Raises ConfigError for sections that do not fit together."""
     sections: AICLSections = recipe.parse(AICLSections)
-    read = (
-        None if is_made(sections.data) else _read_data(sections)
-    )  # what is wrong with it is said before the model loads
+    # before the model loads, which takes longer than to find what is wrong with the data
+    read = None if is_made(sections.data) else _read_data(sections)
     pipeline = build_base_pipeline(sections.base, recipe.training)
     if sections.base.text_on_cpu:
         pipeline.keep_text_on_cpu()

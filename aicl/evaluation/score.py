@@ -55,15 +55,13 @@ class ClipReading:
         try:
             return load_clip(path, self.frames, self.size, fps=self.fps, stride=self.stride, short=short)
         except VideoError as error:
-            known = str(path) in str(error)
+            if str(path) in str(error):
+                raise
             remedy = "take fewer frames (--frames) or allow short videos (--allow-short)"
             if self.fps is not None:  # a rate has no stride to be lowered
-                raise VideoError(
-                    str(error)
-                    if known
-                    else f"{path}: is shorter than {self.frames} frames at {self.fps:g} a second; {remedy}"
-                ) from error
-            raise VideoError(str(error) if known else f"{path}: {error}, {remedy}") from error
+                short_of = f"{self.frames} frames at {self.fps:g} a second"
+                raise VideoError(f"{path}: is shorter than {short_of}; {remedy}") from error
+            raise VideoError(f"{path}: {error}, {remedy}") from error
 
     def __str__(self) -> str:
         """In words, for protocols and caches."""
