@@ -1,6 +1,7 @@
 """What a call of a pipeline is given beside its options: prompts, seeds and images, each as what sampling takes."""
 
 import os
+import warnings
 from collections.abc import Sequence
 from typing import cast
 
@@ -17,6 +18,8 @@ from lvdm.outside import check_text
 from lvdm.video import as_tensor, read_image, to_frames, to_rgb
 
 ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
+
+_VISIBLE_STRETCH = 1.1  # of a side against the other
 
 
 def check_prompts(prompt: str | Sequence[str]) -> list[str]:
@@ -64,8 +67,9 @@ def sample_seeds(seed: int | Sequence[int], count: int) -> list[int]:
 def first_frames(image: ImageLike | Sequence[ImageLike], count: int, size: tuple[int, int]) -> Tensor:
     """One image for all videos or one each, in any accepted form -> (count, 3, *size) in [-1, 1].
 
-    Stretched to the video's size, not cropped, as in the ancestor. Raises ConfigError for another number of images or
-    for what is no image, VideoError for a file that cannot be read.
+    Stretched to the video's size, not cropped, as in the ancestor, which is warned of where it shows; antialiased, as
+    the clips of a training are. Raises ConfigError for another number of images or for what is no image, VideoError for
+    a file that cannot be read.
     """
     several = isinstance(image, list | tuple) or (isinstance(image, Tensor | np.ndarray) and image.ndim == 4)
     items = cast(Sequence[ImageLike], image) if several else [cast(ImageLike, image)] * count
@@ -86,4 +90,11 @@ def _first_frame(image: ImageLike, size: tuple[int, int]) -> Tensor:
     if pixels.dtype != torch.uint8 or pixels.ndim != 3 or pixels.shape[-1] != 3 or not pixels.numel():
         raise ConfigError(f"an image must be uint8 (h, w, 3), got {pixels.dtype} {tuple(pixels.shape)}")
     frame = to_frames(pixels[None]).movedim(1, 0)  # (1, 3, h, w)
-    return F.interpolate(frame, tuple(size), mode="bilinear", align_corners=False)[0]
+    (h, w), (height, width) = frame.shape[-2:], size
+    if not 1 / _VISIBLE_STRETCH < (w * height) / (h * width) < _VISIBLE_STRETCH:
+        warnings.warn(
+            f"an image of {w}x{h} is stretched to the video's {width}x{height}: crop it to that shape "
+            "if people and things are to keep theirs",
+            stacklevel=4,
+        )
+    return F.interpolate(frame, (height, width), mode="bilinear", antialias=True, align_corners=False)[0]

@@ -84,6 +84,8 @@ def main(args: argparse.Namespace) -> None:
         raise ConfigError("--default-caption is for the videos of --calibrate, and none are given: leave it out")
     if args.calibrate and not args.adapter:
         raise ConfigError("--calibrate measures which references are usual for an adapter: give one with --adapter")
+    if args.calibrate:
+        options.dtype = "float32"  # until it is written: CPUs compute slowly in half precision
     pipeline = load_model(options)
     if args.calibrate:
         from tqdm.auto import tqdm
@@ -96,6 +98,7 @@ def main(args: argparse.Namespace) -> None:
             pipeline, records, progress=lambda batches: tqdm(batches, unit="batch", desc="clips")
         )
         alarms = f"{pipeline.domain.false_alarms:.1%} of {pipeline.domain.held_out}"
+        pipeline.to(dtype=dtype)
         print(f"usual references: from {pipeline.domain.clips} clips; {alarms} kept apart get the warning by mistake")
     with new_folder(args.out) as whole:
         model = whole / "model"  # a folder of its own while it is written

@@ -1,9 +1,12 @@
 """References unlike the training's: measured beside the adapter, said with a number, and never refused."""
 
 import json
+import warnings
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from aicl import AICLPipeline
 from aicl.calibration import calibrate
@@ -125,6 +128,22 @@ def test_the_command_measures_an_adapter_and_sampling_warns(clips, tmp_path, cap
     assert stop.value.code == 0
     found = json.loads((tmp_path / "out.json").read_text())["reference_checks"]
     assert found["unlike_training"][0]["far"] and found["held_out_clips"] == 12
+
+
+def test_an_export_in_half_precision_is_measured_in_single(clips, domain, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny_pipeline().save_pretrained("model")
+    parts = ["--base", "model/base", "--adapter", "model/adapter.safetensors", "--out", "half", "--dtype", "float16"]
+    with pytest.raises(SystemExit) as stop:
+        run_verb("export", [*parts, "--calibrate", str(clips)])
+    assert stop.value.code == 0
+    found = ReferenceDomain.load(domain_file(Path("half/adapter.safetensors")))
+    assert found.latents.mean == domain.latents.mean  # float16 rounds to other numbers
+    for file in ("half/adapter.safetensors", "half/base/unet.safetensors", "half/base/autoencoder.safetensors"):
+        assert {weight.dtype for weight in load_file(file).values()} == {torch.float16}, file
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of a statistic that belongs to another adapter
+        assert AICLPipeline.from_pretrained("half").domain is not None
 
 
 def test_what_cannot_be_calibrated_is_one_sentence(records):

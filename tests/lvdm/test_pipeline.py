@@ -3,6 +3,7 @@
 import inspect
 import math
 import re
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -147,6 +148,17 @@ def test_an_image_may_come_in_any_form(tmp_path):
     assert torch.equal(first_frames(mirrored, 1, (20, 30)), first_frames(pixels, 1, (20, 30)).flip(-1))
     exact = first_frames(pixels, 1, (20, 30))[0].permute(1, 2, 0)
     torch.testing.assert_close(exact, torch.from_numpy(pixels) / 127.5 - 1)
+
+
+def test_a_large_image_is_shrunk_without_aliasing_and_a_stretched_one_is_warned_of():
+    stripes = np.zeros((320, 512, 3), np.uint8)
+    stripes[:, ::2] = 255  # finer than the video can show: they are to become grey, not black or white
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        shrunk = first_frames(stripes, 1, (40, 64))
+    assert shrunk.abs().max() < 0.1
+    with pytest.warns(UserWarning, match="an image of 512x320 is stretched to the video's 64x64: crop it"):
+        first_frames(stripes, 1, (64, 64))
 
 
 def test_transparent_parts_of_an_image_are_white_and_16_bits_are_scaled(tmp_path):
