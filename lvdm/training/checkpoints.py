@@ -131,7 +131,8 @@ def clear_up(folder: Path, damaged: list[Path], step: int) -> None:
 
 
 def check_state(checkpoint: Path, module: TrainingModule) -> None:
-    """Raise CheckpointError unless the trained weights in a checkpoint fit `module` and are finite.
+    """Raise CheckpointError unless the trained weights in a checkpoint fit `module` and are finite, and their average
+    is there where `module` keeps one.
 
     A folder of DeepSpeed's, which holds them in parts, is left to DeepSpeed.
     """
@@ -143,6 +144,10 @@ def check_state(checkpoint: Path, module: TrainingModule) -> None:
         weights = state["state_dict"]
     except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} cannot be read: go on from an earlier checkpoint") from error
+    if module.ema is not None and "ema" not in state:
+        raise CheckpointError(
+            f"{path} is of a training that kept no average of weights, and training.ema asks for one: set it to null"
+        )
     what = f"the entries of {path} and this training"
     check_entries(module.state_dict(), weights, what)
     check_values(module.state_dict(), weights, what)

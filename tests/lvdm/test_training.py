@@ -208,6 +208,22 @@ def test_a_run_goes_on_with_the_same_samples_in_each_step_when_it_is_split_other
         assert float(changed[step]) == pytest.approx(float(whole[step]), rel=1e-4)
 
 
+def test_a_run_that_goes_on_from_another_ones_checkpoint_has_its_own_settings(tmp_path, clips):
+    train(autoencoder_config(tmp_path, training={"steps": 1}))
+    (checkpoint,) = list_checkpoints(tmp_path / "runs/autoencoder/checkpoints")
+
+    def go_on(**settings):
+        config = autoencoder_config(tmp_path, run={"name": "other"}, training={"steps": 2, **settings})
+        train(config, resume=str(checkpoint))
+
+    with pytest.raises(CheckpointError, match=r"kept no average of weights.*set it to null"):
+        go_on(ema=0.9)
+    go_on(betas=[0.5, 0.6], weight_decay=0.25)
+    (other,) = list_checkpoints(tmp_path / "runs/other/checkpoints")
+    (group,) = torch.load(other / "state.ckpt", weights_only=True)["optimizer_states"][0]["param_groups"]
+    assert (tuple(group["betas"]), group["weight_decay"]) == ((0.5, 0.6), 0.25)
+
+
 class Broken(AutoencoderModule):
     """Its loss of sample 9 is not a number (step 5 of batch 2); from step 8 on losses are a thousandfold."""
 
