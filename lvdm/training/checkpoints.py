@@ -134,9 +134,15 @@ def check_state(checkpoint: Path, module: TrainingModule) -> None:
     """Raise CheckpointError unless the trained weights in a checkpoint fit `module` and are finite, and their average
     is there where `module` keeps one.
 
-    A folder of DeepSpeed's, which holds them in parts, is left to DeepSpeed.
+    A folder of DeepSpeed's, which holds them in parts, is left to DeepSpeed, and refused by other strategies.
     """
-    path = checkpoint / STATE
+    path, settings = checkpoint / STATE, module.settings
+    if path.is_dir() != settings.uses_deepspeed:
+        how, others = ("with", "a strategy of DeepSpeed's") if path.is_dir() else ("without", "single or ddp")
+        raise CheckpointError(
+            f"{path} is of a training {how} DeepSpeed, from which training.strategy={settings.strategy} cannot go on: "
+            f"set it to {others}, or start another run from its weights (init_from)"
+        )
     if path.is_dir():
         return
     try:
