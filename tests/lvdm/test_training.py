@@ -258,6 +258,13 @@ def test_a_broken_loss_stops_the_run_and_leaves_the_last_good_checkpoint(
     assert losses(tmp_path / "runs/other").keys() == {last + 1}
 
 
+def test_a_text_of_another_length_than_image_attention_splits_at_is_refused(tmp_path):
+    model = configs.load(ROOT / "configs/models/tiny_videocrafter_i2v.yaml")
+    model["text"]["context_length"] = 48
+    with pytest.raises(ConfigError, match=r"text.context_length is 48: set it to 77, or the image is read as text"):
+        train(base_config(tmp_path, model={"config": model}))
+
+
 def test_only_the_newest_checkpoints_are_kept_and_none_is_half_there(tmp_path, clips):
     train(autoencoder_config(tmp_path, training={"steps": 7, "checkpoint_every": 2, "keep": 2}))
     folder = tmp_path / "runs/autoencoder/checkpoints"
