@@ -145,9 +145,14 @@ def at_adapter_rate(defaults: GenerationDefaults, info: AdapterInfo | None) -> G
 
     So references are read, the base model is told, and videos are meant to be played at one rate.
     """
-    if info is None or info.fps is None:
+    return at_rate(defaults, None if info is None else info.fps)
+
+
+def at_rate(defaults: GenerationDefaults, rate: float | None) -> GenerationDefaults:
+    """A base model's defaults at this frame rate (1/s), its own where that is None."""
+    if rate is None:
         return defaults
-    fps = max(1, round(info.fps))
+    fps = max(1, round(rate))
     return replace(defaults, fps=None if defaults.fps is None else fps, save_fps=fps)
 
 

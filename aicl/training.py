@@ -11,7 +11,7 @@ from torch import Tensor
 
 from aicl.action_integration import ReferenceAttention
 from aicl.action_prism import ActionPrism
-from aicl.adapter import save_adapter
+from aicl.adapter import at_rate, save_adapter
 from aicl.guidance import branches
 from aicl.integrated_backbone import IntegratedBackbone
 from aicl.training_features import disturb_features
@@ -166,7 +166,8 @@ class AICLModule(DiffusionModule):
         height, width = _first_frames(batch).shape[-2:]
         size = (height, width)
         image = to_pixels(_first_frames(batch)[:b].unsqueeze(2))[:, 0] if pipe.takes_image else None
-        positive, negative = pipe.conditions(batch["caption"], image, size=size, num_frames=frames)
+        fps = at_rate(pipe.config.defaults, self.fps).fps  # as the adapter will be sampled
+        positive, negative = pipe.conditions(batch["caption"], image, size=size, fps=fps, num_frames=frames)
         R = self.prism(references, self.encode_captions(batch)[1])
         shown = self.integrated.reference_context(R, references.shape[3])
         patched = pipe.with_unet(self.integrated)

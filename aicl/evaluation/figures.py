@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from aicl.pipeline import AICLPipeline
+from lvdm.acceleration import Acceleration
 from lvdm.errors import ConfigError
 from lvdm.models.attention import Attention
 from lvdm.models.backbone import Grid, VideoBackbone
@@ -165,7 +166,8 @@ def recorded_features(pipe: AICLPipeline, noise: float = 0.5) -> Iterator[Featur
 
     handles = [network.register_forward_pre_hook(begin), block.module.register_forward_hook(take)]
     try:
-        yield record
+        with _without_graphs(pipe):
+            yield record
     finally:
         for handle in handles:
             handle.remove()
@@ -277,7 +279,8 @@ def recorded_attention(pipe: AICLPipeline, tokens: Sequence[int]) -> Iterator[At
 
     try:
         handles = [layer.register_forward_pre_hook(hook) for layer in text_attentions(_network(pipe))]
-        yield record
+        with _without_graphs(pipe):
+            yield record
     finally:
         for handle in handles:
             handle.remove()
@@ -287,6 +290,17 @@ def text_attentions(unet: nn.Module) -> list[Attention]:
     """The layers through which each frame of a UNet reads the text."""
     spatial = {SpatioTemporalBlock: "cross_attn", SpatialBlock: "attn2"}
     return [getattr(block, spatial[type(block)]) for block in unet.modules() if type(block) in spatial]
+
+
+@contextmanager
+def _without_graphs(pipe: AICLPipeline) -> Iterator[None]:
+    """Inside, every step calls the network: a CUDA graph is replayed without its hooks, and none that copy to the host
+    can be captured."""
+    before, pipe.base.acceleration = pipe.base.acceleration, Acceleration("none")
+    try:
+        yield
+    finally:
+        pipe.base.acceleration = before
 
 
 def _network(pipe: AICLPipeline) -> VideoBackbone:

@@ -136,8 +136,10 @@ def sample_lcm(
 ) -> Tensor:
     """Multistep consistency sampling (Luo et al. 2023, algorithm 3) for models distilled to it, 4 to 16 steps.
 
-    Each step jumps to a clean latent, which gets fresh noise for the next level; the last one is the result. The
-    levels are spread over the LCM_LEVELS of the distillation. Raises ConfigError for more steps than those.
+    Each step jumps to a clean latent, which gets fresh noise for the next level; the last one is the result. The levels
+    are every (LCM_LEVELS // steps)-th of the distillation's, from the noisiest on, as T2V-Turbo takes them, so of a
+    number of steps that does not divide LCM_LEVELS the last ones are left out: 30 steps end at timestep 419. Raises
+    ConfigError for more steps than LCM_LEVELS.
     """
     if not 1 <= steps <= LCM_LEVELS:
         raise ConfigError(f"the sampler 'lcm' takes 1 to {LCM_LEVELS} steps, got {steps}")

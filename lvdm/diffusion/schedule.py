@@ -52,6 +52,11 @@ class DiffusionConfig:
             )
         if self.shift != 1 and self.schedule != "flow":
             raise ConfigError(f"diffusion.shift is {self.shift}: only the schedule 'flow' has a shift")
+        if self.schedule == "flow" and (self.zero_terminal_snr or self.rescale_to is not None):
+            raise ConfigError(
+                "diffusion.zero_terminal_snr and diffusion.rescale_to are for schedules of betas, and 'flow' has none: "
+                "leave them out"
+            )
 
     def build_schedule(self) -> "NoiseSchedule":
         """The schedule that these settings describe."""

@@ -131,11 +131,18 @@ def clear_up(folder: Path, damaged: list[Path], step: int) -> None:
 
 
 def check_state(checkpoint: Path, module: TrainingModule) -> None:
-    """Raise CheckpointError unless the trained weights in a checkpoint fit `module` and are finite.
+    """Raise CheckpointError unless the trained weights in a checkpoint fit `module` and are finite, and their average
+    is there where `module` keeps one.
 
-    A folder of DeepSpeed's, which holds them in parts, is left to DeepSpeed.
+    A folder of DeepSpeed's, which holds them in parts, is left to DeepSpeed, and refused by other strategies.
     """
-    path = checkpoint / STATE
+    path, settings = checkpoint / STATE, module.settings
+    if path.is_dir() != settings.uses_deepspeed:
+        how, others = ("with", "a strategy of DeepSpeed's") if path.is_dir() else ("without", "single or ddp")
+        raise CheckpointError(
+            f"{path} is of a training {how} DeepSpeed, from which training.strategy={settings.strategy} cannot go on: "
+            f"set it to {others}, or start another run from its weights (init_from)"
+        )
     if path.is_dir():
         return
     try:
@@ -143,6 +150,10 @@ def check_state(checkpoint: Path, module: TrainingModule) -> None:
         weights = state["state_dict"]
     except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} cannot be read: go on from an earlier checkpoint") from error
+    if module.ema is not None and "ema" not in state:
+        raise CheckpointError(
+            f"{path} is of a training that kept no average of weights, and training.ema asks for one: set it to null"
+        )
     what = f"the entries of {path} and this training"
     check_entries(module.state_dict(), weights, what)
     check_values(module.state_dict(), weights, what)

@@ -134,6 +134,8 @@ def first_batch(module: TrainingModule, data: EndlessDataModule, device: torch.d
         place_frozen(frozen, device, DTYPES[module.settings.precision])
         if device.type == "cuda":
             prepare(frozen)
+    if module.ema is not None:
+        module.ema.to(device)
     module.trained.train()
     data.workers = 0
     batch: Any = next(iter(data.train_dataloader()))

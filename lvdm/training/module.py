@@ -129,9 +129,10 @@ class TrainingModule(pl.LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         torch.manual_seed(int(batch["noise_seed"][0]))  # dropout too is a function of the samples
         rate = learning_rate(self.settings, self.global_step, self.progress())
+        betas, weight_decay = tuple(self.settings.betas), self.settings.weight_decay
         for optimizer in self.trainer.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+            for group in optimizer.param_groups:  # from a checkpoint they come with the settings of its own training
+                group.update(lr=rate, betas=betas, weight_decay=weight_decay)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)

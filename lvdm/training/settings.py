@@ -106,8 +106,15 @@ class TrainingSettings:
         check_at_least(
             self, 0, ("lr", "weight_decay", "warmup_steps", "min_lr_ratio", "max_minutes", "max_grad_norm"), "training"
         )
-        if not 0.0 <= self.motion_weight <= 1.0:
-            raise ConfigError(f"training.motion_weight = {self.motion_weight} is a share: choose a number in [0, 1]")
+        for name in ("motion_weight", "caption_dropout"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ConfigError(f"training.{name} = {getattr(self, name)} is a share: choose a number in [0, 1]")
+        if self.ema is not None and not 0.0 <= self.ema < 1.0:
+            raise ConfigError(
+                f"training.ema = {self.ema} is a decay: choose a number in [0, 1), such as 0.999, or null"
+            )
+        if self.max_minutes == 0:
+            raise ConfigError("training.max_minutes is 0: it must be above 0, or null for no limit")
         parts = self.devices * self.nodes * self.gradient_accumulation_steps
         if self.batch_size % parts:
             raise ConfigError(

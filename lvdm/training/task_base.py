@@ -10,6 +10,7 @@ from lvdm.checkpoints.resolve import PIPELINE
 from lvdm.data.caching import check_encoders
 from lvdm.data.datamodule import EndlessDataModule
 from lvdm.errors import ConfigError
+from lvdm.models.attention import Attention
 from lvdm.models.components import ModelConfig, build_components
 from lvdm.pipeline import VideoPipeline
 from lvdm.training.base import BaseModule
@@ -52,6 +53,12 @@ def build(recipe: Recipe) -> tuple[TrainingModule, EndlessDataModule]:
     """Task "base"."""
     sections: BaseSections = recipe.parse(BaseSections)
     config = read_model(sections.model.config)
+    length, first = config.text.context_length, Attention.TEXT_TOKENS
+    if config.takes_image and config.unet.get("use_image_attention") and length != first:
+        raise ConfigError(
+            f"unet.use_image_attention takes what follows the first {first} tokens of a context for the image's, and "
+            f"text.context_length is {length}: set it to {first}, or the image is read as text"
+        )
     folder = None
     if sections.model.autoencoder is not None:
         folder = find_export(sections.model.autoencoder, "autoencoder.safetensors", inside=PIPELINE)

@@ -72,6 +72,19 @@ def test_recorded_attention_is_that_of_the_layers(pipe):
     assert not any(layer._forward_pre_hooks for layer in text_attentions(pipe.base.components.unet))
 
 
+def test_what_is_recorded_is_not_replayed_as_graphs(pipe):
+    """Preset rows ask for graphs, which call no hooks; a pipeline of its own may take them by itself."""
+    before = pipe.base.acceleration
+    pipe.accelerate("graphs")
+    graphs = pipe.base.acceleration
+    for recording in (recorded_features(pipe), recorded_attention(pipe, [1])):
+        with pytest.raises(KeyError), recording:
+            assert pipe.base.acceleration.mode == "none"
+            raise KeyError
+        assert pipe.base.acceleration is graphs
+    pipe.base.acceleration = before
+
+
 def test_recorded_features_are_the_decoders_at_the_step_asked_for(pipe):
     """Each call's features are compared with those that a hook of the test sees, and no hook stays behind."""
     unet = pipe.base.components.unet

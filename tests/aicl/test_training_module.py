@@ -171,7 +171,8 @@ def test_a_preview_shows_the_batchs_first_frames_at_its_size_and_length(tmp_path
     b = len(batch["caption"])
     assert steps == [3, 3]
     [((captions, image), options)] = told
-    assert captions == batch["caption"] and options == {"size": (32, 48), "num_frames": 2}
+    assert captions == batch["caption"] and options == {"size": (32, 48), "fps": 8, "num_frames": 2}
+    assert module.pipeline.config.defaults.fps == 4  # the adapter's videos have the rate of its clips
     assert torch.equal(image, to_pixels(batch["frames"])[:, 0])
     assert {name: video.shape for name, video in videos.items()} == dict.fromkeys(
         ("reference", "base", "ours"), (b, 2, 32, 48, 3)

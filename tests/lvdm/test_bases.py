@@ -89,6 +89,9 @@ def test_flow_matching_is_a_schedule_like_the_others():
         DiffusionConfig(prediction="flow")
     with pytest.raises(ConfigError, match="only the schedule 'flow' has a shift"):
         DiffusionConfig(shift=3.0)
+    for betas in ({"zero_terminal_snr": True}, {"rescale_to": 0.7}):
+        with pytest.raises(ConfigError, match="'flow' has none: leave them out"):
+            DiffusionConfig(schedule="flow", prediction="flow", **betas)
     with pytest.raises(ConfigError, match="must be above 0"):
         FlowSchedule(0.0)
 

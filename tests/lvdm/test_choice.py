@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from lvdm.training import choice, train
-from lvdm.training.choice import GIB, Memory, choose, divisors
-from lvdm.training.settings import TrainingSettings
+from lvdm.training.choice import GIB, Memory, choose, divisors, first_batch
+from lvdm.training.run import build_run
+from lvdm.training.settings import Settings, TrainingSettings
 from tests.lvdm.training_runs import MODEL, losses, make_clips, tiny_config
 
 KEPT, RECOMPUTED = Memory(2 * GIB, GIB // 16, 6 * GIB), Memory(2 * GIB, GIB // 16, 2 * GIB)
@@ -66,6 +67,17 @@ def test_checkpointing_that_was_asked_for_stays(gpu):
     gpu(80)
     settings = TrainingSettings(steps=1, batch_size=6, strategy="auto", gradient_checkpointing=True)
     assert choose(settings, build=None)[0].gradient_checkpointing
+
+
+def test_the_average_of_weights_is_in_memory_when_it_is_measured(tmp_path, monkeypatch):
+    make_clips(tmp_path / "clips", 2)
+    config = tiny_config(tmp_path, "base", model={"config": MODEL}, training={"ema": 0.9})
+    sections = Settings.read(config)
+    module, data = build_run(config, sections.run, sections.training)[1:]
+    moved: list[torch.device] = []
+    monkeypatch.setattr(module.ema, "to", moved.append)
+    first_batch(module, data, torch.device("cpu"))
+    assert moved == [torch.device("cpu")]
 
 
 def test_divisors():

@@ -15,9 +15,10 @@ import pytest
 import torch
 
 from lvdm.errors import CheckpointError, ConfigError, DiskError, UserError
-from lvdm.training import train
-from lvdm.training.checkpoints import check_checkpoint, list_checkpoints
+from lvdm.training import TrainingSettings, train
+from lvdm.training.checkpoints import check_checkpoint, check_state, list_checkpoints
 from lvdm.training.logs import CSVLog, read_metrics
+from lvdm.training.module import TrainingModule
 from lvdm.training.strategy import first_process
 from tests import processes
 from tests.lvdm.disks import full_disk, read_only_disk
@@ -142,6 +143,28 @@ def test_a_state_that_is_whole_but_wrong_is_an_error(run, tmp_path, clips, chang
     (path.parent / "SHA256SUMS").unlink()
     with pytest.raises(CheckpointError, match=r"NaN|do not fit|cannot be read"):
         train(config_in(tmp_path, clips, training={"steps": 8}), resume="auto")
+
+
+@pytest.mark.parametrize(
+    ("folder", "strategy", "message"),
+    [
+        (
+            True,
+            "single",
+            "a training with DeepSpeed, .*=single cannot .* set it to a strategy of DeepSpeed's",
+        ),
+        (
+            False,
+            "deepspeed_zero2",
+            "training without DeepSpeed, .*=deepspeed_zero2 cannot .* set it to single or ddp",
+        ),
+    ],
+)
+def test_a_strategy_that_cannot_read_a_state_is_named(tmp_path, folder, strategy, message):
+    (tmp_path / "state.ckpt").mkdir() if folder else (tmp_path / "state.ckpt").touch()
+    module = TrainingModule(TrainingSettings(steps=1, batch_size=1, strategy=strategy), {})
+    with pytest.raises(CheckpointError, match=message):
+        check_state(tmp_path, module)
 
 
 def test_what_a_killed_run_was_writing_is_removed(run, tmp_path, clips):

@@ -208,6 +208,22 @@ def test_a_run_goes_on_with_the_same_samples_in_each_step_when_it_is_split_other
         assert float(changed[step]) == pytest.approx(float(whole[step]), rel=1e-4)
 
 
+def test_a_run_that_goes_on_from_another_ones_checkpoint_has_its_own_settings(tmp_path, clips):
+    train(autoencoder_config(tmp_path, training={"steps": 1}))
+    (checkpoint,) = list_checkpoints(tmp_path / "runs/autoencoder/checkpoints")
+
+    def go_on(**settings):
+        config = autoencoder_config(tmp_path, run={"name": "other"}, training={"steps": 2, **settings})
+        train(config, resume=str(checkpoint))
+
+    with pytest.raises(CheckpointError, match=r"kept no average of weights.*set it to null"):
+        go_on(ema=0.9)
+    go_on(betas=[0.5, 0.6], weight_decay=0.25)
+    (other,) = list_checkpoints(tmp_path / "runs/other/checkpoints")
+    (group,) = torch.load(other / "state.ckpt", weights_only=True)["optimizer_states"][0]["param_groups"]
+    assert (tuple(group["betas"]), group["weight_decay"]) == ((0.5, 0.6), 0.25)
+
+
 class Broken(AutoencoderModule):
     """Its loss of sample 9 is not a number (step 5 of batch 2); from step 8 on losses are a thousandfold."""
 
@@ -240,6 +256,13 @@ def test_a_broken_loss_stops_the_run_and_leaves_the_last_good_checkpoint(
     other = autoencoder_config(tmp_path, training={"steps": last + 1, "lr": 1e-6})
     assert train(other | {"run": other["run"] | {"name": "other"}}, resume=str(checkpoints[-1])) == 0
     assert losses(tmp_path / "runs/other").keys() == {last + 1}
+
+
+def test_a_text_of_another_length_than_image_attention_splits_at_is_refused(tmp_path):
+    model = configs.load(ROOT / "configs/models/tiny_videocrafter_i2v.yaml")
+    model["text"]["context_length"] = 48
+    with pytest.raises(ConfigError, match=r"text.context_length is 48: set it to 77, or the image is read as text"):
+        train(base_config(tmp_path, model={"config": model}))
 
 
 def test_only_the_newest_checkpoints_are_kept_and_none_is_half_there(tmp_path, clips):
