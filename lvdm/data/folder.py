@@ -61,15 +61,31 @@ def read_folder(
 
 
 def video_files(root: str | os.PathLike[str]) -> list[Path]:
-    """All video files below `root`, sorted; hidden ones, and those in hidden folders, are left out."""
-    root = Path(root)
-    found = (path for path in root.rglob("*") if path.suffix.lower() in VIDEO_ENDINGS)
-    return sorted(path for path in found if not is_hidden(path.relative_to(root)) and path.is_file())
+    """All video files below `root`, sorted, also those in folders that are linked to; hidden ones, and those in hidden
+    folders, are left out, and with a warning links that lead to no file.
+
+    Raises DataError where a folder cannot be read.
+    """
+    root, found, lost = Path(root), [], []
+    for name, folders, files in os.walk(root, onerror=_refuse, followlinks=True):
+        folder = Path(name)
+        # a system's own files begin with a dot (._a.mp4, .Trash)
+        folders[:] = [each for each in folders if not each.startswith(".") and not _leads_back(folder / each)]
+        paths = (folder / each for each in files if not each.startswith("."))
+        for path in (each for each in paths if each.suffix.lower() in VIDEO_ENDINGS):
+            (lost if path.is_symlink() and not path.exists() else found).append(path)
+    if lost:
+        log.warning("links to videos that lead to no file are left out: %d, such as %s", len(lost), min(lost))
+    return sorted(path for path in found if path.is_file())
 
 
-def is_hidden(path: Path) -> bool:
-    """Whether a relative path has a part that begins with a dot, as the system's own files have (._a.mp4, .Trash)."""
-    return any(part.startswith(".") for part in path.parts)
+def _refuse(error: OSError) -> None:
+    raise DataError(f"{error.filename}: cannot be read ({error.strerror}); give yourself the right to, or move it away")
+
+
+def _leads_back(folder: Path) -> bool:
+    """Whether a folder is a link to one that it lies in, in which a walk would never end."""
+    return folder.is_symlink() and folder.resolve() in {above.resolve() for above in folder.parents}
 
 
 def _beside(root: Path, default_caption: str | None, skip: bool) -> Iterator[ClipRecord | None]:
