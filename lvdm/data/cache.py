@@ -20,7 +20,7 @@ which was nothing or their size alone, and for the marks of broken videos, which
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,6 +128,23 @@ class ClipCache:
         """Whether the augmentation is settled: cached, or known to be broken."""
         path = self._clip_path(key, cached_crop)
         return path.exists() or path.with_suffix(_BROKEN).exists()
+
+    def check_complete(self, keys: Iterable[str], cached_crop: int, captions: Iterable[str]) -> None:
+        """Raise DataError where augmentation `cached_crop` of one of these videos is not settled, or one of these
+        captions is missing."""
+        wanted: dict[Path, list[tuple[str, str]]] = {}  # each folder is listed once, which is quick for many files
+        for path, what in (
+            *((self._clip_path(key, cached_crop), key) for key in keys),
+            *((self._text_path(caption), f"the caption '{caption}'") for caption in captions),
+        ):
+            wanted.setdefault(path.parent, []).append((path.stem, what))
+        lacking: list[str] = []
+        for folder, entries in wanted.items():
+            present = {Path(name).stem for name in os.listdir(folder)} if folder.is_dir() else set()
+            lacking += [what for stem, what in entries if stem not in present]
+        if lacking:
+            others = f" (nor are {len(lacking) - 1} others)" if len(lacking) > 1 else ""
+            raise DataError(f"{lacking[0]} is not in the cache {self.folder}{others}; {_FILL_IN}")
 
     def why_broken(self, key: str, cached_crop: int) -> str | None:
         """What was wrong with the video when this augmentation was to be cached; None if nothing is known."""

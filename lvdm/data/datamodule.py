@@ -103,6 +103,7 @@ def build_datamodule(
         known_broken=read_report(config.report) if config.report else (),
         changes=changes if config.cache else None,
     )
+    dataset.check_cached()
     data = ClipDataModule(dataset, batch_size, config.workers)
     videos = len({record.key for record in dataset.records})
     several = f" with {len(dataset.records)} captions" if len(dataset.records) > videos else ""

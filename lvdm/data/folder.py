@@ -66,7 +66,8 @@ def video_files(root: str | os.PathLike[str]) -> list[Path]:
 
     Raises DataError where a folder cannot be read.
     """
-    root, found, lost = Path(root), [], []
+    found: list[Path] = []
+    lost: list[Path] = []
     for name, folders, files in os.walk(root, onerror=_refuse, followlinks=True):
         folder = Path(name)
         # a system's own files begin with a dot (._a.mp4, .Trash)

@@ -260,6 +260,29 @@ def test_an_incomplete_cache_stops_a_training(videos, pipeline, tmp_path):
         ClipDataset(videos, CONFIG, seed=SEED, cache=cache)[0]
 
 
+def test_what_a_cache_lacks_is_said_before_a_training_starts(videos, pipeline, tmp_path):
+    cache, changes = ClipCache.create(tmp_path, settings(pipeline)), CachedChanges(SelfPairConfig(), 1)
+
+    def start(listed, known_broken=(), changes=None):
+        dataset = ClipDataset(listed, CONFIG, seed=SEED, cache=cache, known_broken=known_broken)
+        dataset.changes = changes
+        dataset.check_cached()
+
+    fill(cache, videos[:3], pipeline)  # the last of them is broken
+    start(videos[:3])
+    start(videos[:4], known_broken=[videos[3].key])
+    with pytest.raises(DataError, match=r"^3\.mp4 is not in the cache .*; run aicl cache again"):
+        start(videos[:4])
+    with pytest.raises(DataError, match=r" is not in the cache .* \(nor are 3 others\)"):
+        start(videos)
+    with pytest.raises(DataError, match="the caption 'another' is not in the cache"):
+        start([replace(videos[0], caption="another")])
+    with pytest.raises(DataError, match=r"0\.mp4 is not in the cache"):  # whose changed versions were not made yet
+        start(videos[:1], changes=changes)
+    fill(cache, videos[:1], pipeline, changes=changes)
+    start(videos[:1], changes=changes)
+
+
 def test_a_cache_belongs_to_its_settings_and_models(videos, pipeline, whole):
     other = ClipConfig(num_frames=2, size=(16, 24), augmentation=CONFIG.augmentation)
     for make, reason in (
