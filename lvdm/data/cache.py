@@ -124,10 +124,21 @@ class ClipCache:
                 f"{self.folder}: was made {' and '.join(other)}; change the setting or make another cache"
             )
 
-    def has_clip(self, key: str, cached_crop: int) -> bool:
-        """Whether the augmentation is settled: cached, or known to be broken."""
+    def has_clip(self, key: str, cached_crop: int, video: Path | None = None) -> bool:
+        """Whether the augmentation is settled: cached, or known to be broken.
+
+        video: the file of this key, where it is at hand. A mark that it is broken holds for the file that was read alone,
+        and for none if there was none, or none that might be read.
+        """
         path = self._clip_path(key, cached_crop)
-        return path.exists() or path.with_suffix(_BROKEN).exists()
+        mark = path.with_suffix(_BROKEN)
+        if not mark.exists() or video is None:
+            return path.exists() or mark.exists()
+        try:
+            source = _read_mark(mark, key, cached_crop)[1]
+        except VideoError:  # damaged
+            return False
+        return source is not None and source.may_be(video)
 
     def check_complete(self, keys: Iterable[str], cached_crop: int, captions: Iterable[str]) -> None:
         """Raise DataError where augmentation `cached_crop` of one of these videos is not settled, or one of these
@@ -160,7 +171,9 @@ class ClipCache:
         tensors = {"mean": clip.mean.float(), "std": clip.std.float(), "first_frame": clip.first_frame}
         about = {"key": key, "cached_crop": str(cached_crop), "fps": repr(clip.fps)}
         about |= {} if clip.source is None else clip.source.entries()
-        _write(self._clip_path(key, cached_crop), tensors, about)
+        path = self._clip_path(key, cached_crop)
+        _write(path, tensors, about)
+        path.with_suffix(_BROKEN).unlink(missing_ok=True)  # of a file that was mended since
 
     def write_broken(self, key: str, cached_crop: int, reason: str, source: FileIdentity | None = None) -> None:
         """Record that the video cannot be read, so that it is neither tried again nor taken for not yet cached."""

@@ -260,6 +260,23 @@ def test_an_incomplete_cache_stops_a_training(videos, pipeline, tmp_path):
         ClipDataset(videos, CONFIG, seed=SEED, cache=cache)[0]
 
 
+def test_a_broken_video_is_tried_again_once_it_is_another_file(videos, pipeline, tmp_path):
+    folder, cache = tmp_path / "videos", ClipCache.create(tmp_path / "cache", settings(pipeline))
+    absent, empty, broken = listed = [replace(video, path=folder / video.path.name) for video in videos[:3]]
+    folder.mkdir()
+    empty.path.touch()
+    broken.path.write_bytes(videos[2].path.read_bytes())
+    assert fill(cache, listed, pipeline) == 6  # two augmentations of each
+    assert fill(cache, [empty, broken], pipeline) == 0  # which nothing happened to
+    for number in (0, 1):
+        shutil.copyfile(videos[number].path, listed[number].path)
+    assert fill(cache, listed, pipeline) == 0
+    for video in (absent, empty):
+        assert cache.why_broken(video.key, 0) is None
+        assert cache.read_clip(video.key, 1, video.path).mean.shape == (4, 2, 8, 8)
+    assert cache.why_broken(broken.key, 0) is not None
+
+
 def test_what_a_cache_lacks_is_said_before_a_training_starts(videos, pipeline, tmp_path):
     cache, changes = ClipCache.create(tmp_path, settings(pipeline)), CachedChanges(SelfPairConfig(), 1)
 
