@@ -127,7 +127,7 @@ class ClipCache:
     def has_clip(self, key: str, cached_crop: int, video: Path | None = None) -> bool:
         """Whether the augmentation is settled: cached, or known to be broken.
 
-        video: the file of this key, where it is at hand. A mark that it is broken holds for the file that was read alone,
+        video: the file of this key, where it is at hand. A mark that it is broken holds for that file alone,
         and for none if there was none, or none that might be read.
         """
         path = self._clip_path(key, cached_crop)
