@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from lvdm.data.clips import ClipRecord
 from lvdm.data.dataset import ClipConfig, read_clip
 from lvdm.data.sampling import cached_augmentation
 from lvdm.data.self_pairs import CachedChanges, change_clips
+from lvdm.data.sharing import collate_shared
 from lvdm.errors import ConfigError, VideoError
 from lvdm.hashing import FileIdentity
 from lvdm.models.codec import LatentCodec
@@ -112,7 +114,7 @@ def cache_clips(
         if not cache.has_clip(record.key, entry, record.path)
     ]
     clips = _AugmentedClips(left, config, seed, changes)
-    loader = DataLoader(clips, batch_size=batch_size, num_workers=workers, collate_fn=list)
+    loader = DataLoader(clips, batch_size=batch_size, num_workers=workers, collate_fn=partial(collate_shared, list))
     device = next(codec.parameters()).device
     codec.to(precision)
     done = broken = 0

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
@@ -14,6 +15,7 @@ from lvdm.data.dataset import ClipDataset, collate
 from lvdm.data.manifest import DataConfig, read_records, read_report
 from lvdm.data.sampling import NumberSampler, PairSampler, uniform_sampler
 from lvdm.data.self_pairs import CachedChanges
+from lvdm.data.sharing import collate_shared
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +58,7 @@ class EndlessDataModule(pl.LightningDataModule):
             self.dataset,
             batch_sampler=NumberSampler(self.batch_size, rank, world_size, self.start),
             num_workers=self.workers,
-            collate_fn=self._collate,
+            collate_fn=partial(collate_shared, self._collate),
             pin_memory=torch.cuda.is_available(),
         )
 
