@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
+from unicodedata import normalize
 
 from lvdm.data.clips import ClipRecord
 from lvdm.data.manifest_rows import MANIFEST_ENDINGS, read_rows
@@ -97,8 +98,11 @@ def _beside(root: Path, default_caption: str | None, skip: bool) -> Iterator[Cli
     for file in files:
         if file.parent not in texts:
             found = (path for path in sorted(file.parent.iterdir()) if path.suffix.lower() == ".txt")
-            texts[file.parent] = {path.stem: path for path in found}
-        text = texts[file.parent].get(file.stem)
+            known = texts[file.parent] = {}
+            for path in found:
+                known.setdefault(normalize("NFC", path.stem), path)
+                known[path.stem] = path
+        text = texts[file.parent].get(file.stem) or texts[file.parent].get(normalize("NFC", file.stem))
         caption = check_text(read_text(text, DataError).strip(), text, DataError) if text else None
         caption = caption or default_caption
         if caption is None:
@@ -127,10 +131,19 @@ def _listed(root: Path, manifest: Path, default_caption: str | None, skip: bool)
             continue
         if not file or shown is None:
             raise DataError(f"{where} has no '{'caption' if file else 'file'}'; each needs file and caption")
-        path = root / checked_path(file, DataError)
+        file = _as_on_disk(root, checked_path(file, DataError))
+        path = root / file
         if not path.is_file():
             raise DataError(f"{where} names {file}, which is not in {root}")
         yield ClipRecord(path, shown, label or None, Path(os.path.normpath(file)).as_posix())
+
+
+def _as_on_disk(root: Path, file: Path) -> str:
+    """The name of a file, where there is one only of the same letters in another form of Unicode that one: an accent is
+    a character of its own in names from a Mac."""
+    name = os.fspath(file)
+    forms = (name, normalize("NFC", name), normalize("NFD", name))
+    return next((form for form in forms if os.path.isfile(root / form)), name)
 
 
 def _text(value: object, where: str) -> str:

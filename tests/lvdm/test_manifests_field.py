@@ -2,6 +2,7 @@
 
 import json
 import os
+from unicodedata import normalize
 
 import pytest
 
@@ -144,6 +145,18 @@ def test_linked_folders_are_read_and_links_to_nothing_are_counted(tmp_path, capl
     found = [record.key for record in read_folder(mine, default_caption="a person is moving")]
     assert found == ["a.mp4", "linked/b.mp4", "linked/deep/c.mp4"]
     assert "lead to no file are left out: 1" in caplog.text and "lost.mp4" in caplog.text
+
+
+@pytest.mark.parametrize(("of_videos", "of_captions"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_names_that_differ_in_the_form_of_unicode_are_the_same(tmp_path, of_videos, of_captions):
+    film, text = normalize(of_videos, "café.mp4"), normalize(of_captions, "café.mp4")
+    write_video(tmp_path / film, pixels(3, 16, 16), fps=8)
+    assert captions(tmp_path, f"file,caption\n{text},a man is waving\n") == ["a man is waving"]
+    assert read_folder(tmp_path, tmp_path / "list.csv")[0].key == film
+    (tmp_path / text).with_suffix(".txt").write_text("a man is running")
+    assert [record.caption for record in read_folder(tmp_path)] == ["a man is running"]
+    (tmp_path / film).with_suffix(".txt").write_text("a man is dancing")  # of the very name
+    assert [record.caption for record in read_folder(tmp_path)] == ["a man is dancing"]
 
 
 def test_a_folder_that_cannot_be_read_is_named(videos, monkeypatch):
