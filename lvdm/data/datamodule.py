@@ -96,13 +96,14 @@ def build_datamodule(
 ) -> ClipDataModule:
     """The data module of the section; `batch_size` is that of one device, `records` may be given if already read, and
     `changes` is what a cache must hold of changed clips."""
+    known_broken = read_report(config.report) if config.report else []
     dataset = ClipDataset(
         records if records is not None else read_records(config),
         config.clip,
         pair_sampler,
         seed,
         cache=ClipCache(config.cache) if config.cache else None,
-        known_broken=read_report(config.report) if config.report else (),
+        known_broken=known_broken,
         changes=changes if config.cache else None,
     )
     dataset.check_cached()
@@ -110,4 +111,6 @@ def build_datamodule(
     videos = len({record.key for record in dataset.records})
     several = f" with {len(dataset.records)} captions" if len(dataset.records) > videos else ""
     data.about = f"{videos} clip{'' if videos == 1 else 's'}{several} from {config.cache or config.path}"
+    if left_out := len({record.key for record in dataset.records}.intersection(known_broken)):
+        data.about += f", less {left_out} that {config.report} lists as broken"
     return data
