@@ -1,5 +1,6 @@
 # docker build -t aicl . && docker run --rm --gpus all -v "$PWD/outputs:/work/outputs" aicl sample --prompt "..."
-# The image has the tested versions and the shipped models. On a GPU, the host needs NVIDIA's container toolkit.
+# The image has the tested versions and the shipped models. On a GPU, the host needs NVIDIA's container toolkit. Training
+# and caching also need --ipc=host: the processes that read videos hand them over in shared memory.
 FROM python:3.11-slim-bookworm
 
 # A compiler: Triton builds its launchers with it when a kernel is first used.

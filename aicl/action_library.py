@@ -214,7 +214,8 @@ def add_clips(
     progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
     batch_size: int = 8,
 ) -> tuple[int, list[str]]:
-    """Make a library, or add to it what it lacks; returns how many videos were added, and what could not be read.
+    """Make a library, or add to it what it lacks or what changed, be it a video or its caption; returns how many videos
+    were added, and what could not be read.
 
     Of a video with several captions the first is kept. Raises DataError for a library of another model, UserError
     while another process adds to it.
@@ -231,20 +232,24 @@ def add_clips(
                 raise DataError(f"{folder} was made with another model: add with that one, or choose another folder")
         else:
             write_json(folder / ABOUT, {"format": FORMAT_VERSION, "identity": identity})
-        known = {path: video.stamp for path, (video, _) in _entries(folder).items()}
+        known = {path: (video.stamp, video.caption) for path, (video, _) in _entries(folder).items()}
         place = folder.resolve()
-        new: dict[str, _Video] = {}
+        listed: set[str] = set()
+        new: list[_Video] = []
         for record in records:
             path = os.path.relpath(Path(record.path).resolve(), place)
+            if path in listed:
+                continue
+            listed.add(path)
             status = Path(record.path).stat()
             stamp = [status.st_size, status.st_mtime_ns // 1000]
-            if path not in new and known.get(path) != stamp:
-                new[path] = _Video(path, record.caption, list(verbs(record.caption)), phrase(record.caption), stamp)
+            if known.get(path) != (stamp, record.caption):
+                new.append(_Video(path, record.caption, list(verbs(record.caption)), phrase(record.caption), stamp))
         refused: list[str] = []
         waiting: list[tuple[_Video, dict[str, NDArray[np.float32]]]] = []
         added = 0
         try:
-            for batch in in_batches(list(new.values()), batch_size, progress):
+            for batch in in_batches(new, batch_size, progress):
                 rows, reasons = of_readable(batch, lambda videos: _embedded(videos, place, embedder))
                 waiting += rows
                 refused += reasons

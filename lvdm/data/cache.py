@@ -20,7 +20,7 @@ which was nothing or their size alone, and for the marks of broken videos, which
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,10 +124,38 @@ class ClipCache:
                 f"{self.folder}: was made {' and '.join(other)}; change the setting or make another cache"
             )
 
-    def has_clip(self, key: str, cached_crop: int) -> bool:
-        """Whether the augmentation is settled: cached, or known to be broken."""
+    def has_clip(self, key: str, cached_crop: int, video: Path | None = None) -> bool:
+        """Whether the augmentation is settled: cached, or known to be broken.
+
+        video: the file of this key, where it is at hand. A mark that it is broken holds for that file alone,
+        and for none if there was none, or none that might be read.
+        """
         path = self._clip_path(key, cached_crop)
-        return path.exists() or path.with_suffix(_BROKEN).exists()
+        mark = path.with_suffix(_BROKEN)
+        if not mark.exists() or video is None:
+            return path.exists() or mark.exists()
+        try:
+            source = _read_mark(mark, key, cached_crop)[1]
+        except VideoError:  # damaged
+            return False
+        return source is not None and source.may_be(video)
+
+    def check_complete(self, keys: Iterable[str], cached_crop: int, captions: Iterable[str]) -> None:
+        """Raise DataError where augmentation `cached_crop` of one of these videos is not settled, or one of these
+        captions is missing."""
+        wanted: dict[Path, list[tuple[str, str]]] = {}  # each folder is listed once, which is quick for many files
+        for path, what in (
+            *((self._clip_path(key, cached_crop), key) for key in keys),
+            *((self._text_path(caption), f"the caption '{caption}'") for caption in captions),
+        ):
+            wanted.setdefault(path.parent, []).append((path.stem, what))
+        lacking: list[str] = []
+        for folder, entries in wanted.items():
+            present = {Path(name).stem for name in os.listdir(folder)} if folder.is_dir() else set()
+            lacking += [what for stem, what in entries if stem not in present]
+        if lacking:
+            others = f" (nor are {len(lacking) - 1} others)" if len(lacking) > 1 else ""
+            raise DataError(f"{lacking[0]} is not in the cache {self.folder}{others}; {_FILL_IN}")
 
     def why_broken(self, key: str, cached_crop: int) -> str | None:
         """What was wrong with the video when this augmentation was to be cached; None if nothing is known."""
@@ -143,7 +171,9 @@ class ClipCache:
         tensors = {"mean": clip.mean.float(), "std": clip.std.float(), "first_frame": clip.first_frame}
         about = {"key": key, "cached_crop": str(cached_crop), "fps": repr(clip.fps)}
         about |= {} if clip.source is None else clip.source.entries()
-        _write(self._clip_path(key, cached_crop), tensors, about)
+        path = self._clip_path(key, cached_crop)
+        _write(path, tensors, about)
+        path.with_suffix(_BROKEN).unlink(missing_ok=True)  # of a file that was mended since
 
     def write_broken(self, key: str, cached_crop: int, reason: str, source: FileIdentity | None = None) -> None:
         """Record that the video cannot be read, so that it is neither tried again nor taken for not yet cached."""

@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from lvdm.data.clips import ClipRecord
 from lvdm.data.dataset import ClipConfig, read_clip
 from lvdm.data.sampling import cached_augmentation
 from lvdm.data.self_pairs import CachedChanges, change_clips
+from lvdm.data.sharing import collate_shared
 from lvdm.errors import ConfigError, VideoError
 from lvdm.hashing import FileIdentity
 from lvdm.models.codec import LatentCodec
@@ -88,7 +90,8 @@ def cache_clips(
     progress: Callable[[int, int, int], None] = lambda done, total, broken: None,
     changes: CachedChanges | None = None,
 ) -> int:
-    """Cache every augmentation of every video that is not yet cached; returns how many were broken in this call.
+    """Cache every augmentation of every video that is not yet cached, and of those that were broken and are other files
+    now; returns how many were broken in this call.
 
     With `changes` as many changed versions of each cached crop follow as it says, see `CachedChanges.entry`.
     `part` = (rank, world size) does every world-size-th of all augmentations, as far as they are left. The codec is
@@ -106,10 +109,12 @@ def cache_clips(
     videos = {record.key: record for record in records}.values()  # a video may be listed with several captions
     everything = [(record, entry) for record in videos for entry in entries]
     left = [
-        (record, entry) for record, entry in everything[part[0] :: part[1]] if not cache.has_clip(record.key, entry)
+        (record, entry)
+        for record, entry in everything[part[0] :: part[1]]
+        if not cache.has_clip(record.key, entry, record.path)
     ]
     clips = _AugmentedClips(left, config, seed, changes)
-    loader = DataLoader(clips, batch_size=batch_size, num_workers=workers, collate_fn=list)
+    loader = DataLoader(clips, batch_size=batch_size, num_workers=workers, collate_fn=partial(collate_shared, list))
     device = next(codec.parameters()).device
     codec.to(precision)
     done = broken = 0

@@ -84,12 +84,13 @@ def _run(check: Callable[[ClipRecord], Result], records: Sequence[ClipRecord], w
 
 
 def _stamp(path: Path) -> list[int]:
-    """Size and time of change, by which a file is recognised; empty where there is none."""
+    """Size and time of change, by which a file is recognised; empty where there is none that may be read."""
     try:
         status = path.stat()
     except OSError:
         return []
-    return [status.st_size, status.st_mtime_ns]
+    # The right to read a file changes neither of the two.
+    return [status.st_size, status.st_mtime_ns] if os.access(path, os.R_OK) else []
 
 
 def _read_journal(journal: Path) -> dict[str, Result]:

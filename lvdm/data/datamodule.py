@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
@@ -14,6 +15,7 @@ from lvdm.data.dataset import ClipDataset, collate
 from lvdm.data.manifest import DataConfig, read_records, read_report
 from lvdm.data.sampling import NumberSampler, PairSampler, uniform_sampler
 from lvdm.data.self_pairs import CachedChanges
+from lvdm.data.sharing import collate_shared
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +58,7 @@ class EndlessDataModule(pl.LightningDataModule):
             self.dataset,
             batch_sampler=NumberSampler(self.batch_size, rank, world_size, self.start),
             num_workers=self.workers,
-            collate_fn=self._collate,
+            collate_fn=partial(collate_shared, self._collate),
             pin_memory=torch.cuda.is_available(),
         )
 
@@ -94,17 +96,21 @@ def build_datamodule(
 ) -> ClipDataModule:
     """The data module of the section; `batch_size` is that of one device, `records` may be given if already read, and
     `changes` is what a cache must hold of changed clips."""
+    known_broken = read_report(config.report) if config.report else []
     dataset = ClipDataset(
         records if records is not None else read_records(config),
         config.clip,
         pair_sampler,
         seed,
         cache=ClipCache(config.cache) if config.cache else None,
-        known_broken=read_report(config.report) if config.report else (),
+        known_broken=known_broken,
         changes=changes if config.cache else None,
     )
+    dataset.check_cached()
     data = ClipDataModule(dataset, batch_size, config.workers)
     videos = len({record.key for record in dataset.records})
     several = f" with {len(dataset.records)} captions" if len(dataset.records) > videos else ""
     data.about = f"{videos} clip{'' if videos == 1 else 's'}{several} from {config.cache or config.path}"
+    if left_out := len({record.key for record in dataset.records}.intersection(known_broken)):
+        data.about += f", less {left_out} that {config.report} lists as broken"
     return data

@@ -129,6 +129,20 @@ class ClipDataset(Dataset[dict[str, Any]]):
         known = set(known_broken)
         self._broken = torch.tensor([record.key in known for record in records]).share_memory_()  # by all workers
 
+    def check_cached(self) -> None:
+        """Raise DataError where the cache lacks a video or a caption of the data set, as when the set has grown since.
+
+        Otherwise a training would end when it first draws one. Of each video the entry that is made last is asked for.
+        """
+        crops = self.config.augmentation.cached_crops
+        if self.cache is None or crops is None:
+            return
+        changes = self.changes
+        last = crops - 1 if changes is None else changes.entry(crops - 1, changes.count - 1, crops)
+        used = [record for record, broken in zip(self.records, self._broken.tolist()) if not broken]
+        captions = {record.caption for record in used} if self.cache.settings.get("text") else ()
+        self.cache.check_complete(dict.fromkeys(record.key for record in used), last, sorted(captions))
+
     def sample(self, number: int) -> TrainingSample:
         """What sample `number` is, leaving out the videos known to be broken by now."""
         for draw in islice(self._candidates(number), _ATTEMPTS):

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
+from unicodedata import normalize
 
 from lvdm.data.clips import ClipRecord
 from lvdm.data.manifest_rows import MANIFEST_ENDINGS, read_rows
@@ -61,15 +62,32 @@ def read_folder(
 
 
 def video_files(root: str | os.PathLike[str]) -> list[Path]:
-    """All video files below `root`, sorted; hidden ones, and those in hidden folders, are left out."""
-    root = Path(root)
-    found = (path for path in root.rglob("*") if path.suffix.lower() in VIDEO_ENDINGS)
-    return sorted(path for path in found if not is_hidden(path.relative_to(root)) and path.is_file())
+    """All video files below `root`, sorted, also those in folders that are linked to; hidden ones, and those in hidden
+    folders, are left out, and with a warning links that lead to no file.
+
+    Raises DataError where a folder cannot be read.
+    """
+    found: list[Path] = []
+    lost: list[Path] = []
+    for name, folders, files in os.walk(root, onerror=_refuse, followlinks=True):
+        folder = Path(name)
+        # a system's own files begin with a dot (._a.mp4, .Trash)
+        folders[:] = [each for each in folders if not each.startswith(".") and not _leads_back(folder / each)]
+        paths = (folder / each for each in files if not each.startswith("."))
+        for path in (each for each in paths if each.suffix.lower() in VIDEO_ENDINGS):
+            (lost if path.is_symlink() and not path.exists() else found).append(path)
+    if lost:
+        log.warning("links to videos that lead to no file are left out: %d, such as %s", len(lost), min(lost))
+    return sorted(path for path in found if path.is_file())
 
 
-def is_hidden(path: Path) -> bool:
-    """Whether a relative path has a part that begins with a dot, as the system's own files have (._a.mp4, .Trash)."""
-    return any(part.startswith(".") for part in path.parts)
+def _refuse(error: OSError) -> None:
+    raise DataError(f"{error.filename}: cannot be read ({error.strerror}); give yourself the right to, or move it away")
+
+
+def _leads_back(folder: Path) -> bool:
+    """Whether a folder is a link to one that it lies in, in which a walk would never end."""
+    return folder.is_symlink() and folder.resolve() in {above.resolve() for above in folder.parents}
 
 
 def _beside(root: Path, default_caption: str | None, skip: bool) -> Iterator[ClipRecord | None]:
@@ -80,8 +98,11 @@ def _beside(root: Path, default_caption: str | None, skip: bool) -> Iterator[Cli
     for file in files:
         if file.parent not in texts:
             found = (path for path in sorted(file.parent.iterdir()) if path.suffix.lower() == ".txt")
-            texts[file.parent] = {path.stem: path for path in found}
-        text = texts[file.parent].get(file.stem)
+            known = texts[file.parent] = {}
+            for path in found:
+                known.setdefault(normalize("NFC", path.stem), path)
+                known[path.stem] = path
+        text = texts[file.parent].get(file.stem) or texts[file.parent].get(normalize("NFC", file.stem))
         caption = check_text(read_text(text, DataError).strip(), text, DataError) if text else None
         caption = caption or default_caption
         if caption is None:
@@ -110,10 +131,19 @@ def _listed(root: Path, manifest: Path, default_caption: str | None, skip: bool)
             continue
         if not file or shown is None:
             raise DataError(f"{where} has no '{'caption' if file else 'file'}'; each needs file and caption")
-        path = root / checked_path(file, DataError)
+        file = _as_on_disk(root, checked_path(file, DataError))
+        path = root / file
         if not path.is_file():
             raise DataError(f"{where} names {file}, which is not in {root}")
         yield ClipRecord(path, shown, label or None, Path(os.path.normpath(file)).as_posix())
+
+
+def _as_on_disk(root: Path, file: Path) -> str:
+    """The name of a file, where there is one only of the same letters in another form of Unicode that one: an accent is
+    a character of its own in names from a Mac."""
+    name = os.fspath(file)
+    forms = (name, normalize("NFC", name), normalize("NFD", name))
+    return next((form for form in forms if os.path.isfile(root / form)), name)
 
 
 def _text(value: object, where: str) -> str:

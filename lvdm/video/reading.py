@@ -184,13 +184,19 @@ def open_video(path: str | os.PathLike[str]) -> Video:
     if not present:
         name = str(path) if str(path).isprintable() else repr(str(path))
         raise VideoError(f"{name}: is {'a folder' if os.path.isdir(path) else 'not there'}; give a video file")
-    packets, hidden, first, key_time, leading = [], 0, None, None, False
+    packets: list[PacketTime] = []
+    hidden, lost, first, key_time, leading = 0, 0, None, None, False
     with opened(path) as (container, stream):
         for packet in container.demux(stream):
             if packet.size == 0:  # marks the end of the stream
                 continue
             if first is None:
                 first = next(iter(packet.decode()), None)
+                if first is not None and (start := first.pts) is not None:
+                    # Cut from a longer file between two key frames: what comes before the first is never shown.
+                    late = [known for known in packets if known.shown is not None and known.shown < start]
+                    if not any(known.key for known in late):
+                        lost, packets = len(late), [known for known in packets if known not in late]
             if packet.is_discard:  # cut away by an edit list
                 hidden += 1
                 continue
@@ -213,7 +219,7 @@ def open_video(path: str | os.PathLike[str]) -> Video:
         packets, hidden = _decoded_times(path), 0
     timing = presentation(packets, step=1 / (rate * base) if rate else 1 / base)
     count, span = len(packets), int(timing.ticks[-1] - timing.ticks[0])
-    short = count + hidden < _WHOLE * promised
+    short = count + hidden + lost < _WHOLE * promised
     if timed and lasting:  # an edit list may have hidden frames from the demuxer, too
         short = short and span < _WHOLE * lasting
     if short:
@@ -225,7 +231,9 @@ def open_video(path: str | os.PathLike[str]) -> Video:
     ordered = timed and timing.exact and not (hidden or leading or look.interlaced)
     keys = np.array([packet.shown for packet in packets if packet.key] if ordered else [], dtype=np.int64)
     square = look.size == (first.height, first.width)
-    plain = ordered and square and single and not (look.turned or look.high_dynamic_range or timing.ticks[0] < 0)
+    plain = (
+        ordered and square and single and not (lost or look.turned or look.high_dynamic_range or timing.ticks[0] < 0)
+    )
     height, width = look.size
     return Video(VideoInfo(path, count, fps, width, height, times), look, timing.ticks, keys, plain)
 

@@ -107,6 +107,17 @@ def test_adding_goes_on_where_it_stopped_and_reads_what_changed(made, embedder, 
     assert len(library) == 5 and library.search(clip=moving(9), k=1, embedder=embedder)[0].path == clips / "0.mp4"
 
 
+def test_another_caption_of_a_clip_takes_the_place_of_the_first(made, embedder, tmp_path):
+    clip = ClipRecord(made[1][0].path, "a person is moving")
+    folder = tmp_path / "library"
+    assert add_clips(folder, [clip], embedder) == (1, [])
+    captioned = [ClipRecord(clip.path, "a man is skiing"), ClipRecord(clip.path, "a man goes down a hill")]
+    assert add_clips(folder, captioned, embedder) == (1, [])
+    assert ActionLibrary.open(folder).actions() == {"ski": 1}
+    assert ActionLibrary.open(folder).search("a panda is skiing")[0].caption == "a man is skiing"
+    assert add_clips(folder, captioned, embedder) == (0, [])
+
+
 def test_it_says_what_does_not_fit(made, embedder, tmp_path):
     folder, records = made
     library = ActionLibrary.open(folder)

@@ -260,6 +260,46 @@ def test_an_incomplete_cache_stops_a_training(videos, pipeline, tmp_path):
         ClipDataset(videos, CONFIG, seed=SEED, cache=cache)[0]
 
 
+def test_a_broken_video_is_tried_again_once_it_is_another_file(videos, pipeline, tmp_path):
+    folder, cache = tmp_path / "videos", ClipCache.create(tmp_path / "cache", settings(pipeline))
+    absent, empty, broken = listed = [replace(video, path=folder / video.path.name) for video in videos[:3]]
+    folder.mkdir()
+    empty.path.touch()
+    broken.path.write_bytes(videos[2].path.read_bytes())
+    assert fill(cache, listed, pipeline) == 6  # two augmentations of each
+    assert fill(cache, [empty, broken], pipeline) == 0  # which nothing happened to
+    for number in (0, 1):
+        shutil.copyfile(videos[number].path, listed[number].path)
+    assert fill(cache, listed, pipeline) == 0
+    for video in (absent, empty):
+        assert cache.why_broken(video.key, 0) is None
+        assert cache.read_clip(video.key, 1, video.path).mean.shape == (4, 2, 8, 8)
+    assert cache.why_broken(broken.key, 0) is not None
+
+
+def test_what_a_cache_lacks_is_said_before_a_training_starts(videos, pipeline, tmp_path):
+    cache, changes = ClipCache.create(tmp_path, settings(pipeline)), CachedChanges(SelfPairConfig(), 1)
+
+    def start(listed, known_broken=(), changes=None):
+        dataset = ClipDataset(listed, CONFIG, seed=SEED, cache=cache, known_broken=known_broken)
+        dataset.changes = changes
+        dataset.check_cached()
+
+    fill(cache, videos[:3], pipeline)  # the last of them is broken
+    start(videos[:3])
+    start(videos[:4], known_broken=[videos[3].key])
+    with pytest.raises(DataError, match=r"^3\.mp4 is not in the cache .*; run aicl cache again"):
+        start(videos[:4])
+    with pytest.raises(DataError, match=r" is not in the cache .* \(nor are 3 others\)"):
+        start(videos)
+    with pytest.raises(DataError, match="the caption 'another' is not in the cache"):
+        start([replace(videos[0], caption="another")])
+    with pytest.raises(DataError, match=r"0\.mp4 is not in the cache"):  # whose changed versions were not made yet
+        start(videos[:1], changes=changes)
+    fill(cache, videos[:1], pipeline, changes=changes)
+    start(videos[:1], changes=changes)
+
+
 def test_a_cache_belongs_to_its_settings_and_models(videos, pipeline, whole):
     other = ClipConfig(num_frames=2, size=(16, 24), augmentation=CONFIG.augmentation)
     for make, reason in (

@@ -10,7 +10,7 @@ from aicl.cli import run_verb
 from lvdm.data import checking, read_report
 from lvdm.data.checking import check_records
 from lvdm.data.clips import ClipRecord
-from lvdm.errors import DiskError
+from lvdm.errors import DiskError, VideoError
 from tests.lvdm.disks import full_disk, read_only_disk
 from tests.lvdm.videos import records, truncated
 
@@ -63,6 +63,19 @@ def test_checking_goes_on_and_sees_changes(videos, tmp_path, monkeypatch):
     videos[3].path.write_bytes(videos[0].path.read_bytes())  # fetched again
     assert list(check_records(videos, tmp_path / "report.json")["broken"]) == ["4.mp4"]
     assert tried == ["3.mp4"]
+
+
+def test_a_video_that_might_not_be_read_is_tried_again_once_it_may(tmp_path, monkeypatch):
+    (video,) = records(tmp_path / "videos", 1)
+
+    def refused(path):
+        raise VideoError(f"{path}: may not be read (permission denied)")
+
+    with monkeypatch.context() as denied:  # whoever runs tests as root may read everything
+        denied.setattr(checking, "check_video", refused)
+        denied.setattr(os, "access", lambda path, mode: False)
+        assert list(check_records([video], tmp_path / "report.json")["broken"]) == ["0.mp4"]
+    assert not check_records([video], tmp_path / "report.json")["broken"]
 
 
 def test_a_quick_check_does_not_count_as_a_thorough_one(videos, tmp_path, monkeypatch):

@@ -1,14 +1,26 @@
 """Training samples and batches: contents, broken files, workers, ranks and resuming."""
 
+import json
 import logging
+import signal
 from itertools import islice
 
 import pytest
 import torch
 
-from lvdm.data import AugmentationConfig, ClipConfig, ClipDataModule, ClipDataset, collate, read_clip
+from lvdm.data import (
+    AugmentationConfig,
+    ClipConfig,
+    ClipDataModule,
+    ClipDataset,
+    DataConfig,
+    build_datamodule,
+    collate,
+    read_clip,
+)
 from lvdm.errors import ConfigError, DataError
 from lvdm.video import open_video, read_frames, to_frames
+from tests.lvdm.disks import full_disk
 from tests.lvdm.videos import records
 
 CONFIG = ClipConfig(num_frames=4, size=(16, 16), stride=2, augmentation=AugmentationConfig(random_crop=True, flip=0.5))
@@ -192,3 +204,28 @@ def test_workers_report_broken_videos_to_the_main_process(videos, tmp_path, capl
     assert 3 <= module.skipped <= 6 and len(caplog.records) == module.skipped
     assert f"({module.skipped} so far)" in caplog.records[-1].message and ".mp4" in caplog.records[-1].message
     assert int(module.dataset._broken.sum()) == 3
+
+
+def test_how_many_clips_a_report_takes_away_is_said(videos, tmp_path):
+    report = tmp_path / "check.json"
+    config = DataConfig(kind="folder", path=str(tmp_path), clip=CONFIG, report=str(report), workers=0)
+    for broken, said in (([], "8 clips from"), ([videos[1].key, "of another folder.mp4"], ", less 1 that ")):
+        report.write_text(json.dumps({"broken": dict.fromkeys(broken, "is cut off")}))
+        about = build_datamodule(config, 2, 0, records=videos).about
+        assert said in about and (" lists as broken" in about) == bool(broken)
+
+
+def test_a_lack_of_shared_memory_is_said_and_nobody_waits(videos):
+    def waited(*_):
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, waited)
+    signal.alarm(60)
+    try:
+        data = ClipDataModule(ClipDataset(videos, CONFIG, seed=3), batch_size=4, workers=1)
+        with full_disk(5000), pytest.raises(ConfigError, match=r"/dev/shm\) has no room for the next batch"):
+            next(iter(data.train_dataloader()))
+        assert next(iter(data.train_dataloader()))["frames"].is_shared()
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)

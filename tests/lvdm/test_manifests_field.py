@@ -1,6 +1,8 @@
 """Manifests as people write them: what goes wrong is said by its true name, and no caption becomes another one."""
 
 import json
+import os
+from unicodedata import normalize
 
 import pytest
 
@@ -128,6 +130,46 @@ def test_hidden_files_are_left_out(videos):
     assert [record.key for record in read_folder(videos)] == ["a.mp4", "b.mp4", "c.mp4"] + [
         f"page/{name}.mp4" for name in "abc"
     ]
+
+
+def test_linked_folders_are_read_and_links_to_nothing_are_counted(tmp_path, caplog):
+    mine, elsewhere = tmp_path / "mine", tmp_path / "elsewhere"
+    for folder in (mine, elsewhere / "deep"):
+        folder.mkdir(parents=True)
+    for path in (mine / "a.mp4", elsewhere / "b.mp4", elsewhere / "deep" / "c.mp4"):
+        write_video(path, pixels(3, 16, 16), fps=8)
+    (mine / "linked").symlink_to(elsewhere)
+    (elsewhere / "deep" / "back").symlink_to(elsewhere)  # would be walked without end
+    (mine / "self").symlink_to(mine)
+    (mine / "lost.mp4").symlink_to(tmp_path / "gone.mp4")
+    found = [record.key for record in read_folder(mine, default_caption="a person is moving")]
+    assert found == ["a.mp4", "linked/b.mp4", "linked/deep/c.mp4"]
+    assert "lead to no file are left out: 1" in caplog.text and "lost.mp4" in caplog.text
+
+
+@pytest.mark.parametrize(("of_videos", "of_captions"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_names_that_differ_in_the_form_of_unicode_are_the_same(tmp_path, of_videos, of_captions):
+    film, text = normalize(of_videos, "café.mp4"), normalize(of_captions, "café.mp4")
+    write_video(tmp_path / film, pixels(3, 16, 16), fps=8)
+    assert captions(tmp_path, f"file,caption\n{text},a man is waving\n") == ["a man is waving"]
+    assert read_folder(tmp_path, tmp_path / "list.csv")[0].key == film
+    (tmp_path / text).with_suffix(".txt").write_text("a man is running")
+    assert [record.caption for record in read_folder(tmp_path)] == ["a man is running"]
+    (tmp_path / film).with_suffix(".txt").write_text("a man is dancing")  # of the very name
+    assert [record.caption for record in read_folder(tmp_path)] == ["a man is dancing"]
+
+
+def test_a_folder_that_cannot_be_read_is_named(videos, monkeypatch):
+    listing = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("page"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return listing(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)  # whoever runs tests as root may read everything
+    with pytest.raises(DataError, match=r"page: cannot be read \(Permission denied\)"):
+        read_folder(videos, default_caption="a person is moving")
 
 
 SEVERAL = """file,caption

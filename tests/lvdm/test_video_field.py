@@ -225,6 +225,27 @@ def test_reading_from_key_frames_gives_the_same_frames(tmp_path, monkeypatch):
     assert all(abs(a - grey(i)) <= 2 for a, i in zip(levels(by_time), wanted))
 
 
+@pytest.mark.parametrize("ending", ["mkv", "mp4", "ts"])
+def test_a_file_cut_between_key_frames_begins_at_the_first_one(tmp_path, ending):
+    """As tools that cut without encoding anew leave it, and a broadcast that is recorded from any moment on."""
+    path = tmp_path / f"cut.{ending}"
+    with av.open(str(encode(tmp_path / "whole.mp4", frames=60))) as whole, av.open(str(path), "w") as cut:
+        source = whole.streams.video[0]
+        stream = cut.add_stream_from_template(source)
+        packets = [packet for packet in whole.demux(source) if packet.size]
+        keys = [number for number, packet in enumerate(packets) if packet.is_keyframe]
+        first = round(float(packets[keys[2]].pts * source.time_base * source.average_rate))  # frame of the third key
+        for packet in packets[keys[1] + 2 :]:
+            packet.stream = stream
+            cut.mux(packet)
+    info = check_video(path)
+    assert info.num_frames == 60 - first and info.damaged == 0 and info.fps == pytest.approx(25, rel=1e-2)
+    expected = [grey(number) for number in range(first, 60)]
+    everything = levels(read_frames(path, range(info.num_frames)))
+    assert all(abs(a - b) <= 2 for a, b in zip(everything, expected, strict=True))
+    assert abs(levels(read_frames(path, [info.num_frames - 1]))[0] - expected[-1]) <= 2
+
+
 # -- names, endings, containers -------------------------------------------------------------------------------------
 
 
