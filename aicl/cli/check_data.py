@@ -82,7 +82,11 @@ def main(args: argparse.Namespace) -> int:
         print(reason)
     for key, message in report["damaged"].items():
         print(f"{key}: {message}; the file is damaged, fetch it again")
+    for key in report["single_frame"]:
+        print(f"{key}: a single frame shows no motion, so trainings on clips leave it out; give a video in its place")
     counts = f"{len(report['broken'])} broken, {len(report['damaged'])} damaged"
+    if report["single_frame"]:
+        counts += f", {len(report['single_frame'])} of a single frame"
     print(f"{report['checked']} videos checked, {counts}: see {args.report}")
     return 1 if report["broken"] else 0
 

@@ -44,7 +44,8 @@ def check_records(
     Results are appended to `report`.jsonl as they come. A later call takes from there what has been checked as
     thoroughly and has not changed since, so an interrupted check goes on and a repeated one sees only new files.
     The report has `checked`, `broken` {key: reason}, `damaged` {key: how many frames decode with errors} of those that
-    can be used, and the ranges of frames, fps and sizes of the good ones.
+    can be used, `single_frame`, keys of those that trainings on clips leave out (see `read_clip`), and the ranges of
+    frames, fps and sizes of the good ones.
     """
     records = list({record.key: record for record in records}.values())  # a video with several captions is checked once
     journal = Path(f"{report}.jsonl")
@@ -143,6 +144,7 @@ def _summary(results: Sequence[Result], quick: bool) -> Result:
         for result in good
         if isinstance(result.get("damaged"), int) and result["damaged"] > 0
     }
+    summary["single_frame"] = [result["key"] for result in good if result["frames"] == 1]
     for name in ("frames", "fps") if good else ():
         values = [result[name] for result in good]
         summary[name] = {"least": min(values), "median": median(values), "most": max(values)}

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 from aicl.cli import run_verb
-from lvdm.data import checking, read_report
+from lvdm.data import ClipConfig, ClipDataset, checking, read_report
 from lvdm.data.checking import check_records
 from lvdm.data.clips import ClipRecord
 from lvdm.errors import DiskError, VideoError
+from lvdm.video import write_video
 from tests.lvdm.disks import full_disk, read_only_disk
-from tests.lvdm.videos import records, truncated
+from tests.lvdm.videos import pixels, records, truncated
 
 
 @pytest.fixture
@@ -32,6 +33,23 @@ def test_the_report(videos, tmp_path):
     assert report["frames"] == {"least": 12, "median": 13.5, "most": 17} and report["sizes"] == {"28x20": 4}
     assert seen[0] == (0, 6, 0) and seen[-1] == (6, 6, 2)
     assert read_report(tmp_path / "report.json") == ["3.mp4", "4.mp4"]
+
+
+def test_videos_of_a_single_frame_are_listed_and_left_out(tmp_path, capsys):
+    videos = records(tmp_path / "videos", 2)
+    write_video(videos[0].path, pixels(1, 20, 28), fps=10, overwrite=True)
+    for clip in videos:
+        clip.path.with_suffix(".txt").write_text("kicking")
+    source = ["--kind", "folder", "--path", tmp_path / "videos", "--workers", 1]
+    status, said, _ = run_script(capsys, *source, "--report", tmp_path / "r.json")
+    assert status == 0 and "0.mp4: a single frame shows no motion" in said
+    assert "0 broken, 0 damaged, 1 of a single frame" in said
+    assert json.loads((tmp_path / "r.json").read_text())["single_frame"] == ["0.mp4"]
+
+    clips = ClipDataset(videos, ClipConfig(4, (8, 8)))
+    item = next(item for item in map(clips.__getitem__, range(20)) if item["skipped"])
+    assert "0.mp4: a single frame shows no motion" in item["skipped"][0] and item["caption"] == "caption 1"
+    assert ClipDataset(videos[:1], ClipConfig(1, (8, 8)))[0]["frames"].shape == (3, 1, 8, 8)
 
 
 def test_processes_give_the_same_report(videos, tmp_path):
