@@ -55,6 +55,23 @@ def test_what_does_nothing_for_an_autoencoder_is_refused(tmp_path, sections, mes
         build(autoencoder_config(tmp_path, **sections))
 
 
+def test_an_autoencoder_is_exported_with_the_statistics_of_its_averaged_weights(tmp_path, clips):
+    module, data = build(autoencoder_config(tmp_path, training={"ema": 0.9}))
+    frames = [collate([data.dataset[number] for number in numbers]) for numbers in ((0, 1, 2, 3), (4, 5, 6, 7))]
+    for name, average in module.ema.averages.items():
+        if "quant_conv" in name and "post" not in name:
+            average[:4] *= 1.5  # of the means; the rest are log variances
+    for batch in frames:
+        module.losses(batch)
+    with module.showing():
+        module.export(tmp_path, {})
+        mean, logvar = module._encode(frames[1]["frames"])
+    described = configs.load(tmp_path / "autoencoder.yaml")["latents"]
+    deviation = (mean.var((0, 2, 3), correction=0) + logvar.exp().mean((0, 2, 3))).sqrt()
+    assert described["shift"] == pytest.approx(mean.mean((0, 2, 3)).tolist(), rel=1e-4)
+    assert described["scale"] == pytest.approx((1 / deviation).tolist(), rel=1e-4)
+
+
 def test_previews_are_refused_where_there_are_none():
     with pytest.raises(ConfigError, match="shows no previews: set it to null"):
         TrainingModule(TrainingSettings(steps=1, batch_size=1, preview_every=1), {})
