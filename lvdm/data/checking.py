@@ -13,9 +13,10 @@ from statistics import median
 from typing import Any
 
 from lvdm.data.clips import ClipRecord
+from lvdm.data.dataset import ClipConfig
 from lvdm.errors import VideoError
 from lvdm.files import atomic_path, disk_errors, json_text, make_folder, write_json
-from lvdm.video import check_video, probe
+from lvdm.video import check_video, frame_step, probe
 
 Result = dict[str, Any]
 _MEASURED = ("frames", "fps", "width", "height")
@@ -38,6 +39,7 @@ def check_records(
     workers: int = 1,
     quick: bool = False,
     progress: Callable[[int, int, int], None] = lambda done, total, broken: None,
+    clip: ClipConfig | None = None,
 ) -> Result:
     """Check all videos and write `report` as JSON; return it.
 
@@ -45,7 +47,7 @@ def check_records(
     thoroughly and has not changed since, so an interrupted check goes on and a repeated one sees only new files.
     The report has `checked`, `broken` {key: reason}, `damaged` {key: how many frames decode with errors} of those that
     can be used, `single_frame`, keys of those that trainings on clips leave out (see `read_clip`), and the ranges of
-    frames, fps and sizes of the good ones.
+    frames, fps and sizes of the good ones. With `clip`, `short` has the keys of those that are shorter than such clips.
     """
     records = list({record.key: record for record in records}.values())  # a video with several captions is checked once
     journal = Path(f"{report}.jsonl")
@@ -62,6 +64,9 @@ def check_records(
             broken += bool(result["error"])
             progress(len(results), len(records), broken)
     summary = _summary([results[record.key] for record in records], quick)
+    if clip is not None:
+        good = (result for record in records if not (result := results[record.key])["error"])
+        summary["short"] = [result["key"] for result in good if _is_short(result, clip)]
     write_json(report, summary)
     return summary
 
@@ -130,6 +135,15 @@ def _still_valid(results: dict[str, Result], records: Sequence[ClipRecord], quic
         if result and result["stamp"] == _stamp(record.path) and (quick or not result["quick"]):
             valid[record.key] = result
     return valid
+
+
+def _is_short(result: Result, clip: ClipConfig) -> bool:
+    """Whether a video is shorter than a clip, so that the rule `data.clip.short` is asked."""
+    rate, total = result["fps"], result["frames"]
+    step = frame_step(
+        total, clip.num_frames, source_fps=rate, stride=clip.stride, target_fps=clip.fps, short="hold"
+    )  # which lowers nothing
+    return (clip.num_frames - 1) * step > total - 1 + 1e-6
 
 
 def _summary(results: Sequence[Result], quick: bool) -> Result:
