@@ -48,13 +48,15 @@ def known_actions(
     general: Sequence[str | None] | None = None,
     image: ImageLike | Sequence[ImageLike | None] | None = None,
     seed: int = 0,
+    fps: int | None = None,
 ) -> list[KnownAction]:
     """What the base model of `pipe` knows of each prompt's action: two calls of its network for every few prompts.
 
     general: the prompts with a general word in place of the action, such as "a dog is moving on a beach" for "a dog is
     surfing on a beach"; None, as a whole or for one, is what `aicl.verbs.generalised` makes of it. image: the first
-    frames of an image-to-video model. seed: of the noise that is predicted from, at the noisiest timestep.
-    Raises ConfigError where prompts, general prompts and images do not go together.
+    frames of an image-to-video model. seed: of the noise that is predicted from, at the noisiest timestep. fps: as in a
+    call of `pipe`, the rate (1/s) that base models which take one are told.
+    Raises ConfigError where prompts, general prompts and images do not go together, or the model takes no fps.
     """
     general = [None] * len(prompts) if general is None else list(general)
     if len(general) != len(prompts):
@@ -67,20 +69,23 @@ def known_actions(
     some = [i for i, text in enumerate(compared) if text is not None]
     for batch in (some[start : start + _BATCH] for start in range(0, len(some), _BATCH)):
         shown = [image for i in batch if (image := images[i]) is not None] or None
-        own = _first_motion(pipe, [prompts[i] for i in batch], shown, seed)
-        other = _first_motion(pipe, [str(compared[i]) for i in batch], shown, seed)
+        own = _first_motion(pipe, [prompts[i] for i in batch], shown, seed, fps)
+        other = _first_motion(pipe, [str(compared[i]) for i in batch], shown, seed, fps)
         for i, effect in zip(batch, _energy(own - other) / _energy(other).clamp(min=1e-12)):
             effects[i] = float(effect)
     return [KnownAction(*each) for each in zip(prompts, compared, effects)]
 
 
-def _first_motion(pipe: AICLPipeline, prompts: list[str], image: Sequence[ImageLike] | None, seed: int) -> Tensor:
+def _first_motion(
+    pipe: AICLPipeline, prompts: list[str], image: Sequence[ImageLike] | None, seed: int, fps: int | None
+) -> Tensor:
     """What the base model makes of noise at the first step, without its mean over time: latents (b, c, t, h, w)."""
     base, parts = pipe.base, pipe.base.components
     defaults = pipe.defaults
     base.tell_guidance(defaults.guidance_scale)
     x = base.initial_noise(sample_generators(seed, None, 1)).expand(len(prompts), -1, -1, -1, -1)
-    condition, _ = base.conditions(prompts, image, fps=None, num_frames=defaults.num_frames)
+    fps = defaults.fps if fps is None else fps  # the adapter's, where the base model's own is another
+    condition, _ = base.conditions(prompts, image, fps=fps, num_frames=defaults.num_frames)
     base.bring(parts.unet)
     t = torch.full((len(prompts),), len(parts.schedule) - 1, device=x.device)
     denoiser = Denoiser(parts.unet, parts.schedule, parts.unet.prediction)

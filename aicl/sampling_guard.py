@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from aicl.options import SamplingOptions
 
 if TYPE_CHECKING:
+    from aicl.known_actions import KnownAction
     from aicl.pipeline import AICLPipeline
     from aicl.sampling_jobs import Job
 
@@ -25,11 +26,15 @@ def leave_out_needless(jobs: "list[Job]", pipe: "AICLPipeline") -> "list[Job]":
     fields = dataclasses.fields(SamplingOptions)
     of_references: dict[str, Any] = {field.name: field.default for field in fields if field.name in OF_REFERENCES}
     asked = [jobs[i] for i in guarded]
-    general, images = [job.general_prompt for job in asked], [job.image for job in asked]
-    found = known_actions(pipe, [job.prompt for job in asked], general, images)
+    found: dict[int, KnownAction] = {}
+    for fps in dict.fromkeys(job.fps for job in asked):
+        places = [i for i in guarded if jobs[i].fps == fps]
+        alike = [jobs[i] for i in places]
+        general, images = [job.general_prompt for job in alike], [job.image for job in alike]
+        found |= zip(places, known_actions(pipe, [job.prompt for job in alike], general, images, fps=fps))
     jobs = list(jobs)
-    for i, known in zip(guarded, found):
-        job = jobs[i]
+    for i in guarded:
+        job, known = jobs[i], found[i]
         limit = job.reference_guard
         assert limit is not None
         if known.general is None:

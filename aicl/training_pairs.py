@@ -88,6 +88,14 @@ class ReferenceSettings:
             self.changes.with_geometry(factor)  # which says what is too strong
         if self.wrong_share and self.kind == "same_action":
             raise ConfigError("references.wrong_share needs references.kind = self or mixed")
+        if self.self_share != 0.5 and self.kind != "mixed":
+            raise ConfigError("references.self_share needs references.kind = mixed: leave it out with another kind")
+        for name, default in (("geometry", 1.0), ("captions", "target")):
+            if self.kind == "same_action" and getattr(self, name) != default:
+                raise ConfigError(
+                    f"references.{name} does nothing with references.kind = same_action, which has no self-pairs: "
+                    "leave it out, or set the kind to self or mixed"
+                )
         if self.candidates is not None and (self.kind != "same_action" or self.candidates < self.count):
             raise ConfigError(
                 "references.candidates needs references.kind = same_action, and a number of references.count or more"
@@ -129,6 +137,21 @@ class ReferenceSettings:
     def geometry_of(self, number: int) -> float:
         """The factor of the geometry's strengths for sample `number`."""
         return _height(self.geometry, number)
+
+
+def check_given(settings: ReferenceSettings, given: int) -> None:
+    """Raise ConfigError for what does nothing with data that brings so many references of each sample of its own."""
+    if settings.captions == "given" and not given:
+        raise ConfigError("references.captions = given needs data that brings references of its own: leave it out")
+    if settings.candidates is not None and settings.candidates != given:
+        raise ConfigError(
+            f"references.candidates is {settings.candidates}, and the data brings {given} references: set "
+            "data.references alike"
+        )
+    if given and settings.candidates is None and settings.count not in (1, given):
+        raise ConfigError(
+            f"references.count is {settings.count}, and the data brings {given} references: set data.references alone"
+        )
 
 
 def _heights(curve: float | list[tuple[float, float]]) -> list[float]:

@@ -13,7 +13,7 @@ from aicl.base_defaults import read_integration_config, read_prism_config
 from aicl.integrated_backbone import check_fit, integrate
 from aicl.model_files import ADAPTER_FILE, base_folder
 from aicl.training import AICLModule
-from aicl.training_pairs import PairMaker, ReferenceSettings, build_pair_sampler, pairs_line
+from aicl.training_pairs import PairMaker, ReferenceSettings, build_pair_sampler, check_given, pairs_line
 from lvdm import config as configs
 from lvdm.checkpoints import find_file, load_pipeline, read_model
 from lvdm.data import ClipRecord, DataConfig, PairSampler, read_records
@@ -104,7 +104,10 @@ def build(recipe: Recipe) -> tuple[AICLModule, EndlessDataModule]:
                 "this kind of data brings its own references: set data.references and data.wrong_share, not references "
                 "and references.wrong_share; without any, references.kind must be self"
             )
-        return module, build_data(sections.data, recipe)
+        check_given(pairs, own)
+        drawn = build_data(sections.data, recipe)
+        drawn.about += _of_one(sections, own or pairs.count)
+        return module, drawn
     data, records, sampler = read
     if data.cache and not pipeline.supports_latent_cache:
         raise ConfigError("data.cache holds latents of this library's own models: leave it out with one of diffusers")
@@ -122,7 +125,7 @@ def build(recipe: Recipe) -> tuple[AICLModule, EndlessDataModule]:
         encoders = load_encoders(base_folder(sections.base.path), "cpu")  # in float32, whatever this run computes in
         check_encoders(data.cache, encoders.codec, encoders.text)
     made = build_data(sections.data, recipe, records=records, pair_sampler=sampler, changes=pairs.changes_to_cache)
-    made.about += f"; {pairs_line(sampler, pairs)}"
+    made.about += f"; {pairs_line(sampler, pairs)}{_of_one(sections, pairs.count)}"
     if len({record.key for record in records}) == 1:
         made.about += "; reference_gap says nothing here, since a wrong reference would be another clip"
     if other := _unlike_base(pipeline, data):
@@ -136,11 +139,20 @@ def build(recipe: Recipe) -> tuple[AICLModule, EndlessDataModule]:
     return module, made
 
 
+def _of_one(sections: AICLSections, count: int) -> str:
+    """In words, that leaving out references does nothing where samples have one; "" where there is nothing to say."""
+    if count > 1 or not sections.reference_dropout:
+        return ""
+    return f"; reference_dropout = {sections.reference_dropout:g} does nothing, since each sample has one reference"
+
+
 def _read_data(sections: AICLSections) -> tuple[DataConfig, list[ClipRecord], PairSampler]:
     """The videos of section `data`, and how they are paired. Raises ConfigError, DataError."""
     data = configs.from_mapping(DataConfig, sections.data, where="data")
     if data.clip.num_frames < 2:
         raise ConfigError("data.clip.num_frames is 1: a single frame shows no action, so AICL trains on two or more")
+    if sections.pairs.captions == "given":
+        raise ConfigError("references.captions = given is for data that brings references of its own: leave it out")
     records = read_records(data)
     return data, records, build_pair_sampler(sections.pairs, records)
 

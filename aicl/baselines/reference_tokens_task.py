@@ -9,7 +9,7 @@ from torch import Tensor
 
 from aicl.baselines.reference_tokens import JointBackbone, ReferenceTokens, TokensConfig, save_tokens
 from aicl.model_files import ADAPTER_FILE
-from aicl.training_pairs import PairMaker, ReferenceSettings
+from aicl.training_pairs import PairMaker, ReferenceSettings, check_given
 from aicl.training_task import AICLSections, build_base_pipeline
 from lvdm.data.datamodule import EndlessDataModule
 from lvdm.errors import ConfigError
@@ -89,11 +89,14 @@ def build(recipe: Recipe) -> tuple[ReferenceTokensModule, EndlessDataModule]:
             "task reference_tokens trains on data that is made as it is needed, such as puppets: set data.kind, and "
             "data.references unless references.kind is self"
         )
-    if pairs.empties_captions or pairs.feature_noise or pairs.feature_dropout:
+    if pairs.empties_captions or pairs.feature_noise or pairs.feature_dropout or pairs.wrong_share:
         raise ConfigError(
-            "references.caption_dropout, prompt_dropout, feature_noise and feature_dropout are for task aicl: set "
-            "them to 0"
+            "references.caption_dropout, prompt_dropout, feature_noise, feature_dropout and wrong_share are for task "
+            "aicl: set them to 0"
         )
+    if pairs.captions != "target":
+        raise ConfigError("references.captions is for task aicl, since no captions of references are read here")
+    check_given(pairs, sections.data.get("references", 0))
     pipeline = build_base_pipeline(sections.base, recipe.training)
     if pipeline.takes_image:
         raise ConfigError("task reference_tokens is for text-to-video models, this one takes an image")

@@ -24,6 +24,14 @@ if TYPE_CHECKING:
     from lvdm.data import Manifest
 
 
+_SHORT = {
+    "stretch": "are played more slowly",
+    "hold": "hold their last frame",
+    "loop": "start again at their end",
+    "error": "are left out",
+}
+
+
 def parser() -> Parser:
     """The options of `aicl check-data`."""
     parser = new_parser("check-data", __doc__)
@@ -67,7 +75,7 @@ def main(args: argparse.Namespace) -> int:
     data = manifest(args)
     _check_report(args.report)
 
-    from lvdm.data import read_records
+    from lvdm.data import DataConfig, read_records
     from lvdm.data.checking import check_records
 
     records = read_records(data)
@@ -77,12 +85,23 @@ def main(args: argparse.Namespace) -> int:
             bar.set_postfix(broken=broken, refresh=False)
             bar.update(done - bar.n)
 
-        report = check_records(records, args.report, args.workers, args.quick, progress)
+        clip = data.clip if isinstance(data, DataConfig) else None
+        report = check_records(records, args.report, args.workers, args.quick, progress, clip)
     for reason in report["broken"].values():
         print(reason)
     for key, message in report["damaged"].items():
         print(f"{key}: {message}; the file is damaged, fetch it again")
+    for key in report["single_frame"]:
+        print(f"{key}: a single frame shows no motion, so trainings on clips leave it out; give a video in its place")
+    if clip is not None and report["short"]:
+        rate = f"at {clip.fps:g} a second" if clip.fps is not None else f"with a stride of {clip.stride or 1:g}"
+        print(
+            f"{len(report['short'])} of {report['checked']} videos are shorter than a clip of {clip.num_frames} frames "
+            f"{rate}: they {_SHORT[clip.short]} (data.clip.short = {clip.short}), see 'short' in {args.report}"
+        )
     counts = f"{len(report['broken'])} broken, {len(report['damaged'])} damaged"
+    if report["single_frame"]:
+        counts += f", {len(report['single_frame'])} of a single frame"
     print(f"{report['checked']} videos checked, {counts}: see {args.report}")
     return 1 if report["broken"] else 0
 

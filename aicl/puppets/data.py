@@ -107,6 +107,8 @@ class PuppetConfig:
             raise ConfigError("data.program_share asks for random motions: set data.programs to 1 or more")
         if min(self.size, self.frames) < 1 or self.references < 0:
             raise ConfigError("data.size and data.frames must be positive, data.references zero or more")
+        if self.wrong_share and not self.references:
+            raise ConfigError("data.wrong_share says which references do not belong: set data.references, or it to 0")
         if not 0.0 < self.seconds <= 60.0:
             raise ConfigError(f"data.seconds = {self.seconds}: a clip lasts more than 0 and at most 60 seconds")
         if self.hard_scenes.any and self.seconds != SECONDS:

@@ -13,9 +13,10 @@ from statistics import median
 from typing import Any
 
 from lvdm.data.clips import ClipRecord
+from lvdm.data.dataset import ClipConfig
 from lvdm.errors import VideoError
 from lvdm.files import atomic_path, disk_errors, json_text, make_folder, write_json
-from lvdm.video import check_video, probe
+from lvdm.video import check_video, frame_step, probe
 
 Result = dict[str, Any]
 _MEASURED = ("frames", "fps", "width", "height")
@@ -38,13 +39,15 @@ def check_records(
     workers: int = 1,
     quick: bool = False,
     progress: Callable[[int, int, int], None] = lambda done, total, broken: None,
+    clip: ClipConfig | None = None,
 ) -> Result:
     """Check all videos and write `report` as JSON; return it.
 
     Results are appended to `report`.jsonl as they come. A later call takes from there what has been checked as
     thoroughly and has not changed since, so an interrupted check goes on and a repeated one sees only new files.
     The report has `checked`, `broken` {key: reason}, `damaged` {key: how many frames decode with errors} of those that
-    can be used, and the ranges of frames, fps and sizes of the good ones.
+    can be used, `single_frame`, keys of those that trainings on clips leave out (see `read_clip`), and the ranges of
+    frames, fps and sizes of the good ones. With `clip`, `short` has the keys of those that are shorter than such clips.
     """
     records = list({record.key: record for record in records}.values())  # a video with several captions is checked once
     journal = Path(f"{report}.jsonl")
@@ -61,6 +64,9 @@ def check_records(
             broken += bool(result["error"])
             progress(len(results), len(records), broken)
     summary = _summary([results[record.key] for record in records], quick)
+    if clip is not None:
+        good = (result for record in records if not (result := results[record.key])["error"])
+        summary["short"] = [result["key"] for result in good if _is_short(result, clip)]
     write_json(report, summary)
     return summary
 
@@ -131,6 +137,15 @@ def _still_valid(results: dict[str, Result], records: Sequence[ClipRecord], quic
     return valid
 
 
+def _is_short(result: Result, clip: ClipConfig) -> bool:
+    """Whether a video is shorter than a clip, so that the rule `data.clip.short` is asked."""
+    rate, total = result["fps"], result["frames"]
+    step = frame_step(
+        total, clip.num_frames, source_fps=rate, stride=clip.stride, target_fps=clip.fps, short="hold"
+    )  # which lowers nothing
+    return (clip.num_frames - 1) * step > total - 1 + 1e-6
+
+
 def _summary(results: Sequence[Result], quick: bool) -> Result:
     good = [result for result in results if not result["error"]]
     summary: Result = {
@@ -143,6 +158,7 @@ def _summary(results: Sequence[Result], quick: bool) -> Result:
         for result in good
         if isinstance(result.get("damaged"), int) and result["damaged"] > 0
     }
+    summary["single_frame"] = [result["key"] for result in good if result["frames"] == 1]
     for name in ("frames", "fps") if good else ():
         values = [result[name] for result in good]
         summary[name] = {"least": min(values), "median": median(values), "most": max(values)}

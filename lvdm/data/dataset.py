@@ -62,11 +62,14 @@ class ClipConfig:
 def read_clip(
     record: ClipRecord, augmentation: Augmentation, config: ClipConfig, damaged: list[str] | None = None
 ) -> tuple[Tensor, float]:
-    """The clip as uint8 pixels (t, h, w, 3), and its frame rate (1/s). Raises VideoError for a broken file.
+    """The clip as uint8 pixels (t, h, w, 3), and its frame rate (1/s). Raises VideoError for a broken file, and for one
+    of a single frame where a clip has several: frames that are all the same would teach that nothing moves.
 
     A sentence about frames that decode with errors is appended to `damaged`.
     """
     video = open_video(record.path)
+    if video.info.num_frames == 1 < config.num_frames:
+        raise VideoError(f"{record.path}: a single frame shows no motion; give a video in its place or remove it")
     frames: list[int] = []
     indices, fps = video.choose(config.num_frames, config.fps, config.stride, augmentation.position, config.short)
     pixels = video.read(indices, size=config.size, crop=augmentation.crop, damaged=frames)

@@ -22,6 +22,7 @@ from lvdm.errors import ConfigError
 _STREAM = 14  # keeps these numbers apart from the others that are drawn from a sample's seed
 _GRIDS = (4, 9)  # cells along each side of the noise that a replaced background is made of
 _UNIFORMS = 32  # drawn for every clip whatever the settings, so that a setting changes only its own effect
+_BELOW_ONE = np.nextafter(np.float32(1), np.float32(0))  # numbers beyond it would become 1 in float32
 GEOMETRY = ("scale", "rotation", "aspect", "shift", "crop")  # fields of SelfPairConfig
 _STILL = 0.12  # frames are in [-1, 1]: less than this from the clip's median over time does not count as motion
 
@@ -146,7 +147,7 @@ def _draw(seeds: Sequence[int], geometry: Sequence[float] | None, device: torch.
     rows = np.ones((len(seeds), _UNIFORMS + normals + 1), np.float32)
     for row, seed in zip(rows, seeds, strict=True):
         rng = sample_rng(seed, _STREAM)
-        row[:_UNIFORMS] = rng.random(_UNIFORMS)
+        row[:_UNIFORMS] = np.minimum(rng.random(_UNIFORMS), _BELOW_ONE)
         row[_UNIFORMS:-1] = rng.standard_normal(normals)
     if geometry is not None:
         rows[:, -1] = geometry

@@ -40,7 +40,8 @@ class AutoencoderModule(TrainingModule):
     library's own sees single frames; those of diffusers see clips, of 1 + a multiple of r frames (`Compression`).
 
     A running mean and deviation of each latent channel become the `latents` section of the exported description: with
-    them a diffusion model sees normalised latents.
+    them a diffusion model sees normalised latents. Where averaged weights are exported, both are corrected by what the
+    last batch says of the difference between the weights.
     """
 
     latent_mean: Tensor
@@ -58,6 +59,7 @@ class AutoencoderModule(TrainingModule):
         channels = autoencoder.embed_dim if self._of_frames else autoencoder.config.z_dim
         self.register_buffer("latent_mean", torch.zeros(channels))
         self.register_buffer("latent_square", torch.zeros(channels))
+        self._last: tuple[Tensor, Tensor, Tensor] | None = None  # frames of the last batch, and their moments
 
     @property
     def _autoencoder(self) -> Any:
@@ -92,7 +94,7 @@ class AutoencoderModule(TrainingModule):
         mean, logvar = self._encode(frames)
         noise = randomness.normal((len(mean) // b, *mean.shape[1:])).flatten(0, 1)
         output = self._decode(mean + torch.exp(0.5 * logvar) * noise, b).float()
-        self._track(mean.detach(), logvar.detach())
+        self._track(frames, mean.detach(), logvar.detach())
         weights, error = self.loss, output - images
         terms = weights.l1 * _mean(error.abs()) + weights.mse * _mean(error.square())
         if weights.gradient:
@@ -115,13 +117,13 @@ class AutoencoderModule(TrainingModule):
         weights = {name: value.detach().contiguous().cpu() for name, value in autoencoder.state_dict().items()}
         with atomic_path(folder / "autoencoder.safetensors") as temporary:
             save_file(weights, temporary)
-        deviation = (self.latent_square - self.latent_mean.square()).clamp(min=1e-6).sqrt()
+        mean, deviation = self._latent_statistics()
         own = self.config
         if self._of_frames:
             own = AutoencoderConfig(configs.to_mapping(autoencoder.config), autoencoder.embed_dim)  # in full
         description = {
             "autoencoder": configs.to_mapping(own),
-            "latents": {"scale": (1 / deviation).tolist(), "shift": self.latent_mean.tolist()},
+            "latents": {"scale": (1 / deviation).tolist(), "shift": mean.tolist()},
         }
         configs.save(folder / "autoencoder.yaml", description)
 
@@ -132,16 +134,40 @@ class AutoencoderModule(TrainingModule):
             return frames
         return frames[:, :, torch.linspace(0, frames.shape[2] - 1, count).round().long()]
 
-    def _track(self, mean: Tensor, logvar: Tensor) -> None:
+    def _track(self, frames: Tensor, mean: Tensor, logvar: Tensor) -> None:
         """Update the running moments of the latents, (channels,): an average over about the last 100 steps."""
         share = max(0.01, 1 / (self.global_step + 1))
-        self.latent_mean.lerp_(mean.mean((0, 2, 3)), share)
-        self.latent_square.lerp_((mean.square() + logvar.exp()).mean((0, 2, 3)), share)
+        first, second = _moments(mean, logvar)
+        self.latent_mean.lerp_(first, share)
+        self.latent_square.lerp_(second, share)
+        if self.ema is not None:
+            self._last = frames, first, second
+
+    def _latent_statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of the latents, (channels,), under the weights that the module has at the moment."""
+        mean, variance = self.latent_mean, _variance(self.latent_mean, self.latent_square)
+        if self._last is not None:  # the running moments are of weights that are not averaged
+            frames, first, second = self._last
+            with torch.no_grad(), self.autocast():
+                averaged = _moments(*self._encode(frames))
+            mean = mean + averaged[0] - first
+            variance = variance * _variance(*averaged) / _variance(first, second)
+        return mean, variance.sqrt()
 
 
 def _images(video: Tensor) -> Tensor:
     """(b, c, t, h, w) -> (b * t, c, h, w)."""
     return video.transpose(1, 2).flatten(0, 1)
+
+
+def _moments(mean: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
+    """First and second moments of samples of posteriors (n, c, h, w), (c,) each."""
+    return mean.mean((0, 2, 3)), (mean.square() + logvar.exp()).mean((0, 2, 3))
+
+
+def _variance(first: Tensor, second: Tensor) -> Tensor:
+    """The variance of what has these moments, never zero."""
+    return (second - first.square()).clamp(min=1e-6)
 
 
 def _mean(x: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ class DiffusionModule(TrainingModule):
 
     captures = True
     weighs_motion = True
+    draws_timesteps = True
     phases: ClassVar[dict[str, str]] = {"encode_target": "encode"}
 
     def __init__(
@@ -165,7 +166,7 @@ class BaseModule(DiffusionModule):
         context = self._text_context(batch, dropped)
         if not self.pipeline.takes_image:
             return context
-        first = batch["first_frame"] if "first_frame" in batch else batch["frames"][:, :, 0]
+        first = _first_frame(batch)
         kept = torch.tensor([not drop for drop in dropped]).to(first.device, non_blocking=True)
         image = self.trained["image_resampler"](self.trained["image_encoder"](first * kept[:, None, None, None]))
         return torch.cat([context, image.to(context.dtype)], dim=1)
@@ -186,22 +187,29 @@ class BaseModule(DiffusionModule):
 
     @torch.no_grad()
     def preview(self, batch: Batch) -> dict[str, Tensor]:
-        real = batch["frames"]
+        cached = "frames" not in batch
+        real = self.pipeline.decode(batch["latent_mean"]) if cached else to_pixels(batch["frames"]).cpu()
         pixels = self.pipeline(
             batch["caption"],
-            image=to_pixels(real[:, :, :1])[:, 0] if self.pipeline.takes_image else None,
-            num_frames=real.shape[2],
-            height=real.shape[3],
-            width=real.shape[4],
+            image=to_pixels(_first_frame(batch)[:, :, None])[:, 0] if self.pipeline.takes_image else None,
+            num_frames=real.shape[1],
+            height=real.shape[2],
+            width=real.shape[3],
             num_inference_steps=self.settings.preview_steps,
             seed=list(range(len(real))),
             progress=False,
         )
-        return {"real": to_pixels(real).cpu(), "generated": pixels}
+        return {"real": real, "generated": pixels}
 
     def export(self, folder: Path, meta: dict[str, Any]) -> None:
         """The whole model as a folder that `lvdm.checkpoints.load_pipeline` reads."""
         save_pipeline(self.pipeline.components, self.pipeline.config, folder / "pipeline", self._given)
+
+
+def _first_frame(batch: Batch) -> Tensor:
+    """The first frames of a batch from files or from a cache, (b, 3, h, w) in [-1, 1]."""
+    frame: Tensor = batch["first_frame"] if "first_frame" in batch else batch["frames"][:, :, 0]
+    return frame
 
 
 def repeat_rows(values: Any, n: int) -> Any:

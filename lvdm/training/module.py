@@ -45,6 +45,7 @@ class TrainingModule(pl.LightningModule):
     captures: ClassVar[bool] = False  # whether `training.cuda_graphs` does something here
     drops_captions: ClassVar[bool] = False  # whether `training.caption_dropout` does
     weighs_motion: ClassVar[bool] = False  # whether `training.motion_weight` does
+    draws_timesteps: ClassVar[bool] = False  # whether `training.timesteps` and `timesteps_per_sample` do
     phases: ClassVar[dict[str, str]] = {}  # method -> phase of a step that its time belongs to, see `profile`
 
     def __init__(self, settings: TrainingSettings, trained: Mapping[str, nn.Module], frozen: Iterable[nn.Module] = ()):
@@ -61,6 +62,15 @@ class TrainingModule(pl.LightningModule):
         if settings.motion_weight and not self.weighs_motion:
             raise ConfigError(
                 "training.motion_weight does nothing for this task, which trains no diffusion model: set it to 0"
+            )
+        if not self.draws_timesteps and (settings.timesteps != "uniform" or settings.timesteps_per_sample != 1):
+            raise ConfigError(
+                "training.timesteps and training.timesteps_per_sample do nothing for this task, which trains no "
+                "diffusion model: leave them out"
+            )
+        if settings.preview_every and type(self).preview is TrainingModule.preview:
+            raise ConfigError(
+                "training.preview_every does nothing for this task, which shows no previews: set it to null"
             )
         self.settings = settings
         self.trained = nn.ModuleDict(trained)

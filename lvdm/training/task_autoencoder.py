@@ -6,6 +6,7 @@ from typing import Any
 from lvdm.checkpoints import find_export, read_model
 from lvdm.checkpoints.resolve import PIPELINE
 from lvdm.data.datamodule import EndlessDataModule
+from lvdm.errors import ConfigError
 from lvdm.models.components import build_components
 from lvdm.training.autoencoder import AutoencoderModule, ReconstructionLoss
 from lvdm.training.initialise import initialise_part
@@ -32,6 +33,8 @@ class AutoencoderSections:
 def build(recipe: Recipe) -> tuple[TrainingModule, EndlessDataModule]:
     """Task "autoencoder". Raises CheckpointError where `model.init_from` is missing, damaged or of other sizes."""
     sections: AutoencoderSections = recipe.parse(AutoencoderSections)
+    if sections.data.get("cache"):
+        raise ConfigError("data.cache holds latents, and an autoencoder is trained on frames: leave it out")
     config = read_model(sections.model.config)
     codec = build_components(config, parts=["codec"]).codec
     if (start := sections.model.init_from) is not None:

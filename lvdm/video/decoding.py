@@ -14,6 +14,7 @@ import av.filter
 import numpy as np
 from av.sidedata.sidedata import Type as SideData
 from av.stream import Disposition
+from av.video.reformatter import Colorspace
 
 from lvdm.errors import VideoError
 from lvdm.video.dynamic_range import HIGH_DYNAMIC_RANGE, to_standard_range
@@ -25,6 +26,7 @@ _MAX_ASPECT = 10  # of one pixel; anything beyond is a damaged header
 _FORMATS = (
     "mov,matroska,webm,avi,mpegts,mpeg,mpegvideo,gif,flv,live_flv,asf,ogg,mxf,h264,hevc,m4v,dv,wav,mp3,aac,flac,image2"
 )
+_NO_MATRIX = 2  # AVCOL_SPC_UNSPECIFIED: the file does not say how its colours are coded
 _DEINTERLACE = ("bwdif", "mode=send_frame:deint=interlaced")  # a frame for each frame
 
 
@@ -34,6 +36,7 @@ class Look:
 
     width, height: of a stored frame, with square pixels. First its columns and rows are exchanged (`transpose`), then
     it is mirrored left to right (`flip_x`) and top to bottom (`flip_y`): the eight orientations of a display matrix.
+    assumed_bt709: the file names no colour matrix, and its size is one at which players take that of BT.709.
     """
 
     width: int
@@ -43,6 +46,7 @@ class Look:
     flip_y: bool = False
     interlaced: bool = False
     high_dynamic_range: bool = False
+    assumed_bt709: bool = False
 
     @property
     def size(self) -> tuple[int, int]:
@@ -100,6 +104,9 @@ def look_of(path: str | os.PathLike[str], stream: "av.video.VideoStream", frame:
         flip_y,
         interlaced=bool(frame.interlaced_frame),
         high_dynamic_range=frame.color_trc in HIGH_DYNAMIC_RANGE,
+        assumed_bt709=frame.colorspace == _NO_MATRIX
+        and not frame.format.is_rgb
+        and (frame.width >= 1280 or frame.height > 576),  # as stored, not upright: the rule of mpv
     )
 
 
@@ -130,7 +137,8 @@ def shown(
 def upright(frame: "av.VideoFrame", look: Look) -> np.ndarray:
     """RGB uint8 (h, w, 3) of a frame as a player shows it; all frames of a file get the size of the first."""
     format = "rgb48le" if look.high_dynamic_range else "rgb24"
-    pixels = frame.to_ndarray(format=format, width=look.width, height=look.height)
+    matrix = Colorspace.ITU709 if look.assumed_bt709 else None  # None: what the frame names, else BT.601
+    pixels = frame.to_ndarray(format=format, width=look.width, height=look.height, src_colorspace=matrix)
     if look.high_dynamic_range:
         pixels = to_standard_range(pixels, frame.color_trc, frame.color_primaries)
     if look.transpose:

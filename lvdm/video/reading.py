@@ -3,7 +3,8 @@
 Where each frame has a time stamp of its own, reading starts at the key frame before a wanted one; elsewhere (AVI,
 MPEG-TS, edit lists, open groups of pictures, interlaced files) it decodes from the start, so that both give the same
 frame for an index. decord can be asked for by name where it is installed and right: it does not know rotated streams,
-edit lists, pixels that are not square or several streams, and returns wrong frames for open groups of pictures.
+edit lists, pixels that are not square, several streams or the colours of large files that name no colour matrix, and
+returns wrong frames for open groups of pictures.
 """
 
 import logging
@@ -231,9 +232,8 @@ def open_video(path: str | os.PathLike[str]) -> Video:
     ordered = timed and timing.exact and not (hidden or leading or look.interlaced)
     keys = np.array([packet.shown for packet in packets if packet.key] if ordered else [], dtype=np.int64)
     square = look.size == (first.height, first.width)
-    plain = (
-        ordered and square and single and not (lost or look.turned or look.high_dynamic_range or timing.ticks[0] < 0)
-    )
+    altered = look.turned or look.high_dynamic_range or look.assumed_bt709
+    plain = ordered and square and single and not (lost or altered or timing.ticks[0] < 0)
     height, width = look.size
     return Video(VideoInfo(path, count, fps, width, height, times), look, timing.ticks, keys, plain)
 

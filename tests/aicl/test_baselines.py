@@ -337,6 +337,8 @@ def test_what_a_method_would_not_read_is_not_run(models, tmp_path):
     [
         ({"kind": "same_action"}, "data.references unless references.kind is self"),
         ({"kind": "self", "caption_dropout": 0.1}, "are for task aicl: set them to 0"),
+        ({"kind": "self", "wrong_share": 0.1}, "are for task aicl: set them to 0"),
+        ({"kind": "self", "captions": "given"}, "no captions of references are read here"),
     ],
 )
 def test_reference_tokens_are_trained_on_the_pairs_that_their_config_names(models, tmp_path, references, message):

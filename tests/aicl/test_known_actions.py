@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from aicl import AICLPipeline
+from aicl.adapter import save_adapter
 from aicl.evaluation import generate
 from aicl.evaluation.generate import make
 from aicl.evaluation.row import Row
@@ -14,6 +15,8 @@ from aicl.evaluation.source import Source
 from aicl.known_actions import KnownAction, known_actions
 from aicl.model_files import fetch_model_files
 from aicl.puppets.benchmark import PuppetBenchmark
+from aicl.sampling_guard import leave_out_needless
+from aicl.sampling_jobs import Job
 from aicl.verbs import generalised
 from lvdm.errors import ConfigError
 from tests.aicl.test_pipeline import tiny_pipeline
@@ -59,6 +62,25 @@ def test_words_that_the_base_model_learnt_change_its_prediction_and_others_do_no
     assert given.general == KNOWN and given.is_known()
     with pytest.raises(ConfigError, match="1 general prompts were given for 2 prompts"):
         known_actions(pipe, [KNOWN, NEW], [KNOWN])
+
+
+def test_a_base_model_that_is_told_a_frame_rate_is_asked_at_that_of_the_call(tmp_path, monkeypatch):
+    pipe, told = tiny_pipeline("tiny_videocrafter"), []
+    own = pipe.base.config.defaults.fps
+    conditions = pipe.base.conditions
+
+    def listened(*given, fps, **more):
+        told.append(fps)
+        return conditions(*given, fps=fps, **more)
+
+    monkeypatch.setattr(pipe.base, "conditions", listened)
+    known_actions(pipe, ["a dog runs"])
+    save_adapter(tmp_path / "adapter.safetensors", pipe.prism, pipe.integrated, {"fps": own + 3})
+    pipe.load_adapter(tmp_path / "adapter.safetensors")
+    known_actions(pipe, ["a dog runs"])
+    jobs = [Job(prompt="a dog runs", references=[CLIP], reference_guard=0.5, fps=fps) for fps in (None, own + 5, None)]
+    leave_out_needless(jobs, pipe)
+    assert told == [own] * 2 + [own + 3] * 4 + [own + 5] * 2
 
 
 @pytest.mark.filterwarnings("ignore:this model does not know the word", "ignore:reference .* is unlike the clips")

@@ -115,6 +115,8 @@ class TestBatches:
             PuppetConfig(paired=1.5)
         with pytest.raises(ConfigError, match=r"data\.programs"):
             PuppetConfig(programs=0)
+        with pytest.raises(ConfigError, match="says which references do not belong"):
+            PuppetConfig(wrong_share=0.5)
         for shares in (NameShares(0.0, 0.0, 0.0), NameShares(1.0, -0.5, 0.0), NameShares(float("nan"))):
             with pytest.raises(ConfigError, match=r"data\.names are shares"):
                 PuppetConfig(names=shares)

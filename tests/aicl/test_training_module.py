@@ -108,6 +108,19 @@ NOWHERE = {"path": "a model that is not there"}
         ({"data": {**PUPPETS, "references": 1}, "references": 2}, "brings its own references"),
         ({"data": PUPPETS, "references": {"kind": "same_action"}}, "brings its own references"),
         ({"data": PUPPETS, "references": {"kind": "self", "wrong_share": 0.1}}, "brings its own references"),
+        ({"references": {"kind": "self", "captions": "given"}}, "data that brings references of its own"),
+        (
+            {"data": PUPPETS, "references": {"kind": "self", "captions": "given"}},
+            "data that brings references of its own",
+        ),
+        (
+            {"data": {**PUPPETS, "references": 2}, "references": {"count": 3}},
+            "count is 3, and the data brings 2 references",
+        ),
+        (
+            {"data": {**PUPPETS, "references": 2}, "references": {"candidates": 3}},
+            "candidates is 3, and the data brings 2",
+        ),
         # what is written wrongly is said before a base model is looked for
         ({"base": NOWHERE, "prism": {"widht": 8}}, "unknown key 'widht' in prism: did you mean 'width'"),
         ({"base": NOWHERE, "integration": {"mod": "both"}}, "unknown key 'mod' in integration: did you mean 'mode'"),
@@ -118,6 +131,22 @@ NOWHERE = {"path": "a model that is not there"}
 def test_what_does_not_fit_together_is_refused(tmp_path, clips, sections, message):
     with pytest.raises(ConfigError, match=message):
         build(aicl_config(tmp_path, **sections))
+
+
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        ({}, True),
+        ({"references": 2}, False),
+        ({"reference_dropout": 0.0}, False),
+        ({"data": {**PUPPETS, "references": 1}, "references": None}, True),
+        ({"data": {**PUPPETS, "references": 2}, "references": None}, False),
+        ({"data": PUPPETS, "references": {"kind": "self", "count": 2}}, False),
+    ],
+)
+def test_a_training_says_that_of_one_reference_none_is_left_out(tmp_path, clips, sections, said):
+    _, data = build(aicl_config(tmp_path) | {"reference_dropout": 0.5} | sections)
+    assert ("reference_dropout = 0.5 does nothing, since each sample has one reference" in data.about) == said
 
 
 def test_what_models_of_diffusers_cannot_is_refused(tmp_path, clips, monkeypatch):

@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 
 from aicl.cli import run_verb
-from lvdm.data import checking, read_report
+from lvdm.data import ClipConfig, ClipDataset, checking, read_report
 from lvdm.data.checking import check_records
 from lvdm.data.clips import ClipRecord
 from lvdm.errors import DiskError, VideoError
+from lvdm.video import write_video
 from tests.lvdm.disks import full_disk, read_only_disk
-from tests.lvdm.videos import records, truncated
+from tests.lvdm.training_runs import save_config
+from tests.lvdm.videos import pixels, records, truncated
 
 
 @pytest.fixture
@@ -32,6 +34,48 @@ def test_the_report(videos, tmp_path):
     assert report["frames"] == {"least": 12, "median": 13.5, "most": 17} and report["sizes"] == {"28x20": 4}
     assert seen[0] == (0, 6, 0) and seen[-1] == (6, 6, 2)
     assert read_report(tmp_path / "report.json") == ["3.mp4", "4.mp4"]
+
+
+def test_videos_of_a_single_frame_are_listed_and_left_out(tmp_path, capsys):
+    videos = records(tmp_path / "videos", 2)
+    write_video(videos[0].path, pixels(1, 20, 28), fps=10, overwrite=True)
+    for clip in videos:
+        clip.path.with_suffix(".txt").write_text("kicking")
+    source = ["--kind", "folder", "--path", tmp_path / "videos", "--workers", 1]
+    status, said, _ = run_script(capsys, *source, "--report", tmp_path / "r.json")
+    assert status == 0 and "0.mp4: a single frame shows no motion" in said
+    assert "0 broken, 0 damaged, 1 of a single frame" in said
+    assert json.loads((tmp_path / "r.json").read_text())["single_frame"] == ["0.mp4"]
+
+    clips = ClipDataset(videos, ClipConfig(4, (8, 8)))
+    item = next(item for item in map(clips.__getitem__, range(20)) if item["skipped"])
+    assert "0.mp4: a single frame shows no motion" in item["skipped"][0] and item["caption"] == "caption 1"
+    assert ClipDataset(videos[:1], ClipConfig(1, (8, 8)))[0]["frames"].shape == (3, 1, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("clip", "keys", "said"),
+    [
+        (
+            {"num_frames": 6, "fps": 4.2},
+            ["0.mp4"],
+            "1 of 2 videos are shorter than a clip of 6 frames at 4.2 a second: they are played more slowly",
+        ),
+        ({"num_frames": 13, "short": "hold"}, ["0.mp4"], "13 frames with a stride of 1: they hold their last frame"),
+        ({"num_frames": 3, "stride": 6, "short": "error"}, ["0.mp4"], "3 frames with a stride of 6: they are left out"),
+        ({"num_frames": 12}, [], ""),
+    ],
+)
+def test_videos_that_are_shorter_than_a_clip_are_counted(tmp_path, capsys, clip, keys, said):
+    for video in records(tmp_path / "videos", 2):  # of 12 and 13 frames, 10 a second
+        video.path.with_suffix(".txt").write_text("kicking")
+    section = {"kind": "folder", "path": str(tmp_path / "videos"), "clip": {"size": [8, 8]} | clip}
+    save_config(tmp_path / "c.yaml", {"data": section})
+    status, out, _ = run_script(
+        capsys, "--config", tmp_path / "c.yaml", "--report", tmp_path / "r.json", "--workers", 1
+    )
+    assert status == 0 and said in out and ("shorter than a clip" in out) == bool(keys)
+    assert json.loads((tmp_path / "r.json").read_text())["short"] == keys
 
 
 def test_processes_give_the_same_report(videos, tmp_path):

@@ -2,9 +2,11 @@
 
 from dataclasses import fields
 
+import numpy as np
 import pytest
 import torch
 
+from lvdm.data import self_pairs
 from lvdm.data.self_pairs import SelfPairConfig, change_clips, reference_seed
 from lvdm.errors import ConfigError
 
@@ -98,6 +100,21 @@ def test_time_takes_whole_frames_in_order():
         numbers = ((taken + 0.4) * 10).round().long()
         torch.testing.assert_close((numbers / 10 - 0.4).float(), taken, atol=1e-6, rtol=0)
         assert (numbers.diff() >= 0).all() and len(numbers.unique()) >= 3
+
+
+def test_numbers_just_below_one_stay_below_it(clips, monkeypatch):
+    class Highest:
+        def random(self, count):
+            return np.full(count, 1 - 1e-12)
+
+        def standard_normal(self, count):
+            return np.zeros(count)
+
+    monkeypatch.setattr(self_pairs, "sample_rng", lambda seed, stream: Highest())
+    blanked = change_clips(clips[:1], [0], only(partial=1.0))[0]
+    half = clips.shape[4] // 2
+    assert torch.equal(blanked[:, :, :, half:], clips[0, :, :, :, half:])  # the last of the six halves
+    assert blanked[0, :, :, :half].unique().numel() == 1
 
 
 def test_partial_shows_one_half(clips):

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from lvdm import config as configs
 from lvdm.checkpoints import load_pipeline, read_model, save_pipeline
 from lvdm.checkpoints.folder import write_part
+from lvdm.data import collate
 from lvdm.errors import CheckpointError, ConfigError
 from lvdm.models.components import build_components
 from lvdm.training import Recipe, RunSettings, TrainingSettings, build_task, train
@@ -27,6 +28,11 @@ def clips(tmp_path):
     return make_clips(tmp_path / "clips")
 
 
+def build(config):
+    sections = {name: section for name, section in config.items() if name not in ("run", "training", "logging")}
+    return build_task(Recipe(RunSettings(**config["run"]), TrainingSettings(**config["training"]), sections))
+
+
 def autoencoder_config(tmp_path, **sections):
     return tiny_config(tmp_path, "autoencoder", model={"config": MODEL}, **sections)
 
@@ -34,6 +40,53 @@ def autoencoder_config(tmp_path, **sections):
 def base_config(tmp_path, **sections):
     sections["model"] = {"config": MODEL, "train_text": True} | sections.get("model", {})
     return tiny_config(tmp_path, "base", **sections)
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"training": {"timesteps": "sqrt"}}, "trains no diffusion model: leave them out"),
+        ({"training": {"timesteps_per_sample": 2}}, "trains no diffusion model: leave them out"),
+        ({"data": {"cache": "a cache"}}, "an autoencoder is trained on frames: leave it out"),
+    ],
+)
+def test_what_does_nothing_for_an_autoencoder_is_refused(tmp_path, sections, message):
+    with pytest.raises(ConfigError, match=message):
+        build(autoencoder_config(tmp_path, **sections))
+
+
+def test_an_autoencoder_is_exported_with_the_statistics_of_its_averaged_weights(tmp_path, clips):
+    module, data = build(autoencoder_config(tmp_path, training={"ema": 0.9}))
+    frames = [collate([data.dataset[number] for number in numbers]) for numbers in ((0, 1, 2, 3), (4, 5, 6, 7))]
+    for name, average in module.ema.averages.items():
+        if "quant_conv" in name and "post" not in name:
+            average[:4] *= 1.5  # of the means; the rest are log variances
+    for batch in frames:
+        module.losses(batch)
+    with module.showing():
+        module.export(tmp_path, {})
+        mean, logvar = module._encode(frames[1]["frames"])
+    described = configs.load(tmp_path / "autoencoder.yaml")["latents"]
+    deviation = (mean.var((0, 2, 3), correction=0) + logvar.exp().mean((0, 2, 3))).sqrt()
+    assert described["shift"] == pytest.approx(mean.mean((0, 2, 3)).tolist(), rel=1e-4)
+    assert described["scale"] == pytest.approx((1 / deviation).tolist(), rel=1e-4)
+
+
+def test_previews_are_refused_where_there_are_none():
+    with pytest.raises(ConfigError, match="shows no previews: set it to null"):
+        TrainingModule(TrainingSettings(steps=1, batch_size=1, preview_every=1), {})
+
+
+@pytest.mark.parametrize("model", [MODEL, ROOT / "configs/models/tiny_videocrafter_i2v.yaml"])
+def test_a_base_model_shows_previews_of_clips_from_a_cache(tmp_path, clips, model):
+    settings = {"preview_steps": 2}
+    module, data = build(base_config(tmp_path, model={"config": str(model), "train_text": False}, training=settings))
+    batch = collate([data.dataset[0], data.dataset[1]])
+    posterior = module.pipeline.components.eval().codec.posterior(batch["frames"])
+    cached = {"caption": batch["caption"], "latent_mean": posterior.mean, "first_frame": batch["frames"][:, :, 0]}
+    expected, found = module.preview(batch), module.preview(cached)
+    assert torch.equal(found["generated"], expected["generated"])
+    assert torch.equal(found["real"], module.pipeline.decode(posterior.mode()))
 
 
 def test_an_autoencoder_learns_and_a_base_model_is_built_on_it(tmp_path, clips):
