@@ -125,6 +125,10 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """One sentence on stderr, and status 2. The usage of a verb fills the screen."""
+        unknown = message.removeprefix("unrecognized arguments: ")
+        if unknown != message and not unknown.startswith("-"):  # words, such as those of a prompt
+            settings = ", and a setting is written key=value" if self.takes_overrides else ""
+            message = f"'{unknown}' belongs to no option: put what has several words in quotes{settings}"
         self.exit(2, f"error: {message.rstrip('.')} ({self.prog} --help lists the options)\n")
 
     def _part(self, name: str) -> argparse.ArgumentParser:
