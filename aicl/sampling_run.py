@@ -66,14 +66,19 @@ def generate_samples(
             yield Sample(seed, options, batch, index, video, base, seconds)
 
 
-def check_images(pipe: AICLPipeline, jobs: Sequence[Job]) -> None:
-    """Find out before anything is computed that a job lacks the image that the model begins with, or has one too many.
+def check_jobs(pipe: AICLPipeline, jobs: Sequence[Job]) -> None:
+    """Find out before anything is computed that a job lacks the image that the model begins with, or has one too many,
+    and that there is no adapter to read its references.
 
     Raises ConfigError that names the job's prompt.
     """
     for job in jobs:
         try:
             pipe.base.check_image(job.image)
+            if job.references and pipe.prism is None:
+                raise ConfigError(
+                    "no adapter reads its references: add --adapter, or give a folder with both as --model"
+                )
         except ConfigError as error:
             raise ConfigError(f"'{job.prompt}' cannot be sampled: {error}") from error
 

@@ -96,7 +96,7 @@ def main(args: argparse.Namespace) -> None:
     from aicl.sampling_library import choose_by_model
     from aicl.sampling_records import write_record
     from aicl.sampling_run import (
-        check_images,
+        check_jobs,
         comparison_line,
         filled_options,
         generate_samples,
@@ -104,7 +104,7 @@ def main(args: argparse.Namespace) -> None:
         write_sample,
     )
 
-    check_images(pipe, jobs)
+    check_jobs(pipe, jobs)
     jobs = leave_out_needless(choose_by_model(jobs, pipe), pipe)
     steps = sum((filled_options(pipe, job).num_inference_steps or 1) * len(job.missing()) for job in jobs)
     pipe.accelerate(model.compile, expected_steps=steps)

@@ -244,6 +244,14 @@ def test_mistakes_end_in_one_sentence(call, model, arguments, message):
     assert "wrote" not in out
 
 
+def test_references_without_an_adapter_are_refused_before_anything_is_said_of_them(call, model):
+    code, out, err = call(
+        "sample.py", "--base", model / "base", "--device", "cpu", "--prompt", PROMPT, "--refs", "a.mp4"
+    )
+    assert code == 2 and err.count("\n") == 1 and "no adapter reads its references: add --adapter" in err
+    assert out.count("\n") == 1 and "with no adapter" in out  # the model's own line
+
+
 def test_all_jobs_have_the_image_that_their_model_begins_with_before_the_first_is_made(call):
     tiny_pipeline("tiny_videocrafter_i2v").save_pretrained("i2v")
     Image.new("RGB", (40, 40)).save("still.png")
