@@ -143,6 +143,7 @@ PUPPETS = f"{ROOT}/configs/puppets/small_set.yaml"  # of data/mine, which is not
         ("sample --promt x", "error: there is no option --promt: did you mean --prompt? (aicl sample --help lists"),
         ("evaluate score out --benchmrk x", "no option --benchmrk: did you mean --benchmark? (aicl evaluate score"),
         ("train", "error: the following arguments are required: --config (aicl train --help lists the options)"),
+        ("user-study", "error: say what to do, one of serve, "),
         ("sample --prompt a person waves", "error: 'person waves' belongs to no option: put what has several"),
         ("train seed=1 --config a.yaml training.steps", "quotes, and a setting is written key=value (aicl train"),
         (f"train --config {PUPPETS} data.pth=x", "to the folder of the videos (data.pth was given: did"),
