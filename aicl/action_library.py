@@ -297,6 +297,10 @@ def _write_part(folder: Path, rows: Sequence[tuple[_Video, dict[str, NDArray[np.
 def _about(folder: Path) -> dict[str, Any]:
     """What a library says about itself. Raises DataError for a folder that is none, or of another format."""
     path = folder / ABOUT
+    if folder.is_file():
+        raise DataError(
+            f"{folder} is a file, and a library to search is a folder: make one with aicl index DATA --out FOLDER"
+        )
     if not path.is_file():
         raise DataError(f"{folder} is no library of clips: make one with aicl index DATA --out {folder}")
     about = read_object(path, DataError)

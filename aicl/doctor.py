@@ -38,7 +38,7 @@ REQUIRED = (
 )
 # what it is for, by the name of the distribution
 OPTIONAL = {
-    "deepspeed": "training with ZeRO, as the full-size configs do",
+    "deepspeed": "training with ZeRO, the paper's way (training.strategy=deepspeed_zero2_offload)",
     "xformers": "--attention xformers",
     "gradio": "aicl demo and aicl user-study",
     "faiss-cpu": "searching an action library by text, motion or looks",

@@ -82,7 +82,7 @@ class LoadedAdapter:
         parts, checks = [part.features for part in features.split()], []
         for i in range(len(features.features)):
             row = rows[min(i, len(rows) - 1)]  # one for all prompts, or one each
-            names = [each.name for each in row for _ in (each.video.frames if is_features(each) else [0])]
+            names = [name for each in row for name in _names(each)]
             seen = [None if z is None else z[min(i, len(z) - 1)] for z in latents]
             checks.append(self.domain.check(names, seen, [r[i] for r in parts]))
         return features, checks
@@ -117,3 +117,11 @@ class LoadedAdapter:
             scale,
             None if always else [schedule.told_between(start, end) for _, start, end in told],
         )
+
+
+def _names(reference: Reference) -> list[str]:
+    """What messages call a reference; motion features of several videos are several references."""
+    if not is_features(reference):
+        return [reference.name]
+    sources = [source for part in reference.video.split() for source in part.sources]
+    return [f"{source} (its motion features)" if source else reference.name for source in sources]

@@ -66,14 +66,19 @@ def generate_samples(
             yield Sample(seed, options, batch, index, video, base, seconds)
 
 
-def check_images(pipe: AICLPipeline, jobs: Sequence[Job]) -> None:
-    """Find out before anything is computed that a job lacks the image that the model begins with, or has one too many.
+def check_jobs(pipe: AICLPipeline, jobs: Sequence[Job]) -> None:
+    """Find out before anything is computed that a job lacks the image that the model begins with, or has one too many,
+    and that there is no adapter to read its references.
 
     Raises ConfigError that names the job's prompt.
     """
     for job in jobs:
         try:
             pipe.base.check_image(job.image)
+            if job.references and pipe.prism is None:
+                raise ConfigError(
+                    "no adapter reads its references: add --adapter, or give a folder with both as --model"
+                )
         except ConfigError as error:
             raise ConfigError(f"'{job.prompt}' cannot be sampled: {error}") from error
 
@@ -103,13 +108,14 @@ def write_sample(pipe: AICLPipeline, job: Job, sample: Sample, path: Path) -> No
 def job_line(pipe: AICLPipeline, job: Job) -> str:
     """A job in one line, for the screen."""
     o = filled_options(pipe, job)
-    asked, sampler = cast(int, o.num_inference_steps), cast(str, o.sampler)  # filled in
-    taken = pipe.base.steps_taken(asked, sampler)
-    more = "" if taken == asked else f" (the model's timesteps for {asked})"
-    text = f"'{job.prompt}', {o.num_frames} frames of {o.width}x{o.height}, {taken} steps of {sampler}{more}"
-    return (
-        f"{text}, guidance {o.guidance_scale}, seed {job.seed}, {_references_line(job, o.first_reference_until or 0)}"
-    )
+    text = f"'{job.prompt}', {o.num_frames} frames of {o.width}x{o.height}, {_course(pipe, o)}"
+    return f"{text}, seed {job.seed}, {_references_line(job, o.first_reference_until or 0)}"
+
+
+def comparison_line(pipe: AICLPipeline, job: Job) -> str:
+    """With what a job's comparison makes the base model's video, whose defaults may be others than the adapter's."""
+    own = SamplingOptions(**job.sampling().filled(pipe.base.config.defaults))
+    return f"beside it the base model's own video from the same noise, {_course(pipe, own)}"
 
 
 def unknown_words(pipe: AICLPipeline, job: Job) -> list[str]:
@@ -117,6 +123,14 @@ def unknown_words(pipe: AICLPipeline, job: Job) -> list[str]:
     tokenizer = pipe.base.components.text.tokenizer
     texts = [job.prompt, *(each.caption for each in job.references if each.caption)]
     return list(dict.fromkeys(word for text in texts for word in tokenizer.unknown_words(text)))
+
+
+def _course(pipe: AICLPipeline, options: SamplingOptions) -> str:
+    """Steps and guidance in words."""
+    asked, sampler = cast(int, options.num_inference_steps), cast(str, options.sampler)  # filled in
+    taken = pipe.base.steps_taken(asked, sampler)
+    more = "" if taken == asked else f" (the model's timesteps for {asked})"
+    return f"{taken} steps of {sampler}{more}, guidance {options.guidance_scale}"
 
 
 def _references_line(job: Job, until: float) -> str:

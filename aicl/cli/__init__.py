@@ -125,6 +125,13 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """One sentence on stderr, and status 2. The usage of a verb fills the screen."""
+        parts = [action for action in self._actions if isinstance(action, argparse._SubParsersAction)]
+        if parts and message == f"the following arguments are required: {parts[0].dest}":
+            message = f"say what to do, one of {', '.join(parts[0].choices)}"
+        unknown = message.removeprefix("unrecognized arguments: ")
+        if unknown != message and not unknown.startswith("-"):  # words, such as those of a prompt
+            settings = ", and a setting is written key=value" if self.takes_overrides else ""
+            message = f"'{unknown}' belongs to no option: put what has several words in quotes{settings}"
         self.exit(2, f"error: {message.rstrip('.')} ({self.prog} --help lists the options)\n")
 
     def _part(self, name: str) -> argparse.ArgumentParser:

@@ -19,7 +19,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from aicl.cli import Parser, new_parser
-from aicl.evaluation.preset_files import check_data, preset_files
+from aicl.evaluation.preset_files import check_data, check_names, preset_files
 from aicl.evaluation.presets import load_preset, read_preset
 from lvdm import cli
 from lvdm.config import shipped_configs
@@ -65,6 +65,7 @@ def main(args: argparse.Namespace) -> int:
     if not tables:
         raise ConfigError("say what to measure, with --table, --experiment or --preset")
     asked = [preset_files(table, benchmark) for benchmark in args.benchmark for table in tables]
+    check_names(asked, args.overrides)
     for files in asked:
         check_data(read_preset(files, args.overrides))
     import torch

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from aicl.cli import Parser, new_parser
 from aicl.options import ModelOptions, Reference
-from aicl.sampling_jobs import Job, free_name, prepare, read_jobs
+from aicl.sampling_jobs import Job, files_beside, free_name, prepare, read_jobs, record_file
 from lvdm.cli import check_there, device
 from lvdm.errors import ConfigError
 from lvdm.options import add_arguments, read_options
@@ -95,21 +95,30 @@ def main(args: argparse.Namespace) -> None:
     from aicl.sampling_guard import leave_out_needless
     from aicl.sampling_library import choose_by_model
     from aicl.sampling_records import write_record
-    from aicl.sampling_run import check_images, filled_options, generate_samples, job_line, write_sample
+    from aicl.sampling_run import (
+        check_jobs,
+        comparison_line,
+        filled_options,
+        generate_samples,
+        job_line,
+        write_sample,
+    )
 
-    check_images(pipe, jobs)
+    check_jobs(pipe, jobs)
     jobs = leave_out_needless(choose_by_model(jobs, pipe), pipe)
     steps = sum((filled_options(pipe, job).num_inference_steps or 1) * len(job.missing()) for job in jobs)
     pipe.accelerate(model.compile, expected_steps=steps)
     for job in jobs:
         _warn_of_unknown_words(pipe, job)
         print(job_line(pipe, job))
+        if job.compare:
+            print(comparison_line(pipe, job))
         missing, warned = job.missing(), False
         for sample in generate_samples(pipe, job):
             if path := missing.get(sample.seed):  # others of its batch may be there
                 write_sample(pipe, job, sample, path)
                 write_record(path, pipe, model, job, sample)
-                print(f"wrote {path}")
+                print(_written(path, job))
             if not warned:
                 _warn_of_unusual_references(pipe)
                 warned = True
@@ -121,6 +130,8 @@ def repeat(given: dict[str, Any]) -> None:
     if other := sorted(given.keys() - WITH_REPEAT):
         raise ConfigError(f"--repeat makes a video again as it was: leave --{other[0].replace('_', '-')} out")
     check_there(given["repeat"], "give the JSON that lies beside a video")
+    if given["repeat"] != (record := record_file(given["repeat"])) and record.is_file():
+        raise ConfigError(f"{given['repeat']} says nothing of how it was made: give the JSON beside it, {record}")
 
     import torch
 
@@ -144,7 +155,7 @@ def repeat(given: dict[str, Any]) -> None:
     path = Path(str(job.out))
     write_sample(pipe, job, sample, path)
     write_record(path, pipe, model, job, sample)
-    print(f"wrote {path}")
+    print(_written(path, job))
     _warn_of_unusual_references(pipe)
 
 
@@ -170,6 +181,10 @@ def _job_options(given: dict[str, Any]) -> dict[str, Any]:
             raise ConfigError(f"size '{size}' must be written as WIDTHxHEIGHT, such as 512x320")
         given |= {"width": int(width), "height": int(height)}
     return given
+
+
+def _written(path: Path, job: Job) -> str:
+    return "wrote " + ", ".join(str(each) for each in files_beside(path, job.compare) if each != record_file(path))
 
 
 def _load(model: ModelOptions) -> "AICLPipeline":

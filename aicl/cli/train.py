@@ -11,8 +11,9 @@ to resume and a file to use (an adapter, a model folder). Ctrl-C writes a checkp
 """
 
 import argparse
+import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from aicl.cli import Parser, new_parser
@@ -53,7 +54,7 @@ def main(args: argparse.Namespace) -> int:
     # The sections of every task are checked at once; the task's own take seconds to import.
     plain = config.load(args.config, args.overrides, schema=Settings | dict)
     Settings.read(plain)
-    check_places(plain)
+    check_places(plain, [each.partition("=")[0] for each in args.overrides])
 
     import aicl.tasks  # noqa: F401 (makes the tasks known)
     from lvdm.training.run import train
@@ -62,9 +63,10 @@ def main(args: argparse.Namespace) -> int:
     return train(config.load(args.config, args.overrides, schema=config_schema()), resume=args.resume)
 
 
-def check_places(plain: Mapping[str, Any]) -> None:
+def check_places(plain: Mapping[str, Any], given: Collection[str] = ()) -> None:
     """Say at once that a file or folder is not there: what loads it takes seconds to import, or a GPU. Names of the Hub
-    pass, and the videos' folder where a cache takes its place.
+    pass, and the videos' folder where a cache takes its place. given: the keys of the overrides, of which a misspelt
+    one is named.
 
     Raises ConfigError.
     """
@@ -76,4 +78,6 @@ def check_places(plain: Mapping[str, Any]) -> None:
             continue  # of another type: the task's own sections say what it should be
         if name == "data.path" and plain["data"].get("cache"):
             continue
-        raise ConfigError(f"{name} is {place[:200]!r}, which does not exist: set it to {what}")
+        near = difflib.get_close_matches(name, given, n=1, cutoff=0.8) if name not in given else []
+        meant = f" ({near[0]} was given: did you mean {name}?)" if near else ""
+        raise ConfigError(f"{name} is {place[:200]!r}, which does not exist: set it to {what}{meant}")

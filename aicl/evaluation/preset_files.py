@@ -1,6 +1,6 @@
 """Which files of configs/ a preset is put together from, see `aicl.evaluation.presets`; quick to import."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,19 @@ def evaluator_section(benchmark: str) -> tuple[dict[str, Any], list[str]]:
     """
     mapping = configs.load(benchmark_file(benchmark))
     return dict(mapping.get("evaluators") or {}), list(mapping.get("metrics") or ())
+
+
+def check_names(presets: Sequence[Sequence[Path]], overrides: Iterable[str]) -> None:
+    """Refuse a model or adapter of `overrides` that none of the presets, each given by its files, has or shows: it
+    would change nothing. Raises ConfigError."""
+    given = [key.split(".") for key in (override.partition("=")[0] for override in overrides)]
+    plain = [configs.load(files) for files in presets]
+    for section in ("model", "adapter"):
+        known = set().union(*(preset.get(section) or {} for preset in plain))
+        parts = [part for preset in plain for name in ("rows", "pictures") for part in preset.get(name) or ()]
+        known |= {name for part in parts if isinstance(part, Mapping) and (name := part.get(section))}
+        names = [key[1] for key in given if key[0] == section and len(key) > 1]
+        configs.check_keys(names, sorted(known), f"{section}, of which the tables' rows take theirs")
 
 
 def check_data(preset: Mapping[str, Any]) -> None:

@@ -19,8 +19,8 @@ class Row:
     may show anything; None: they show the sample's action. reference_captions: the prompt, their own, or the action
     alone ("bare").
     reference_guard: the limit of `aicl.known_actions`, by which a sample whose action the base model knows gets none.
-    guidance_scale, reference_guidance_scale, first_reference_until, num_inference_steps: None is the model's own, with
-    references the adapter's where its folder has one.
+    guidance_scale, reference_guidance_scale, first_reference_until: None is the model's own, with references the
+    adapter's where its folder has one. num_inference_steps: None is the base model's: rows of a table take as many.
     step_cache: steps from one whole call of the UNet to the next, see `lvdm.diffusion.step_cache`. quantization: of the
     UNet's wide linear layers, see `lvdm.models.quantization`.
     method: how references are shown in place of AICL's adapter, see `aicl.evaluation.method`: its kind and settings.

@@ -137,7 +137,8 @@ def score(
     compared.
     """
     if len(videos) < 2:
-        raise DataError(f"{len(videos)} videos give no estimate: generate more")
+        one = f"'{row}' has {'a single video' if videos else 'no videos'}"
+        raise DataError(f"{one}, which gives no estimate: two are the least, and most metrics need far more")
     if batch_size < 1:
         raise ConfigError(f"the batch size is {batch_size}: it must be at least 1")
     missing = {

@@ -142,6 +142,8 @@ def test_it_says_what_does_not_fit(made, embedder, tmp_path):
     with pytest.raises(DataError, match=r"is no library of clips: make one with aicl index"):
         ActionLibrary.open(tmp_path)
     (tmp_path / "mine.txt").write_text("precious")
+    with pytest.raises(DataError, match=r"mine\.txt is a file, and a library to search is a folder: make one with"):
+        ActionLibrary.open(tmp_path / "mine.txt")
     with pytest.raises(DataError, match="not empty: choose another folder"):
         add_clips(tmp_path, records, embedder)
     with pytest.raises(DataError, match=r"mine\.txt is a file, and a library is a folder"):

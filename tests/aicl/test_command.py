@@ -134,12 +134,21 @@ def test_a_cache_is_not_made_where_something_else_lies(out, message, capsys):
     assert stop.value.code == 2 and message in capsys.readouterr().err
 
 
+PUPPETS = f"{ROOT}/configs/puppets/small_set.yaml"  # of data/mine, which is not there
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
         ("sample --promt x", "error: there is no option --promt: did you mean --prompt? (aicl sample --help lists"),
         ("evaluate score out --benchmrk x", "no option --benchmrk: did you mean --benchmark? (aicl evaluate score"),
         ("train", "error: the following arguments are required: --config (aicl train --help lists the options)"),
+        ("user-study", "error: say what to do, one of serve, "),
+        ("sample --prompt a person waves", "error: 'person waves' belongs to no option: put what has several"),
+        ("train seed=1 --config a.yaml training.steps", "quotes, and a setting is written key=value (aicl train"),
+        (f"train --config {PUPPETS} data.pth=x", "to the folder of the videos (data.pth was given: did"),
+        ("reproduce --table I model.lvmd=x", "'lvmd' in model, of which the tables' rows take theirs: did you mean"),
+        ("reproduce --table I adapter.vc22=x videos=4", "unknown key 'vc22' in adapter, of which"),
     ],
 )
 def test_a_mistake_in_the_options_is_one_sentence(line, message, capsys):

@@ -202,6 +202,12 @@ def test_options_that_cannot_work_end_in_a_sentence(world, tmp_path, options, me
     assert not list(tmp_path.glob("*.json"))
 
 
+def test_a_single_video_is_too_few(world, tmp_path):
+    videos = read_generated(world / "generated")[:1]
+    with pytest.raises(DataError, match="has a single video, which gives no estimate: two are the least"):
+        measure(videos, choose_reading(videos, []), tmp_path)
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

@@ -72,6 +72,7 @@ def test_motion_features_are_judged_by_their_motion_alone(pipe):
     [checks] = pipe.reference_checks
     assert [check.latents is None for check in checks] == [True, True, False]
     assert checks[0].features > checks[1].features
+    assert [check.reference for check in checks] == ["pixels (its motion features)"] * 2 + ["of type Tensor"]
 
 
 def test_references_of_several_prompts_are_called_by_their_own_names(pipe, clips):

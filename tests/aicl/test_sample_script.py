@@ -60,7 +60,8 @@ def test_a_video_its_record_and_its_comparison(call, model):
     code, out, _ = sample(
         call, model, "--prompt", PROMPT, "--refs", "a.mp4", "b.mp4", "--compare", "--scale", 0.5, "--out", "out.mp4"
     )
-    assert code == 0 and "wrote out.mp4" in out
+    assert code == 0 and "wrote out.mp4, out-compare.mp4, out-compare.png\n" in out
+    assert "beside it the base model's own video from the same noise, 2 steps of ddim, guidance 4.0\n" in out
     assert f"'{PROMPT}', 4 frames of 32x32, 2 steps of ddim, guidance 4.0, seed 0, references a.mp4, b.mp4 at" in out
     assert probe("out.mp4").num_frames == 4
     compared = probe("out-compare.mp4")
@@ -243,6 +244,14 @@ def test_mistakes_end_in_one_sentence(call, model, arguments, message):
     assert "wrote" not in out
 
 
+def test_references_without_an_adapter_are_refused_before_anything_is_said_of_them(call, model):
+    code, out, err = call(
+        "sample.py", "--base", model / "base", "--device", "cpu", "--prompt", PROMPT, "--refs", "a.mp4"
+    )
+    assert code == 2 and err.count("\n") == 1 and "no adapter reads its references: add --adapter" in err
+    assert out.count("\n") == 1 and "with no adapter" in out  # the model's own line
+
+
 def test_all_jobs_have_the_image_that_their_model_begins_with_before_the_first_is_made(call):
     tiny_pipeline("tiny_videocrafter_i2v").save_pretrained("i2v")
     Image.new("RGB", (40, 40)).save("still.png")
@@ -343,6 +352,8 @@ def test_a_record_that_cannot_be_repeated_is_one_sentence(call, model):
     unet = next(path for path in record["sha256"] if path.endswith("unet.safetensors"))
     refused("the video cannot be made again with it", sha256={**record["sha256"], unet: "0" * 64})
     refused("a.mp4 was not there", sha256={k: v for k, v in record["sha256"].items() if k != "a.mp4"})
+    code, _, err = call("sample.py", "--repeat", "made.mp4")
+    assert code == 2 and "made.mp4 says nothing of how it was made: give the JSON beside it, made.json" in err
     Path("text.json").write_text("text")
     code, _, err = call("sample.py", "--repeat", "text.json")
     assert code == 2 and "text.json: is no valid JSON" in err
