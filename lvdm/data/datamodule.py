@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from lvdm.data.cache import ClipCache
 from lvdm.data.clips import ClipRecord
 from lvdm.data.dataset import ClipDataset, collate
+from lvdm.data.loader_processes import outlive_first_signal
 from lvdm.data.manifest import DataConfig, read_records, read_report
 from lvdm.data.sampling import NumberSampler, PairSampler, uniform_sampler
 from lvdm.data.self_pairs import CachedChanges
@@ -59,6 +60,7 @@ class EndlessDataModule(pl.LightningDataModule):
             batch_sampler=NumberSampler(self.batch_size, rank, world_size, self.start),
             num_workers=self.workers,
             collate_fn=partial(collate_shared, self._collate),
+            worker_init_fn=outlive_first_signal,
             pin_memory=torch.cuda.is_available(),
         )
 

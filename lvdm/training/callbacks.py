@@ -14,13 +14,13 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_info
 
+from lvdm.data.loader_processes import SIGNALS
 from lvdm.training.checkpoints import Progress, write_checkpoint
 from lvdm.training.metrics import Meter
 from lvdm.training.module import TrainingModule, training_module
 from lvdm.training.settings import TrainingSettings
 from lvdm.video import contact_sheet, enlarged, side_by_side, write_video
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 AGREE_EVERY = 10  # steps between two moments in which several devices agree on whether to stop
 PREVIEW_HEIGHT = 192  # of a panel at least, in pixels: labels are readable from there on
 PREVIEW_NUMBERS = 2**62  # the samples of previews: numbers that no training reaches

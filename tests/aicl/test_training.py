@@ -1,8 +1,10 @@
 """Training AICL on a tiny frozen base model: what learns, what stays, and exact resuming after a crash."""
 
 import csv
+import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -359,7 +361,9 @@ def test_a_killed_run_continues_as_if_nothing_had_happened(tmp_path, clips):
 
     process = start("--resume", "auto")
     wait_for(process, run, max(losses(run)) + 2)  # beyond what the killed run had logged
-    process.terminate()
+    loaders = Path(f"/proc/{process.pid}/task/{process.pid}/children")  # schedulers signal these too
+    for pid in (loaders.read_text().split() if loaders.exists() else []) + [process.pid]:
+        os.kill(int(pid), signal.SIGTERM)
     process.join(60)
     assert process.exitcode == 128 + signal.SIGTERM, (tmp_path / "log").read_text()
     last = max(losses(run))
