@@ -143,7 +143,7 @@ def check_given(settings: ReferenceSettings, given: int) -> None:
     """Raise ConfigError for what does nothing with data that brings so many references of each sample of its own."""
     if settings.captions == "given" and not given:
         raise ConfigError("references.captions = given needs data that brings references of its own: leave it out")
-    if settings.candidates is not None and settings.candidates != given:
+    if given and settings.candidates not in (None, given):
         raise ConfigError(
             f"references.candidates is {settings.candidates}, and the data brings {given} references: set "
             "data.references alike"

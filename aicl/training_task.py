@@ -151,8 +151,7 @@ def _read_data(sections: AICLSections) -> tuple[DataConfig, list[ClipRecord], Pa
     data = configs.from_mapping(DataConfig, sections.data, where="data")
     if data.clip.num_frames < 2:
         raise ConfigError("data.clip.num_frames is 1: a single frame shows no action, so AICL trains on two or more")
-    if sections.pairs.captions == "given":
-        raise ConfigError("references.captions = given is for data that brings references of its own: leave it out")
+    check_given(sections.pairs, 0)
     records = read_records(data)
     return data, records, build_pair_sampler(sections.pairs, records)
 

@@ -55,13 +55,17 @@ def evaluator_section(benchmark: str) -> tuple[dict[str, Any], list[str]]:
 def check_names(presets: Sequence[Sequence[Path]], overrides: Iterable[str]) -> None:
     """Refuse a model or adapter of `overrides` that none of the presets, each given by its files, has or shows: it
     would change nothing. Raises ConfigError."""
-    given = [key.split(".") for key in (override.partition("=")[0] for override in overrides)]
+    keys = [override.partition("=")[0].split(".") for override in overrides]
+    given = {
+        section: [key[1] for key in keys if key[0] == section and len(key) > 1] for section in ("model", "adapter")
+    }
+    if not any(given.values()):
+        return
     plain = [configs.load(files) for files in presets]
-    for section in ("model", "adapter"):
+    for section, names in given.items():
         known = set().union(*(preset.get(section) or {} for preset in plain))
         parts = [part for preset in plain for name in ("rows", "pictures") for part in preset.get(name) or ()]
         known |= {name for part in parts if isinstance(part, Mapping) and (name := part.get(section))}
-        names = [key[1] for key in given if key[0] == section and len(key) > 1]
         configs.check_keys(names, sorted(known), f"{section}, of which the tables' rows take theirs")
 
 

@@ -16,7 +16,7 @@ from lvdm.data.clips import ClipRecord
 from lvdm.data.dataset import ClipConfig
 from lvdm.errors import VideoError
 from lvdm.files import atomic_path, disk_errors, json_text, make_folder, write_json
-from lvdm.video import check_video, frame_step, probe
+from lvdm.video import check_video, frame_indices, probe
 
 Result = dict[str, Any]
 _MEASURED = ("frames", "fps", "width", "height")
@@ -139,11 +139,12 @@ def _still_valid(results: dict[str, Result], records: Sequence[ClipRecord], quic
 
 def _is_short(result: Result, clip: ClipConfig) -> bool:
     """Whether a video is shorter than a clip, so that the rule `data.clip.short` is asked."""
-    rate, total = result["fps"], result["frames"]
-    step = frame_step(
-        total, clip.num_frames, source_fps=rate, stride=clip.stride, target_fps=clip.fps, short="hold"
-    )  # which lowers nothing
-    return (clip.num_frames - 1) * step > total - 1 + 1e-6
+    total, rate = result["frames"], result["fps"]
+    try:
+        frame_indices(total, clip.num_frames, source_fps=rate, stride=clip.stride, target_fps=clip.fps, short="error")
+    except VideoError:
+        return True
+    return False
 
 
 def _summary(results: Sequence[Result], quick: bool) -> Result:

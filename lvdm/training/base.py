@@ -27,9 +27,7 @@ class DiffusionModule(TrainingModule):
     `pipeline` is the model being trained or built upon; `backbone` is its UNet, or what stands in for it.
     """
 
-    captures = True
-    weighs_motion = True
-    draws_timesteps = True
+    diffuses = True
     phases: ClassVar[dict[str, str]] = {"encode_target": "encode"}
 
     def __init__(

@@ -42,15 +42,14 @@ class TrainingModule(pl.LightningModule):
     full precision.
     """
 
-    captures: ClassVar[bool] = False  # whether `training.cuda_graphs` does something here
-    drops_captions: ClassVar[bool] = False  # whether `training.caption_dropout` does
-    weighs_motion: ClassVar[bool] = False  # whether `training.motion_weight` does
-    draws_timesteps: ClassVar[bool] = False  # whether `training.timesteps` and `timesteps_per_sample` do
+    # whether a diffusion model is trained: cuda_graphs, motion_weight, timesteps and timesteps_per_sample are for those
+    diffuses: ClassVar[bool] = False
+    drops_captions: ClassVar[bool] = False  # whether `training.caption_dropout` does something here
     phases: ClassVar[dict[str, str]] = {}  # method -> phase of a step that its time belongs to, see `profile`
 
     def __init__(self, settings: TrainingSettings, trained: Mapping[str, nn.Module], frozen: Iterable[nn.Module] = ()):
         super().__init__()
-        if settings.cuda_graphs and not self.captures:
+        if settings.cuda_graphs and not self.diffuses:
             raise ConfigError(
                 "training.cuda_graphs does nothing for this task, which trains no diffusion model: set it to false"
             )
@@ -59,11 +58,11 @@ class TrainingModule(pl.LightningModule):
                 "training.caption_dropout is for base models only, which learn their own unconditional branch with it: "
                 "set it to 0"
             )
-        if settings.motion_weight and not self.weighs_motion:
+        if settings.motion_weight and not self.diffuses:
             raise ConfigError(
                 "training.motion_weight does nothing for this task, which trains no diffusion model: set it to 0"
             )
-        if not self.draws_timesteps and (settings.timesteps != "uniform" or settings.timesteps_per_sample != 1):
+        if not self.diffuses and (settings.timesteps != "uniform" or settings.timesteps_per_sample != 1):
             raise ConfigError(
                 "training.timesteps and training.timesteps_per_sample do nothing for this task, which trains no "
                 "diffusion model: leave them out"
