@@ -48,10 +48,10 @@ class SelfPairConfig:
     data.clip.augmentation.flip, which reads the clip itself mirrored.
     """
 
-    scale: float = 0.15
-    rotation: float = 6.0
-    aspect: float = 0.06
-    shift: float = 0.045
+    scale: float = 0.1
+    rotation: float = 4.0
+    aspect: float = 0.04
+    shift: float = 0.03
     crop: float = 0.0
     colour: float = 1.0
     convolution: float = 1.0
