@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from tqdm import tqdm
 
 from aicl.evaluation.sample import MAX_REFERENCES, Clip, Sample
 from aicl.puppets.samples import PuppetData, draw_samples
@@ -60,7 +62,8 @@ class Chooser:
             drawn = draw_samples(data, SEED, 0, options.clips * len(data.pool))
             self.clips += benchmark.clips(list(drawn.targets), drawn.phrases)
         captions = [clip.caption for clip in self.clips]
-        made = [self.embedder.clips(benchmark.shown(batch)) for batch in in_batches(self.clips, _BATCH)]
+        bar = partial(tqdm, desc="reading the library", unit="batch", leave=False)
+        made = [self.embedder.clips(benchmark.shown(batch)) for batch in in_batches(self.clips, _BATCH, bar)]
         motion, appearance = (np.concatenate(column) for column in zip(*made))
         vectors = {"text": self.embedder.texts(captions), "motion": motion, "appearance": appearance}
         self.by_name = {Path(clip.key): clip for clip in self.clips}
