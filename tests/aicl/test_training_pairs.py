@@ -105,7 +105,7 @@ def test_wrong_references_are_changed_like_right_ones():
         ({"count": 0}, "1 or more"),
         ({"self_share": 1.5}, r"in \[0, 1\]"),
         ({"self_share": [(5, 1.0), (5, 0.0)]}, "ascending"),
-        ({"kind": "self", "geometry": [(0, 1.0), (9, 10.0)]}, "changes.scale = 1.5"),
+        ({"kind": "self", "geometry": [(0, 1.0), (9, 10.0)]}, "changes.scale = 1.0"),
         ({"kind": "self", "geometry": -0.5}, "0 or more"),
         ({"wrong_share": 0.1}, "needs references.kind"),
         ({"self_share": 0.4}, "self_share needs references.kind = mixed"),
@@ -303,7 +303,7 @@ def test_a_cache_of_changed_clips_gives_what_files_give(tmp_path, clips):
     config = self_config(tmp_path)
     config["data"]["clip"]["augmentation"] = {"random_crop": True, "cached_crops": 2}
     changes = CachedChanges(SelfPairConfig(**CHANGES), 3)
-    cache = make_cache(tmp_path, config, "references.cached_changes=3", "references.changes.rotation=6.0")
+    cache = make_cache(tmp_path, config, "references.cached_changes=3", "references.changes.rotation=4.0")
     with pytest.raises(ConfigError, match=r"made with references\.cached_changes = 3, not 4; change"):
         build(config)  # four versions of each crop are the default
     config["references"]["cached_changes"] = 3
