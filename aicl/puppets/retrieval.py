@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -62,7 +63,8 @@ class Chooser:
             drawn = draw_samples(data, SEED, 0, options.clips * len(data.pool))
             self.clips += benchmark.clips(list(drawn.targets), drawn.phrases)
         captions = [clip.caption for clip in self.clips]
-        bar = partial(tqdm, desc="reading the library", unit="batch", leave=False)
+        first = int(os.environ.get("RANK", 0)) == 0  # every process of torchrun reads the library, one of them says so
+        bar = partial(tqdm, desc="reading the library", unit="batch", leave=False, disable=not first)
         made = [self.embedder.clips(benchmark.shown(batch)) for batch in in_batches(self.clips, _BATCH, bar)]
         motion, appearance = (np.concatenate(column) for column in zip(*made))
         vectors = {"text": self.embedder.texts(captions), "motion": motion, "appearance": appearance}
