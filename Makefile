@@ -36,7 +36,7 @@ web: setup
 	@$(BIN)/python scripts/demo.py
 
 test: setup
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu" $(TEST_FLAGS)
+	@$(BIN)/python -m pytest -m "not gpu" $(TEST_FLAGS)
 
 # what must survive: kills of every kind at moments drawn from a seed, full disks, and FUZZ inputs of each outside format
 soak: setup

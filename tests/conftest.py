@@ -1,6 +1,11 @@
-"""What all tests share: the order in which they start."""
+"""What all tests share: the order in which they start, and how many threads they compute with."""
+
+import os
 
 import pytest
+
+# As many as the processes that tests start: on some CPUs several round otherwise. Set before torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Files that take longest, so that two workers end at the same time.
 FIRST = (
