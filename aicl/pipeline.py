@@ -328,6 +328,7 @@ class AICLPipeline:
                 first_reference_until=settings.first_reference_until,
                 default_until=self.first_reference_until,
             )
+        bar = progress_bar("sampling" if rows else "sampling without references") if progress else None
         guidance_scale = cast(float, settings.guidance_scale)  # every model has a default
         embedded = self.base.tell_guidance(guidance_scale)
         latents = self._sampler().sample_latents(
@@ -339,7 +340,7 @@ class AICLPipeline:
             step_cache=settings.step_cache,
             windows=settings.windows(),
             generators=generators,
-            callback=clock.steps(step_callbacks(self, callback_on_step_end, progress_bar() if progress else None)),
+            callback=clock.steps(step_callbacks(self, callback_on_step_end, bar)),
         )
         clock.lap("sampling")
         pixels = self.base.decode(latents)

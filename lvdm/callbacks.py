@@ -33,14 +33,14 @@ def step_callbacks(pipeline: Any, on_step_end: StepCallback | None, *others: Cal
     return update
 
 
-def progress_bar() -> Callback:
-    """A callback for samplers that shows steps, speed and remaining time on stderr."""
+def progress_bar(what: str = "sampling") -> Callback:
+    """A callback for samplers that shows `what` it is, steps, speed and remaining time on stderr."""
     bar = None
 
     def update(step: int, total: int, t: int, x: Tensor) -> None:
         nonlocal bar
         if bar is None:  # not before: an error about the arguments would follow on the bar's line
-            bar = tqdm(desc="sampling", unit="step", total=total, leave=False)
+            bar = tqdm(desc=what, unit="step", total=total, leave=False)
         bar.update(step - bar.n)
         if step == total:
             bar.close()
