@@ -1,6 +1,7 @@
 """Loader processes go on after the first signal to end, so that the training can write its checkpoint."""
 
 import os
+import signal
 import time
 
 import pytest
@@ -19,7 +20,14 @@ class Numbers(Dataset):
         return torch.tensor(number)
 
 
-@pytest.mark.parametrize("number", SIGNALS)
+@pytest.fixture(params=SIGNALS)
+def number(request):
+    """A signal that is not ignored, whatever started the tests: a shell's `&` ignores SIGINT, nohup SIGHUP."""
+    before = signal.signal(request.param, signal.SIG_DFL)
+    yield request.param
+    signal.signal(request.param, before)
+
+
 def test_a_loader_outlives_the_first_signal_and_ends_with_the_second(number):
     data = EndlessDataModule(Numbers(), batch_size=1, workers=1, collate=torch.stack)
     batches = iter(data.train_dataloader())
