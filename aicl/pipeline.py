@@ -328,7 +328,7 @@ class AICLPipeline:
                 first_reference_until=settings.first_reference_until,
                 default_until=self.first_reference_until,
             )
-        bar = progress_bar("sampling" if rows else "sampling without references") if progress else None
+        bar = progress_bar("sampling with references" if rows else "sampling") if progress else None
         guidance_scale = cast(float, settings.guidance_scale)  # every model has a default
         embedded = self.base.tell_guidance(guidance_scale)
         latents = self._sampler().sample_latents(
