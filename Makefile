@@ -41,7 +41,7 @@ test: setup
 # what must survive: kills of every kind at moments drawn from a seed, full disks, and FUZZ inputs of each outside format
 soak: setup
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak --kills $(KILLS)
-	@OMP_NUM_THREADS=1 FUZZ_INPUTS=$(FUZZ) $(BIN)/python -m pytest tests/fuzz -q
+	@FUZZ_INPUTS=$(FUZZ) $(BIN)/python -m pytest tests/fuzz -q
 
 lint: setup
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy

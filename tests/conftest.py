@@ -5,7 +5,7 @@ import os
 import pytest
 
 # As many as the processes that tests start: on some CPUs several round otherwise. Set before torch is imported.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["OMP_NUM_THREADS"] = "1"
 
 # Files that take longest, so that two workers end at the same time.
 FIRST = (
