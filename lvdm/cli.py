@@ -68,6 +68,11 @@ def _one_sentence(message: Warning | str, category: type[Warning], *where: objec
     return f"warning: {message}\n" if category is UserWarning else f"{category.__name__}: {message}\n"
 
 
+def rank_and_world_size() -> tuple[int, int]:
+    """Which of the processes of torchrun this is, from 0, and how many there are; (0, 1) without torchrun."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
 def device(name: str | None = None) -> "torch.device":
     """The device that --device names; by default the GPU of this process (of torchrun), or the CPU where there is none.
 

@@ -59,7 +59,7 @@ def main(args: argparse.Namespace) -> None:
     from lvdm.data import ClipCache, DataConfig, cache_settings, read_records
     from lvdm.data.caching import cache_clips, cache_texts, encoder_settings, load_encoders, remove_damaged
 
-    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, world_size = cli.rank_and_world_size()
     device = cli.device(args.device)
     config = load(args.config, args.overrides, data_schema())
     data = from_mapping(DataConfig, config.get("data", {}), "data")

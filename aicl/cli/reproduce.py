@@ -14,7 +14,6 @@ measured before is not done again.
 """
 
 import argparse
-import os
 from datetime import timedelta
 from pathlib import Path
 
@@ -72,7 +71,7 @@ def main(args: argparse.Namespace) -> int:
 
     from aicl.evaluation.engine import Experiment
 
-    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, world_size = cli.rank_and_world_size()
     device = cli.device(args.device)
     if world_size > 1:  # only to wait for each other: work is shared through files
         torch.distributed.init_process_group("gloo", timeout=timedelta(days=2))

@@ -16,7 +16,6 @@ Every video gets a JSON file beside it that says how it was made. Existing files
 
 import argparse
 import dataclasses
-import os
 import re
 import warnings
 from pathlib import Path
@@ -25,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from aicl.cli import Parser, new_parser
 from aicl.options import ModelOptions, Reference
 from aicl.sampling_jobs import Job, files_beside, free_name, prepare, read_jobs, record_file
-from lvdm.cli import check_there, device
+from lvdm.cli import check_there, device, rank_and_world_size
 from lvdm.errors import ConfigError
 from lvdm.options import add_arguments, read_options
 
@@ -85,7 +84,7 @@ def main(args: argparse.Namespace) -> None:
     model.check_places()
     prompts_file = given.pop("prompts_file", None)
     jobs = read_jobs(_job_options(given), prompts_file)
-    rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, processes = rank_and_world_size()
     jobs = prepare(jobs[rank::processes])  # a video depends on its own job only, so it does not matter who makes it
     if not jobs:
         print("all of these videos are there already")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +14,7 @@ from tqdm import tqdm
 from aicl.evaluation.sample import MAX_REFERENCES, Clip, Sample
 from aicl.puppets.samples import PuppetData, draw_samples
 from aicl.reference_retrieval import VerbIndex
+from lvdm import cli
 from lvdm.config import check_at_least
 from lvdm.errors import DataError
 
@@ -63,8 +63,8 @@ class Chooser:
             drawn = draw_samples(data, SEED, 0, options.clips * len(data.pool))
             self.clips += benchmark.clips(list(drawn.targets), drawn.phrases)
         captions = [clip.caption for clip in self.clips]
-        first = int(os.environ.get("RANK", 0)) == 0  # every process of torchrun reads the library, one of them says so
-        bar = partial(tqdm, desc="reading the library", unit="batch", leave=False, disable=not first)
+        rank, _ = cli.rank_and_world_size()  # every process of torchrun reads the library, the first says so
+        bar = partial(tqdm, desc="reading the library", unit="batch", leave=False, disable=rank > 0)
         made = [self.embedder.clips(benchmark.shown(batch)) for batch in in_batches(self.clips, _BATCH, bar)]
         motion, appearance = (np.concatenate(column) for column in zip(*made))
         vectors = {"text": self.embedder.texts(captions), "motion": motion, "appearance": appearance}
