@@ -140,9 +140,9 @@ def test_prism_runs_once_per_video(pipe):
 
 
 def test_the_bar_tells_the_two_videos_of_a_comparison_apart(pipe, capsys):
-    for references, title in (((), "sampling:"), ([pixels(0)], "sampling with references:")):
-        generate(pipe, references=references, progress=True)
-        assert title in capsys.readouterr().err
+    pipe.base(PROMPT, **QUICK | {"progress": True})
+    generate(pipe, references=[pixels(0)], progress=True)
+    assert {"sampling", "sampling with references"} <= {b.split(":")[0] for b in capsys.readouterr().err.split("\r")}
 
 
 def test_references_that_were_seen_before_are_not_encoded_again(pipe, tmp_path, monkeypatch):
